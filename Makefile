@@ -1,0 +1,51 @@
+# Every target makes its own virtual environment first: a bare Python 3.11 or later is all that is needed.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all check format clean
+
+help:
+	@echo "make setup     the virtual environment in .venv"
+	@echo "make demo      show the embedded model on held-out images (flamboyance-demo/index.html)"
+	@echo "make test      the quick tests"
+	@echo "make test-all  every test"
+	@echo "make check     ruff and ty"
+	@echo "make format    put the sources into ruff's format"
+	@echo "make clean     remove .venv and caches"
+
+setup: $(READY)
+
+# The stamp is written last, so an interrupted setup is done again. uv comes from the environment's own pip.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Flamboyance needs Python 3.11 or later; '$(PYTHON)' is not. Say which: make setup PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.txt)"
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/flamboyance demo
+
+# Two workers: torch computes on one thread in each (tests/conftest.py).
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build
