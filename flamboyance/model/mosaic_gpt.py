@@ -1,8 +1,8 @@
 """MosaicGPT: the language model of MPT-1B (`mpt-1b-redpajama-200b`, `-dolly`), absent from Transformers.
 
 A pre-norm decoder with ALiBi, LayerNorm on whole queries and keys, no biases, and an output head tied to
-the input embedding. Parameters carry the published names: published weights load without remote code. Importing
-this module registers `model_type: "mosaic_gpt"` with `AutoConfig` and `AutoModelForCausalLM`.
+the input embedding. Parameters carry the published names: published weights load without remote code.
+Importing this module registers `model_type: "mosaic_gpt"` with `AutoConfig` and `AutoModelForCausalLM`.
 
 Shapes: B batch, T new tokens, S tokens seen so far (cached and new), H heads, D width, V vocabulary.
 """
@@ -139,7 +139,7 @@ class MosaicGPTModel(MosaicGPTPreTrainedModel):
         output_hidden_states: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """As `MosaicGPTForCausalLM.forward`. hidden_states: each block's input, then the final norm's output."""
+        """As `MosaicGPTForCausalLM.forward`. hidden_states: each block's input; the final norm's output."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("mosaic_gpt: give exactly one of input_ids and inputs_embeds")
         if self.gradient_checkpointing and self.training:
@@ -267,7 +267,7 @@ def _seen_keys(attention_mask: Tensor, batch: int, seen: int) -> Tensor:
 def _positions(
     new: int, past: int, attention_mask: Tensor | None, position_ids: Tensor | None, table: nn.Embedding
 ) -> Tensor:
-    """Positions (1 or B, T) of the new tokens in a learned table, padding not counted. ValueError past its end."""
+    """Positions (1 or B, T) of new tokens in a learned table, padding uncounted. ValueError past its end."""
     if past + new > table.num_embeddings:
         raise ValueError(
             f"mosaic_gpt: {past + new} tokens, but learned positions for {table.num_embeddings} "

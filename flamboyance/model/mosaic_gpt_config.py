@@ -11,8 +11,8 @@ class MosaicGPTConfig(PreTrainedConfig):
     """Configuration with the keys of the published `config.json`.
 
     Keys that only choose a kernel or an initialisation (`attn_impl`, `low_precision_layernorm`,
-    `param_init_fn`) are kept and have no effect. Raises ValueError for what changes the mathematics and is not here:
-    `prefix_lm`, `attn_uses_sequence_id`, an untied head.
+    `param_init_fn`) are kept and have no effect. Raises ValueError for what changes the mathematics and is
+    not here: `prefix_lm`, `attn_uses_sequence_id`, an untied head.
     """
 
     model_type = "mosaic_gpt"
