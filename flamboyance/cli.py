@@ -1,0 +1,211 @@
+"""The `flamboyance` command: its arguments, and how its errors are shown."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+EPILOG = """\
+examples:
+  flamboyance demo
+  flamboyance caption photos/ --demonstrations captioned/ --output captions.jsonl
+  flamboyance ask photos/ --question "How many shapes are there?"
+  flamboyance classify scans/ --labels 0,1,2,3,4,5,6,7,8,9 --demonstrations digits.csv --output digits.out.csv
+  flamboyance info openflamingo/OpenFlamingo-3B-vitl-mpt1b
+
+`flamboyance COMMAND --help` says more.
+"""
+
+DEMONSTRATIONS = """\
+demonstrations:
+  a folder     images, each with its text beside it: cat.jpg, cat.txt
+  a CSV file   columns image,text or image,question,answer; image paths relative to the file
+  a JSONL file one object a line, with the same keys
+
+output:
+  Without --output each line is the image's path, a tab, and what was said of it. With it, rows are appended
+  to the file one by one, and a later run goes on where this one ended. An image that cannot be read becomes a
+  row with `error`, and the run goes on; the exit status is 1 only if none could be read.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's arguments). Returns the exit status.
+
+    0: done. 1: done, but no image could be read. 2: a mistake in what was asked, told in one line.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except KeyboardInterrupt:
+        print("flamboyance: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has had enough, as in `… | head`
+        sys.stderr.close()
+        return 141
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
+            raise
+        print(f"flamboyance: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="flamboyance",
+        description="Few-shot vision-language models: show a few images with their texts, and get the next.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_caption(commands)
+    _add_ask(commands)
+    _add_classify(commands)
+    _add_info(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"flamboyance {version('flamboyance')}"
+
+
+def _add(commands: Any, name: str, module: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+    """One command, run by the function of its name in `flamboyance.commands.<module>`."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser.set_defaults(command=_later(module, name))
+    return parser
+
+
+def _example(line: str) -> str:
+    return f"example:\n  {line}\n\n"
+
+
+def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """The function, imported when it is called: `--help` need not wait for torch."""
+
+    def call(arguments: argparse.Namespace) -> int:
+        from importlib import import_module
+
+        return getattr(import_module(f"flamboyance.commands.{module}"), function)(arguments)
+
+    return call
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(
+        commands, "demo", "demo", "show the embedded model on held-out images: a table, a page, a plot"
+    )
+    parser.add_argument(
+        "--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)"
+    )
+
+
+def _add_caption(commands: Any) -> None:
+    line = "flamboyance caption photos/ --demonstrations captioned/ --shots 4 --output captions.jsonl"
+    parser = _add(commands, "caption", "describe", "describe images", _example(line) + DEMONSTRATIONS)
+    _add_images(parser)
+    _add_generation(parser)
+
+
+def _add_ask(commands: Any) -> None:
+    line = 'flamboyance ask photos/ --question "What colour is the car?" --output answers.csv'
+    parser = _add(
+        commands, "ask", "describe", "answer a question about images", _example(line) + DEMONSTRATIONS
+    )
+    parser.add_argument("--question", required=True, help="what to ask about each image")
+    _add_images(parser)
+    _add_generation(parser)
+
+
+def _add_classify(commands: Any) -> None:
+    line = "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv"
+    parser = _add(
+        commands, "classify", "describe", "say which label fits each image", _example(line) + DEMONSTRATIONS
+    )
+    parser.add_argument("--labels", required=True, help="a,b,c, or a text file with a label on each line")
+    _add_images(parser)
+
+
+def _add_info(commands: Any) -> None:
+    summary = "what a model is made of, what trains, how much memory it takes"
+    parser = _add(commands, "info", "info", summary, "Released models are not downloaded for this.\n")
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
+    _add_model(parser, device=False)
+
+
+def _add_convert(commands: Any) -> None:
+    line = "flamboyance convert checkpoint.pt my-flamingo/ --model openflamingo/OpenFlamingo-3B-vitl-mpt1b"
+    parser = _add(
+        commands,
+        "convert",
+        "convert",
+        "turn an OpenFlamingo checkpoint into a model directory",
+        _example(line),
+    )
+    parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
+    parser.add_argument(
+        "directory", help="the folder to write: safetensors of what trained, and the configuration"
+    )
+    parser.add_argument(
+        "--model", help="the released model whose backbones it belongs to (default: recognized)"
+    )
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth"
+    )
+    group = parser.add_argument_group("demonstrations")
+    group.add_argument(
+        "--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below"
+    )
+    group.add_argument("--shots", type=int, metavar="N", help="use the first N demonstrations (default: all)")
+    _add_model(parser)
+    parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)"
+    )
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="default: 20")
+    group.add_argument("--beams", type=int, default=3, metavar="N", help="1 is greedy (default: 3)")
+
+
+def _add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME|DIR",
+        help="mini (embedded; the default), a directory, or a released name such as "
+        "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+    )
+    if device:
+        group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+        group.add_argument(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16", "float16"),
+            default="auto",
+            help="default: bfloat16 on CUDA, float32 on a CPU",
+        )
