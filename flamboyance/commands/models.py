@@ -30,9 +30,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
         from flamboyance.model.flamingo import FlamingoForConditionalGeneration
         from flamboyance.processing import FlamingoProcessor
 
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise FileNotFoundError(f"no such model directory: {name}")
-        name = str(Path(name).expanduser()) if name.startswith("~") else name
+        name = _expanded(name)
         model = FlamingoForConditionalGeneration.from_pretrained(name, dtype=kind)
         processor = FlamingoProcessor.from_pretrained(name)
     return model.to(device=place, dtype=kind).eval(), processor
@@ -46,3 +44,43 @@ def _device(name: str) -> Any:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device here; use --device cpu")
     return torch.device(name)
+
+
+Gates = list[tuple[float, float]]
+"""Of each block: the attention's gate and the feed-forward's, before tanh."""
+
+
+def outline(name: str) -> tuple[Any, Gates | None]:
+    """A model to look at, and its gates if its weights are on this machine.
+
+    Released models and directories are built without backbone weights (on the meta device), so nothing is
+    downloaded, and a large model takes no memory.
+    """
+    import torch
+
+    from flamboyance.checkpoints import released
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.model.loading import WEIGHTS, local_directory, read_config, read_weights
+
+    if name == MINI:
+        from flamboyance.mini import load_mini
+
+        model, _ = load_mini()
+        return model, _gates(model.state_dict(), len(model.cross_attention))
+    if released.is_released(name) and not Path(name).is_dir():
+        return released.build_on_meta(name, FlamingoForConditionalGeneration), None
+    directory = local_directory(_expanded(name))
+    with torch.device("meta"):
+        model = FlamingoForConditionalGeneration(read_config(directory))
+    trained = read_weights(directory / WEIGHTS)
+    return model.to(next(iter(trained.values())).dtype), _gates(trained, len(model.cross_attention))
+
+
+def _gates(tensors: Any, blocks: int) -> Gates:
+    kinds = ("attention_gate", "feed_forward_gate")
+    pairs = [[float(tensors[f"cross_attention.{i}.{kind}"]) for kind in kinds] for i in range(blocks)]
+    return [(attention, feed_forward) for attention, feed_forward in pairs]
+
+
+def _expanded(name: str) -> str:
+    return str(Path(name).expanduser()) if name.startswith("~") else name
