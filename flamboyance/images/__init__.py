@@ -1,0 +1,15 @@
+"""Images: anything that is a picture -> PIL RGB -> the float tensor (C, H, W) that a vision tower takes."""
+
+from flamboyance.images.loading import MAX_PIXELS, ImageError, load_frames, load_image
+from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
+from flamboyance.images.processor import ImageProcessor
+
+__all__ = [
+    "MAX_PIXELS",
+    "OPENAI_MEAN",
+    "OPENAI_STD",
+    "ImageError",
+    "ImageProcessor",
+    "load_frames",
+    "load_image",
+]

@@ -1,0 +1,201 @@
+"""Anything that is a picture -> an upright 8-bit RGB PIL image, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded, in pixels: where Pillow itself stops (twice its MAX_IMAGE_PIXELS)."""
+
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders raise on damaged data; SyntaxError is its PNG and TIFF readers' "broken file".
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageError(ValueError):
+    """A picture cannot be read; the message says which, what was found, and how to mend it."""
+
+
+def load_image(source: Any) -> Image.Image:
+    """Reads one picture as an upright 8-bit RGB PIL image.
+
+    `source` is a PIL image, a path or `file://` URL, the bytes of an image file, a binary file object, a
+    numpy array (H, W) or (H, W, 1|3|4), or a torch tensor (1|3|4, H, W); where the shape leaves no doubt,
+    channels may be at either end. Arrays and tensors hold uint8, uint16, bool, or floats from 0 to 1.
+    EXIF orientation is applied, transparency is laid on white, 16-bit levels are scaled to 8, and the first
+    frame of an animation is taken. An upright RGB PIL image comes back as it is, not copied.
+
+    Raises:
+        ImageError: missing, empty, truncated or damaged file, not an image, or more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "the PIL image")
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
+        return _from_array(source.numpy(), "the tensor", channel_axes=(0, 2))
+    if isinstance(source, np.ndarray):
+        return _from_array(source, "the array")
+    if isinstance(source, (str, Path)):
+        path = _local_path(source)
+        return _open(path, f"'{path}'")
+    if hasattr(source, "read"):
+        source = source.read()
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        if not data:
+            raise ImageError("the image's bytes are empty; pass the whole content of an image file")
+        return _open(io.BytesIO(data), f"the image given as {len(data)} bytes")
+    raise ImageError(
+        f"a {type(source).__name__} is not an image; pass a PIL image, a path, bytes, an array or a tensor"
+    )
+
+
+def load_frames(medium: Any) -> list[Image.Image]:
+    """The frames of one medium: one for an image, each entry for a video (list of images, or 4-D array)."""
+    if isinstance(medium, (np.ndarray, torch.Tensor)) and medium.ndim == 4:
+        medium = list(medium)
+    if not isinstance(medium, (list, tuple)):
+        return [load_image(medium)]
+    if not medium:
+        raise ImageError("a video (list of frames) is empty; give at least one frame")
+    return [load_image(frame) for frame in medium]
+
+
+def _local_path(source: str | Path) -> Path:
+    text = str(source)
+    scheme = text.split(":", 1)[0].lower() if isinstance(source, str) else ""
+    if scheme in ("http", "https", "ftp", "s3", "gs", "data"):
+        raise ImageError(f"'{text[:100]}' is a URL, and URLs are not fetched; pass a file or its bytes")
+    path = Path(url2pathname(urlsplit(text).path)) if scheme == "file" else Path(source).expanduser()
+    try:
+        if path.is_dir():
+            raise ImageError(f"'{path}' is a directory, not an image file; pass the files in it one by one")
+        if not path.exists():
+            raise ImageError(f"no such image file: '{text[:300]}' (looked in {Path.cwd()})")
+        if path.stat().st_size == 0:
+            raise ImageError(f"'{path}' is empty (0 bytes); fetch or save it again")
+    except OSError as error:  # a name too long, a directory without permission
+        raise ImageError(f"'{text[:300]}' cannot be opened: {error.strerror}") from error
+    return path
+
+
+def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        start = file.getvalue()[:8] if isinstance(file, io.BytesIO) else file.open("rb").read(8)
+        raise ImageError(
+            f"{name} is not an image that Pillow reads (it starts with {start!r}); use JPEG, PNG or WebP"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large: {error} Scale it down") from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+    with image:
+        return _decode(image, name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:  # known from the header: nothing is decoded yet
+        raise ImageError(f"{name} is too large: {width} x {height} pixels, limit {MAX_PIXELS}; scale it down")
+    if not width * height:
+        raise ImageError(f"{name} has no pixels: it is {width} wide and {height} high")
+    try:
+        image.load()
+        return _to_rgb(_upright(image), name)
+    except ImageError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name} is truncated or damaged ({error}); fetch or save it again") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except _DECODE_ERRORS:  # the picture is whole, only its camera notes are damaged
+        turn = None
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    kept = image.info.keys() & {"transparency"}  # not the notes: they would turn it again
+    upright.info = {key: image.info[key] for key in kept}
+    return upright
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255
+        return _from_array(np.asarray(image), f"{name} (mode {image.mode})")
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray, name: str, channel_axes: tuple[int, int] = (2, 0)) -> Image.Image:
+    """`channel_axes`: where to look for 1, 3 or 4 channels, first choice first."""
+    name = f"{name} of shape {array.shape}"
+    if array.ndim == 3:
+        axis = next((axis for axis in channel_axes if array.shape[axis] in (1, 3, 4)), None)
+        array = np.moveaxis(array, axis, 2) if axis is not None else array[None]
+    if array.ndim not in (2, 3):
+        raise ImageError(f"{name} is not an image; expected (H, W), (H, W, 1|3|4) or (1|3|4, H, W)")
+    if not array.size:
+        raise ImageError(f"{name} has no pixels")
+    levels = np.ascontiguousarray(_to_uint8(array.astype(array.dtype.newbyteorder("="), copy=False), name))
+    return _decode(Image.fromarray(levels[..., 0] if levels.shape[2:] == (1,) else levels), name)
+
+
+def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):  # written so that NaN fails too
+            raise ImageError(
+                f"{name} holds floats from {low:.4g} to {high:.4g}; expected 0 to 1: undo a normalisation, "
+                "or cast levels of 0 to 255 to uint8"
+            )
+        return np.rint(array * 255).astype(np.uint8)
+    if array.dtype == np.int32 and low >= 0 and high <= 65535:  # Pillow's mode I: 8- or 16-bit levels
+        return _to_uint8(array.astype(np.uint8 if high <= 255 else np.uint16), name)
+    raise ImageError(
+        f"{name} holds {array.dtype} from {low} to {high}; cast it to uint8, uint16 or floats of 0 to 1"
+    )

@@ -1,0 +1,121 @@
+"""Hugging Face's `preprocessor_config.json`: its many forms <-> the arguments of `ImageProcessor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Resampling
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+FILE_NAME = "preprocessor_config.json"
+
+
+def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
+    """The preprocessor config of a directory or Hub repository; OSError where there is none."""
+    from transformers.utils.hub import cached_file
+
+    for filename in (FILE_NAME, "processor_config.json"):
+        path = cached_file(str(name_or_dir), filename, _raise_exceptions_for_missing_entries=False, **hub)
+        config = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        # Processors saved by transformers 5 keep the image processor inside their own file.
+        config = config if filename == FILE_NAME else config.get("image_processor", {})
+        if config:
+            return config
+    raise OSError(
+        f"'{name_or_dir}' holds no {FILE_NAME}; pass ImageProcessor.clip(image_size) or another yourself"
+    )
+
+
+def save(config: dict[str, Any], directory: str | Path) -> None:
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    (Path(directory) / FILE_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read(config: dict[str, Any]) -> dict[str, Any]:
+    """`size`, `crop`, `mean`, `std`, `resample` of a config for CLIP, SigLIP, DINOv2 (BiT), ViT or ConvNeXt.
+
+    Raises:
+        ValueError: pictures would come out in different shapes, or a step is asked for that is not known.
+    """
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
+    for key in ("do_resize", "do_rescale"):
+        if not config.get(key, True):
+            raise ValueError(f"the {kind} preprocessor config has {key}=false; a tower needs it true")
+    if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise ValueError(
+            f"the {kind} preprocessor config has rescale_factor={config['rescale_factor']}, not 1/255"
+        )
+    if "max_num_patches" in config:
+        raise ValueError(f"{kind} takes pictures of varying shape; use a tower of fixed resolution")
+    size, crop = _sizes(config, kind)
+    of_clip = kind.startswith(("CLIP", "Bit"))
+    mean = config.get("image_mean") or (OPENAI_MEAN if of_clip else (0.5, 0.5, 0.5))
+    std = config.get("image_std") or (OPENAI_STD if of_clip else (0.5, 0.5, 0.5))
+    if not config.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    resample = config.get("resample", Resampling.BILINEAR if kind.startswith("ViT") else Resampling.BICUBIC)
+    return {"size": size, "crop": crop, "mean": tuple(mean), "std": tuple(std), "resample": resample}
+
+
+def write(
+    size: int | tuple[int, int],
+    crop: tuple[int, int] | None,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    resample: int,
+) -> dict[str, Any]:
+    """The config of these arguments, in the form of transformers' CLIPImageProcessor."""
+    height, width = (size, size) if isinstance(size, int) else size
+    crop_height, crop_width = crop or (height, width)
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size} if isinstance(size, int) else {"height": height, "width": width},
+        "resample": int(resample),
+        "do_center_crop": crop is not None,
+        "crop_size": {"height": crop_height, "width": crop_width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def _sizes(config: dict[str, Any], kind: str) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
+    size = config.get("size", 224)
+    cropped = config.get("do_center_crop", "crop_size" in config or kind.startswith(("CLIP", "Bit")))
+    crop = _pair(config.get("crop_size", size)) if cropped else None
+    if isinstance(size, dict) and "height" in size:
+        return (size["height"], size["width"]), crop
+    edge = size.get("shortest_edge") if isinstance(size, dict) else size
+    if not isinstance(edge, int) or (isinstance(size, dict) and "longest_edge" in size):
+        raise ValueError(
+            f"the {kind} preprocessor config has size={size}; known: height and width, or shortest_edge"
+        )
+    if kind.startswith(
+        "ConvNext"
+    ):  # transformers' rule: crop from a larger picture below 384, squash from there on
+        return (
+            ((edge, edge), None)
+            if edge >= 384
+            else (int(edge / config.get("crop_pct", 224 / 256)), (edge, edge))
+        )
+    if isinstance(size, int) and not cropped:
+        return (edge, edge), None  # ViT's old form
+    if crop is None:
+        raise ValueError(
+            f"the {kind} preprocessor config has size={size} and no crop: pictures would differ in shape"
+        )
+    return edge, crop
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+    return size, size
