@@ -1,0 +1,23 @@
+"""Few-shot vision-language models: show a frozen language model a few images with their texts, and it does the same
+for the next image."""
+
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from flamboyance import templates
+from flamboyance.compat import create_model_and_transforms
+from flamboyance.configuration import FlamingoConfig
+from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.media import Media
+from flamboyance.processing import FlamingoProcessor
+
+AutoConfig.register("flamingo", FlamingoConfig, exist_ok=True)
+AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "FlamingoConfig",
+    "FlamingoForConditionalGeneration",
+    "FlamingoProcessor",
+    "Media",
+    "create_model_and_transforms",
+    "templates",
+]

@@ -1,0 +1,161 @@
+"""A drop-in for open_flamingo: the same constructor, the same triple, the same calls on the model.
+
+    import flamboyance as open_flamingo
+
+Only what the reference's callers use is here; the model is FlamingoForConditionalGeneration.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from flamboyance.checkpoints import openflamingo
+from flamboyance.images import ImageProcessor
+from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.media import Media
+from flamboyance.model.vision import tower_preprocessing
+from flamboyance.processing import FlamingoProcessor
+
+
+class OpenFlamingo(FlamingoForConditionalGeneration):
+    """FlamingoForConditionalGeneration under the reference's argument names.
+
+    `vision_x` is (B, N, F, C, H, W), `lang_x` (B, T). As in the reference, a row may carry more images than its text
+    has `<image>` tokens (padding); those are not looked at. More tokens than images is an error here.
+    """
+
+    _cached: Media | None = None
+
+    def forward(
+        self,
+        vision_x: Tensor | None = None,
+        lang_x: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        clear_conditioned_layers: bool = True,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        media: Media | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the reference's; `clear_conditioned_layers` is accepted and needless: nothing is left on the layers."""
+        ids = lang_x if input_ids is None else input_ids
+        if ids is None:
+            raise ValueError("Give lang_x, the token ids of the prompt: (rows, tokens).")
+        if media is None:
+            media = self._cached if vision_x is None else self._encode_used(vision_x, ids)
+        if (
+            media is self._cached
+            and media is not None
+            and past_key_values is None
+            and self._is_continuation(ids)
+        ):
+            # The reference's cache_media: text without <image> goes on after the cached media.
+            kwargs["images_seen"] = [[n] * ids.shape[1] for n in media.counts]
+        return super().forward(
+            ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            media=media,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def generate(self, vision_x: Tensor | None = None, lang_x: Tensor | None = None, **kwargs: Any) -> Any:
+        """As the reference's: (B, T) ids to (B, T + new) ids; ends at `<|endofchunk|>` unless eos_token_id is given."""
+        ids = kwargs.pop("input_ids", None) if lang_x is None else lang_x
+        if ids is None:
+            raise ValueError("Give lang_x, the token ids of the prompt: (rows, tokens).")
+        if vision_x is not None:
+            kwargs["media"] = self._encode_used(vision_x, ids)
+        return super().generate(ids, **kwargs)
+
+    def cache_media(self, input_ids: Tensor, vision_x: Tensor) -> None:
+        """Encodes media for the `forward` calls that follow, as the reference does for log-likelihood scoring. State
+        on the model: where you can, give `media=model.encode_media(...)` instead."""
+        self._cached = self._encode_used(vision_x, input_ids)
+
+    def uncache_media(self) -> None:
+        self._cached = None
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Understands OpenFlamingo's keys; those are checked in full, whatever `strict` says."""
+        if not openflamingo.is_openflamingo(state_dict):
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        openflamingo.load(self, state_dict)
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def _encode_used(self, vision_x: Tensor, ids: Tensor) -> Media:
+        found = (ids == self.config.image_token_id).sum(1).tolist()
+        for row, count in enumerate(found):
+            if vision_x.ndim == 6 and count > vision_x.shape[1]:
+                raise ValueError(
+                    f"Row {row} has {count} <image> tokens in lang_x but {vision_x.shape[1]} image(s) in vision_x. "
+                    "Give an image for each <image>."
+                )
+        return self.encode_media(vision_x, found)
+
+    def _is_continuation(self, ids: Tensor) -> bool:
+        return not (ids == self.config.image_token_id).any()
+
+
+def create_model_and_transforms(
+    clip_vision_encoder_path: str,
+    clip_vision_encoder_pretrained: str | None,
+    lang_encoder_path: str,
+    tokenizer_path: str,
+    cross_attn_every_n_layers: int = 1,
+    use_local_files: bool = False,
+    decoder_layers_attr_name: str | None = None,
+    freeze_lm_embeddings: bool = False,
+    cache_dir: str | None = None,
+    gradient_checkpointing: bool = False,
+) -> tuple[OpenFlamingo, ImageProcessor, PreTrainedTokenizerBase]:
+    """open_flamingo's constructor: model (fp32), image processor, tokenizer.
+
+    Args:
+        clip_vision_encoder_path, clip_vision_encoder_pretrained: an OpenCLIP name and tag ("ViT-L-14", "openai"), or
+            a local directory (or hub id) of a Hugging Face vision tower and None.
+        lang_encoder_path, tokenizer_path: hub ids or directories.
+        cross_attn_every_n_layers: interval of the gated cross-attention blocks.
+        use_local_files: do not ask the hub.
+        decoder_layers_attr_name: dotted name of the decoder's layers; found when None.
+        freeze_lm_embeddings: the rows of the added tokens are not trained either.
+    """
+    hub = {"cache_dir": cache_dir, "local_files_only": use_local_files}
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **hub)
+    model = OpenFlamingo.from_backbones(
+        clip_vision_encoder_path,
+        lang_encoder_path,
+        processor := FlamingoProcessor(None, tokenizer),
+        vision_pretrained=clip_vision_encoder_pretrained,
+        interval=cross_attn_every_n_layers,
+        decoder_layers=decoder_layers_attr_name,
+        dtype=torch.float32,
+        **hub,
+    )
+    if freeze_lm_embeddings:
+        model.added_tokens.requires_grad_(False)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model, image_processor_of(model.config.vision), processor.tokenizer
+
+
+def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
+    """The preprocessing that a tower's directory states, or else the one that its kind was trained with."""
+    if vision["name"] and (Path(vision["name"]) / "preprocessor_config.json").is_file():
+        return ImageProcessor.from_pretrained(vision["name"])
+    told = tower_preprocessing(vision)
+    side = told["image_size"]
+    square = (side, side)
+    if told["resize"] == "exact":
+        return ImageProcessor(size=square, crop=None, mean=told["mean"], std=told["std"])
+    return ImageProcessor(size=side, crop=square, mean=told["mean"], std=told["std"])

@@ -1,0 +1,1 @@
+"""The Flamingo model, one file per concept of the paper."""

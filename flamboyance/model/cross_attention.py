@@ -1,0 +1,67 @@
+"""The gated cross-attention block (Flamingo, section 3.1.2), placed before a layer of the frozen language model.
+
+Shape letters: R rows of text, T tokens, D the language model's width, Dv the tower's, H heads, L latents, K width of a
+head, M images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from flamboyance.model.media import Sight
+from flamboyance.model.resampler import FeedForward
+
+
+class MaskedCrossAttention(nn.Module):
+    """Each token attends to the latents of the one image it sees; tokens that see none get zero.
+
+    Queries are normalised, media are not: the resampler ends in a norm.
+    """
+
+    def __init__(self, dim: int, vision_dim: int, heads: int, dim_head: int):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(vision_dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+
+    def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """latents (M, L, Dv) -> keys and values, (M, H, L, K) each. Needed once per image, however long the text."""
+        keys, values = (
+            self.to_kv(latents).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        )
+        return keys, values
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Tensor:
+        """x (R, T, D), keys and values (M, H, L, K) -> (R, T, D).
+
+        Costs 4·L·H·K operations per token beside the projections, however many images the text holds.
+        """
+        q = self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))
+        if sight.image_of_block is not None:
+            keys, values = keys[sight.image_of_block], values[sight.image_of_block]
+        out = F.scaled_dot_product_attention(sight.to_blocks(q).transpose(1, 2), keys, values)
+        return self.to_out(sight.from_blocks(out.transpose(1, 2), x.shape[:2]))
+
+
+class GatedCrossAttentionBlock(GradientCheckpointingLayer):
+    """Cross-attention, then a feed-forward, each behind a tanh gate that starts shut.
+
+    The gated feed-forward applies to every token, also to those that see no image, as in the reference.
+    """
+
+    def __init__(self, dim: int, vision_dim: int, heads: int = 8, dim_head: int = 64, ff_mult: int = 4):
+        super().__init__()
+        self.attention = MaskedCrossAttention(dim, vision_dim, heads, dim_head)
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.feed_forward = FeedForward(dim, ff_mult)
+        self.feed_forward_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None, sight: Sight | None) -> Tensor:
+        """x (R, T, D) -> (R, T, D). With sight None no token sees an image."""
+        if sight is not None:
+            x = x + self.attention(x, keys, values, sight) * self.attention_gate.tanh()
+        return x + self.feed_forward(x) * self.feed_forward_gate.tanh()

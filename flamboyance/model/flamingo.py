@@ -1,0 +1,341 @@
+"""Flamingo: a frozen vision tower, a Perceiver resampler and gated cross-attention spliced into a frozen language model.
+
+Shape letters: B prompts, R rows of text (B, or B·beams while generating), T tokens, N media of a prompt, M media of the
+batch, F frames, C H W pixels, P patches, L latents, D width, V logits (tokenizer and added tokens).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import SuppressTokensLogitsProcessor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from flamboyance.configuration import FlamingoConfig
+from flamboyance.model import language
+from flamboyance.model.cross_attention import GatedCrossAttentionBlock
+from flamboyance.model.loading import Checkpointing
+from flamboyance.model.media import Media, decoding_sight, prefill_sight
+from flamboyance.model.resampler import PerceiverResampler
+from flamboyance.model.scoring import score_candidates
+from flamboyance.model.vision import VisionTower
+
+
+class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, GenerationMixin):
+    """A Flamingo model (Alayrac et al. 2022, figure 3).
+
+    Three parts train and are all that is saved: `resampler`, `cross_attention` (one gated block before each layer in
+    `spliced_layers`) and `added_tokens`. `vision` and `language_model` are frozen.
+
+    Args:
+        config: sizes and names.
+        vision, language_model: the frozen backbones; built from the configuration, with random weights, when not given.
+    """
+
+    config_class = FlamingoConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    supports_gradient_checkpointing = True
+
+    def __init__(
+        self,
+        config: FlamingoConfig,
+        vision: VisionTower | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.vision = VisionTower.from_config(config.vision) if vision is None else vision
+        self.language_model = language_model
+        self.vision.requires_grad_(False)
+        self.language_model.requires_grad_(False)
+
+        self.resampler = PerceiverResampler(config.vision_width, **config.resampler)
+        _, layers = language.find_decoder_layers(language_model, config.decoder_layers)
+        self.spliced_layers = [i for i in range(len(layers)) if (i + 1) % config.interval == 0]
+        if not self.spliced_layers:
+            raise ValueError(
+                f"interval={config.interval} leaves no layer to splice: the language model has {len(layers)} layers."
+            )
+        width = config.text_config.hidden_size
+        self.cross_attention = nn.ModuleList(
+            GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention)
+            for _ in self.spliced_layers
+        )
+        self.added_tokens = language.AddedTokens(
+            config.base_vocab_size, len(config.added_tokens), language_model
+        )
+        language.splice(
+            language_model, layers, dict(zip(self.spliced_layers, self.cross_attention, strict=True))
+        )
+        self.train(False)
+
+    # Parts ------------------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return language.output_head(self.language_model)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What trains, by name; exactly what `save_pretrained` writes."""
+        parts = ("resampler.", "cross_attention.", "added_tokens.")
+        return {name: p for name, p in self.named_parameters() if name.startswith(parts)}
+
+    def train(self, mode: bool = True) -> "FlamingoForConditionalGeneration":
+        """The frozen backbones stay in evaluation mode: their dropout is off."""
+        super().train(mode)
+        self.vision.eval()
+        self.language_model.eval()
+        return self
+
+    # Media ------------------------------------------------------------------------------------------------------
+
+    def encode_media(self, pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None = None) -> Media:
+        """Encodes images or videos once, for use in any number of calls.
+
+        Args:
+            pixel_values: (B, N, F, C, H, W); F is 1 for images. Entries beyond a row's count are never looked at.
+            media_counts: (B,) real media of each row; None: N each.
+
+        Raises:
+            ValueError: another number of dimensions, or counts that do not fit it.
+        """
+        if pixel_values.ndim != 6:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected six dimensions: (rows, media per row, "
+                "frames, channels, height, width). A single image is pixels[None, None, None]."
+            )
+        rows, most = pixel_values.shape[:2]
+        counts = [most] * rows if media_counts is None else [int(c) for c in media_counts]
+        if len(counts) != rows or any(not 0 <= c <= most for c in counts):
+            raise ValueError(
+                f"media_counts {counts} does not fit pixel_values of shape {tuple(pixel_values.shape)}: expected "
+                f"{rows} counts between 0 and {most}."
+            )
+        starts = np.cumsum([0, *counts])
+        table = tuple(tuple(range(a, b)) for a, b in zip(starts, starts[1:], strict=False))
+        real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
+        return self._encode(real, table)
+
+    def _encode(self, pixels: Tensor, rows: tuple[tuple[int, ...], ...]) -> Media:
+        """pixels (M, F, C, H, W) -> Media."""
+        home = self.resampler.latents
+        frames = pixels.shape[1]
+        if len(pixels):
+            patches = self.vision(pixels.flatten(0, 1).to(home)).unflatten(0, (-1, frames))
+            latents = self.resampler(patches.to(home))
+        else:
+            latents = home.new_zeros(0, *home.shape)
+        pairs = tuple(
+            block.attention.keys_values(latents.to(block.attention_gate)) for block in self.cross_attention
+        )
+        return Media(latents, pairs, rows)
+
+    def _media(
+        self,
+        input_ids: Tensor,
+        media: Media | None,
+        pixel_values: Tensor | None,
+        media_counts: Tensor | Sequence[int] | None,
+    ) -> Media | None:
+        if media is None and pixel_values is not None:
+            media = self.encode_media(pixel_values, media_counts)
+        elif media is not None and pixel_values is not None:
+            raise ValueError("Give media or pixel_values, not both: they say the same thing.")
+        if media is not None and len(input_ids) % max(len(media.rows), 1):
+            raise ValueError(
+                f"{len(input_ids)} rows of text cannot share the media of {len(media.rows)} prompts."
+            )
+        return media
+
+    def _images_seen(self, input_ids: Tensor, media: Media | None, past: int) -> np.ndarray:
+        """(R, T) how many of its images each token has met. The last `<image>` tokens belong to the last images, so a
+        continued conversation gives all its media and only its new text.
+
+        Raises:
+            ValueError: a row's `<image>` tokens and images do not match; names the row and both counts.
+        """
+        marks = (input_ids == self.config.image_token_id).cpu().numpy()
+        seen = marks.cumsum(1)
+        per_prompt = len(seen) // len(media.rows) if media is not None else 1
+        for row, found in enumerate(seen[:, -1]):
+            given = len(media.rows[row // per_prompt]) if media is not None else 0
+            if found > given or (found < given and not past):
+                raise ValueError(
+                    f"Row {row} has {found} <image> token(s) in its text but {given} image(s). "
+                    "Give exactly one image (or video) for each <image>."
+                )
+            seen[row] += given - found
+        return seen
+
+    # Forward ----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        media_counts: Tensor | Sequence[int] | None = None,
+        media: Media | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Any = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        images_seen: np.ndarray | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits, and the loss when labels are given.
+
+        Args:
+            input_ids: (R, T). With past_key_values, the new tokens only.
+            attention_mask: (R, past + T), 1 for real tokens; padding may stand on either side.
+            pixel_values, media_counts: as in `encode_media`; or
+            media: of B prompts, R a multiple of B. With past_key_values: all media of the conversation so far, those
+                of the new `<image>` tokens last.
+            labels: (R, T), -100 where nothing is to be predicted; shifted here. The loss is their mean cross-entropy.
+            past_key_values, position_ids, use_cache: as in transformers; positions default to the mask's count.
+            logits_to_keep: logits of the last so many positions only; 0: all.
+            images_seen: (B, T) how many images each token has met; counted from the text when not given.
+
+        Returns:
+            `.logits` (R, T, V), `.loss`, `.past_key_values`.
+
+        Raises:
+            ValueError: a row's `<image>` tokens and images differ in number.
+        """
+        media = self._media(input_ids, media, pixel_values, media_counts)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        media, sight = self._sight(input_ids, media, past, images_seen)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        table = self.language_model.get_input_embeddings()
+        options = language.accepted(
+            self.language_model, {"position_ids": position_ids, "use_cache": use_cache}
+        )
+        with language.conditioned(language.Conditioning(media, sight, self.added_tokens, logits_to_keep)):
+            out = self.language_model(
+                inputs_embeds=self.added_tokens.embed(input_ids, table),
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **options,
+            )
+        loss = None if labels is None else next_token_loss(out.logits, labels)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=out.logits, past_key_values=out.get("past_key_values")
+        )
+
+    def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: np.ndarray | None):
+        """What each token sees: the media to look at, and the layout for attending to them."""
+        if media is not None and past and input_ids.shape[1] == 1:
+            media = media.last
+            return media, decoding_sight(media, input_ids.device) if len(media.latents) else None
+        if images_seen is None:
+            images_seen = self._images_seen(input_ids, media, past)
+        if media is None:
+            return None, None
+        sight = prefill_sight(images_seen.repeat(len(input_ids) // len(images_seen), 0), media)
+        return media, None if sight is None else sight.to(input_ids.device)
+
+    # Generation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        media_counts: Tensor | Sequence[int] | None = None,
+        media: Media | None = None,
+        attention_mask: Tensor | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Transformers' `generate` (greedy, beams, sampling, streamers, …) on prompts with media.
+
+        Media are encoded once, whatever the number of beams or returned sequences. Ends at `<|endofchunk|>`; never
+        emits `<image>` or added padding. To go on with a conversation, give the whole text so far, its
+        past_key_values, and `media.append(model.encode_media(new_pixels))`.
+
+        Args:
+            input_ids: (B, T), padded on the left.
+            pixel_values, media_counts, media: as in `forward`.
+            kwargs: everything `GenerationMixin.generate` takes.
+
+        Returns:
+            (B·sequences, T + new tokens), prompt included, or transformers' output object on request.
+        """
+        media = self._media(input_ids, media, pixel_values, media_counts)
+        told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
+        seen = self._images_seen(input_ids, media, told)
+        if told:
+            seen = np.concatenate([np.zeros((len(seen), told), seen.dtype), seen], axis=1)
+        processors = LogitsProcessorList(logits_processor or [])
+        processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=input_ids.device))
+        return super().generate(
+            input_ids=input_ids,
+            media=media,
+            images_seen=seen,
+            attention_mask=attention_mask,
+            logits_processor=processors,
+            **kwargs,
+        )
+
+    def _never_generated(self) -> list[int]:
+        added = range(self.config.base_vocab_size, self.config.vocab_size)
+        return [i for i in added if i in (self.config.image_token_id, self.config.pad_token_id)]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        images_seen: np.ndarray | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        # Generated tokens see what the prompt's last token saw.
+        columns = np.minimum(np.arange(past, past + inputs["input_ids"].shape[1]), images_seen.shape[1] - 1)
+        return {**inputs, "images_seen": images_seen[:, columns]}
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: Tensor,
+        candidates: Sequence[str] | Sequence[Sequence[int]],
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        media_counts: Tensor | Sequence[int] | None = None,
+        media: Media | None = None,
+        normalize: str = "sum",
+        past_key_values: Any = None,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Log-probability of each candidate as the continuation of each prompt; the prompts are computed once.
+
+        Args:
+            input_ids: (B, T), padded on the left.
+            candidates: texts (the model needs its `.tokenizer`), or lists of token ids.
+            normalize: "sum", or "mean" over the candidate's tokens (the papers' classification).
+            past_key_values: a cache of the first tokens of input_ids; it is left as it was.
+            batch_size: rows of text computed at a time.
+
+        Returns:
+            (B, candidates), float32.
+        """
+        media = self._media(input_ids, media, pixel_values, media_counts)
+        return score_candidates(
+            self, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
+        )
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of labels (R, T) under the logits (R, T, V) one position earlier; -100 is not counted."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)

@@ -1,0 +1,199 @@
+"""Splicing gated cross-attention into a language model that stays what it is.
+
+The only file that knows language models' internals. Blocks and added tokens act through hooks on the language model's
+own modules, and only inside `conditioned(...)`; called outside it, the language model is the one that was loaded, key by
+key and bit by bit. What a forward pass is conditioned on travels in a context variable, so threads do not meet.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flamboyance.model.cross_attention import GatedCrossAttentionBlock
+from flamboyance.model.media import Media, Sight
+
+
+class AddedTokens(nn.Module):
+    """Trained rows for the tokens added to a language model's vocabulary, beside its frozen tables.
+
+    Args:
+        first: id of the first added token; rows of the frozen table from here on are not used.
+        count: number of added tokens.
+        language_model: gives widths, whether the output head is tied, and initial values.
+    """
+
+    def __init__(self, first: int, count: int, language_model: PreTrainedModel):
+        super().__init__()
+        table, head = language_model.get_input_embeddings(), output_head(language_model)
+        if table.weight.shape[0] < first:
+            raise ValueError(
+                f"The tokenizer has {first} tokens, but the language model's table only {table.weight.shape[0]} rows. "
+                "Give the tokenizer that belongs to this language model."
+            )
+        self.first = first
+        # Gemma's embedding scales its rows by sqrt(width); an added row stands beside the unscaled weights.
+        self.scale = float(getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", 1.0)))
+        self.embedding = nn.Parameter(_initial_rows(table.weight, first, count))
+        self.tied = is_tied(language_model)
+        self.head = None if self.tied else nn.Parameter(_initial_rows(head.weight, first, count))
+        bias = getattr(head, "bias", None)
+        self.head_bias = None if bias is None else nn.Parameter(_initial_rows(bias, first, count))
+
+    def embed(self, ids: Tensor, table: nn.Module) -> Tensor:
+        """ids (R, T) -> (R, T, D): the frozen table's rows, or the added ones."""
+        known = table(ids.clamp(max=self.first - 1))
+        added = F.embedding((ids - self.first).clamp(min=0), self.embedding * self.scale).to(known)
+        return torch.where((ids >= self.first)[..., None], added, known)
+
+    def extend_logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """hidden (…, D), logits (…, table rows) -> (…, first + count): rows of the table beyond the tokenizer's are
+        dropped, those of the added tokens appended."""
+        rows = self.embedding if self.head is None else self.head
+        added = F.linear(hidden.to(rows), rows, self.head_bias).to(logits)
+        return torch.cat([logits[..., : self.first], added], dim=-1)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What one forward pass of the language model is conditioned on."""
+
+    media: Media | None
+    sight: Sight | None
+    added: AddedTokens
+    keep: int  # logits wanted: of the last `keep` positions, 0 for all
+
+
+_conditioning: ContextVar[Conditioning | None] = ContextVar("flamingo_conditioning", default=None)
+
+
+@contextmanager
+def conditioned(on: Conditioning) -> Iterator[None]:
+    """Inside it, this thread's calls of the spliced language model see media and added tokens."""
+    token = _conditioning.set(on)
+    try:
+        yield
+    finally:
+        _conditioning.reset(token)
+
+
+class BlockHook:
+    """Runs a gated cross-attention block before a decoder layer. A callable object rather than a closure, so that a
+    deep copy of the model gets hooks that call the copy's blocks."""
+
+    def __init__(self, block: GatedCrossAttentionBlock, number: int):
+        self.block = block
+        self.number = number
+
+    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        on = _conditioning.get()
+        if on is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        home = self.block.attention_gate
+        x, keys, values, sight = hidden.to(home), None, None, None
+        if on.sight is not None:
+            keys, values = (t.to(home) for t in on.media.keys_values[self.number])
+            sight = on.sight.to(home.device)
+        x = self.block(x, keys, values, sight).to(hidden)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+
+def keep_last(head: nn.Module, args: tuple) -> tuple | None:
+    """Pre-hook of the output head: logits only where they are wanted, whatever the family's own options."""
+    on = _conditioning.get()
+    if on is None or not on.keep:
+        return None
+    return (args[0][..., -on.keep :, :], *args[1:])
+
+
+def extend_head(head: nn.Module, args: tuple, logits: Tensor) -> Tensor | None:
+    """Hook of the output head: logits of the added tokens."""
+    on = _conditioning.get()
+    return None if on is None else on.added.extend_logits(args[0], logits)
+
+
+def splice(
+    language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[int, GatedCrossAttentionBlock]
+) -> None:
+    """Puts each block before the decoder layer whose index is its key."""
+    for number, (index, block) in enumerate(blocks.items()):
+        layers[index].register_forward_pre_hook(BlockHook(block, number), with_kwargs=True)
+    head = output_head(language_model)
+    head.register_forward_pre_hook(keep_last)
+    head.register_forward_hook(extend_head)
+
+
+def find_decoder_layers(
+    language_model: PreTrainedModel, name: str | None = None
+) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers and its dotted name: the one given, or the one whose length is the model's depth.
+
+    Raises:
+        ValueError: nothing (or more than one list) fits; lists what there is to pass as `decoder_layers`.
+    """
+    kind = type(language_model).__name__
+    lists = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    if name is not None:
+        if name not in lists:
+            raise ValueError(
+                f"{kind} has no list of layers called {name!r}; it has {', '.join(lists) or 'none'}."
+            )
+        return name, lists[name]
+    depth = getattr(language_model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    fitting = {n: m for n, m in lists.items() if len(m) == depth}
+    # Lists inside a decoder layer (experts, heads) may be as long by chance; the decoder's own is the outermost.
+    outermost = [n for n in fitting if not any(n.startswith(f"{other}.") for other in fitting)]
+    if len(outermost) != 1:
+        found = ", ".join(f"{n} ({len(m)})" for n, m in lists.items()) or "no lists at all"
+        raise ValueError(
+            f"Cannot tell which list of {kind} holds its {depth} decoder layers: it has {found}. "
+            "Pass its dotted name as decoder_layers."
+        )
+    return outermost[0], fitting[outermost[0]]
+
+
+def output_head(language_model: PreTrainedModel) -> nn.Module:
+    """The module that makes logits.
+
+    Raises:
+        ValueError: the language model has none (an encoder, or a bare decoder).
+    """
+    head = language_model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"{type(language_model).__name__} has no output head. Flamingo needs a causal language model: "
+            "a class whose name ends in ForCausalLM."
+        )
+    return head
+
+
+def is_tied(language_model: PreTrainedModel) -> bool:
+    """Whether the output head is the input table."""
+    return output_head(language_model).weight is language_model.get_input_embeddings().weight
+
+
+def accepted(language_model: PreTrainedModel, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the language model's forward names."""
+    known = signature(type(language_model).forward).parameters
+    return {k: v for k, v in options.items() if k in known}
+
+
+@torch.no_grad()
+def _initial_rows(table: Tensor, first: int, count: int) -> Tensor:
+    """The frozen table's spare rows where it has them (as after OpenFlamingo's resizing), else its mean with a little
+    noise, so that new tokens start as likely as any other."""
+    if len(table) >= first + count:
+        return table[first : first + count].clone()
+    if table.is_meta:
+        return table.new_empty(count, *table.shape[1:])
+    used = table[:first].float()
+    noise = torch.randn(count, *table.shape[1:], device=table.device) * used.std() * 0.01
+    return (used.mean(0) + noise).to(table.dtype)

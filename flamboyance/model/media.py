@@ -1,0 +1,184 @@
+"""Media as a value, and the one rule of sight.
+
+The rule: a token sees the image whose `<image>` token is the last at or before it, or none (Flamingo, section 3.1.3).
+So what a token sees is an index, a query has L keys however many images the prompt holds, and a decode step needs the
+last image's alone.
+
+Shape letters: B prompts, N images of a prompt, M images of the batch, R rows of text (B, or B·beams), T tokens,
+L latents, D the tower's width, H heads, K width of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Longest run of tokens that one attention block holds. A longer run takes several blocks (each with its image's keys
+# gathered), so that one long text among short ones does not pad the short ones to its length.
+MAX_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Media:
+    """The images of a batch of prompts, encoded once; reusable across calls, threads and prompts.
+
+    Attributes:
+        latents: (M, L, D), the resampler's output, one entry per real image (no padding images).
+        keys_values: for each cross-attention block a pair (M, H, L, K) of keys and values.
+        rows: for each of the B prompts, which of the M images are its own, in order. Prompts may share images.
+    """
+
+    latents: Tensor
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    rows: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        top = max((i for row in self.rows for i in row), default=-1)
+        if top >= len(self.latents):
+            raise ValueError(f"Media rows refer to image {top}, but there are {len(self.latents)} images.")
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of images of each prompt."""
+        return [len(row) for row in self.rows]
+
+    def select(self, images: Sequence[int] | Tensor, rows: tuple[tuple[int, ...], ...]) -> "Media":
+        """A value holding only some images, under new rows (indices into `images`)."""
+        index = torch.as_tensor(images, dtype=torch.long)
+        pairs = tuple((k[index.to(k.device)], v[index.to(v.device)]) for k, v in self.keys_values)
+        return Media(self.latents[index.to(self.latents.device)], pairs, rows)
+
+    @cached_property
+    def last(self) -> "Media":
+        """Each prompt's last image, in the prompts' order: all that decoding looks at."""
+        have = [row for row in self.rows if row]
+        position = iter(range(len(have)))
+        rows = tuple((next(position),) if row else () for row in self.rows)
+        return self.select([row[-1] for row in have], rows)
+
+    @staticmethod
+    def join(values: Sequence["Media"], rows: tuple[tuple[int, ...], ...] | None = None) -> "Media":
+        """Several values as one; `rows` index the concatenated images (default: the prompts of one after another)."""
+        if rows is None:
+            starts = np.cumsum([0] + [len(v.latents) for v in values])
+            rows = tuple(
+                tuple(i + int(s) for i in row) for v, s in zip(values, starts, strict=False) for row in v.rows
+            )
+        pairs = tuple(
+            (torch.cat([k for k, _ in block]), torch.cat([v for _, v in block]))
+            for block in zip(*(value.keys_values for value in values), strict=True)
+        )
+        return Media(torch.cat([v.latents for v in values]), pairs, rows)
+
+    def append(self, new: "Media") -> "Media":
+        """The same prompts, each with further images: for a conversation that goes on."""
+        if len(new.rows) != len(self.rows):
+            raise ValueError(
+                f"Media of {len(self.rows)} prompts cannot be continued by media of {len(new.rows)}: give one entry "
+                "of media_counts per prompt, 0 where a prompt gets no new image."
+            )
+        shift = len(self.latents)
+        rows = tuple(a + tuple(i + shift for i in b) for a, b in zip(self.rows, new.rows, strict=True))
+        return Media.join([self, new], rows)
+
+    def repeat(self, times: int) -> "Media":
+        """Every prompt `times` times in a row. Images are shared, not copied."""
+        return Media(self.latents, self.keys_values, tuple(row for row in self.rows for _ in range(times)))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which tokens attend to which image, laid out as blocks of at most MAX_BLOCK tokens that share an image.
+
+    Attributes:
+        image_of_block: (blocks,) index into the M images, or None where block i looks at image i.
+        token_of_query: (blocks, width) flat token index (row·T + position) of each query; padding repeats a token.
+            None when the tokens are already in blocks (decoding).
+        query_of_token: (R·T,) where each token's answer stands among blocks·width queries; blind tokens point one
+            past the end.
+        visible: (blocks,) False for the rows that see nothing, in decoding; None if all see.
+    """
+
+    image_of_block: Tensor | None
+    token_of_query: Tensor | None = None
+    query_of_token: Tensor | None = None
+    visible: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Sight":
+        tensors = (self.image_of_block, self.token_of_query, self.query_of_token, self.visible)
+        return Sight(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
+
+    def to_blocks(self, q: Tensor) -> Tensor:
+        """(R, T, H, K) -> (blocks, width, H, K)."""
+        if self.token_of_query is not None:
+            return q.flatten(0, 1)[self.token_of_query]
+        blocks = len(self.visible) if self.image_of_block is None else len(self.image_of_block)
+        return q.reshape(blocks, -1, *q.shape[2:])
+
+    def from_blocks(self, out: Tensor, shape: torch.Size) -> Tensor:
+        """(blocks, width, H, K) -> (R, T, H·K), zero where a token sees nothing."""
+        if self.token_of_query is None:
+            out = out * self.visible[:, None, None, None]
+            return out.reshape(*shape, -1)
+        out = out.flatten(2).flatten(0, 1)
+        out = torch.cat([out, out.new_zeros(1, out.shape[-1])])
+        return out[self.query_of_token].view(*shape, -1)
+
+
+def decoding_sight(media: Media, device: torch.device) -> Sight:
+    """One new token a row, over `media.last`: every row sees the last image of its prompt, and the rows of a prompt
+    (beams) are read as further queries of it. Nothing is copied from the device, so a decode step waits for nothing."""
+    seeing = torch.tensor([bool(row) for row in media.rows], device=device)
+    if all(media.rows):
+        return Sight(None, visible=seeing)
+    return Sight(
+        torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing
+    )
+
+
+def prefill_sight(seen: np.ndarray, media: Media) -> Sight | None:
+    """The blocks for a stretch of text.
+
+    Args:
+        seen: (R, T) how many `<image>` tokens of the row stand at or before each token.
+        media: of B prompts; row r belongs to prompt r // (R / B).
+
+    Returns:
+        None if no token sees an image.
+    """
+    per_prompt = len(seen) // len(media.rows)
+    table = np.full((len(media.rows), max(media.counts) + 1), -1)
+    for b, row in enumerate(media.rows):
+        table[b, 1 : len(row) + 1] = row
+    image = table[np.arange(len(seen))[:, None] // per_prompt, seen]
+
+    # Runs of neighbouring tokens that see the same image.
+    new_run = np.ones(image.shape, bool)
+    new_run[:, 1:] = image[:, 1:] != image[:, :-1]
+    starts = np.flatnonzero(new_run)
+    lengths = np.diff(np.append(starts, image.size))
+    images = image.ravel()[starts]
+    starts, lengths, images = (a[images >= 0] for a in (starts, lengths, images))
+    if not len(starts):
+        return None
+
+    width = min(int(lengths.max()), MAX_BLOCK)
+    pieces = -(-lengths // width)
+    piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = np.repeat(starts, pieces) + piece * width
+    end = np.repeat(starts + lengths, pieces)
+    block_image = np.repeat(images, pieces)
+    token_of_query = np.minimum(begin[:, None] + np.arange(width), end[:, None] - 1)
+    query_of_token = np.full(image.size, token_of_query.size)
+    # Padding queries repeat the last token of their block; written backwards, the first (real) one stays.
+    query_of_token[token_of_query.ravel()[::-1]] = np.arange(token_of_query.size)[::-1]
+
+    in_order = np.array_equal(block_image, np.arange(len(media.latents)))
+    return Sight(
+        None if in_order else torch.from_numpy(block_image),
+        torch.from_numpy(token_of_query),
+        torch.from_numpy(query_of_token),
+    )

@@ -1,0 +1,102 @@
+"""The Perceiver resampler (Flamingo, section 3.1.1): a variable number of patches in, a fixed number of latents out.
+
+Shape letters: M media, F frames, P patches, L latents, D width, H heads, K width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, expansion, exact GELU, contraction; no biases outside the norm. (…, D) -> (…, D)."""
+
+    def __init__(self, dim: int, mult: int = 4):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, dim * mult, bias=False)
+        self.down = nn.Linear(dim * mult, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(self.norm(x))))
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the patches of their medium and to themselves."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.norm_media = nn.LayerNorm(dim)
+        self.norm_latents = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
+        """patches (M, F·P, D), latents (M, L, D) -> (M, L, D)."""
+        latents = self.norm_latents(latents)
+        context = torch.cat([self.norm_media(patches), latents], dim=1)
+        q = self.to_q(latents).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class ResamplerLayer(nn.Module):
+    def __init__(self, dim: int, heads: int, dim_head: int, ff_mult: int):
+        super().__init__()
+        self.attention = PerceiverAttention(dim, heads, dim_head)
+        self.feed_forward = FeedForward(dim, ff_mult)
+
+    def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
+        latents = latents + self.attention(patches, latents)
+        return latents + self.feed_forward(latents)
+
+
+class PerceiverResampler(nn.Module):
+    """Patches of M media -> `latents` vectors each, at the tower's width.
+
+    Args:
+        dim: width of the patches, and of the latents.
+        depth, heads, dim_head, latents, ff_mult: sizes; the defaults are OpenFlamingo's.
+        max_frames: number of learned time embeddings, or None for a model of still images (OpenFlamingo's). A video
+            of more frames than were trained gets them by linear interpolation (Flamingo, appendix B.1.3).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int = 6,
+        heads: int = 8,
+        dim_head: int = 64,
+        latents: int = 64,
+        ff_mult: int = 4,
+        max_frames: int | None = None,
+    ):
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(latents, dim))
+        self.time_embeddings = nn.Parameter(torch.randn(max_frames, dim)) if max_frames else None
+        self.layers = nn.ModuleList(ResamplerLayer(dim, heads, dim_head, ff_mult) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches (M, F, P, D) -> latents (M, L, D)."""
+        if self.time_embeddings is not None:
+            patches = patches + self.frame_times(patches.shape[1])[:, None]
+        patches = patches.flatten(1, 2)
+        latents = self.latents.expand(len(patches), -1, -1)
+        for layer in self.layers:
+            latents = layer(patches, latents)
+        return self.norm(latents)
+
+    def frame_times(self, frames: int) -> Tensor:
+        """Time embeddings for a number of frames: (frames, D)."""
+        trained = len(self.time_embeddings)
+        if frames <= trained:
+            return self.time_embeddings[:frames]
+        stretched = F.interpolate(
+            self.time_embeddings.T[None], size=frames, mode="linear", align_corners=True
+        )
+        return stretched[0].T

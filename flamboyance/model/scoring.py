@@ -1,0 +1,129 @@
+"""Log-probabilities of candidate completions, with what candidates share computed once."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.model.media import Media
+
+
+def score_candidates(
+    model: "FlamingoForConditionalGeneration",
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    media: "Media | None",
+    candidates: Sequence[str] | Sequence[Sequence[int]],
+    normalize: str,
+    past_key_values: Any,
+    batch_size: int,
+) -> Tensor:
+    """See `FlamingoForConditionalGeneration.score`. (B, T) and n candidates -> (B, n)."""
+    if normalize not in ("sum", "mean"):
+        raise ValueError(f"normalize={normalize!r}; expected 'sum' or 'mean' (over a candidate's tokens).")
+    tokens = candidate_tokens(model, candidates)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    seen = model._images_seen(input_ids, media, 0)
+    cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1)
+    past = cache.get_seq_length()
+    out = model(
+        input_ids[:, past:],
+        attention_mask=mask,
+        media=media,
+        past_key_values=cache,
+        logits_to_keep=1,
+        images_seen=seen[:, past:],
+        use_cache=True,
+    )
+    first = out.logits[:, -1].float().log_softmax(-1)
+    scores = first[:, [c[0] for c in tokens]]
+
+    # Candidates of like length go together, so that short ones are not padded to the longest.
+    longer = sorted((i for i, c in enumerate(tokens) if len(c) > 1), key=lambda i: len(tokens[i]))
+    at_once = max(1, batch_size // len(input_ids))
+    for start in range(0, len(longer), at_once):
+        chosen = longer[start : start + at_once]
+        scores[:, chosen] += _rest(model, [tokens[i] for i in chosen], mask, media, cache, seen[:, -1:])
+    if normalize == "mean":
+        scores /= torch.tensor([len(c) for c in tokens], device=scores.device)
+    return scores
+
+
+def _rest(
+    model: "FlamingoForConditionalGeneration",
+    tokens: list[list[int]],
+    mask: Tensor,
+    media: "Media | None",
+    cache: Any,
+    seen: np.ndarray,
+) -> Tensor:
+    """Log-probability of each candidate's tokens after its first: (B, len(tokens))."""
+    prompts, n, longest = len(mask), len(tokens), max(len(c) for c in tokens)
+    padded = torch.full((n, longest), model.config.pad_token_id, device=mask.device)
+    real = torch.zeros((n, longest), dtype=mask.dtype, device=mask.device)
+    for i, c in enumerate(tokens):
+        padded[i, : len(c)] = torch.tensor(c, device=mask.device)
+        real[i, : len(c)] = 1
+    ids, real = padded.repeat(prompts, 1), real.repeat(prompts, 1)
+    logits = model(
+        ids[:, :-1],
+        attention_mask=torch.cat([mask.repeat_interleave(n, 0), real[:, :-1]], dim=1),
+        media=media,
+        past_key_values=branch(cache, n),
+        images_seen=seen.repeat(longest - 1, 1),
+        use_cache=True,
+    ).logits
+    picked = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return (picked * real[:, 1:]).sum(1).view(prompts, n)
+
+
+def candidate_tokens(
+    model: "FlamingoForConditionalGeneration", candidates: Sequence[str] | Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Token ids of each candidate, without the tokenizer's own beginning and end.
+
+    Raises:
+        ValueError: no candidates, an empty one, or texts without a tokenizer to read them.
+    """
+    if isinstance(candidates, str) or not len(candidates):
+        raise ValueError(
+            f"candidates is {candidates!r}; expected a list of at least one text, e.g. ['yes', 'no']."
+        )
+    texts = [c for c in candidates if isinstance(c, str)]
+    if texts and getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            "This model has no tokenizer to read candidate texts with: set model.tokenizer = processor.tokenizer, "
+            "or give lists of token ids."
+        )
+    tokens = [
+        model.tokenizer(c, add_special_tokens=False)["input_ids"]
+        if isinstance(c, str)
+        else [int(t) for t in c]
+        for c in candidates
+    ]
+    for candidate, ids in zip(candidates, tokens, strict=True):
+        if not ids:
+            raise ValueError(f"Candidate {candidate!r} has no tokens, so it has no probability. Remove it.")
+    return tokens
+
+
+def branch(cache: Any, times: int) -> Any:
+    """A cache that goes its own way from here, every row `times` times; the given one stays as it is.
+
+    Dynamic layers grow by making new tensors, so sharing the old ones is safe.
+    """
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"Expected a DynamicCache, which can be continued in several ways; got {type(cache).__name__}."
+        )
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    if times > 1:
+        new.batch_repeat_interleave(times)
+    return new
