@@ -1,0 +1,204 @@
+"""Vision towers: frozen, from transformers, OpenCLIP or timm; pixels in, patch features out.
+
+A tower's features are the last block's patch tokens *before* the final LayerNorm and without class or
+register tokens (a grid's cells for a convolutional tower): what the published Flamingo checkpoints were
+trained on, whatever a library's own output is today.
+
+Shapes: n images, C H W pixels, P patches, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flamboyance.model import vision_libraries, vision_transformers
+
+LIBRARIES = ("transformers", "openclip", "timm")
+
+
+class VisionTower(nn.Module):
+    """A frozen tower: `tower(pixels (n, C, H, W)) -> patches (n, P, D)`.
+
+    Attributes: `model`, the library's own module; `spec`, the dict that `from_config` builds it again from;
+    `width` (D); `image_size`, the side in pixels that it was made for; `patches` (P at that size; None for a
+    convolutional tower).
+    """
+
+    def __init__(self, model: nn.Module, spec: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        if spec["library"] == "transformers":
+            self.width, self.image_size, self.patches = vision_transformers.geometry(spec["config"])
+        elif spec["library"] == "openclip":
+            self.width, self.image_size, self.patches = vision_libraries.openclip_geometry(model)
+        else:
+            self.width, self.image_size, self.patches = vision_libraries.timm_geometry(model)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_config(cls, spec: dict[str, Any]) -> VisionTower:
+        """Build a tower without its weights from a `spec` (or `tower_spec`); works on the meta device."""
+        spec = _complete(spec)
+        if spec["library"] == "transformers":
+            return cls(vision_transformers.build(spec["config"]), spec)
+        if spec["library"] == "openclip":
+            return cls(vision_libraries.openclip_build(spec), spec)
+        return cls(vision_libraries.timm_build(spec), spec)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        pretrained: str | None = None,
+        library: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | str | None = None,
+    ) -> VisionTower:
+        """Load a tower with its weights.
+
+        name: a hub name or directory (transformers), OpenCLIP's name, or "timm/...".
+        pretrained: OpenCLIP's tag, or a file of its weights. OpenAI's own towers ("ViT-L-14" with "openai",
+            and "ViT-B-32", "ViT-B-16", "ViT-L-14-336") come by transformers from the hub's
+            `openai/clip-vit-...`, without open_clip.
+        library: "transformers", "openclip" or "timm", where the name alone does not say it.
+        dtype: of the weights; None or "auto" keeps the files'.
+
+        Raises ValueError for a name that is none of these, ImportError where a library is not installed.
+        """
+        spec = _identify(str(name), pretrained, library)
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        if spec["library"] == "transformers":
+            config = vision_transformers.read_config(spec["name"], **options)
+            if spec["config"] is not None:
+                config["hidden_act"] = spec["config"]["hidden_act"]  # OpenAI's towers: QuickGELU
+            spec["config"] = config
+            return cls(vision_transformers.load(spec["name"], config, dtype=dtype, **options), spec)
+        load = vision_libraries.openclip_load if spec["library"] == "openclip" else vision_libraries.timm_load
+        model, spec["config"] = load(spec, **options)
+        return cls(model if dtype in (None, "auto") else model.to(_torch_dtype(dtype)), spec)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (n, C, H, W), already normalised -> patches (n, P, D), in the tower's dtype.
+
+        Raises ValueError for another number of axes or a size that the tower cannot take.
+        """
+        self._check(pixels)
+        pixels = pixels.to(self.dtype)
+        if self.spec["library"] == "transformers":
+            return vision_transformers.features(self.model, pixels)
+        if self.spec["library"] == "openclip":
+            return vision_libraries.openclip_features(self.model, pixels)
+        return vision_libraries.timm_features(self.model, pixels)
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Stays in evaluation mode: a frozen tower has no dropout and no running statistics to update."""
+        return super().train(False)
+
+    def _check(self, pixels: Tensor) -> None:
+        if pixels.ndim != 4:
+            raise ValueError(
+                f"vision tower {self.spec['name']}: pixels are {tuple(pixels.shape)}; expected "
+                "(images, channels, height, width)"
+            )
+        library, side = self.spec["library"], self.image_size
+        any_size = self.patches is None or (
+            library == "transformers" and vision_transformers.family_of(self.spec["config"]).any_size
+        )
+        if not any_size and tuple(pixels.shape[2:]) != (side, side):
+            raise ValueError(
+                f"vision tower {self.spec['name']}: images are {pixels.shape[2]}x{pixels.shape[3]} pixels; "
+                f"expected {side}x{side} (resize them: tower_preprocessing)"
+            )
+
+
+def tower_spec(name: str, pretrained: str | None = None, library: str | None = None) -> dict[str, Any]:
+    """The `spec` of a tower without loading its weights: {"library", "name", "pretrained", "config"}.
+
+    Needs no network for OpenAI's towers; reads the configuration of others.
+    """
+    return _complete(_identify(str(name), pretrained, library))
+
+
+def tower_preprocessing(spec: dict[str, Any]) -> dict[str, Any]:
+    """How a tower wants its images, for want of a preprocessor_config.json.
+
+    {"image_size": side in pixels, "mean": per channel, "std": per channel, "resize": "shortest" (side, then
+    centre crop) or "exact" (to the square)}.
+    """
+    spec = _complete(spec)
+    if spec["library"] == "transformers":
+        return vision_transformers.preprocessing(spec["config"])
+    return {key: spec["config"][key] for key in ("image_size", "mean", "std", "resize")}
+
+
+def _identify(name: str, pretrained: str | None, library: str | None) -> dict[str, Any]:
+    """Which library a name belongs to; config is filled in for OpenAI's towers alone."""
+    if library is not None and library not in LIBRARIES:
+        raise ValueError(f"vision tower {name}: library={library!r}; expected one of {', '.join(LIBRARIES)}")
+    openai = vision_transformers.openai_tower(name)
+    directory = Path(name).is_dir()
+    if not directory and openai is not None and library != "openclip":
+        hub_name, config = openai
+        if pretrained == "openai" or (pretrained is None and name == hub_name):
+            return {"library": "transformers", "name": hub_name, "pretrained": None, "config": config}
+        if pretrained is None:
+            raise ValueError(
+                f"vision tower {name}: say which weights, pretrained='openai' or another tag of OpenCLIP; "
+                "for a directory of the same name, check that it exists"
+            )
+    if library is None:
+        library = _library_of(name, pretrained, directory)
+    if library == "transformers" and pretrained is not None:
+        raise ValueError(
+            f"vision tower {name}: pretrained={pretrained!r} is OpenCLIP's; leave it out for a "
+            "directory or a name of transformers"
+        )
+    return {"library": library, "name": name, "pretrained": pretrained, "config": None}
+
+
+def _library_of(name: str, pretrained: str | None, directory: bool) -> str:
+    if directory:
+        path = Path(name)
+        if (path / "open_clip_config.json").is_file() and not (path / "config.json").is_file():
+            return "openclip"
+        return "transformers"
+    if name.startswith(("timm/", "hf_hub:timm/", "hf-hub:timm/")):
+        return "timm"
+    if pretrained is not None or name.startswith(("hf-hub:", "local-dir:")):
+        return "openclip"
+    return "transformers"
+
+
+def _complete(spec: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a spec with its config filled in."""
+    spec = {"library": None, "name": None, "pretrained": None, "config": None} | spec
+    if spec["config"] is None and spec["name"] is not None:
+        spec |= _identify(spec["name"], spec["pretrained"], spec["library"])
+    if spec["library"] not in LIBRARIES:
+        raise ValueError(
+            f"vision tower: library={spec['library']!r}; expected one of {', '.join(LIBRARIES)}, "
+            "and a name or a config"
+        )
+    if spec["config"] is None:
+        if spec["library"] == "transformers":
+            spec["config"] = vision_transformers.read_config(spec["name"])
+        elif spec["library"] == "openclip":
+            spec["config"] = vision_libraries.openclip_config(spec)
+        else:
+            spec["config"] = vision_libraries.timm_config(spec)
+    return spec
+
+
+def _torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype

@@ -1,0 +1,190 @@
+"""Towers of the transformers library: CLIP, SigLIP, SigLIP 2, DINOv2 (with registers or without), ViT.
+
+Every one is an embedding, maybe a norm, a list of blocks, and a final norm that a Flamingo leaves out. So the
+blocks are called one by one, and nothing needs to be captured from inside a library's forward.
+
+Shapes: n images, C H W pixels, P patches, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+class Family(NamedTuple):
+    """What has to be known of a model type. `resize`: "shortest" side and crop, or to the "exact" square."""
+
+    model_class: str
+    has_class_token: bool
+    any_size: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str
+
+
+FAMILIES = {
+    "clip_vision_model": Family("CLIPVisionModel", True, False, CLIP_MEAN, CLIP_STD, "shortest"),
+    "siglip_vision_model": Family("SiglipVisionModel", False, False, HALF, HALF, "exact"),
+    "siglip2_vision_model": Family("Siglip2VisionModel", False, True, HALF, HALF, "exact"),
+    "dinov2": Family("Dinov2Model", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"),
+    "dinov2_with_registers": Family(
+        "Dinov2WithRegistersModel", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"
+    ),
+    "vit": Family("ViTModel", True, False, HALF, HALF, "exact"),
+}
+
+# OpenAI's towers under OpenCLIP's names: the hub's repository, width, layers, heads, patch, image side.
+OPENAI_TOWERS = {
+    "vit-b-32": ("openai/clip-vit-base-patch32", 768, 12, 12, 32, 224),
+    "vit-b-16": ("openai/clip-vit-base-patch16", 768, 12, 12, 16, 224),
+    "vit-l-14": ("openai/clip-vit-large-patch14", 1024, 24, 16, 14, 224),
+    "vit-l-14-336": ("openai/clip-vit-large-patch14-336", 1024, 24, 16, 14, 336),
+}
+
+
+def openai_tower(name: str) -> tuple[str, dict[str, Any]] | None:
+    """OpenCLIP's or OpenAI's name, or the hub's, of an OpenAI tower -> (hub name, vision config), else None.
+
+    "ViT-L-14", "vit-l/14", "ViT-L-14-quickgelu" and "ViT-L/14@336px" are understood. No network is needed.
+    """
+    key = name.lower().replace("/", "-").replace("@", "-").removesuffix("px").removesuffix("-quickgelu")
+    for short, (hub_name, width, layers, heads, patch, side) in OPENAI_TOWERS.items():
+        if key == short or name == hub_name:
+            return hub_name, {
+                "model_type": "clip_vision_model",
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "patch_size": patch,
+                "image_size": side,
+                "hidden_act": "quick_gelu",
+            }
+    return None
+
+
+def family_of(config: dict[str, Any] | PreTrainedConfig, name: str | None = None) -> Family:
+    """The family of a vision config. Raises ValueError, with the known model types, for any other."""
+    model_type = config.get("model_type") if isinstance(config, dict) else config.model_type
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"vision tower {name or ''}: model type {model_type!r} is not supported; expected one of "
+            f"{', '.join(sorted(FAMILIES))} (or a timm tower: library='timm')"
+        )
+    return FAMILIES[model_type]
+
+
+def read_config(name: str, cache_dir: str | None = None, local_files_only: bool = False) -> dict[str, Any]:
+    """Vision config of a hub name or directory, which may hold a tower alone or a whole CLIP or SigLIP."""
+    config = AutoConfig.from_pretrained(name, cache_dir=cache_dir, local_files_only=local_files_only)
+    config = getattr(config, "vision_config", config)
+    family_of(config, name)
+    return _portable(config)
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """A tower with random weights (none on the meta device)."""
+    family = family_of(config)
+    hf_config = AutoConfig.for_model(**config)
+    return getattr(transformers, family.model_class)._from_config(hf_config, attn_implementation="sdpa")
+
+
+def load(
+    name: str,
+    config: dict[str, Any],
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype | str | None = None,
+) -> nn.Module:
+    """A tower with the weights of a hub name or directory; ValueError if some are not there."""
+    family = family_of(config, name)
+    module, info = _quiet(getattr(transformers, family.model_class)).from_pretrained(
+        name,
+        config=AutoConfig.for_model(**config),
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        dtype=dtype or "auto",
+        attn_implementation="sdpa",
+        output_loading_info=True,
+    )
+    module.__class__ = getattr(transformers, family.model_class)
+    # Pooling heads are not used; files without them are as good.
+    missing = sorted(k for k in info["missing_keys"] if not k.startswith(("pooler.", "head.")))
+    if missing:
+        raise ValueError(
+            f"vision tower {name}: {len(missing)} weights are not in its files, among them {missing[0]}; "
+            f"expected those of a {family.model_class}"
+        )
+    return module
+
+
+def _quiet(model_class: type) -> type:
+    """The class, not listing a text tower's weights as unexpected when it reads the files of a whole CLIP."""
+    others = [r"^(vision_model\.)?head\.", r"^text_", r"^visual_projection", r"^logit_", r"^(vit\.)?pooler\."]
+    # Same name and module: transformers looks up its renamings of old files by them.
+    members = {"__module__": model_class.__module__, "_keys_to_ignore_on_load_unexpected": others}
+    return type(model_class.__name__, (model_class,), members)
+
+
+def geometry(config: dict[str, Any]) -> tuple[int, int, int]:
+    """(width, image side in pixels, patches of such an image)."""
+    hf_config = AutoConfig.for_model(**config)
+    patch = hf_config.patch_size
+    if hf_config.model_type == "siglip2_vision_model":  # any size; this many patches is its own
+        grid = int(hf_config.num_patches**0.5)
+        return hf_config.hidden_size, grid * patch, grid**2
+    return hf_config.hidden_size, hf_config.image_size, (hf_config.image_size // patch) ** 2
+
+
+def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    family = family_of(config)
+    side = geometry(config)[1]
+    return {"image_size": side, "mean": family.mean, "std": family.std, "resize": family.resize}
+
+
+def features(module: nn.Module, pixels: Tensor) -> Tensor:
+    """Pixels (n, C, H, W) -> the last block's patches (n, P, D), before the final norm, no special tokens."""
+    config = module.config
+    if config.model_type == "siglip2_vision_model":
+        x = _embed_naflex(module, pixels)
+    else:
+        x = module.embeddings(pixels)
+    if config.model_type == "clip_vision_model":
+        x = module.pre_layrnorm(x)  # the library's spelling
+    blocks = module.layers if hasattr(module, "layers") else _blocks(module.encoder)
+    for block in blocks:
+        x = block(x, None)  # None: no attention mask
+        x = x[0] if isinstance(x, tuple) else x
+    special = int(FAMILIES[config.model_type].has_class_token) + getattr(config, "num_register_tokens", 0)
+    return x[:, special:]
+
+
+def _blocks(encoder: nn.Module) -> nn.ModuleList:
+    return encoder.layers if hasattr(encoder, "layers") else encoder.layer
+
+
+def _embed_naflex(module: nn.Module, pixels: Tensor) -> Tensor:
+    """SigLIP 2 of any aspect takes patches flattened row by row, channels last."""
+    n, channels, height, width = pixels.shape
+    patch = module.config.patch_size
+    rows, columns = height // patch, width // patch
+    x = pixels.reshape(n, channels, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+    shapes = torch.tensor([[rows, columns]], device=pixels.device).expand(n, 2)
+    return module.embeddings(x.reshape(n, rows * columns, patch * patch * channels), shapes)
+
+
+def _portable(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config as a dict for config.json, without what belongs to the files it was read from."""
+    left_out = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map"}
+    return {k: v for k, v in config.to_diff_dict().items() if k not in left_out} | {
+        "model_type": config.model_type
+    }
