@@ -111,12 +111,8 @@ def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _add(
-        commands, "demo", "demo", "show the embedded model on held-out images: a table, a page, a plot"
-    )
-    parser.add_argument(
-        "--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)"
-    )
+    parser = _add(commands, "demo", "demo", "show the embedded model on held-out images: a table, a page, a plot")
+    parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
 
 
 def _add_caption(commands: Any) -> None:
@@ -128,9 +124,7 @@ def _add_caption(commands: Any) -> None:
 
 def _add_ask(commands: Any) -> None:
     line = 'flamboyance ask photos/ --question "What colour is the car?" --output answers.csv'
-    parser = _add(
-        commands, "ask", "describe", "answer a question about images", _example(line) + DEMONSTRATIONS
-    )
+    parser = _add(commands, "ask", "describe", "answer a question about images", _example(line) + DEMONSTRATIONS)
     parser.add_argument("--question", required=True, help="what to ask about each image")
     _add_images(parser)
     _add_generation(parser)
@@ -138,9 +132,7 @@ def _add_ask(commands: Any) -> None:
 
 def _add_classify(commands: Any) -> None:
     line = "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv"
-    parser = _add(
-        commands, "classify", "describe", "say which label fits each image", _example(line) + DEMONSTRATIONS
-    )
+    parser = _add(commands, "classify", "describe", "say which label fits each image", _example(line) + DEMONSTRATIONS)
     parser.add_argument("--labels", required=True, help="a,b,c, or a text file with a label on each line")
     _add_images(parser)
 
@@ -162,28 +154,18 @@ def _add_convert(commands: Any) -> None:
         _example(line),
     )
     parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
-    parser.add_argument(
-        "directory", help="the folder to write: safetensors of what trained, and the configuration"
-    )
-    parser.add_argument(
-        "--model", help="the released model whose backbones it belongs to (default: recognized)"
-    )
+    parser.add_argument("directory", help="the folder to write: safetensors of what trained, and the configuration")
+    parser.add_argument("--model", help="the released model whose backbones it belongs to (default: recognized)")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
     group = parser.add_argument_group("demonstrations")
-    group.add_argument(
-        "--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below"
-    )
+    group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
     group.add_argument("--shots", type=int, metavar="N", help="use the first N demonstrations (default: all)")
     _add_model(parser)
     parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)"
-    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
@@ -209,3 +191,7 @@ def _add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
             default="auto",
             help="default: bfloat16 on CUDA, float32 on a CPU",
         )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,17 +38,26 @@ BELOW |= {
     "__main__": {"cli"},
 }
 
+# What is imported when it is called, against the order: names of released models open through the ordinary
+# doors, and a configuration of a language model that is defined here has to make it known first.
+WHEN_CALLED = {
+    "configuration.py": {"model"},
+    "model/loading.py": {"checkpoints"},
+    "processing.py": {"checkpoints"},
+}
+
 
 def part(file: Path) -> str:
     """The part of the package that a file belongs to: `model` for `flamboyance/model/media.py`."""
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_parts(file: Path, source: str) -> set[str]:
-    """The parts that a file imports, anywhere in it, other than its own; `recipes` counts as one."""
+def imported_parts(file: Path, source: str, everywhere: bool = True) -> set[str]:
+    """The parts that a file imports, other than its own; `everywhere` in it, or at its top level."""
     here = ("flamboyance", *file.relative_to(PACKAGE).parts[:-1])
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -72,7 +81,9 @@ def imported_parts(file: Path, source: str) -> set[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_run_one_way(file: Path) -> None:
     assert part(file) in BELOW, f"{part(file)} has no place in the order of imports yet: give it one in BELOW"
-    above = imported_parts(file, file.read_text()) - BELOW[part(file)]
+    source, when_called = file.read_text(), WHEN_CALLED.get(str(file.relative_to(PACKAGE)), set())
+    above = imported_parts(file, source) - when_called | imported_parts(file, source, everywhere=False)
+    above -= BELOW[part(file)]
     if part(file) in {"cli", "commands", "demo", "serving", "evaluation"}:
         above -= {"__init__"}  # the front door is what users see, and so may these
     assert not above, f"{file.relative_to(PACKAGE)} imports {sorted(above)}, which stand above or beside it"
@@ -95,9 +106,7 @@ def test_the_reader_of_imports_sees_every_form() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_files_stay_short(file: Path) -> None:
     lines = len(file.read_text().splitlines())
-    assert lines <= LONGEST, (
-        f"{file.relative_to(PACKAGE)} has {lines} lines; split it by concept at {LONGEST}"
-    )
+    assert lines <= LONGEST, f"{file.relative_to(PACKAGE)} has {lines} lines; split it by concept at {LONGEST}"
 
 
 def test_import_needs_no_extras() -> None:

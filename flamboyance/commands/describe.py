@@ -93,9 +93,7 @@ def run(job: Job, make_answer: Callable[[], Answer]) -> int:
     keys = ["image", *job.constant]
     output = RowFile(arguments.output, job.all_columns, keys) if arguments.output else None
     with output or nullcontext():
-        todo = [
-            path for path in images if output is None or {"image": str(path), **job.constant} not in output
-        ]
+        todo = [path for path in images if output is None or {"image": str(path), **job.constant} not in output]
         if not todo:
             print(f"all {len(images)} images are in {arguments.output} already", file=sys.stderr)
             return 0
@@ -185,9 +183,7 @@ def _task(arguments: argparse.Namespace, demonstrations: Sequence[Demonstration]
     from flamboyance.few_shot import FewShotTask
 
     model, processor = load(arguments.model, arguments.device, arguments.dtype)
-    return FewShotTask(
-        model, processor, demonstrations=list(demonstrations), template=getattr(templates, template)
-    )
+    return FewShotTask(model, processor, demonstrations=list(demonstrations), template=getattr(templates, template))
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, int]:

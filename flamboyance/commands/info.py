@@ -106,9 +106,7 @@ def _memory(model: Any) -> str:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.trained_parameters().values())
     weights = f"Weights take {_size(4 * total)} as float32, {_size(2 * total)} as bfloat16."
-    return (
-        f"{weights}\nTraining with Adam adds {_size(12 * trained)}: gradients and two moments of what trains."
-    )
+    return f"{weights}\nTraining with Adam adds {_size(12 * trained)}: gradients and two moments of what trains."
 
 
 def _gates(layers: Sequence[int], gates: Sequence[tuple[float, float]]) -> Any:

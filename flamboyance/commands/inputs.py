@@ -60,9 +60,7 @@ def read_demonstrations(source: Path | str, shots: int | None = None) -> list[De
     elif source.suffix.lower() in {".jsonl", ".ndjson"}:
         found = _from_records(source, _read_jsonl(source))
     else:
-        raise ValueError(
-            f"demonstrations come from a folder, a .csv or a .jsonl file; {source} is none of them"
-        )
+        raise ValueError(f"demonstrations come from a folder, a .csv or a .jsonl file; {source} is none of them")
     if not found:
         raise ValueError(f"{source} holds no demonstration")
     if shots is not None and shots > len(found):

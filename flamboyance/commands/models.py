@@ -19,7 +19,9 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
         OSError: no such model.
     """
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the command's own bar counts images
     place = _device(device)
     kind = getattr(torch, dtype if dtype != "auto" else "bfloat16" if place.type == "cuda" else "float32")
     if name == MINI:

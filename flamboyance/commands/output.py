@@ -121,9 +121,7 @@ def flatten(row: Row) -> Row:
     """`{"a": 1, "b": {"c": 2}}` as `{"a": 1, "b.c": 2}`."""
     flat: Row = {}
     for key, value in row.items():
-        flat |= (
-            {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-        )
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 
