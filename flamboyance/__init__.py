@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from flamboyance import templates
 from flamboyance.compat import create_model_and_transforms
 from flamboyance.configuration import FlamingoConfig
+from flamboyance.few_shot import FewShotTask
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
@@ -14,6 +15,7 @@ AutoConfig.register("flamingo", FlamingoConfig, exist_ok=True)
 AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
 
 __all__ = [
+    "FewShotTask",
     "FlamingoConfig",
     "FlamingoForConditionalGeneration",
     "FlamingoProcessor",

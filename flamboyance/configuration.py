@@ -62,8 +62,8 @@ class FlamingoConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.eoc_token_id = eoc_token_id
         # Whether heads are tied is the language model's affair; this class ties nothing itself.
-        kwargs["tie_word_embeddings"] = False
-        super().__init__(pad_token_id=pad_token_id, eos_token_id=eoc_token_id, **kwargs)
+        kwargs.update(tie_word_embeddings=False, pad_token_id=pad_token_id, eos_token_id=eoc_token_id)
+        super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's configuration; generation asks it how to lay out the cache."""

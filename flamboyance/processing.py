@@ -40,13 +40,12 @@ class FlamingoProcessor:
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         _add_special_tokens(tokenizer)
-        self.eoc_token_id: int = tokenizer.convert_tokens_to_ids(END_OF_CHUNK_TOKEN)
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        vocabulary = tokenizer.get_vocab()
+        self.eoc_token_id: int = vocabulary[END_OF_CHUNK_TOKEN]
+        self.image_token_id: int = vocabulary[IMAGE_TOKEN]
         self.pad_token_id: int = tokenizer.pad_token_id
-        self.added_tokens = _added_tokens(tokenizer)
-        self.base_vocab_size = len(tokenizer)
-        if self.added_tokens:
-            self.base_vocab_size = tokenizer.convert_tokens_to_ids(self.added_tokens[0])
+        self.added_tokens = _added_tokens(vocabulary, tokenizer.pad_token)
+        self.base_vocab_size = max(vocabulary.values()) + 1 - len(self.added_tokens)
 
     def __call__(
         self,
@@ -76,14 +75,12 @@ class FlamingoProcessor:
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r}: only 'pt', torch tensors, is made")
         if padding_side not in ("left", "right"):
-            raise ValueError(
-                f"padding_side={padding_side!r}: expected 'left' (to generate) or 'right' (to train)"
-            )
+            raise ValueError(f"padding_side={padding_side!r}: expected 'left' (to generate) or 'right' (to train)")
         texts, media = _rows(text, images)
-        ids = self._tokenize(texts)
+        ids = self.tokenize(texts)
         for row, (tokens, row_media) in enumerate(zip(ids, media, strict=True)):
             self._check_row(row, tokens, row_media, max_length)
-        data = self._pad(ids, left=padding_side == "left")
+        data = self.pad(ids, left=padding_side == "left")
         data["media_counts"] = torch.tensor([len(row_media) for row_media in media])
         if any(media):
             data["pixel_values"] = self._encode_media(media)
@@ -118,12 +115,8 @@ class FlamingoProcessor:
 
             if released.is_released(str(name_or_dir)):
                 return released.processor_for(str(name_or_dir), **hub)
-        elif not any(
-            (Path(name_or_dir) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
-        ):
-            raise OSError(
-                f"'{name_or_dir}' holds no tokenizer; write it there with processor.save_pretrained"
-            )
+        elif not any((Path(name_or_dir) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            raise OSError(f"'{name_or_dir}' holds no tokenizer; write it there with processor.save_pretrained")
         hub["revision"] = revision
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(name_or_dir), **hub))
         return cls(ImageProcessor.from_pretrained(name_or_dir, **hub), tokenizer)
@@ -138,8 +131,8 @@ class FlamingoProcessor:
         self.image_processor.save_pretrained(directory)
         self.tokenizer.save_pretrained(str(directory))
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Ids with what the tokenizer puts before a text (a BOS), without what it puts after it (an EOS)."""
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, with what the tokenizer puts before it (a BOS), without what it puts after it (an EOS)."""
         probe, bare = (self.tokenizer("a", add_special_tokens=add).input_ids for add in (True, False))
         starts = range(len(probe) - len(bare) + 1)
         start = next((i for i in starts if probe[i : i + len(bare)] == bare), len(probe) - len(bare))
@@ -149,9 +142,7 @@ class FlamingoProcessor:
 
     def _check_row(self, row: int, tokens: list[int], media: list[Any], max_length: int | None) -> None:
         if not tokens:
-            raise ValueError(
-                f"row {row}: the text is empty, and the tokenizer puts nothing before it; give some text"
-            )
+            raise ValueError(f"row {row}: the text is empty, and the tokenizer puts nothing before it; give some text")
         if max_length is not None and len(tokens) > max_length:
             raise ValueError(
                 f"row {row} has {len(tokens)} tokens, max_length is {max_length}; texts are not cut: "
@@ -163,7 +154,8 @@ class FlamingoProcessor:
                 f"for each {IMAGE_TOKEN} (a list within a row is one video, its frames)"
             )
 
-    def _pad(self, rows: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
+    def pad(self, rows: list[list[int]], left: bool = True) -> dict[str, torch.Tensor]:
+        """Rows of ids -> `input_ids` and `attention_mask`, (rows, longest)."""
         width = max(map(len, rows))
         input_ids = torch.full((len(rows), width), self.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -195,9 +187,7 @@ class FlamingoProcessor:
 
     def _encode_medium(self, medium: Any, where: str) -> torch.Tensor:
         if self.image_processor is None:
-            raise ValueError(
-                "this processor was made without an image processor, for text alone; give it one"
-            )
+            raise ValueError("this processor was made without an image processor, for text alone; give it one")
         try:
             return torch.stack([self.image_processor(frame) for frame in load_frames(medium)])
         except ImageError as error:
@@ -213,9 +203,7 @@ def _rows(text: Any, images: Any) -> tuple[list[str], list[list[Any]]]:
     images = [[] for _ in text] if images is None else images
     if not isinstance(images, (list, tuple)) or len(images) != len(text):
         found = f"{len(images)} rows" if isinstance(images, (list, tuple)) else f"a {type(images).__name__}"
-        raise ValueError(
-            f"there are {len(text)} texts, but images holds {found}; give a list of images for each text"
-        )
+        raise ValueError(f"there are {len(text)} texts, but images holds {found}; give a list of images for each text")
     for row, row_media in enumerate(images):
         if row_media is not None and not isinstance(row_media, (list, tuple)):
             raise ValueError(
@@ -232,14 +220,10 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _added_tokens(vocabulary: dict[str, int], pad_token: str) -> list[str]:
     """Those of our tokens that end the vocabulary, in our order; the same for a tokenizer saved with them."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (END_OF_CHUNK_TOKEN, IMAGE_TOKEN)}
-    if tokenizer.pad_token == PAD_TOKEN:
-        ids[PAD_TOKEN] = tokenizer.pad_token_id
-    end = max(tokenizer.get_vocab().values())
     added: list[str] = []
-    for token in reversed(ids):
-        if ids[token] == end - len(added):
+    for token in [PAD_TOKEN] * (pad_token == PAD_TOKEN) + [IMAGE_TOKEN, END_OF_CHUNK_TOKEN]:
+        if vocabulary[token] == max(vocabulary.values()) - len(added):
             added.insert(0, token)
     return added

@@ -30,9 +30,7 @@ class MaskedCrossAttention(nn.Module):
 
     def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """latents (M, L, Dv) -> keys and values, (M, H, L, K) each. Needed once per image, however long the text."""
-        keys, values = (
-            self.to_kv(latents).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        )
+        keys, values = self.to_kv(latents).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         return keys, values
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Tensor:

@@ -11,17 +11,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedModel
-from transformers import SuppressTokensLogitsProcessor
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import language
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.loading import Checkpointing
-from flamboyance.model.media import Media, decoding_sight, prefill_sight
+from flamboyance.model.media import Media, count_seen, decoding_sight, prefill_sight
 from flamboyance.model.resampler import PerceiverResampler
-from flamboyance.model.scoring import score_candidates
+from flamboyance.model.scoring import branch, score_candidates
 from flamboyance.model.vision import VisionTower
 
 
@@ -41,6 +47,7 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    tokenizer: PreTrainedTokenizerBase | None = None  # reads candidate texts in `score`
 
     def __init__(
         self,
@@ -65,15 +72,10 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
             )
         width = config.text_config.hidden_size
         self.cross_attention = nn.ModuleList(
-            GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention)
-            for _ in self.spliced_layers
+            GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention) for _ in self.spliced_layers
         )
-        self.added_tokens = language.AddedTokens(
-            config.base_vocab_size, len(config.added_tokens), language_model
-        )
-        language.splice(
-            language_model, layers, dict(zip(self.spliced_layers, self.cross_attention, strict=True))
-        )
+        self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
+        language.splice(language_model, layers, dict(zip(self.spliced_layers, self.cross_attention, strict=True)))
         self.train(False)
 
     # Parts ------------------------------------------------------------------------------------------------------
@@ -134,9 +136,7 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
             latents = self.resampler(patches.to(home))
         else:
             latents = home.new_zeros(0, *home.shape)
-        pairs = tuple(
-            block.attention.keys_values(latents.to(block.attention_gate)) for block in self.cross_attention
-        )
+        pairs = tuple(block.attention.keys_values(latents.to(block.attention_gate)) for block in self.cross_attention)
         return Media(latents, pairs, rows)
 
     def _media(
@@ -151,30 +151,8 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
         elif media is not None and pixel_values is not None:
             raise ValueError("Give media or pixel_values, not both: they say the same thing.")
         if media is not None and len(input_ids) % max(len(media.rows), 1):
-            raise ValueError(
-                f"{len(input_ids)} rows of text cannot share the media of {len(media.rows)} prompts."
-            )
+            raise ValueError(f"{len(input_ids)} rows of text cannot share the media of {len(media.rows)} prompts.")
         return media
-
-    def _images_seen(self, input_ids: Tensor, media: Media | None, past: int) -> np.ndarray:
-        """(R, T) how many of its images each token has met. The last `<image>` tokens belong to the last images, so a
-        continued conversation gives all its media and only its new text.
-
-        Raises:
-            ValueError: a row's `<image>` tokens and images do not match; names the row and both counts.
-        """
-        marks = (input_ids == self.config.image_token_id).cpu().numpy()
-        seen = marks.cumsum(1)
-        per_prompt = len(seen) // len(media.rows) if media is not None else 1
-        for row, found in enumerate(seen[:, -1]):
-            given = len(media.rows[row // per_prompt]) if media is not None else 0
-            if found > given or (found < given and not past):
-                raise ValueError(
-                    f"Row {row} has {found} <image> token(s) in its text but {given} image(s). "
-                    "Give exactly one image (or video) for each <image>."
-                )
-            seen[row] += given - found
-        return seen
 
     # Forward ----------------------------------------------------------------------------------------------------
 
@@ -218,9 +196,7 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         table = self.language_model.get_input_embeddings()
-        options = language.accepted(
-            self.language_model, {"position_ids": position_ids, "use_cache": use_cache}
-        )
+        options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
         with language.conditioned(language.Conditioning(media, sight, self.added_tokens, logits_to_keep)):
             out = self.language_model(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
@@ -229,9 +205,7 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
                 **options,
             )
         loss = None if labels is None else next_token_loss(out.logits, labels)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=out.logits, past_key_values=out.get("past_key_values")
-        )
+        return CausalLMOutputWithPast(loss=loss, logits=out.logits, past_key_values=out.get("past_key_values"))
 
     def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: np.ndarray | None):
         """What each token sees: the media to look at, and the layout for attending to them."""
@@ -239,7 +213,7 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
             media = media.last
             return media, decoding_sight(media, input_ids.device) if len(media.latents) else None
         if images_seen is None:
-            images_seen = self._images_seen(input_ids, media, past)
+            images_seen = count_seen(input_ids, self.config.image_token_id, media, past)
         if media is None:
             return None, None
         sight = prefill_sight(images_seen.repeat(len(input_ids) // len(images_seen), 0), media)
@@ -274,9 +248,11 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
         """
         media = self._media(input_ids, media, pixel_values, media_counts)
         told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
-        seen = self._images_seen(input_ids, media, told)
-        if told:
-            seen = np.concatenate([np.zeros((len(seen), told), seen.dtype), seen], axis=1)
+        seen = count_seen(input_ids, self.config.image_token_id, media, told)
+        seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
+        cache, sequences = kwargs.get("past_key_values"), self._sequences(kwargs)
+        if cache is not None and sequences > 1:
+            kwargs["past_key_values"] = branch(cache, sequences)
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=input_ids.device))
         return super().generate(
@@ -287,6 +263,12 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
             logits_processor=processors,
             **kwargs,
         )
+
+    def _sequences(self, options: dict[str, Any]) -> int:
+        """Rows of text per prompt while generating: beams or returned sequences."""
+        config = options.get("generation_config") or self.generation_config
+        asked = (options.get(name) or getattr(config, name) for name in ("num_beams", "num_return_sequences"))
+        return max(n or 1 for n in asked)
 
     def _never_generated(self) -> list[int]:
         added = range(self.config.base_vocab_size, self.config.vocab_size)

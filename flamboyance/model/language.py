@@ -120,9 +120,7 @@ def extend_head(head: nn.Module, args: tuple, logits: Tensor) -> Tensor | None:
     return None if on is None else on.added.extend_logits(args[0], logits)
 
 
-def splice(
-    language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[int, GatedCrossAttentionBlock]
-) -> None:
+def splice(language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[int, GatedCrossAttentionBlock]) -> None:
     """Puts each block before the decoder layer whose index is its key."""
     for number, (index, block) in enumerate(blocks.items()):
         layers[index].register_forward_pre_hook(BlockHook(block, number), with_kwargs=True)
@@ -131,9 +129,7 @@ def splice(
     head.register_forward_hook(extend_head)
 
 
-def find_decoder_layers(
-    language_model: PreTrainedModel, name: str | None = None
-) -> tuple[str, nn.ModuleList]:
+def find_decoder_layers(language_model: PreTrainedModel, name: str | None = None) -> tuple[str, nn.ModuleList]:
     """The list of decoder layers and its dotted name: the one given, or the one whose length is the model's depth.
 
     Raises:
@@ -143,9 +139,7 @@ def find_decoder_layers(
     lists = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if name is not None:
         if name not in lists:
-            raise ValueError(
-                f"{kind} has no list of layers called {name!r}; it has {', '.join(lists) or 'none'}."
-            )
+            raise ValueError(f"{kind} has no list of layers called {name!r}; it has {', '.join(lists) or 'none'}.")
         return name, lists[name]
     depth = getattr(language_model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     fitting = {n: m for n, m in lists.items() if len(m) == depth}

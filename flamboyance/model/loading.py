@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family with transformers' Auto classes
 from flamboyance.configuration import FlamingoConfig
@@ -55,12 +55,8 @@ class Checkpointing:
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
         """
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        language_model = AutoModelForCausalLM.from_pretrained(
-            language, dtype=dtype, **hub, **language_options
-        )
-        tower = VisionTower.from_pretrained(
-            vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub
-        )
+        language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
+        tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub)
         config = FlamingoConfig(
             vision=tower.spec,
             vision_width=tower.width,
@@ -109,9 +105,7 @@ class Checkpointing:
             from flamboyance.checkpoints import released  # knows the published models; imports this package
 
             if released.is_released(name):
-                return released.load(
-                    cls, name, dtype=dtype, token=token, revision=revision, **hub, **language_options
-                )
+                return released.load(cls, name, dtype=dtype, token=token, revision=revision, **hub, **language_options)
         directory = local_directory(name, revision=revision, token=token, **hub)
         if config is None:
             config = read_config(directory)
@@ -128,6 +122,8 @@ class Checkpointing:
         )
         model = cls(config, vision=tower, language_model=language_model)
         load_trained(model, read_weights(directory / WEIGHTS), directory / WEIGHTS)
+        if (directory / "tokenizer_config.json").is_file():
+            model.tokenizer = AutoTokenizer.from_pretrained(directory)
         return place(model)
 
     def save_pretrained(
@@ -231,9 +227,7 @@ def read_config(directory: Path) -> FlamingoConfig:
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(
-            f"{file} is not valid JSON ({error}). Restore it from the original checkpoint."
-        ) from None
+        raise ValueError(f"{file} is not valid JSON ({error}). Restore it from the original checkpoint.") from None
     if values.get("model_type") != FlamingoConfig.model_type:
         raise ValueError(
             f"{file} describes a model of type {values.get('model_type')!r}; expected 'flamingo'. To build a Flamingo "
@@ -271,9 +265,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  not a mapping
     except SafetensorError as error:
-        raise ValueError(
-            f"{file} is not a complete safetensors file ({error}). Copy or download it again."
-        ) from None
+        raise ValueError(f"{file} is not a complete safetensors file ({error}). Copy or download it again.") from None
 
 
 def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None:

@@ -64,9 +64,7 @@ class Media:
         """Several values as one; `rows` index the concatenated images (default: the prompts of one after another)."""
         if rows is None:
             starts = np.cumsum([0] + [len(v.latents) for v in values])
-            rows = tuple(
-                tuple(i + int(s) for i in row) for v, s in zip(values, starts, strict=False) for row in v.rows
-            )
+            rows = tuple(tuple(i + int(s) for i in row) for v, s in zip(values, starts, strict=False) for row in v.rows)
         pairs = tuple(
             (torch.cat([k for k, _ in block]), torch.cat([v for _, v in block]))
             for block in zip(*(value.keys_values for value in values), strict=True)
@@ -128,15 +126,38 @@ class Sight:
         return out[self.query_of_token].view(*shape, -1)
 
 
+def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past: int = 0) -> np.ndarray:
+    """How many of its images each token has met: (R, T).
+
+    The last `<image>` tokens belong to the last images, so a continued conversation gives all its media and only its
+    new text.
+
+    Args:
+        past: number of tokens before these, which may hold earlier images.
+
+    Raises:
+        ValueError: a row's `<image>` tokens and images do not match; names the row and both counts.
+    """
+    seen = (input_ids == image_token_id).cpu().numpy().cumsum(1)
+    per_prompt = len(seen) // len(media.rows) if media is not None else 1
+    for row, found in enumerate(seen[:, -1].tolist()):
+        given = len(media.rows[row // per_prompt]) if media is not None else 0
+        if found > given or (found < given and not past):
+            raise ValueError(
+                f"Row {row} has {found} <image> token(s) in its text but {given} image(s). "
+                "Give exactly one image (or video) for each <image>."
+            )
+        seen[row] += given - found
+    return seen
+
+
 def decoding_sight(media: Media, device: torch.device) -> Sight:
     """One new token a row, over `media.last`: every row sees the last image of its prompt, and the rows of a prompt
     (beams) are read as further queries of it. Nothing is copied from the device, so a decode step waits for nothing."""
     seeing = torch.tensor([bool(row) for row in media.rows], device=device)
     if all(media.rows):
         return Sight(None, visible=seeing)
-    return Sight(
-        torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing
-    )
+    return Sight(torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing)
 
 
 def prefill_sight(seen: np.ndarray, media: Media) -> Sight | None:

@@ -38,9 +38,7 @@ class MosaicGPTAttention(nn.Module):
         self.layer_index = layer_index
         self.heads = config.n_heads
         self.clip = config.attn_clip_qkv
-        self.scale = (
-            config.softmax_scale
-        )  # None: 1 / sqrt(head width), as scaled_dot_product_attention's own default
+        self.scale = config.softmax_scale  # None: 1 / sqrt(head width), as scaled_dot_product_attention's own default
         self.dropout = config.attn_pdrop
         self.Wqkv = nn.Linear(config.d_model, 3 * config.d_model, bias=bias)
         if config.attn_qk_ln:
@@ -96,9 +94,7 @@ class MosaicGPTBlock(GradientCheckpointingLayer):
         self.mlp = MosaicGPTMLP(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(
-        self, hidden_states: Tensor, attention_bias: Tensor, past_key_values: Cache | None = None
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention_bias: Tensor, past_key_values: Cache | None = None) -> Tensor:
         attended = self.attn(self.ln_1(hidden_states), attention_bias, past_key_values)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
@@ -222,9 +218,7 @@ class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
             logits = logits * self.logit_scale
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

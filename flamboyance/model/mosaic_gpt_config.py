@@ -67,14 +67,10 @@ class MosaicGPTConfig(PreTrainedConfig):
                 "mosaic_gpt: tie_word_embeddings=false is not supported; this model's head is its embedding"
             )
         if self.d_model % self.n_heads:
-            raise ValueError(
-                f"mosaic_gpt: d_model={self.d_model} is not a multiple of n_heads={self.n_heads}"
-            )
+            raise ValueError(f"mosaic_gpt: d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
         if isinstance(self.logit_scale, str) and self.logit_scale != "inv_sqrt_d_model":
             raise ValueError(
                 f"mosaic_gpt: logit_scale={self.logit_scale!r}; expected a number, null or 'inv_sqrt_d_model'"
             )
         if not 0 < self.embedding_fraction <= 1:
-            raise ValueError(
-                f"mosaic_gpt: embedding_fraction={self.embedding_fraction}; expected 0 < fraction <= 1"
-            )
+            raise ValueError(f"mosaic_gpt: embedding_fraction={self.embedding_fraction}; expected 0 < fraction <= 1")

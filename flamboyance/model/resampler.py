@@ -96,7 +96,5 @@ class PerceiverResampler(nn.Module):
         trained = len(self.time_embeddings)
         if frames <= trained:
             return self.time_embeddings[:frames]
-        stretched = F.interpolate(
-            self.time_embeddings.T[None], size=frames, mode="linear", align_corners=True
-        )
+        stretched = F.interpolate(self.time_embeddings.T[None], size=frames, mode="linear", align_corners=True)
         return stretched[0].T

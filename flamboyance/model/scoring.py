@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from flamboyance.model.media import Media, count_seen
+
 if TYPE_CHECKING:
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
-    from flamboyance.model.media import Media
 
 
 def score_candidates(
     model: "FlamingoForConditionalGeneration",
     input_ids: Tensor,
     attention_mask: Tensor | None,
-    media: "Media | None",
+    media: Media | None,
     candidates: Sequence[str] | Sequence[Sequence[int]],
     normalize: str,
     past_key_values: Any,
@@ -29,7 +30,7 @@ def score_candidates(
         raise ValueError(f"normalize={normalize!r}; expected 'sum' or 'mean' (over a candidate's tokens).")
     tokens = candidate_tokens(model, candidates)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    seen = model._images_seen(input_ids, media, 0)
+    seen = count_seen(input_ids, model.config.image_token_id, media)
     cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1)
     past = cache.get_seq_length()
     out = model(
@@ -59,7 +60,7 @@ def _rest(
     model: "FlamingoForConditionalGeneration",
     tokens: list[list[int]],
     mask: Tensor,
-    media: "Media | None",
+    media: Media | None,
     cache: Any,
     seen: np.ndarray,
 ) -> Tensor:
@@ -92,9 +93,7 @@ def candidate_tokens(
         ValueError: no candidates, an empty one, or texts without a tokenizer to read them.
     """
     if isinstance(candidates, str) or not len(candidates):
-        raise ValueError(
-            f"candidates is {candidates!r}; expected a list of at least one text, e.g. ['yes', 'no']."
-        )
+        raise ValueError(f"candidates is {candidates!r}; expected a list of at least one text, e.g. ['yes', 'no'].")
     texts = [c for c in candidates if isinstance(c, str)]
     if texts and getattr(model, "tokenizer", None) is None:
         raise ValueError(
@@ -102,9 +101,7 @@ def candidate_tokens(
             "or give lists of token ids."
         )
     tokens = [
-        model.tokenizer(c, add_special_tokens=False)["input_ids"]
-        if isinstance(c, str)
-        else [int(t) for t in c]
+        model.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else [int(t) for t in c]
         for c in candidates
     ]
     for candidate, ids in zip(candidates, tokens, strict=True):

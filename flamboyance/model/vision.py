@@ -101,6 +101,19 @@ class VisionTower(nn.Module):
             return vision_libraries.openclip_features(self.model, pixels)
         return vision_libraries.timm_features(self.model, pixels)
 
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the tower as a transformers directory, for a checkpoint that stands alone.
+
+        Raises:
+            ValueError: the tower is of another library; such towers are named, not copied.
+        """
+        if self.spec["library"] != "transformers":
+            raise ValueError(
+                f"vision tower {self.spec['name']} is of the library {self.spec['library']}, which has no directory "
+                "format of its own; save without include_backbones, so that the tower is loaded by its name"
+            )
+        self.model.save_pretrained(directory)
+
     def train(self, mode: bool = True) -> VisionTower:
         """Stays in evaluation mode: a frozen tower has no dropout and no running statistics to update."""
         return super().train(False)
@@ -187,8 +200,7 @@ def _complete(spec: dict[str, Any]) -> dict[str, Any]:
         spec |= _identify(spec["name"], spec["pretrained"], spec["library"])
     if spec["library"] not in LIBRARIES:
         raise ValueError(
-            f"vision tower: library={spec['library']!r}; expected one of {', '.join(LIBRARIES)}, "
-            "and a name or a config"
+            f"vision tower: library={spec['library']!r}; expected one of {', '.join(LIBRARIES)}, and a name or a config"
         )
     if spec["config"] is None:
         if spec["library"] == "transformers":

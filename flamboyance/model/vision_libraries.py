@@ -43,11 +43,14 @@ def openclip_load(
     if local_files_only:
         _refuse_offline(spec, "open_clip")
     name, pretrained = _openclip_name(spec["name"]), spec["pretrained"]
-    if pretrained is None and not name.startswith(("local-dir:", "hf-hub:")):
-        raise ValueError(
-            f"vision tower {name}: say which weights, as pretrained: a file, or one of OpenCLIP's tags "
-            f"({', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none for this name'})"
-        )
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        _openclip_model(open_clip, name)
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
+            raise ValueError(
+                f"vision tower {name}: pretrained={pretrained!r} is neither a file of weights nor one of OpenCLIP's "
+                f"tags for it; expected one of {', '.join(tags) or '(it has none)'}"
+            )
     quick_gelu = _quick_gelu(open_clip, spec)
     model = open_clip.create_model(
         name, pretrained=pretrained, cache_dir=cache_dir, force_quick_gelu=quick_gelu, require_pretrained=True
@@ -72,9 +75,7 @@ def openclip_config(spec: dict[str, Any]) -> dict[str, Any]:
     """What `openclip_load` gives as config, from OpenCLIP's own tables."""
     open_clip = _library("open_clip", "openclip", spec["name"])
     name = _openclip_name(spec["name"])
-    model = open_clip.get_model_config(name)
-    if model is None:
-        raise ValueError(f"vision tower {name}: not a model of OpenCLIP; open_clip.list_models() names them")
+    model = _openclip_model(open_clip, name)
     tag = open_clip.get_pretrained_cfg(name, spec["pretrained"]) if spec["pretrained"] else {}
     preprocess = {"size": model["vision_cfg"].get("image_size", 224)} | {
         k: v for k, v in (tag or {}).items() if k in ("mean", "std", "resize_mode")
@@ -111,6 +112,13 @@ def _openclip_name(name: str) -> str:
     return name if name.startswith(("hf-hub:", "local-dir:")) else name.replace("/", "-")
 
 
+def _openclip_model(open_clip: Any, name: str) -> dict[str, Any]:
+    model = open_clip.get_model_config(name)
+    if model is None:
+        raise ValueError(f"vision tower {name}: not a model of OpenCLIP; open_clip.list_models() names them")
+    return model
+
+
 def _quick_gelu(open_clip: Any, spec: dict[str, Any]) -> bool:
     """OpenCLIP only warns when a tag was trained with QuickGELU and the model's name does not say so."""
     if (spec["config"] or {}).get("quick_gelu") is not None:
@@ -142,6 +150,7 @@ def timm_load(
     timm = _library("timm", "timm", spec["name"])
     if local_files_only:
         _refuse_offline(spec, "timm")
+    timm_config(spec)  # refuses an unknown name
     name, tag = _timm_name(spec["name"]), spec["pretrained"]
     options: dict[str, Any] = {}
     if tag is not None and Path(tag).is_file():
@@ -160,7 +169,10 @@ def timm_build(spec: dict[str, Any]) -> nn.Module:
 
 def timm_config(spec: dict[str, Any]) -> dict[str, Any]:
     timm = _library("timm", "timm", spec["name"])
-    cfg = timm.get_pretrained_cfg(_timm_name(spec["name"]))
+    name = _timm_name(spec["name"])
+    if name.startswith("local-dir:"):
+        return _timm_preprocessing(timm.create_model(name, pretrained=False).pretrained_cfg)
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if cfg is None:
         raise ValueError(f"vision tower {spec['name']}: not a model of timm; timm.list_models() names them")
     return _timm_preprocessing(cfg.to_dict())
@@ -177,9 +189,7 @@ def timm_geometry(model: nn.Module) -> tuple[int, int, int | None]:
 def timm_features(model: nn.Module, pixels: Tensor) -> Tensor:
     """Pixels (n, C, H, W) -> (n, P, D): a ViT's patches before its final norm, a CNN's last grid by rows."""
     if _is_vit(model):
-        return model.forward_intermediates(
-            pixels, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
-        )[-1]
+        return model.forward_intermediates(pixels, indices=1, norm=False, output_fmt="NLC", intermediates_only=True)[-1]
     grid = model.forward_features(pixels)
     if grid.ndim == 4:
         channels_last = getattr(model, "output_fmt", "") == "NHWC"

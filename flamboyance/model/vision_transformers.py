@@ -36,9 +36,7 @@ FAMILIES = {
     "siglip_vision_model": Family("SiglipVisionModel", False, False, HALF, HALF, "exact"),
     "siglip2_vision_model": Family("Siglip2VisionModel", False, True, HALF, HALF, "exact"),
     "dinov2": Family("Dinov2Model", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"),
-    "dinov2_with_registers": Family(
-        "Dinov2WithRegistersModel", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"
-    ),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"),
     "vit": Family("ViTModel", True, False, HALF, HALF, "exact"),
 }
 
@@ -185,6 +183,4 @@ def _embed_naflex(module: nn.Module, pixels: Tensor) -> Tensor:
 def _portable(config: PreTrainedConfig) -> dict[str, Any]:
     """A config as a dict for config.json, without what belongs to the files it was read from."""
     left_out = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map"}
-    return {k: v for k, v in config.to_diff_dict().items() if k not in left_out} | {
-        "model_type": config.model_type
-    }
+    return {k: v for k, v in config.to_diff_dict().items() if k not in left_out} | {"model_type": config.model_type}

@@ -1,0 +1,265 @@
+"""FewShotTask: demonstrations computed once, queried many times."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache
+
+from flamboyance import templates
+from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.loading import replacing
+from flamboyance.model.media import Media
+from flamboyance.processing import FlamingoProcessor
+from flamboyance.templates import Template
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The demonstrations as a model remembers them.
+
+    Attributes:
+        ids: (P,) their tokens.
+        media: their images, as the one row of a Media.
+        layers: per layer of the language model keys and values, (1, heads, P, width of a head) each.
+    """
+
+    ids: Tensor
+    media: Media | None
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    def cache(self, shifts: Sequence[int], length: int) -> DynamicCache:
+        """A cache of `length` tokens for a batch: in row i the demonstrations start `shifts[i]` places later, behind
+        padding, and lose as many tokens at their end.
+
+        So every row stays one stretch of real tokens behind its padding, whatever the lengths of the queries: exact for
+        relative (ALiBi) as for absolute positions.
+        """
+        cache = DynamicCache()
+        for i, (keys, values) in enumerate(self.layers):
+            cache.update(*(_shifted(t[:, :, :length], shifts) for t in (keys, values)), i)
+        return cache
+
+
+class FewShotTask:
+    """Answers queries after a fixed set of demonstrations; those are computed once, at the first query.
+
+        captioner = FewShotTask(model, processor, [(cats, "Two cats."), (sink, "A bathroom sink.")])
+        captioner(["a.jpg", "b.jpg"])
+
+    Gives what the full prompt would give. A demonstration costs a query nothing but attention to its cached tokens.
+
+    Args:
+        demonstrations: (image, answer), or (image, question, answer): an image, then the template's fields in order.
+            An image is anything the processor reads.
+        template: how a demonstration and the query are written.
+    """
+
+    def __init__(
+        self,
+        model: FlamingoForConditionalGeneration,
+        processor: FlamingoProcessor,
+        demonstrations: Sequence[tuple[Any, ...]] = (),
+        template: Template = templates.caption,
+    ):
+        self.model = model
+        self.processor = processor
+        self.template = template
+        for number, shot in enumerate(demonstrations):
+            if not isinstance(shot, tuple | list) or len(shot) != 1 + len(template.fields):
+                raise ValueError(
+                    f"Demonstration {number} is {_brief(shot)}; expected (image, {', '.join(template.fields)})."
+                )
+        self.texts = [template.demonstration(*shot[1:]) for shot in demonstrations]
+        self._images = [shot[0] for shot in demonstrations]
+
+    @cached_property
+    def prefix(self) -> Prefix | None:
+        """The demonstrations, computed; None without any."""
+        if not self.texts:
+            return None
+        inputs = self.processor(["".join(self.texts)], [self._images]).to(self.model.device)
+        media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
+        cache = DynamicCache()
+        with torch.no_grad():
+            self.model(inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return Prefix(inputs.input_ids[0], media, tuple((layer.keys, layer.values) for layer in cache.layers))
+
+    def __call__(
+        self,
+        queries: Sequence[Any],
+        *,
+        max_new_tokens: int = 20,
+        num_beams: int = 1,
+        batch_size: int = 8,
+        **generation: Any,
+    ) -> list[str]:
+        """The answer to each query.
+
+        Args:
+            queries: images; or, for templates that ask something, (image, question) tuples.
+            generation: further options of transformers' `generate`.
+        """
+        answers = []
+        for batch in _batches(self._queries(queries), batch_size):
+            inputs = self._prompts(batch)
+            width = inputs["input_ids"].shape[1]
+            out = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False, **generation
+            )
+            texts = self.processor.batch_decode(out[:, width:], skip_special_tokens=True)
+            answers.extend(self.template.parse(text) for text in texts)
+        return answers
+
+    def classify(
+        self, queries: Sequence[Any], labels: Sequence[str], *, normalize: str = "mean", batch_size: int = 8
+    ) -> list[tuple[str, dict[str, float]]]:
+        """The likeliest of the labels for each query, with every label's probability among them.
+
+        Args:
+            queries: as in a call.
+            labels: the answers to choose from; each is computed as a whole, none is generated.
+            normalize: "mean": log-probability per token (the papers'), so that long labels are not at a disadvantage;
+                or "sum".
+        """
+        results = []
+        for batch in _batches(self._queries(queries), batch_size):
+            scores = self._score(batch, labels, normalize)
+            for row in scores.softmax(-1).tolist():
+                probabilities = dict(zip(labels, row, strict=True))
+                results.append((max(probabilities, key=probabilities.__getitem__), probabilities))
+        return results
+
+    def _score(self, batch: list[tuple[Any, ...]], labels: Sequence[str], normalize: str) -> Tensor:
+        if len(set(labels)) != len(labels):
+            raise ValueError("labels holds one twice; give each label once.")
+        if self.model.tokenizer is None:
+            self.model.tokenizer = self.processor.tokenizer
+        return self.model.score(**self._prompts(batch), candidates=list(labels), normalize=normalize)
+
+    def _queries(self, queries: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Each query as (image, fields before the answer)."""
+        asked = self.template.fields[:-1]
+        rows = [tuple(q) if isinstance(q, tuple | list) else (q,) for q in queries]
+        for number, row in enumerate(rows):
+            if len(row) != 1 + len(asked):
+                expected = f"(image, {', '.join(asked)})" if asked else "an image"
+                raise ValueError(f"Query {number} is {_brief(queries[number])}; expected {expected}.")
+        return rows
+
+    def _prompts(self, batch: list[tuple[Any, ...]]) -> dict[str, Any]:
+        """Demonstrations and query of each row, left-padded, with all but the queries already in the cache."""
+        device = self.model.device
+        queries = [self.template.query(*fields) for _, *fields in batch]
+        inputs = self.processor(queries, [[image] for image, *_ in batch]).to(device)
+        if self.prefix is None:
+            return dict(inputs)
+        own = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
+        shots = self.prefix.media.rows[0]
+        media = Media.join([self.prefix.media, own], tuple((*shots, len(shots) + i) for i in range(len(batch))))
+        rows = self.processor.tokenize(["".join([*self.texts, query]) for query in queries])
+        known = min(_shared(row, self.prefix.ids.tolist()) for row in rows)
+        padded = {name: tensor.to(device) for name, tensor in self.processor.pad(rows).items()}
+        shifts = [padded["input_ids"].shape[1] - len(row) for row in rows]
+        return {**padded, "media": media, "past_key_values": self.prefix.cache(shifts, known)}
+
+    # Keeping ----------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the template, the demonstrations' texts and what the model remembers of them; no images."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        if self.prefix is not None:
+            tensors["ids"], tensors["latents"] = self.prefix.ids, self.prefix.media.latents
+            for name, pairs in (("media", self.prefix.media.keys_values), ("language", self.prefix.layers)):
+                for i, (keys, values) in enumerate(pairs):
+                    tensors[f"{name}.{i}.keys"], tensors[f"{name}.{i}.values"] = keys, values
+        with replacing(directory / "prefix.safetensors") as part:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, part)
+        template = {k: v for k, v in asdict(self.template).items() if k != "fields"}
+        task = {"model": fingerprint(self.model), "template": template, "texts": self.texts}
+        with replacing(directory / "task.json") as part:
+            Path(part).write_text(json.dumps(task, ensure_ascii=False, indent=1))
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor
+    ) -> "FewShotTask":
+        """Opens a saved task, for the model that it was made with.
+
+        Raises:
+            ValueError: no task is there, or it was made with another model.
+        """
+        directory = Path(directory)
+        if not (directory / "task.json").is_file():
+            raise ValueError(
+                f"{directory} holds no task: expected task.json and prefix.safetensors, as save writes them."
+            )
+        task = json.loads((directory / "task.json").read_text())
+        if task["model"] != fingerprint(model):
+            raise ValueError(
+                f"The task in {directory} was computed with another model or precision; its memory means nothing to "
+                "this one. Make it again from its demonstrations."
+            )
+        template = task["template"]
+        self = cls(model, processor, (), Template(**dict(template, stops=tuple(template["stops"]))))
+        self.texts = task["texts"]
+        if self.texts:
+            self.__dict__["prefix"] = _read_prefix(directory / "prefix.safetensors", model)
+        return self
+
+
+def fingerprint(model: FlamingoForConditionalGeneration) -> str:
+    """Tells models apart by their gates, first latents and added tokens, and their precision."""
+    digest = hashlib.sha256(str(model.dtype).encode())
+    for name, p in sorted(model.trained_parameters().items()):
+        if name.endswith("_gate") or name in ("resampler.latents", "added_tokens.embedding"):
+            digest.update(p.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_prefix(file: Path, model: FlamingoForConditionalGeneration) -> Prefix:
+    tensors = load_file(file, device=str(model.device))
+
+    def pairs(name: str) -> tuple[tuple[Tensor, Tensor], ...]:
+        count = sum(key.startswith(f"{name}.") for key in tensors) // 2
+        return tuple((tensors[f"{name}.{i}.keys"], tensors[f"{name}.{i}.values"]) for i in range(count))
+
+    latents = tensors["latents"]
+    media = Media(latents, pairs("media"), (tuple(range(len(latents))),))
+    return Prefix(tensors["ids"], media, pairs("language"))
+
+
+def _shared(row: list[int], prefix: list[int]) -> int:
+    """How many tokens of the prefix a row begins with; all, unless the tokenizer joins its end with the query. At
+    least one token is left to compute."""
+    same = next((i for i, (a, b) in enumerate(zip(row, prefix, strict=False)) if a != b), min(len(row), len(prefix)))
+    return min(same, len(row) - 1)
+
+
+def _shifted(t: Tensor, shifts: Sequence[int]) -> Tensor:
+    """(1, H, P, K) -> (rows, H, P, K), row i moved `shifts[i]` places to the right, zeros before it."""
+    if not any(shifts):
+        return t.expand(len(shifts), -1, -1, -1)
+    length = t.shape[2]
+    out = t.new_zeros(len(shifts), *t.shape[1:])
+    for row, shift in enumerate(shifts):
+        out[row, :, shift:] = t[0, :, : max(length - shift, 0)]
+    return out
+
+
+def _batches(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}…"
