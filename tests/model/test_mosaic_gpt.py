@@ -12,42 +12,16 @@ from flamboyance.model.mosaic_gpt import MosaicGPTConfig, MosaicGPTForCausalLM
 HUB_CONFIG = {  # the published file's keys, at a small size
     "_name_or_path": "mosaicml/mpt-1b",
     "architectures": ["MosaicGPT"],
-    "auto_map": {
-        "AutoConfig": "configuration_mosaic_gpt.MosaicGPTConfig",
-        "AutoModelForCausalLM": "mosaic_gpt.MosaicGPT",
-    },
+    "auto_map": {"AutoConfig": "configuration_mosaic_gpt.X", "AutoModelForCausalLM": "mosaic_gpt.MosaicGPT"},
     "model_type": "mosaic_gpt",
-    "alibi": True,
-    "alibi_bias_max": 8,
-    "attn_clip_qkv": None,
-    "attn_impl": "torch",
-    "attn_pdrop": 0,
-    "attn_qk_ln": True,
-    "attn_uses_sequence_id": False,
-    "d_model": 32,
-    "emb_init_std": None,
-    "emb_pdrop": 0,
-    "embedding_fraction": 1.0,
-    "fan_mode": "fan_in",
-    "init_device": "cpu",
-    "init_std": 0.02,
-    "logit_scale": None,
-    "low_precision_layernorm": True,
-    "max_seq_len": 64,
-    "mlp_ratio": 4,
-    "n_heads": 4,
-    "n_layers": 3,
-    "no_bias": True,
-    "param_init_fn": "kaiming_normal_",
-    "prefix_lm": False,
-    "resid_pdrop": 0,
-    "softmax_scale": None,
-    "tokenizer_name": "EleutherAI/gpt-neox-20b",
-    "torch_dtype": "float32",
-    "transformers_version": "4.27.4",
-    "use_cache": False,
-    "verbose": 0,
-    "vocab_size": 50,
+    **{"d_model": 32, "n_heads": 4, "n_layers": 3, "mlp_ratio": 4, "max_seq_len": 64, "vocab_size": 50},
+    **{"alibi": True, "alibi_bias_max": 8, "attn_qk_ln": True, "no_bias": True},
+    **{"attn_clip_qkv": None, "softmax_scale": None, "logit_scale": None, "embedding_fraction": 1.0},
+    **{"prefix_lm": False, "attn_uses_sequence_id": False, "use_cache": False},
+    **{"attn_pdrop": 0, "emb_pdrop": 0, "resid_pdrop": 0},
+    **{"attn_impl": "torch", "low_precision_layernorm": True, "init_device": "cpu", "init_std": 0.02},
+    **{"param_init_fn": "kaiming_normal_", "fan_mode": "fan_in", "emb_init_std": None, "verbose": 0},
+    **{"tokenizer_name": "EleutherAI/gpt-neox-20b", "torch_dtype": "float32", "transformers_version": "4.27.4"},
 }
 
 
@@ -219,9 +193,7 @@ def test_published_directory_loads_without_remote_code(tmp_path):
     assert "lm_head.weight" not in weights
     (tmp_path / "config.json").write_text(json.dumps(HUB_CONFIG))
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path, trust_remote_code=False, output_loading_info=True
-    )
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False, output_loading_info=True)
     assert type(loaded) is MosaicGPTForCausalLM
     assert not any(info.values()), info
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
@@ -264,9 +236,7 @@ def test_published_size_and_keys():
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert shapes == expected and len(shapes) == 194
     assert sum(p.numel() for p in model.parameters()) == 1_311_442_944
-    assert set(model.state_dict()) - set(shapes) == {
-        "lm_head.weight"
-    }  # the same tensor under its second name
+    assert set(model.state_dict()) - set(shapes) == {"lm_head.weight"}  # the same tensor under its second name
 
 
 @torch.no_grad()

@@ -1,0 +1,135 @@
+"""Towers of OpenCLIP and timm: the same features, whatever the library's own output is."""
+
+import json
+
+import pytest
+import torch
+
+from flamboyance.model.vision import VisionTower, tower_preprocessing, tower_spec
+from tests.model.towers import pixels, plain_clip, randomise
+
+OPENCLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def openclip(tmp_path):
+    """OpenCLIP with two tiny models of its own; weights of the first in a file."""
+    open_clip = pytest.importorskip("open_clip")
+    (tmp_path / "flamboyance-tiny.json").write_text(json.dumps(OPENCLIP))
+    (tmp_path / "flamboyance-tiny-quick.json").write_text(json.dumps(OPENCLIP | {"quick_gelu": True}))
+    open_clip.add_model_config(tmp_path)
+    model = randomise(open_clip.create_model("flamboyance-tiny"))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    return model, str(tmp_path / "weights.pt")
+
+
+def test_openclip(openclip):
+    model, weights = openclip
+    tower = VisionTower.from_pretrained("flamboyance-tiny", pretrained=weights)
+    features = tower(pixels())
+    model.visual.output_tokens = True  # today's tokens have the final norm applied
+    torch.testing.assert_close(model.visual.ln_post(features), model.visual(pixels())[1], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(features, model.visual(pixels())[1], atol=0.1)
+    assert (tower.width, tower.image_size, tower.patches) == (32, 32, 16)
+    assert not hasattr(tower.model, "token_embedding")  # no text tower
+    with torch.device("meta"):
+        empty = VisionTower.from_config(json.loads(json.dumps(tower.spec)))
+    assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in tower.state_dict().items()}
+    quick = VisionTower.from_pretrained("flamboyance-tiny-quick", pretrained=weights)
+    assert not torch.allclose(quick(pixels()), features, atol=1e-2)
+    half = VisionTower.from_pretrained("flamboyance-tiny", pretrained=weights, dtype=torch.bfloat16)
+    assert half(pixels()).dtype == torch.bfloat16
+
+
+def test_openclip_is_the_same_clip_as_transformers(openclip):
+    model, weights = openclip
+    state = {}
+    for key, value in model.visual.state_dict().items():
+        key = key.replace("transformer.resblocks.", "encoder.layers.").replace("ln_pre", "pre_layrnorm")
+        key = key.replace("ln_1", "layer_norm1").replace("ln_2", "layer_norm2")
+        key = key.replace("attn.out_proj", "self_attn.out_proj").replace("c_fc", "fc1").replace("c_proj", "fc2")
+        if "in_proj" in key:
+            for part, third in zip("qkv", value.chunk(3), strict=True):
+                state[key.replace("attn.in_proj_", f"self_attn.{part}_proj.")] = third
+        else:
+            state[key] = value
+    for old, new in (
+        ("class_embedding", ""),
+        ("conv1.weight", "patch_embedding.weight"),
+        ("positional_embedding", ""),
+    ):
+        state["embeddings." + (new or old)] = state.pop(old)
+    state["embeddings.position_embedding.weight"] = state.pop("embeddings.positional_embedding")
+    for name, quick in (("flamboyance-tiny", False), ("flamboyance-tiny-quick", True)):
+        tower = VisionTower.from_pretrained(name, pretrained=weights)
+        torch.testing.assert_close(tower(pixels()), plain_clip(state, pixels(), quick), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("openclip")
+def test_openclip_tags():
+    spec = tower_spec("ViT-L-14", "openai", library="openclip")
+    assert spec["library"] == "openclip" and spec["config"]["quick_gelu"]
+    with torch.device("meta"):
+        tower = VisionTower.from_config(spec)
+        other = VisionTower.from_config(tower_spec("ViT-L/14", "laion2b_s32b_b82k"))
+    assert sum(p.numel() for p in tower.parameters()) == 303_966_208
+    activations = [type(t.model.transformer.resblocks[0].mlp.gelu).__name__ for t in (tower, other)]
+    assert activations == ["QuickGELU", "GELU"]
+    assert tower_preprocessing(other.spec)["mean"] == [0.5, 0.5, 0.5]
+    assert tower_preprocessing(tower_spec("ViT-B-16-SigLIP", "webli"))["resize"] == "exact"
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_nfnet", "test_resnet"])
+def test_timm_grids(name):
+    timm = pytest.importorskip("timm")
+    tower = VisionTower.from_config(tower_spec(f"timm/{name}"))
+    randomise(tower)
+    reference = timm.create_model(name, num_classes=0, global_pool="").eval()
+    reference.load_state_dict(tower.model.state_dict(), strict=False)
+    images = pixels(side=tower.image_size)
+    with torch.no_grad():
+        grid = reference.forward_features(images)  # (n, C, H, W)
+    features = tower(images)
+    assert features.shape == (2, 25, tower.width) and tower.patches is None
+    torch.testing.assert_close(features[:, 7], grid[:, :, 1, 2])  # row 1, column 2 of 5 x 5
+    assert tower(pixels(1, side=96)).shape[1] == 9
+
+
+def test_timm_vit_and_weights_from_a_file(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = randomise(timm.create_model("test_vit", num_classes=1000))
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    tower = VisionTower.from_pretrained("test_vit", library="timm", pretrained=str(tmp_path / "vit.pth"))
+    images = pixels(side=160)
+    with torch.no_grad():
+        output = model.forward_features(images)[:, model.num_prefix_tokens :]
+    features = tower(images)
+    torch.testing.assert_close(model.norm(features), output, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(features, output, atol=0.1)
+    assert (tower.width, tower.image_size, tower.patches) == (64, 160, 100)
+    assert set(tower_preprocessing(tower.spec)) == {"image_size", "mean", "std", "resize"}
+
+
+@pytest.mark.parametrize(
+    "name, pretrained, options, message",
+    [
+        ("flamboyance-tiny", None, {"library": "openclip"}, "None is neither a file of weights nor one"),
+        ("no-such-model", "some_tag", {}, "not a model of OpenCLIP"),
+        (
+            "ViT-H-14",
+            "no_such_tag",
+            {},
+            "'no_such_tag' is neither a file",
+        ),
+        ("ViT-H-14", "laion2b_s32b_b79k", {"local_files_only": True}, "HF_HUB_OFFLINE=1"),
+        ("timm/no_such_model", None, {}, "not a model of timm"),
+    ],
+)
+def test_mistakes_with_other_libraries_are_explained(openclip, monkeypatch, name, pretrained, options, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match=message):
+        VisionTower.from_pretrained(name, pretrained, **options)
