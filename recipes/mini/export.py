@@ -1,0 +1,56 @@
+"""Writes the trained Flamingo as a directory that stands alone, weights in half precision, and opens it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from recipes.mini import flamingo
+
+MOST_BYTES = 20_000_000
+
+
+def train_and_save(folder: Path) -> Path:
+    """Trains the last stage and writes `folder/flamingo-mini`, unless it is there already."""
+    target = folder / "flamingo-mini"
+    if (target / "model.safetensors").exists():
+        print(f"[flamingo] kept: {target}")
+        return target
+    model, processor = flamingo.train(folder)
+    model.save_pretrained(target, include_backbones=True)
+    processor.save_pretrained(target)
+    halve(target)
+    return target
+
+
+def halve(directory: Path) -> int:
+    """Stores every weight in 16 bits; models still open in 32. Returns the directory's bytes of weights.
+
+    Raises:
+        ValueError: the weights take more than 20 MB.
+    """
+    for file in directory.rglob("*.safetensors"):
+        tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    for file in directory.rglob("config.json"):
+        config = json.loads(file.read_text())
+        for part in (config, config.get("text_config") or {}):
+            if "dtype" in part:
+                part["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    size = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
+    if size > MOST_BYTES:
+        raise ValueError(f"the weights in {directory} take {size / 1e6:.1f} MB; at most 20 MB are shipped")
+    return size
+
+
+def load(directory: Path) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """The model, in 32 bits, and its processor."""
+    processor = FlamingoProcessor.from_pretrained(str(directory))
+    model = FlamingoForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
+    model.tokenizer = processor.tokenizer
+    return model.eval(), processor

@@ -1,0 +1,133 @@
+"""Stage 3, the Flamingo: resampler, gated cross-attention and added tokens, trained on interleaved documents.
+
+The tower and the language model are frozen. One-object captions come first, then captions, questions and digits, and
+binding; without that order the gates stay almost shut.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer
+
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance.images import ImageProcessor
+from recipes.mini import tower
+from recipes.mini.documents import Entry, binding_document, caption_document, question_document
+from recipes.mini.fitting import fit
+from recipes.mini.world import SIDE, Scene
+
+STEPS, BATCH, RATE = 5000, 32, 1.5e-3
+RESAMPLER = {"depth": 2, "heads": 4, "dim_head": 32, "latents": 16, "ff_mult": 4}
+CROSS_ATTENTION = {"heads": 4, "dim_head": 32, "ff_mult": 4}
+CAPTIONS_ONLY, EASY = 0.12, 0.35  # parts of the run: one-object captions, then plain binding among the rest
+WEIGHTS = {"caption": 1.0, "question": 3.0, "binding": 3.0}  # of an answer's token in the loss
+
+
+def build(vision: Path, language: Path) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """A new Flamingo around the two frozen backbones, and its processor."""
+    spread = {"mean": (tower.MEAN,) * 3, "std": (tower.STD,) * 3}
+    processor = FlamingoProcessor(ImageProcessor(size=(SIDE, SIDE), crop=None, **spread), AutoTokenizer.from_pretrained(language))
+    model = FlamingoForConditionalGeneration.from_backbones(
+        str(vision), str(language), processor, interval=1, dtype=torch.float32,
+        resampler=RESAMPLER, cross_attention=CROSS_ATTENTION, attn_implementation="eager",
+    )  # fmt: skip
+    with torch.no_grad():  # <|endofchunk|> ends an entry, as the separator does in the language model's text
+        table = model.get_input_embeddings().weight
+        row = processor.eoc_token_id - processor.base_vocab_size
+        model.added_tokens.embedding[row] = table[processor.tokenizer.convert_tokens_to_ids(";")]
+    return model, processor
+
+
+def document(rng: np.random.Generator, progress: float) -> tuple[str, list[Entry]]:
+    """One training document and its kind."""
+    if progress < CAPTIONS_ONLY:
+        return "caption", caption_document(rng, "train", int(rng.integers(1, 5)), 1)
+    draw = rng.random()
+    if draw < 0.4:
+        plain = 0.6 if progress < EASY else 0.1
+        return "binding", binding_document(rng, "train", 2, 8, classes=2 + int(rng.random() < 0.2), plain=plain)
+    make, kind = (caption_document, "caption") if draw < 0.7 else (question_document, "question")
+    return kind, make(rng, "train", int(rng.integers(1, 5)))
+
+
+def pixel_values(rows: list[list[Scene]]) -> torch.Tensor:
+    """Rows of scenes as (B, N, 1, 3, 64, 64), zeros after a row's last."""
+    images = tower.pixels([scene for row in rows for scene in row])
+    values = torch.zeros(len(rows), max(map(len, rows)), 1, *images.shape[1:])
+    for row, found in enumerate(images.split([len(row) for row in rows])):
+        values[row, : len(found), 0] = found
+    return values
+
+
+class Batches:
+    """Draws training batches; `batch(step)` depends on the step alone."""
+
+    def __init__(self, processor: FlamingoProcessor, steps: int) -> None:
+        self.processor, self.steps = processor, steps
+
+    def batch(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Model inputs, loss weights (32, T), and each token's kind (32, T): 0 no answer, 1 caption, 2 question, 3 word."""
+        rng = np.random.default_rng((3, step))
+        documents = [document(rng, step / self.steps) for _ in range(BATCH)]
+        rows = [self._tokens(kind, entries) for kind, entries in documents]
+        width = max(len(row) for row in rows)
+        table = torch.zeros(3, BATCH, width)
+        table[0] = self.processor.pad_token_id
+        for row, tokens in enumerate(rows):
+            table[:, row, : len(tokens)] = torch.tensor(tokens).T
+        scenes = [[entry.scene for entry in entries] for _, entries in documents]
+        ids = table[0].long()
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long(),
+            "pixel_values": pixel_values(scenes),
+            "media_counts": torch.tensor([len(row) for row in scenes]),
+        }
+        return inputs, table[1], table[2]
+
+    def _tokens(self, kind: str, entries: list[Entry]) -> list[tuple[int, float, int]]:
+        tokenizer, number = self.processor.tokenizer, 1 + ["caption", "question", "binding"].index(kind)
+        pieces, met = [], set()
+        for entry in entries:
+            foretold = kind != "binding" or entry.answer in met  # a new word cannot be foretold
+            met.add(entry.answer)
+            weight = WEIGHTS[kind] if foretold else 0.0
+            pieces += [("<image>" + entry.prompt, 0.0, 0), (entry.answer, weight, number if foretold else 0)]
+            pieces += [("<|endofchunk|>", 1.0, 0)]
+        ids = tokenizer([text for text, _, _ in pieces], add_special_tokens=False).input_ids
+        tokens = [(tokenizer.bos_token_id, 0.0, 0)]
+        for piece, (_, weight, mark) in zip(ids, pieces, strict=True):
+            tokens += [(token, weight, mark) for token in piece]
+        return tokens
+
+
+def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """Trains, or goes on training, what is not frozen; a finished run's checkpoint is only read."""
+    torch.manual_seed(0)
+    model, processor = build(folder / "vision", folder / "language")
+    batches = Batches(processor, steps)
+    device = next(model.parameters()).device
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        inputs, weight, mark = batches.batch(step)
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        logits = model(**inputs).logits
+        each = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none")
+        weight, mark = weight[:, 1:].to(device), mark[:, 1:].to(device)
+        right = (logits[:, :-1].argmax(-1) == inputs["input_ids"][:, 1:]).float()
+        figures = {kind: right[mark == 1 + i].mean().item() for i, kind in enumerate(("caption", "question", "word"))}
+        gates = [abs(block.attention_gate.item()) for block in model.cross_attention]
+        return (each * weight).sum() / weight.sum(), figures | {"gate": float(np.mean(gates))}
+
+    def probe(step: int) -> str:
+        from recipes.mini import evaluate  # it imports this file's neighbours
+
+        model.eval()
+        return evaluate.glance(model, processor)
+
+    fit("flamingo", model, loss_at, steps=steps, rate=RATE, folder=folder / "flamingo", probe=probe, probe_every=500)
+    return model.eval(), processor
