@@ -16,7 +16,7 @@ class Template:
     """A pattern with named fields, the last of which is the answer that the model shall give.
 
     `Template("<image>A photo of {text}.")` writes the demonstration `<image>A photo of a cat.<|endofchunk|>`
-    and, up to its answer, the query `<image>A photo of `. Values are given in the pattern's order or by name.
+    and, up to its answer, the query `<image>A photo of`. Values are given in the pattern's order or by name.
 
     Args:
         pattern: `<image>` where a picture stands, `{name}` where a text stands; `{{` and `}}` for braces.
@@ -38,24 +38,15 @@ class Template:
             raise ValueError(f"template {self.pattern!r}: {error}") from error
         fields = tuple(name for _, name, _, _ in parts if name is not None)
         plain = all(not spec and not conversion for _, _, spec, conversion in parts)
-        if (
-            not fields
-            or not plain
-            or not all(map(str.isidentifier, fields))
-            or len(set(fields)) < len(fields)
-        ):
+        if not fields or not plain or not all(map(str.isidentifier, fields)) or len(set(fields)) < len(fields):
             raise ValueError(
                 f"template {self.pattern!r}: expected plain named fields, each once, the answer last, "
                 "as in '<image>Question:{question} Short answer:{answer}'"
             )
         if IMAGE_TOKEN not in self.pattern:
-            raise ValueError(
-                f"template {self.pattern!r} has no {IMAGE_TOKEN}; put it where the picture stands"
-            )
+            raise ValueError(f"template {self.pattern!r} has no {IMAGE_TOKEN}; put it where the picture stands")
         if END_OF_CHUNK_TOKEN in self.pattern:
-            raise ValueError(
-                f"template {self.pattern!r}: leave out {END_OF_CHUNK_TOKEN}; it is added by itself"
-            )
+            raise ValueError(f"template {self.pattern!r}: leave out {END_OF_CHUNK_TOKEN}; it is added by itself")
         object.__setattr__(self, "fields", fields)
 
     def demonstration(self, *values: str, **named: str) -> str:
@@ -64,25 +55,39 @@ class Template:
         return self._checked(text, self.pattern) + END_OF_CHUNK_TOKEN
 
     def query(self, *values: str, **named: str) -> str:
-        """The example to be solved: everything before the answer."""
-        opening = ""
-        for literal, name, _, _ in Formatter().parse(self.pattern):
-            opening += literal.replace("{", "{{").replace("}", "}}")
-            if name == self.fields[-1]:
-                break
-            opening += f"{{{name}}}"
+        """The example to be solved: up to the answer, without white space before it.
+
+        Tokenizers join a space to the word after it, so the model is to begin with that space itself.
+        """
+        opening = self._around_answer()[0].rstrip()
         text = opening.format(**self._values(self.fields[:-1], values, named))
         return self._checked(text, opening)
+
+    def completion(self, answer: str) -> str:
+        """What stands after the query in a demonstration with this answer: what a model is to be scored on."""
+        opening, ending = self._around_answer()
+        space = opening[len(opening.rstrip()) :]
+        pattern = space + "{" + self.fields[-1] + "}" + ending
+        return self._checked(pattern.format(**self._values(self.fields[-1:], (answer,), {})), pattern)
 
     def parse(self, generated: str) -> str:
         """The answer in what a model generated after a query: up to the first stop, without `drop`."""
         stops = "|".join(map(re.escape, (END_OF_CHUNK_TOKEN, *self.stops)))
-        answer = re.split(stops, generated, maxsplit=1)[0]
+        answer = re.split(stops, generated, maxsplit=1)[0].strip()
+        answer = answer.removesuffix(self._around_answer()[1].format().strip())
         return answer.translate(dict.fromkeys(map(ord, self.drop))).strip()
 
-    def _values(
-        self, fields: tuple[str, ...], values: tuple[Any, ...], named: dict[str, Any]
-    ) -> dict[str, str]:
+    def _around_answer(self) -> tuple[str, str]:
+        """The pattern before and after its answer."""
+        written = ""
+        for literal, name, _, _ in Formatter().parse(self.pattern):
+            written += literal.replace("{", "{{").replace("}", "}}")
+            if name == self.fields[-1]:
+                return written, self.pattern[len(written) + len(name) + 2 :]
+            written += f"{{{name}}}" if name is not None else ""
+        raise AssertionError("a template has an answer")
+
+    def _values(self, fields: tuple[str, ...], values: tuple[Any, ...], named: dict[str, Any]) -> dict[str, str]:
         given = dict(zip(fields, values, strict=False)) | named
         if len(values) + len(named) != len(fields) or given.keys() != set(fields):
             found = ", ".join([*map(repr, values), *(f"{name}={value!r}" for name, value in named.items())])
@@ -92,23 +97,17 @@ class Template:
                 raise TypeError(f"{name} must be a text; given {value!r} of type {type(value).__name__}")
             for token in (IMAGE_TOKEN, END_OF_CHUNK_TOKEN):
                 if token in value:
-                    raise ValueError(
-                        f"{name}={value!r} holds {token!r}, which would alter the prompt; take it out"
-                    )
+                    raise ValueError(f"{name}={value!r} holds {token!r}, which would alter the prompt; take it out")
         return {name: value.strip() for name, value in given.items()} if self.strip else given
 
     def _checked(self, text: str, pattern: str) -> str:
         # Two innocent texts side by side can still spell a token.
         if text.count(IMAGE_TOKEN) != pattern.count(IMAGE_TOKEN) or END_OF_CHUNK_TOKEN in text:
-            raise ValueError(
-                f"the filled template {text!r} holds {IMAGE_TOKEN} or {END_OF_CHUNK_TOKEN} once too often"
-            )
+            raise ValueError(f"the filled template {text!r} holds {IMAGE_TOKEN} or {END_OF_CHUNK_TOKEN} once too often")
         return text
 
 
 # OpenFlamingo's strings: no space after a colon, no newline between demonstrations.
 caption = Template("<image>Output:{text}", stops=("Output",), drop='"')
-vqa = Template(
-    "<image>Question:{question} Short answer:{answer}", stops=("Question", "Answer", "Short"), strip=False
-)
+vqa = Template("<image>Question:{question} Short answer:{answer}", stops=("Question", "Answer", "Short"), strip=False)
 classification = Template("<image>Output:{text}", stops=("Output",), strip=False)

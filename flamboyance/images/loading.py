@@ -27,16 +27,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow reads more, but of those some are run rather than decoded (EPS, by Ghostscript).
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "QOI")
 # What Pillow's decoders raise on damaged data; SyntaxError is its PNG and TIFF readers' "broken file".
 _DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError),
+    *(struct.error, zlib.error),
 )
 
 
@@ -110,11 +106,12 @@ def _local_path(source: str | Path) -> Path:
 
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        image = Image.open(file)
+        Image.init()  # lists the formats that this Pillow was built with
+        image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         start = file.getvalue()[:8] if isinstance(file, io.BytesIO) else file.open("rb").read(8)
         raise ImageError(
-            f"{name} is not an image that Pillow reads (it starts with {start!r}); use JPEG, PNG or WebP"
+            f"{name} is not an image of a known kind (it starts with {start!r}); use JPEG, PNG or WebP"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} is too large: {error} Scale it down") from error
@@ -196,6 +193,4 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         return np.rint(array * 255).astype(np.uint8)
     if array.dtype == np.int32 and low >= 0 and high <= 65535:  # Pillow's mode I: 8- or 16-bit levels
         return _to_uint8(array.astype(np.uint8 if high <= 255 else np.uint16), name)
-    raise ImageError(
-        f"{name} holds {array.dtype} from {low} to {high}; cast it to uint8, uint16 or floats of 0 to 1"
-    )
+    raise ImageError(f"{name} holds {array.dtype} from {low} to {high}; cast it to uint8, uint16 or floats of 0 to 1")

@@ -25,9 +25,7 @@ def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
         config = config if filename == FILE_NAME else config.get("image_processor", {})
         if config:
             return config
-    raise OSError(
-        f"'{name_or_dir}' holds no {FILE_NAME}; pass ImageProcessor.clip(image_size) or another yourself"
-    )
+    raise OSError(f"'{name_or_dir}' holds no {FILE_NAME}; pass ImageProcessor.clip(image_size) or another yourself")
 
 
 def save(config: dict[str, Any], directory: str | Path) -> None:
@@ -46,9 +44,7 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
         if not config.get(key, True):
             raise ValueError(f"the {kind} preprocessor config has {key}=false; a tower needs it true")
     if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
-        raise ValueError(
-            f"the {kind} preprocessor config has rescale_factor={config['rescale_factor']}, not 1/255"
-        )
+        raise ValueError(f"the {kind} preprocessor config has rescale_factor={config['rescale_factor']}, not 1/255")
     if "max_num_patches" in config:
         raise ValueError(f"{kind} takes pictures of varying shape; use a tower of fixed resolution")
     size, crop = _sizes(config, kind)
@@ -95,23 +91,13 @@ def _sizes(config: dict[str, Any], kind: str) -> tuple[int | tuple[int, int], tu
         return (size["height"], size["width"]), crop
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
     if not isinstance(edge, int) or (isinstance(size, dict) and "longest_edge" in size):
-        raise ValueError(
-            f"the {kind} preprocessor config has size={size}; known: height and width, or shortest_edge"
-        )
-    if kind.startswith(
-        "ConvNext"
-    ):  # transformers' rule: crop from a larger picture below 384, squash from there on
-        return (
-            ((edge, edge), None)
-            if edge >= 384
-            else (int(edge / config.get("crop_pct", 224 / 256)), (edge, edge))
-        )
+        raise ValueError(f"the {kind} preprocessor config has size={size}; known: height and width, or shortest_edge")
+    if kind.startswith("ConvNext"):  # transformers' rule: crop from a larger picture below 384, squash from there on
+        return ((edge, edge), None) if edge >= 384 else (int(edge / config.get("crop_pct", 224 / 256)), (edge, edge))
     if isinstance(size, int) and not cropped:
         return (edge, edge), None  # ViT's old form
     if crop is None:
-        raise ValueError(
-            f"the {kind} preprocessor config has size={size} and no crop: pictures would differ in shape"
-        )
+        raise ValueError(f"the {kind} preprocessor config has size={size} and no crop: pictures would differ in shape")
     return edge, crop
 
 

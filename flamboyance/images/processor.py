@@ -36,11 +36,9 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int) and self.crop is None:
-            raise ValueError(
-                f"size={self.size} (shortest edge) leaves pictures of unequal shape; give crop=(H, W) too"
-            )
-        edges = (*np.atleast_1d(self.size), *(self.crop or ()))
-        if len(edges) not in (2, 3, 4) or min(edges) < 1:
+            raise ValueError(f"size={self.size} (shortest edge) leaves pictures of unequal shape; give crop=(H, W) too")
+        size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        if any(len(edges) != 2 or min(edges) < 1 for edges in (size, self.crop or size)):
             raise ValueError(f"size={self.size}, crop={self.crop}: expected lengths in pixels, 1 or more")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean={self.mean}, std={self.std}: expected three values each, std above 0")
@@ -50,6 +48,20 @@ class ImageProcessor:
     def clip(cls, image_size: int = 224) -> ImageProcessor:
         """OpenAI CLIP's: shortest edge and centre crop of `image_size` pixels, bicubic."""
         return cls(size=image_size, crop=(image_size, image_size))
+
+    @classmethod
+    def for_tower(
+        cls,
+        image_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        resize: str = "shortest",
+    ) -> ImageProcessor:
+        """For a tower of square pictures: `resize="shortest"` crops the centre, "exact" squashes."""
+        if resize not in ("shortest", "exact"):
+            raise ValueError(f"resize={resize!r}: expected 'shortest' (edge, then centre crop) or 'exact'")
+        square = (image_size, image_size)
+        return cls(*((image_size, square) if resize == "shortest" else (square, None)), tuple(mean), tuple(std))
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -1,0 +1,95 @@
+"""Prompt templates: the strings, what they refuse, and how answers are read."""
+
+import pytest
+
+from flamboyance.templates import Template, caption, classification, vqa
+
+
+def test_the_strings_are_open_flamingos() -> None:
+    assert caption.demonstration(" Two cats.\n") == "<image>Output:Two cats.<|endofchunk|>"
+    assert caption.query() == "<image>Output:"
+    assert vqa.query("How many cats? ") == "<image>Question:How many cats?  Short answer:"
+    solved = "<image>Question:How many cats? Short answer:2<|endofchunk|>"
+    assert vqa.demonstration("How many cats?", "2") == solved
+    assert vqa.demonstration(answer="2", question="How many cats?") == solved
+    assert vqa.demonstration("How many cats?", answer="2") == solved
+    assert classification.demonstration(text="goldfish") == "<image>Output:goldfish<|endofchunk|>"
+    assert classification.query() == "<image>Output:"
+    assert classification.completion("goldfish") == "goldfish"
+    assert vqa.completion("2") == "2"
+
+
+def test_a_template_of_ones_own() -> None:
+    photo = Template("<image>A photo of {text}.")
+    assert photo.fields == ("text",)
+    assert photo.demonstration("a cat ") == "<image>A photo of a cat.<|endofchunk|>"
+    assert photo.query() == "<image>A photo of"  # the space belongs to the answer's first token
+    assert photo.query() + photo.completion(" a cat") + "<|endofchunk|>" == photo.demonstration("a cat")
+    assert photo.parse(" a cat.") == photo.parse(" a cat") == photo.parse(" a cat. <|endofchunk|>.") == "a cat"
+    braces = Template("<image>{{{question}}} gives {answer} {{answer}}")
+    assert braces.demonstration("{1}", "{2}") == "<image>{{1}} gives {2} {answer}<|endofchunk|>"
+    assert braces.query("{1}") == "<image>{{1}} gives"
+    assert braces.completion("{2}") == " {2} {answer}"
+    assert braces.parse(" {2} {answer}") == "{2}"
+    two = Template("<image><image>The second is {text}")
+    assert two.query() == "<image><image>The second is"
+    assert photo == Template("<image>A photo of {text}.")
+    assert len({photo, two, braces}) == 3
+
+
+def test_answers_are_cut_where_the_next_example_begins() -> None:
+    assert caption.parse(' Two "cats".\nOutput: A dog. Output:') == "Two cats."
+    assert vqa.parse(" 2 Question:Where? Short answer:there") == "2"
+    assert vqa.parse("2 Short") == vqa.parse("2<|endofchunk|><image>5") == "2"
+    assert classification.parse("goldfish<|endofchunk|>") == "goldfish"
+    assert Template("<image>{text}").parse(" Output as it is ") == "Output as it is"
+
+
+BAD_PATTERNS = {
+    "no field": ("<image>Output:", "expected plain named fields, each once, the answer last"),
+    "no image": ("Output:{text}", "has no <image>; put it where the picture stands"),
+    "ended twice": ("<image>{text}<|endofchunk|>", "leave out <|endofchunk|>"),
+    "a field twice": ("<image>{text} {text}", "each once"),
+    "by position": ("<image>{} {0}", "expected plain named fields"),
+    "an attribute": ("<image>{text.__class__}", "expected plain named fields"),
+    "a format": ("<image>{text:>10}", "expected plain named fields"),
+    "a conversion": ("<image>{text!r}", "expected plain named fields"),
+    "an open brace": ("<image>{text", "template '<image>{text': expected '}'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PATTERNS)
+def test_bad_patterns(case: str) -> None:
+    pattern, message = BAD_PATTERNS[case]
+    with pytest.raises(ValueError, match=message.replace("|", r"\|").replace("{", r"\{")):
+        Template(pattern)
+
+
+BAD_VALUES = {
+    "an image": (("a <image> b",), {}, ValueError, "text='a <image> b' holds '<image>', which would alter the prompt"),
+    "an end": (("a<|endofchunk|>",), {}, ValueError, r"text='a<\|endofchunk\|>' holds '<\|endofchunk\|>'"),
+    "nothing": ((), {}, TypeError, r"takes \(text\) here; given \(\)"),
+    "too much": (("a", "b"), {}, TypeError, r"takes \(text\) here; given \('a', 'b'\)"),
+    "another name": ((), {"caption": "a"}, TypeError, r"takes \(text\) here; given \(caption='a'\)"),
+    "twice": (("a",), {"text": "b"}, TypeError, r"given \('a', text='b'\)"),
+    "a number": ((7,), {}, TypeError, "text must be a text; given 7 of type int"),
+    "None": ((None,), {}, TypeError, "given None of type NoneType"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_bad_values(case: str) -> None:
+    values, named, error, message = BAD_VALUES[case]
+    with pytest.raises(error, match=message):
+        caption.demonstration(*values, **named)
+
+
+def test_tokens_cannot_be_put_together_from_pieces() -> None:
+    split = Template("<image>{question}{answer}")
+    assert split.demonstration("a <im", "pressive> b") == "<image>a <impressive> b<|endofchunk|>"
+    with pytest.raises(ValueError, match="once too often"):
+        split.demonstration("a <ima", "ge> b")
+    with pytest.raises(ValueError, match="once too often"):
+        Template("<image><|end{question}|>{answer}").query("ofchunk")
+    with pytest.raises(ValueError, match="question='<image>' holds"):
+        vqa.query("<image>")
