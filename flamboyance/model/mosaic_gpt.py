@@ -101,11 +101,12 @@ class MosaicGPTBlock(GradientCheckpointingLayer):
 
 
 class MosaicGPTPreTrainedModel(PreTrainedModel):
+    config: MosaicGPTConfig
     config_class = MosaicGPTConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MosaicGPTBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["MosaicGPTBlock"]  # noqa: RUF012 (as the base class declares them)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _input_embed_layer = "wte"
 
@@ -172,7 +173,7 @@ class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
     """MosaicGPT with its tied head: token ids (B, T) -> logits (B, T, V)."""
 
     # Published files hold no head: it is the embedding. As a module of its own it can still be hooked.
-    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
 
     def __init__(self, config: MosaicGPTConfig) -> None:
         super().__init__(config)

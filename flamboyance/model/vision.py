@@ -28,9 +28,9 @@ class VisionTower(nn.Module):
     convolutional tower).
     """
 
-    def __init__(self, model: nn.Module, spec: dict[str, Any]) -> None:
+    def __init__(self, model: Any, spec: dict[str, Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.spec = spec
         if spec["library"] == "transformers":
             self.width, self.image_size, self.patches = vision_transformers.geometry(spec["config"])

@@ -83,7 +83,7 @@ def openclip_config(spec: dict[str, Any]) -> dict[str, Any]:
     return {"quick_gelu": _quick_gelu(open_clip, spec)} | _openclip_preprocessing(preprocess)
 
 
-def openclip_geometry(visual: nn.Module) -> tuple[int, int, int | None]:
+def openclip_geometry(visual: Any) -> tuple[int, int, int | None]:
     """(width, image side, patches): as `vision_transformers.geometry`."""
     if hasattr(visual, "trunk"):
         return timm_geometry(visual.trunk)
@@ -94,7 +94,7 @@ def openclip_geometry(visual: nn.Module) -> tuple[int, int, int | None]:
     return visual.layer4[-1].bn3.num_features, side, None  # a ResNet
 
 
-def openclip_features(visual: nn.Module, pixels: Tensor) -> Tensor:
+def openclip_features(visual: Any, pixels: Tensor) -> Tensor:
     if hasattr(visual, "trunk"):
         return timm_features(visual.trunk, pixels)
     if not hasattr(visual, "transformer"):
@@ -178,7 +178,7 @@ def timm_config(spec: dict[str, Any]) -> dict[str, Any]:
     return _timm_preprocessing(cfg.to_dict())
 
 
-def timm_geometry(model: nn.Module) -> tuple[int, int, int | None]:
+def timm_geometry(model: Any) -> tuple[int, int, int | None]:
     """(width, image side, patches): as `vision_transformers.geometry`."""
     embed = getattr(model, "patch_embed", None)
     if _is_vit(model) and embed is not None:
@@ -186,7 +186,7 @@ def timm_geometry(model: nn.Module) -> tuple[int, int, int | None]:
     return model.num_features, _side(model.pretrained_cfg["input_size"][-2:]), None
 
 
-def timm_features(model: nn.Module, pixels: Tensor) -> Tensor:
+def timm_features(model: Any, pixels: Tensor) -> Tensor:
     """Pixels (n, C, H, W) -> (n, P, D): a ViT's patches before its final norm, a CNN's last grid by rows."""
     if _is_vit(model):
         return model.forward_intermediates(pixels, indices=1, norm=False, output_fmt="NLC", intermediates_only=True)[-1]
@@ -200,7 +200,7 @@ def timm_features(model: nn.Module, pixels: Tensor) -> Tensor:
     )
 
 
-def _is_vit(model: nn.Module) -> bool:
+def _is_vit(model: Any) -> bool:
     return hasattr(model, "num_prefix_tokens") and hasattr(model, "forward_intermediates")
 
 

@@ -125,7 +125,7 @@ def load(
     return module
 
 
-def _quiet(model_class: type) -> type:
+def _quiet(model_class: Any) -> Any:
     """The class, not listing a text tower's weights as unexpected when it reads the files of a whole CLIP."""
     others = [r"^(vision_model\.)?head\.", r"^text_", r"^visual_projection", r"^logit_", r"^(vit\.)?pooler\."]
     # Same name and module: transformers looks up its renamings of old files by them.
@@ -149,7 +149,7 @@ def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
     return {"image_size": side, "mean": family.mean, "std": family.std, "resize": family.resize}
 
 
-def features(module: nn.Module, pixels: Tensor) -> Tensor:
+def features(module: Any, pixels: Tensor) -> Tensor:
     """Pixels (n, C, H, W) -> the last block's patches (n, P, D), before the final norm, no special tokens."""
     config = module.config
     if config.model_type == "siglip2_vision_model":
@@ -166,11 +166,11 @@ def features(module: nn.Module, pixels: Tensor) -> Tensor:
     return x[:, special:]
 
 
-def _blocks(encoder: nn.Module) -> nn.ModuleList:
+def _blocks(encoder: Any) -> nn.ModuleList:
     return encoder.layers if hasattr(encoder, "layers") else encoder.layer
 
 
-def _embed_naflex(module: nn.Module, pixels: Tensor) -> Tensor:
+def _embed_naflex(module: Any, pixels: Tensor) -> Tensor:
     """SigLIP 2 of any aspect takes patches flattened row by row, channels last."""
     n, channels, height, width = pixels.shape
     patch = module.config.patch_size

@@ -9,20 +9,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 
 from flamboyance.model.mosaic_gpt import MosaicGPTConfig, MosaicGPTForCausalLM
 
-HUB_CONFIG = {  # the published file's keys, at a small size
-    "_name_or_path": "mosaicml/mpt-1b",
-    "architectures": ["MosaicGPT"],
+HUB_CONFIG = json.loads(  # the published file's keys, at a small size
+    """{
+    "_name_or_path": "mosaicml/mpt-1b", "architectures": ["MosaicGPT"], "model_type": "mosaic_gpt",
     "auto_map": {"AutoConfig": "configuration_mosaic_gpt.X", "AutoModelForCausalLM": "mosaic_gpt.MosaicGPT"},
-    "model_type": "mosaic_gpt",
-    **{"d_model": 32, "n_heads": 4, "n_layers": 3, "mlp_ratio": 4, "max_seq_len": 64, "vocab_size": 50},
-    **{"alibi": True, "alibi_bias_max": 8, "attn_qk_ln": True, "no_bias": True},
-    **{"attn_clip_qkv": None, "softmax_scale": None, "logit_scale": None, "embedding_fraction": 1.0},
-    **{"prefix_lm": False, "attn_uses_sequence_id": False, "use_cache": False},
-    **{"attn_pdrop": 0, "emb_pdrop": 0, "resid_pdrop": 0},
-    **{"attn_impl": "torch", "low_precision_layernorm": True, "init_device": "cpu", "init_std": 0.02},
-    **{"param_init_fn": "kaiming_normal_", "fan_mode": "fan_in", "emb_init_std": None, "verbose": 0},
-    **{"tokenizer_name": "EleutherAI/gpt-neox-20b", "torch_dtype": "float32", "transformers_version": "4.27.4"},
-}
+    "d_model": 32, "n_heads": 4, "n_layers": 3, "mlp_ratio": 4, "max_seq_len": 64, "vocab_size": 50,
+    "alibi": true, "alibi_bias_max": 8, "attn_qk_ln": true, "no_bias": true,
+    "attn_clip_qkv": null, "softmax_scale": null, "logit_scale": null, "embedding_fraction": 1.0,
+    "prefix_lm": false, "attn_uses_sequence_id": false, "use_cache": false,
+    "attn_pdrop": 0, "emb_pdrop": 0, "resid_pdrop": 0,
+    "attn_impl": "torch", "low_precision_layernorm": true, "init_device": "cpu", "init_std": 0.02,
+    "param_init_fn": "kaiming_normal_", "fan_mode": "fan_in", "emb_init_std": null, "verbose": 0,
+    "tokenizer_name": "EleutherAI/gpt-neox-20b", "torch_dtype": "float32", "transformers_version": "4.27.4"
+    }"""
+)
 
 
 def build(**changes) -> MosaicGPTForCausalLM:
