@@ -1,6 +1,7 @@
 """The `flamboyance` command: its arguments, and how its errors are shown."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("flamboyance: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has had enough, as in `… | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
         return 141
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:

@@ -1,0 +1,348 @@
+"""The `flamboyance` command with a tiny model: inputs, outputs, resuming, errors."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flamboyance.cli import main
+from flamboyance.commands.output import RowFile, complete_lines
+from tests.tiny import save_tiny_flamingo
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_flamingo(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with three images at two depths, a text file and a hidden file."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, colour in (("b.png", "red"), ("a.JPG", "green"), ("more/c.png", "blue")):
+        Image.new("RGB", (20, 16), COLOURS[colour]).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._a.JPG").write_bytes(b"what some systems leave beside a file")
+    return folder
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    """A folder of two captioned images; also as captions.csv/.jsonl and questions.csv/.jsonl beside it."""
+    folder = tmp_path / "captioned"
+    folder.mkdir()
+    captions, questions = [], []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (16, 16), COLOURS[colour]).save(folder / f"{colour}.png")
+        (folder / f"{colour}.txt").write_text(f"a {colour} square\n")
+        row = {"image": f"captioned/{colour}.png"}
+        captions.append(row | {"text": f"a {colour} square"})
+        questions.append(row | {"question": "what is this ?", "answer": f"a {colour} square", "id": "7"})
+    for name, rows in (("captions", captions), ("questions", questions)):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def rows_of(path: Path) -> list[dict]:
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def fails(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """The one line that the command says when it refuses."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+# What goes in
+
+
+def test_folder_to_standard_output(model: str, photos: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("caption", photos, "--model", model, "--beams", 1, "--max-new-tokens", 3) == 0
+    said = capsys.readouterr()
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    assert [line[0] for line in lines] == [str(photos / name) for name in ("a.JPG", "b.png", "more/c.png")]
+    assert all(len(line) == 2 for line in lines)
+    assert said.err.endswith("3 images done\n")
+
+
+@pytest.mark.parametrize("source", ["captioned", "captions.csv", "captions.jsonl"])
+def test_captions_from_every_kind_of_demonstrations(
+    model: str, photos: Path, demonstrations: Path, tmp_path: Path, source: str
+) -> None:
+    common = ("--model", model, "--beams", 2, "--max-new-tokens", 4)
+    given = tmp_path / source
+    # The folder is read in the order of its names.
+    reference = [("blue", "a blue square"), ("red", "a red square")]
+    if given.suffix:
+        reference.reverse()
+    assert run("caption", photos, *common, "--demonstrations", given, "--output", tmp_path / "out.jsonl") == 0
+    assert [row["text"] for row in rows_of(tmp_path / "out.jsonl")] == _library_captions(
+        model, [(demonstrations / f"{colour}.png", text) for colour, text in reference], photos
+    )
+
+
+def _library_captions(model: str, demonstrations: list, photos: Path) -> list[str]:
+    import flamboyance as fl
+
+    task = fl.FewShotTask(
+        fl.FlamingoForConditionalGeneration.from_pretrained(model),
+        fl.FlamingoProcessor.from_pretrained(model),
+        demonstrations=demonstrations,
+        template=fl.templates.caption,
+    )
+    return task([photos / name for name in ("a.JPG", "b.png", "more/c.png")], max_new_tokens=4, num_beams=2)
+
+
+@pytest.mark.parametrize("source", ["questions.csv", "questions.jsonl", "captioned"])
+def test_ask(model: str, photos: Path, demonstrations: Path, tmp_path: Path, source: str) -> None:
+    out = tmp_path / "out.csv"
+    question = 'is this a cat, or a "dog"?'
+    arguments = ("ask", photos, "--question", question, "--model", model, "--output", out)
+    assert run(*arguments, "--demonstrations", tmp_path / source, "--shots", 1, "--beams", 1) == 0
+    rows = rows_of(out)
+    assert [Path(row["image"]).name for row in rows] == ["a.JPG", "b.png", "c.png"]
+    assert {row["question"] for row in rows} == {question}
+    assert list(rows[0]) == ["image", "question", "answer", "error"]
+    # Another question goes to the same file; the same one is done already.
+    other = ("ask", photos, "--question", "what is this ?", "--model", model, "--output", out)
+    assert run(*other) == 0
+    assert run(*other) == 0
+    assert len(rows_of(out)) == 6
+
+
+def test_classify(model: str, photos: Path, demonstrations: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\n\ndog\nred square\n")
+    common = ("classify", photos, "--model", model, "--demonstrations", demonstrations)
+    assert run(*common, "--labels", labels, "--output", tmp_path / "out.jsonl") == 0
+    assert run(*common, "--labels", "cat,dog, red square", "--output", tmp_path / "out.csv") == 0
+    for row, flat in zip(rows_of(tmp_path / "out.jsonl"), rows_of(tmp_path / "out.csv"), strict=True):
+        probabilities = row["probabilities"]
+        assert set(probabilities) == {"cat", "dog", "red square"}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+        assert row["label"] == max(probabilities, key=probabilities.get) == flat["label"]
+        assert float(flat["probabilities.red square"]) == pytest.approx(probabilities["red square"], abs=2e-6)
+
+
+# Resuming, and bad images
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_resumes_after_a_cut_last_line(model: str, photos: Path, tmp_path: Path, suffix: str, capsys) -> None:
+    out = tmp_path / f"out{suffix}"
+    arguments = ("caption", photos, "--model", model, "--beams", 1, "--output", out, "--max-new-tokens", 3)
+    assert run(*arguments) == 0
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    done = b"".join(lines[:-2])
+    for rest in (lines[-2][:-1], lines[-2][:12], b""):
+        out.write_bytes(done + rest)
+        capsys.readouterr()
+        assert run(*arguments) == 0
+        assert out.read_bytes() == whole
+        assert "2 images done, 1 were done before" in capsys.readouterr().err
+    out.write_bytes(whole[:5])
+    assert run(*arguments) == 0
+    assert out.read_bytes() == whole
+    # Nothing left to do: not even the model is opened.
+    assert run("caption", photos, "--model", "./nowhere", "--output", out) == 0
+
+
+def test_bad_images_become_rows(model: str, photos: Path, tmp_path: Path, capsys) -> None:
+    (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    (photos / "empty.jpg").touch()
+    out = tmp_path / "out.jsonl"
+    arguments = ("caption", photos, "--model", model, "--beams", 1, "--batch-size", 2)
+    assert run(*arguments, "--output", out) == 0
+    assert "3 images done, 2 could not be read" in capsys.readouterr().err
+    rows = {Path(row["image"]).name: row for row in rows_of(out)}
+    assert list(rows) == ["a.JPG", "b.png", "bad.png", "empty.jpg", "c.png"]
+    assert {name for name, row in rows.items() if "error" in row} == {"bad.png", "empty.jpg"}
+    assert all(("text" in row) != ("error" in row) for row in rows.values())
+    assert "bad.png" in rows["bad.png"]["error"]
+
+    assert run(*arguments) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3
+    assert "empty.jpg" in said.err
+    assert run("caption", photos / "bad.png", "--model", model) == 1
+
+
+def test_rows_do_not_depend_on_the_batch(model: str, photos: Path, demonstrations: Path, tmp_path: Path) -> None:
+    for size in (1, 3):
+        out = tmp_path / f"{size}.jsonl"
+        common = ("caption", photos, "--model", model, "--demonstrations", demonstrations, "--output", out)
+        assert run(*common, "--batch-size", size) == 0
+    assert rows_of(tmp_path / "1.jsonl") == rows_of(tmp_path / "3.jsonl")
+
+
+def test_complete_lines() -> None:
+    assert complete_lines(b'{"a": 1}\n{"b"', quoted=False) == b'{"a": 1}\n'
+    assert complete_lines(b'a,"x\ny"\nb,"x\nz', quoted=True) == b'a,"x\ny"\n'
+    assert complete_lines(b'a,"say ""hi""\nyou"\n', quoted=True) == b'a,"say ""hi""\nyou"\n'
+    assert complete_lines(b"nothing whole", quoted=True) == b""
+
+
+def test_a_row_may_hold_anything(tmp_path: Path) -> None:
+    odd = 'one\ntwo, "three"\u2028four\u00e9'
+    for suffix in (".csv", ".jsonl"):
+        out = tmp_path / f"out{suffix}"
+        for name in ("a", "b"):
+            with RowFile(out, ["image", "text", "error"]) as rows:
+                assert ({"image": "a"} in rows) == (name == "b")
+                rows.append({"image": name, "text": odd})
+        with RowFile(out, ["image", "text", "error"]) as rows:
+            assert {"image": "b"} in rows
+        text = out.read_bytes().decode()
+        assert text.count("two") == 2
+
+
+# What is refused
+
+
+def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "notes.jsonl").write_text("my notes\nand more")
+    (tmp_path / "other.csv").write_text("name,age\nx,1\n")
+    (tmp_path / "answers.jsonl").write_text('{"image": "a", "question": "q", "answer": "b"}\n')
+    cases = [
+        (("caption", tmp_path / "none"), "holds no image"),
+        (("caption", tmp_path / "gone.png"), "no such image or folder"),
+        (
+            ("caption", photos, "--output", tmp_path / "gone" / "o.csv"),
+            "gone/o.csv: No such file or directory",
+        ),
+        (("caption", photos, "--output", tmp_path / "file" / "o.csv"), "Not a directory"),
+        (("caption", photos, "--output", tmp_path / "o.txt"), "a .jsonl or a .csv file"),
+        (("caption", photos, "--output", tmp_path / "notes.jsonl"), "line 1 is not JSON"),
+        (("caption", photos, "--output", tmp_path / "other.csv"), "holds rows of name,age"),
+        (("caption", photos, "--output", tmp_path / "answers.jsonl"), "give another --output"),
+        (("caption", photos, "--batch-size", 0), "--batch-size is 0"),
+        (("caption", photos, "--shots", 2), "needs --demonstrations"),
+        (("caption", photos, "--shots", -1), "--shots is -1"),
+        (("caption", photos, "--model", tmp_path / "none"), "config.json"),
+        (("ask", photos, "--question", " "), "--question is empty"),
+        (("classify", photos, "--labels", "cat"), "expected two or more"),
+        (("classify", photos, "--labels", "cat,dog,cat"), "cat more than once"),
+        (("convert", tmp_path / "gone.pt", tmp_path / "to"), "no such checkpoint"),
+        (("convert", tmp_path / "file", tmp_path / "file"), "is a file"),
+        (("info", tmp_path / "none"), "config.json"),
+    ]
+    for arguments, message in cases:
+        assert message in fails(capsys, *arguments)
+    # What was there is still there.
+    assert (tmp_path / "notes.jsonl").read_text() == "my notes\nand more"
+    assert (tmp_path / "other.csv").read_text() == "name,age\nx,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.csv", "", "is empty; expected the columns"),
+        ("d.csv", "image,text\n", "holds no demonstration"),
+        ("d.csv", "file,caption\na.JPG,hello\n", "has the columns file,caption; expected image,text"),
+        ("d.csv", "image,text\na.JPG,\n", "line 2: text is empty"),
+        ("d.csv", "image,text\na.JPG\n", "line 2: text is empty"),
+        ("d.csv", "image,text\ngone.png,hello\n", "gone.png, which does not exist"),
+        ("d.csv", "image,question,answer\na.JPG,what ?,this\n", "expected the columns image,text"),
+        ("d.jsonl", "", "holds no demonstration"),
+        ("d.jsonl", '{"image": "a.JPG", "text": "x"}\n{"image"\n', "line 2 is not JSON"),
+        ("d.jsonl", '["a.JPG", "x"]\n', "line 1 holds list"),
+        ("d.jsonl", '{"image": "a.JPG", "caption": "x"}\n', "has the columns image,caption"),
+        ("d.jsonl", '{"image": "a.JPG", "text": 3}\n', "text is 3; expected some text"),
+        ("d.txt", "image,text\n", "is none of them"),
+        ("gone.csv", None, "no such demonstrations"),
+        (".", None, "has no text beside it"),
+    ],
+)
+def test_refusals_of_demonstrations(photos: Path, name: str, content: str | None, message: str, capsys) -> None:
+    if content is not None:
+        (photos / name).write_text(content)
+    assert message in fails(capsys, "caption", photos, "--demonstrations", photos / name)
+
+
+def test_too_few_demonstrations(photos: Path, demonstrations: Path, capsys) -> None:
+    said = fails(capsys, "caption", photos, "--demonstrations", demonstrations, "--shots", 3)
+    assert "--shots 3 asks for more than the 2 demonstrations" in said
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run("caption", tmp_path / "gone.png", "--debug")
+
+
+# The rest
+
+
+def test_info_of_a_directory(model: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run("info", model) == 0
+    said = capsys.readouterr().out
+    for word in ("vision", "resampler", "cross_attention", "added_tokens", "language_model", "opt", "frozen"):
+        assert word in said
+    assert "before layers 0, 1" in " ".join(said.split())
+    assert "+0.7616" in said  # tanh(1), the tiny model's attention gate
+    assert "+0.4621" in said  # tanh(0.5)
+
+
+def test_info_counts_what_trains(model: str) -> None:
+    from flamboyance.commands.info import parts
+    from flamboyance.commands.models import outline
+
+    outlined, gates = outline(model)
+    rows = {part.name: part for part in parts(outlined)}
+    assert gates == [(1.0, 0.5), (1.0, 0.5)]
+    assert rows["vision"].trained == rows["language_model"].trained == 0
+    assert all(rows[n].trained == rows[n].parameters > 0 for n in ("resampler", "cross_attention", "added_tokens"))
+    assert rows["added_tokens"].parameters == 32 * len(outlined.config.added_tokens)
+
+
+def test_info_of_a_released_model_needs_no_download(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run("info", "openflamingo/OpenFlamingo-3B-vitl-mpt1b") == 0
+    said = capsys.readouterr().out
+    assert "mosaic_gpt" in said
+    assert "24 blocks, before layers 0–23 (interval 1)" in said
+
+
+def test_help(capsys) -> None:
+    for arguments, words in (
+        ([], ("demo", "caption", "ask", "classify", "info", "convert", "examples:")),
+        (["caption"], ("--demonstrations", "--batch-size", "example:", "a CSV file")),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run(*arguments, "--help")
+        assert end.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.png"
+    command = [sys.executable, "-m", "flamboyance.cli", "caption", str(gone)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == f"flamboyance: no such image or folder: {gone}\n"
