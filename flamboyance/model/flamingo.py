@@ -209,7 +209,8 @@ class FlamingoForConditionalGeneration(Checkpointing, PreTrainedModel, Generatio
 
     def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: np.ndarray | None):
         """What each token sees: the media to look at, and the layout for attending to them."""
-        if media is not None and past and input_ids.shape[1] == 1:
+        newest = images_seen is None or (media is not None and images_seen[:, -1].tolist() == media.counts)
+        if media is not None and past and input_ids.shape[1] == 1 and newest:
             media = media.last
             return media, decoding_sight(media, input_ids.device) if len(media.latents) else None
         if images_seen is None:
