@@ -133,10 +133,8 @@ class FlamingoProcessor:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, with what the tokenizer puts before it (a BOS), without what it puts after it (an EOS)."""
-        probe, bare = (self.tokenizer("a", add_special_tokens=add).input_ids for add in (True, False))
-        starts = range(len(probe) - len(bare) + 1)
-        start = next((i for i in starts if probe[i : i + len(bare)] == bare), len(probe) - len(bare))
-        appended = len(probe) - len(bare) - start
+        probe = self.tokenizer(END_OF_CHUNK_TOKEN).input_ids
+        appended = len(probe) - 1 - probe.index(self.eoc_token_id)
         # Padding is done here: asked of a fast tokenizer, it becomes state that threads would share.
         return [ids[: len(ids) - appended] for ids in self.tokenizer(texts).input_ids]
 

@@ -41,11 +41,9 @@ def test_equals_torchvision_and_open_clip_bit_for_bit(size: tuple[int, int]) -> 
 
 def test_equals_open_clip() -> None:
     open_clip = pytest.importorskip("open_clip")
-    for resize, name in (("shortest", "shortest"), ("exact", "squash")):
+    for ours, name in ((ImageProcessor.clip(32), "shortest"), (ImageProcessor((32, 32)), "squash")):
         theirs = open_clip.image_transform(32, is_train=False, resize_mode=name)
-        assert torch.equal(
-            ImageProcessor.for_tower(32, OPENAI_MEAN, OPENAI_STD, resize)(noise(50, 41)), theirs(noise(50, 41))
-        )
+        assert torch.equal(ours(noise(50, 41)), theirs(noise(50, 41)))
 
 
 THEIRS: dict[str, Any] = {
@@ -143,11 +141,6 @@ def test_bad_arguments(case: str) -> None:
     arguments, message = BAD_ARGUMENTS[case]
     with pytest.raises(ValueError, match=message):
         ImageProcessor(**arguments)
-
-
-def test_bad_resize() -> None:
-    with pytest.raises(ValueError, match="resize='longest': expected 'shortest'"):
-        ImageProcessor.for_tower(32, HALF, HALF, resize="longest")
 
 
 def test_a_thread_of_a_picture_is_refused_before_it_fills_the_memory() -> None:

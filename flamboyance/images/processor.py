@@ -49,20 +49,6 @@ class ImageProcessor:
         """OpenAI CLIP's: shortest edge and centre crop of `image_size` pixels, bicubic."""
         return cls(size=image_size, crop=(image_size, image_size))
 
-    @classmethod
-    def for_tower(
-        cls,
-        image_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        resize: str = "shortest",
-    ) -> ImageProcessor:
-        """For a tower of square pictures: `resize="shortest"` crops the centre, "exact" squashes."""
-        if resize not in ("shortest", "exact"):
-            raise ValueError(f"resize={resize!r}: expected 'shortest' (edge, then centre crop) or 'exact'")
-        square = (image_size, image_size)
-        return cls(*((image_size, square) if resize == "shortest" else (square, None)), tuple(mean), tuple(std))
-
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the result, in pixels."""
