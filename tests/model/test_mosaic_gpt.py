@@ -160,7 +160,8 @@ def test_checkpointing_and_hooks_leave_gradients_alone():
     model.gradient_checkpointing_enable()
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
-    assert seen == [(2, 6, 32)] * 2  # hidden states come positionally
+    assert model(rows, use_cache=True).past_key_values is None  # recomputed blocks would write twice
+    assert seen[:2] == [(2, 6, 32)] * 2  # hidden states come positionally
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from transformers import (
     ViTModel,
 )
 
+from flamboyance.model import vision_transformers
 from flamboyance.model.vision import VisionTower, tower_preprocessing, tower_spec
 from tests.model.towers import pixels, plain_clip, randomise, saved
 
@@ -168,6 +169,14 @@ def test_openai_names_need_no_open_clip(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install flamboyance\[timm\]"):
         VisionTower.from_pretrained("timm/dm_nfnet_f0.dm_in1k")
+
+
+def test_openai_weights_have_quick_gelu_whatever_their_config_says(tmp_path, monkeypatch):
+    model = randomise(CLIPVisionModel(CLIPVisionConfig(**SIZED, hidden_act="gelu")))
+    row = (saved(model, tmp_path), 32, 2, 2, 8, 32)
+    monkeypatch.setitem(vision_transformers.OPENAI_TOWERS, "vit-b-32", row)
+    tower = VisionTower.from_pretrained("ViT-B-32", pretrained="openai")
+    torch.testing.assert_close(tower(pixels()), plain_clip(model.state_dict(), pixels()), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
