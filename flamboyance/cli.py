@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 EPILOG = """\
 examples:
@@ -28,6 +28,13 @@ output:
   to the file one by one, and a later run goes on where this one ended. An image that cannot be read becomes a
   row with `error`, and the run goes on; the exit status is 1 only if none could be read.
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +66,7 @@ def _one_line(error: Exception) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flamboyance",
         description="Few-shot vision-language models: show a few images with their texts, and get the next.",
         epilog=EPILOG,
@@ -109,6 +116,15 @@ def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
         return getattr(import_module(f"flamboyance.commands.{module}"), function)(arguments)
 
     return call
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(given: str) -> int:
+        if not given.lstrip("-").isdecimal() or int(given) < least:
+            raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from {least} up")
+        return int(given)
+
+    return number
 
 
 def _add_demo(commands: Any) -> None:
@@ -163,16 +179,16 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
     group = parser.add_argument_group("demonstrations")
     group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
-    group.add_argument("--shots", type=int, metavar="N", help="use the first N demonstrations (default: all)")
+    group.add_argument("--shots", type=_at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
     _add_model(parser)
     parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--batch-size", type=_at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="default: 20")
-    group.add_argument("--beams", type=int, default=3, metavar="N", help="1 is greedy (default: 3)")
+    group.add_argument("--max-new-tokens", type=_at_least(1), default=20, metavar="N", help="default: 20")
+    group.add_argument("--beams", type=_at_least(1), default=3, metavar="N", help="1 is greedy (default: 3)")
 
 
 def _add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:

@@ -33,7 +33,7 @@ class Job:
 def caption(arguments: argparse.Namespace) -> int:
     """Describe images."""
     demonstrations = [_as_caption(d) for d in _demonstrations(arguments)]
-    job = Job(arguments, {}, ["text"], lambda row: row["text"])
+    job = Job(arguments, {}, ["text"], lambda row: _one_line(row["text"]))
 
     def answer() -> Answer:
         task = _task(arguments, demonstrations, "caption")
@@ -49,7 +49,7 @@ def ask(arguments: argparse.Namespace) -> int:
         raise ValueError("--question is empty")
     # A text beside an image answers the question that is asked now.
     demonstrations = [d if len(d) == 3 else (d[0], question, d[1]) for d in _demonstrations(arguments)]
-    job = Job(arguments, {"question": question}, ["answer"], lambda row: row["answer"])
+    job = Job(arguments, {"question": question}, ["answer"], lambda row: _one_line(row["answer"]))
 
     def answer() -> Answer:
         task = _task(arguments, demonstrations, "vqa")
@@ -87,8 +87,6 @@ def classify(arguments: argparse.Namespace) -> int:
 def run(job: Job, make_answer: Callable[[], Answer]) -> int:
     """Answer for every image that the output does not hold yet. Returns the exit status."""
     arguments = job.arguments
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
     images = find_images(arguments.images)
     keys = ["image", *job.constant]
     output = RowFile(arguments.output, job.all_columns, keys) if arguments.output else None
@@ -127,7 +125,7 @@ def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int)
                 images.append(load_image(path))
                 readable.append(row)
             except (ValueError, OSError) as error:
-                row["error"] = " ".join(str(error).split())
+                row["error"] = _one_line(str(error))
         for row, said in zip(readable, answer(images) if images else [], strict=True):
             row.update(said)
         yield from rows
@@ -149,6 +147,10 @@ def _progress(total: int) -> Generator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _summarize(done: int, before: int, failed: int) -> None:
     parts = [f"{done} images done"]
     if before:
@@ -160,8 +162,6 @@ def _summarize(done: int, before: int, failed: int) -> None:
 
 def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
     shots = arguments.shots
-    if shots is not None and shots < 0:
-        raise ValueError(f"--shots is {shots}; expected 0 or more")
     if arguments.demonstrations is None:
         if shots:
             raise ValueError(f"--shots {shots} needs --demonstrations to take them from")

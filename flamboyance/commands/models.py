@@ -33,8 +33,11 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
         from flamboyance.processing import FlamingoProcessor
 
         name = _expanded(name)
-        model = FlamingoForConditionalGeneration.from_pretrained(name, dtype=kind)
-        processor = FlamingoProcessor.from_pretrained(name)
+        try:
+            model = FlamingoForConditionalGeneration.from_pretrained(name, dtype=kind)
+            processor = FlamingoProcessor.from_pretrained(name)
+        except OSError as error:  # transformers and the hub do not always say what they were asked for
+            raise OSError(f"cannot open the model {name}: {error}") from error
     return model.to(device=place, dtype=kind).eval(), processor
 
 
