@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamboyance import templates
+from flamboyance.model.files import replacing
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
-from flamboyance.model.loading import replacing
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.templates import Template
@@ -89,7 +89,7 @@ class FewShotTask:
         media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
         cache = DynamicCache()
         with torch.no_grad():
-            self.model(inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self.model(input_ids=inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return Prefix(inputs.input_ids[0], media, tuple((layer.keys, layer.values) for layer in cache.layers))
 
     def __call__(
@@ -142,7 +142,8 @@ class FewShotTask:
             raise ValueError("labels holds one twice; give each label once.")
         if self.model.tokenizer is None:
             self.model.tokenizer = self.processor.tokenizer
-        return self.model.score(**self._prompts(batch), candidates=list(labels), normalize=normalize)
+        candidates = [self.template.completion(label) for label in labels]
+        return self.model.score(**self._prompts(batch), candidates=candidates, normalize=normalize)
 
     def _queries(self, queries: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Each query as (image, fields before the answer)."""

@@ -1,27 +1,29 @@
 """Making, opening and saving a Flamingo: backbones by name, and what trained as safetensors."""
 
-import json
+import copy
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family with transformers' Auto classes
 from flamboyance.configuration import FlamingoConfig
+from flamboyance.model.files import (
+    WEIGHTS,
+    absolute,
+    local_directory,
+    read_config,
+    read_weights,
+    resolve,
+    write_backbone,
+    write_checkpoint,
+)
 from flamboyance.model.vision import VisionTower
-
-WEIGHTS = "model.safetensors"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "vision/*", "language/*"]
 
 
 class Checkpointing:
@@ -54,6 +56,7 @@ class Checkpointing:
             dtype: of all parts; "auto": the one that the language model is stored in.
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
         """
+        vision, language = absolute(vision), absolute(language)
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
         tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub)
@@ -82,6 +85,8 @@ class Checkpointing:
         pretrained_model_name_or_path: str | os.PathLike,
         *,
         config: FlamingoConfig | None = None,
+        language: str | None = None,
+        vision: str | None = None,
         dtype: torch.dtype | str = "auto",
         cache_dir: str | None = None,
         local_files_only: bool = False,
@@ -93,6 +98,7 @@ class Checkpointing:
 
         Args:
             pretrained_model_name_or_path: e.g. "openflamingo/OpenFlamingo-3B-vitl-mpt1b", or a directory.
+            language, vision: where the backbones are, if not where the checkpoint says: hub ids or directories.
             dtype: of all parts; "auto": the one that the language model is stored in.
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
 
@@ -105,25 +111,26 @@ class Checkpointing:
             from flamboyance.checkpoints import released  # knows the published models; imports this package
 
             if released.is_released(name):
-                return released.load(cls, name, dtype=dtype, token=token, revision=revision, **hub, **language_options)
+                own = {"dtype": dtype, "token": token, "revision": revision, "language": language, "vision": vision}
+                return released.load(cls, name, **own, **hub, **language_options)
         directory = local_directory(name, revision=revision, token=token, **hub)
-        if config is None:
-            config = read_config(directory)
-        vision = dict(config.vision, name=resolve(config.vision["name"], directory))
+        config = read_config(directory) if config is None else copy.deepcopy(config)
+        config.language = absolute(language) if language else resolve(config.language, directory)
+        vision = absolute(vision) if vision else resolve(config.vision["name"], directory)
+        config.vision = dict(config.vision, name=vision)
         language_options = {
             k: v for k, v in language_options.items() if not k.startswith("_") and k != "adapter_kwargs"
         }
-        language_model = AutoModelForCausalLM.from_pretrained(
-            resolve(config.language, directory), dtype=dtype, **hub, **language_options
-        )
+        language_model = AutoModelForCausalLM.from_pretrained(config.language, dtype=dtype, **hub, **language_options)
         check_language_model(config, language_model)
-        tower = VisionTower.from_pretrained(
-            vision["name"], vision["pretrained"], vision["library"], dtype=language_model.dtype, **hub
-        )
+        pretrained, library = config.vision["pretrained"], config.vision["library"]
+        tower = VisionTower.from_pretrained(vision, pretrained, library, dtype=language_model.dtype, **hub)
         model = cls(config, vision=tower, language_model=language_model)
         load_trained(model, read_weights(directory / WEIGHTS), directory / WEIGHTS)
         if (directory / "tokenizer_config.json").is_file():
             model.tokenizer = AutoTokenizer.from_pretrained(directory)
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
         return place(model)
 
     def save_pretrained(
@@ -140,39 +147,14 @@ class Checkpointing:
         directory = Path(save_directory)
         if directory.is_file():
             raise ValueError(f"{directory} is a file; expected a directory to save the model in.")
-        directory.mkdir(parents=True, exist_ok=True)
-        config = FlamingoConfig.from_dict(self.config.to_dict())
-        config.architectures = ["FlamingoForConditionalGeneration"]
+        config = copy.deepcopy(self.config)
         if include_backbones:
-            self.language_model.save_pretrained(directory / "language")
-            self.vision.save_pretrained(directory / "vision")
+            write_backbone(self.language_model, directory / "language")
+            write_backbone(self.vision, directory / "vision")
             config.language = "./language"
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
-        tensors = {name: p.detach().contiguous() for name, p in self.trained_parameters().items()}
-        with replacing(directory / WEIGHTS) as part:
-            save_file(tensors, part, metadata={"format": "pt"})
-        with replacing(directory / "config.json") as part:
-            Path(part).write_text(config.to_json_string(use_diff=False))
+        write_checkpoint(directory, config, self.trained_parameters())
         self.generation_config.save_pretrained(directory)
-
-
-class replacing:
-    """Writes to a temporary file beside the target and puts it in place once it is complete."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> str:
-        handle, self.part = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
-        os.close(handle)
-        return self.part
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            shutil.copymode(self.target, self.part) if self.target.exists() else os.chmod(self.part, 0o644)
-            os.replace(self.part, self.target)
-        else:
-            os.unlink(self.part)
 
 
 def place(model: Any) -> Any:
@@ -193,57 +175,15 @@ def place(model: Any) -> Any:
     return model
 
 
-def warn_if_shut(model: Any, source: Any) -> None:
+def warn_if_shut(trained: Mapping[str, Tensor], source: Any) -> None:
     """Warns when every gate of a loaded checkpoint is zero: such a model looks at no image."""
-    gates = [p for name, p in model.named_parameters() if name.endswith("_gate")]
+    gates = [p for name, p in trained.items() if name.endswith("_gate")]
     if not any(p.is_meta or torch.count_nonzero(p) for p in gates):
         warnings.warn(
             f"All {len(gates)} gates in {source} are zero: the model ignores its images. "
             "Is this checkpoint from before training?",
             stacklevel=3,
         )
-
-
-def local_directory(name: str, **hub: Any) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_file():
-        raise ValueError(
-            f"{name} is a file; expected a directory or a hub id. To open OpenFlamingo's checkpoint.pt, convert it: "
-            f"flamboyance convert {name} DIRECTORY"
-        )
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"There is no directory {name}.")
-    return Path(snapshot_download(name, allow_patterns=HUB_FILES, **hub))
-
-
-def read_config(directory: Path) -> FlamingoConfig:
-    file = directory / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{directory} has no config.json, so it is no Flamboyance checkpoint. "
-            "It should hold config.json and model.safetensors, as save_pretrained writes them."
-        )
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}). Restore it from the original checkpoint.") from None
-    if values.get("model_type") != FlamingoConfig.model_type:
-        raise ValueError(
-            f"{file} describes a model of type {values.get('model_type')!r}; expected 'flamingo'. To build a Flamingo "
-            "around it, use FlamingoForConditionalGeneration.from_backbones."
-        )
-    return FlamingoConfig.from_dict(values)
-
-
-def resolve(name: str | None, directory: Path) -> str:
-    """A backbone's name: relative paths start at the checkpoint's directory."""
-    if not name:
-        raise ValueError(
-            f"The configuration in {directory} does not name its backbones. Set `language` and `vision.name` in its "
-            "config.json to a hub id or a directory."
-        )
-    return str(directory / name) if name.startswith("./") else name
 
 
 def check_language_model(config: FlamingoConfig, language_model: PreTrainedModel) -> None:
@@ -254,18 +194,6 @@ def check_language_model(config: FlamingoConfig, language_model: PreTrainedModel
                 f"The checkpoint was trained for a language model with {size}={getattr(wanted, size)}, but "
                 f"{config.language} has {size}={getattr(found, size)}. Name the right one as `language` in config.json."
             )
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise ValueError(
-            f"There is no {file.name} in {file.parent}: expected what trained, as save_pretrained writes it."
-        )
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a complete safetensors file ({error}). Copy or download it again.") from None
 
 
 def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None:
@@ -294,4 +222,4 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
-    warn_if_shut(model, source)
+    warn_if_shut(wanted, source)

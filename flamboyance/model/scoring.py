@@ -34,7 +34,7 @@ def score_candidates(
     cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1)
     past = cache.get_seq_length()
     out = model(
-        input_ids[:, past:],
+        input_ids=input_ids[:, past:],
         attention_mask=mask,
         media=media,
         past_key_values=cache,
@@ -73,7 +73,7 @@ def _rest(
         real[i, : len(c)] = 1
     ids, real = padded.repeat(prompts, 1), real.repeat(prompts, 1)
     logits = model(
-        ids[:, :-1],
+        input_ids=ids[:, :-1],
         attention_mask=torch.cat([mask.repeat_interleave(n, 0), real[:, :-1]], dim=1),
         media=media,
         past_key_values=branch(cache, n),

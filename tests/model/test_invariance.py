@@ -212,7 +212,7 @@ def test_direct_cached_forward_sees_the_newest_image(models):
 @torch.no_grad()
 def test_rows_without_images_and_text_alone(models):
     model = models("llama")
-    with_image, without = prompt(3), prompt(0)[1:] + [5, 6, 7]
+    with_image, without = prompt(3), [*prompt(0)[1:], 5, 6, 7]
     inputs = pad_left([with_image, without])
     mixed = model(**inputs, pixel_values=images(1, 0), media_counts=[1, 0]).logits
     alone = model(torch.tensor([without])).logits
@@ -227,7 +227,7 @@ def test_with_shut_gates_it_is_the_language_model(models):
     for block in model.cross_attention:
         block.attention_gate.zero_()
         block.feed_forward_gate.zero_()
-    ids = torch.tensor([prompt(0)[1:] + [5, 6, 7, 8]])
+    ids = torch.tensor([[*prompt(0)[1:], 5, 6, 7, 8]])
     assert_close(model(ids).logits[..., :VOCABULARY], model.language_model(ids).logits[..., :VOCABULARY])
 
 

@@ -61,7 +61,7 @@ def build(case: dict, directory: Path) -> dict[str, torch.Tensor]:
             tensor[:own_rows] = language[key.removeprefix("lang_encoder.")]
     if case["output_head"] == "tied":
         table, *copies = (k for k in state if state[k].ndim == 2 and state[k].shape[0] == own_rows + 3)
-        state |= {copy: state[table] for copy in copies}
+        state |= dict.fromkeys(copies, state[table])
     return state
 
 

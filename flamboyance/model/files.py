@@ -1,0 +1,127 @@
+"""The files of a checkpoint: config.json, which names the backbones, and model.safetensors, what trained."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flamboyance.configuration import FlamingoConfig
+
+WEIGHTS = "model.safetensors"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "vision/*", "language/*"]
+
+
+class replacing:
+    """Writes to a temporary file beside the target and puts it in place once it is complete."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __enter__(self) -> str:
+        handle, self.part = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
+        os.close(handle)
+        return self.part
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            shutil.copymode(self.target, self.part) if self.target.exists() else os.chmod(self.part, 0o644)
+            os.replace(self.part, self.target)
+        else:
+            os.unlink(self.part)
+
+
+def local_directory(name: str, **hub: Any) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name} is a file; expected a directory or a hub id. To open OpenFlamingo's checkpoint.pt, convert it: "
+            f"flamboyance convert {name} DIRECTORY"
+        )
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"There is no directory {name}.")
+    return Path(snapshot_download(name, allow_patterns=HUB_FILES, **hub))
+
+
+def read_config(directory: Path) -> FlamingoConfig:
+    file = directory / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{directory} has no config.json, so it is no Flamboyance checkpoint. "
+            "It should hold config.json and model.safetensors, as save_pretrained writes them."
+        )
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}). Restore it from the original checkpoint.") from None
+    if values.get("model_type") != FlamingoConfig.model_type:
+        raise ValueError(
+            f"{file} describes a model of type {values.get('model_type')!r}; expected 'flamingo'. To build a Flamingo "
+            "around it, use FlamingoForConditionalGeneration.from_backbones."
+        )
+    return FlamingoConfig.from_dict(values)
+
+
+def resolve(name: str | None, directory: Path) -> str:
+    """A backbone's name in the configuration, for loading: relative paths start at the checkpoint's directory."""
+    if not name:
+        raise ValueError(
+            f"The configuration in {directory} does not name its backbones. Set `language` and `vision.name` in its "
+            "config.json to a hub id or a directory."
+        )
+    return os.path.abspath(directory / name) if name.startswith("./") else name
+
+
+def absolute(name: str) -> str:
+    """A hub id as it is, a directory by its absolute path: a checkpoint may be opened from elsewhere."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def portable(name: str | None, directory: Path) -> str | None:
+    """A backbone's name for the configuration in `directory`: paths inside it become relative to it."""
+    home = os.path.abspath(directory)
+    if name is None or not Path(name).is_relative_to(home):
+        return name
+    return f"./{Path(name).relative_to(home)}"
+
+
+def write_checkpoint(directory: Path, config: FlamingoConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Writes what trained and its configuration. Each file is whole, old or new, whenever the process dies."""
+    config = FlamingoConfig.from_dict(config.to_dict())
+    config.architectures = ["FlamingoForConditionalGeneration"]
+    config.language = portable(config.language, directory)
+    config.vision = dict(config.vision, name=portable(config.vision["name"], directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / WEIGHTS) as part:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
+    with replacing(directory / "config.json") as part:
+        Path(part).write_text(config.to_json_string(use_diff=False))
+
+
+def write_backbone(backbone: Any, directory: Path) -> None:
+    """`backbone.save_pretrained(directory)`, with files put in place once all are complete."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
+        backbone.save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            os.replace(file, directory / file.name)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ValueError(
+            f"There is no {file.name} in {file.parent}: expected what trained, as save_pretrained writes it."
+        )
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a complete safetensors file ({error}). Copy or download it again.") from None

@@ -1,0 +1,115 @@
+"""Generating after prompts with media, and scoring candidates: transformers' GenerationMixin, told about media.
+
+Shape letters: B prompts, N media of a prompt, T tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from flamboyance.model.media import Media, count_seen
+from flamboyance.model.scoring import branch, score_candidates
+
+
+class Generating(GenerationMixin):
+    """`generate` and `score` of FlamingoForConditionalGeneration."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        media_counts: Tensor | Sequence[int] | None = None,
+        media: Media | None = None,
+        attention_mask: Tensor | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Transformers' `generate` (greedy, beams, sampling, streamers, …) on prompts with media.
+
+        Media are encoded once, whatever the number of beams or returned sequences. Ends at `<|endofchunk|>`; never
+        emits `<image>` or added padding. To go on with a conversation, give the whole text so far, its
+        past_key_values, and `media.append(model.encode_media(new_pixels))`.
+
+        Args:
+            input_ids: (B, T), padded on the left.
+            pixel_values, media_counts, media: as in `forward`.
+            kwargs: everything `GenerationMixin.generate` takes.
+
+        Returns:
+            (B·sequences, T + new tokens), prompt included, or transformers' output object on request.
+        """
+        media = self._media(input_ids, media, pixel_values, media_counts)
+        told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
+        seen = count_seen(input_ids, self.config.image_token_id, media, told)
+        seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
+        cache, sequences = kwargs.get("past_key_values"), self._sequences(kwargs)
+        if cache is not None and sequences > 1:
+            kwargs["past_key_values"] = branch(cache, sequences)
+        processors = LogitsProcessorList(logits_processor or [])
+        processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=input_ids.device))
+        return super().generate(
+            input_ids=input_ids,
+            media=media,
+            images_seen=seen,
+            attention_mask=attention_mask,
+            logits_processor=processors,
+            **kwargs,
+        )
+
+    def _sequences(self, options: dict[str, Any]) -> int:
+        """Rows of text per prompt while generating: beams or returned sequences."""
+        config = options.get("generation_config") or self.generation_config
+        asked = (options.get(name) or getattr(config, name) for name in ("num_beams", "num_return_sequences"))
+        return max(n or 1 for n in asked)
+
+    def _never_generated(self) -> list[int]:
+        added = range(self.config.base_vocab_size, self.config.vocab_size)
+        return [i for i in added if i in (self.config.image_token_id, self.config.pad_token_id)]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        images_seen: np.ndarray | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        # Generated tokens see what the prompt's last token saw.
+        columns = np.minimum(np.arange(past, past + inputs["input_ids"].shape[1]), images_seen.shape[1] - 1)
+        return {**inputs, "images_seen": images_seen[:, columns]}
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: Tensor,
+        candidates: Sequence[str] | Sequence[Sequence[int]],
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        media_counts: Tensor | Sequence[int] | None = None,
+        media: Media | None = None,
+        normalize: str = "sum",
+        past_key_values: Any = None,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Log-probability of each candidate as the continuation of each prompt; the prompts are computed once.
+
+        Args:
+            input_ids: (B, T), padded on the left.
+            candidates: texts (the model needs its `.tokenizer`), or lists of token ids.
+            normalize: "sum", or "mean" over the candidate's tokens (the papers' classification).
+            past_key_values: a cache of the first tokens of input_ids; it is left as it was.
+            batch_size: rows of text computed at a time.
+
+        Returns:
+            (B, candidates), float32.
+        """
+        media = self._media(input_ids, media, pixel_values, media_counts)
+        return score_candidates(
+            self, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
+        )

@@ -1,0 +1,144 @@
+"""A few-shot task gives what the full prompt gives, whatever the queries' lengths."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from flamboyance import FewShotTask, FlamingoProcessor, templates
+from flamboyance.images import ImageProcessor
+from tests.model.families import FAMILIES, PIXELS, VOCABULARY, make
+
+WORDS = [
+    "Output",
+    ":",
+    "Question",
+    "Short",
+    "answer",
+    "?",
+    "what",
+    "is",
+    "this",
+    "a",
+    "red",
+    "blue",
+    "cat",
+    "dog",
+    "two",
+]
+
+
+def processor(bos: bool = False) -> FlamingoProcessor:
+    words = [f"w{i}" for i in range(VOCABULARY - len(WORDS) - 2)]
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "</s>", *WORDS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    return FlamingoProcessor(
+        ImageProcessor.clip(PIXELS), PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    )
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(seed).randint(0, 255, (20, 24, 3), dtype=np.uint8))
+
+
+DEMONSTRATIONS = [
+    (picture(0), "what is this ?", "a red cat"),
+    (picture(1), "a blue w3 w4 ?", "two"),
+    (picture(2), "w5", "dog"),
+]
+QUERIES = [(picture(3), "what is this ?"), (picture(4), "w1"), (picture(5), "is this a red w7 w8 w9 w10 cat ?")]
+NEW = {"max_new_tokens": 5, "min_new_tokens": 5}
+
+
+def full_prompt(task, queries):
+    demonstrations = [task.template.demonstration(*shot[1:]) for shot in DEMONSTRATIONS]
+    texts = ["".join(demonstrations) + task.template.query(question) for _, question in queries]
+    return task.processor(texts, [[shot[0] for shot in DEMONSTRATIONS] + [image] for image, _ in queries])
+
+
+@pytest.mark.parametrize(
+    ("family", "bos"), [*((family, False) for family in FAMILIES), ("llama", True), ("mosaic_gpt", True)]
+)
+def test_equals_the_full_prompt(family, bos):
+    model = make(family)
+    task = FewShotTask(model, processor(bos), DEMONSTRATIONS, template=templates.vqa)
+    for beams in (1, 3):
+        inputs = full_prompt(task, QUERIES)
+        out = model.generate(**inputs, num_beams=beams, do_sample=False, **NEW)[:, inputs["input_ids"].shape[1] :]
+        expected = [task.template.parse(text) for text in task.processor.batch_decode(out)]
+        assert task(QUERIES, num_beams=beams, **NEW) == expected
+        assert task(QUERIES, num_beams=beams, batch_size=1, **NEW) == expected
+        assert task(QUERIES[::-1], num_beams=beams, batch_size=2, **NEW) == expected[::-1]
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt", "gemma3_text"])
+def test_classification_equals_the_full_prompt(family):
+    model = make(family)
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    labels = ["cat", "a red dog", "two blue"]
+    found = task.classify(QUERIES, labels)
+    for (label, probabilities), query in zip(found, QUERIES, strict=True):
+        inputs = full_prompt(task, [query])
+        scores = []
+        for text in labels:
+            new = torch.tensor([task.processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
+            whole = torch.cat([inputs["input_ids"], new], 1)
+            with torch.no_grad():
+                logits = model(whole, pixel_values=inputs["pixel_values"]).logits[0]
+            log = logits[-new.shape[1] - 1 : -1].log_softmax(-1).gather(1, new[0, :, None])
+            scores.append(log.mean())
+        expected = torch.stack(scores).softmax(0)
+        torch.testing.assert_close(torch.tensor([probabilities[x] for x in labels]), expected, atol=1e-5, rtol=1e-4)
+        assert label == labels[int(expected.argmax())]
+
+
+def test_demonstrations_are_computed_once():
+    model = make("llama")
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    seen = []
+    model.vision.register_forward_hook(lambda tower, args, out: seen.append(len(args[0])))
+    task(QUERIES, batch_size=2, **NEW)
+    task(QUERIES[:1], num_beams=3, **NEW)
+    assert seen == [3, 2, 1, 1], "three demonstrations once, then each query's own image, whatever the beams"
+
+
+def test_the_prefix_is_left_as_it_was():
+    model = make("llama")
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    before = [(k.clone(), v.clone()) for k, v in task.prefix.layers]
+    task(QUERIES, num_beams=2, **NEW)
+    task.classify(QUERIES, ["cat", "a dog"])
+    for (k, v), (k0, v0) in zip(task.prefix.layers, before, strict=True):
+        assert torch.equal(k, k0) and torch.equal(v, v0)
+
+
+def test_without_demonstrations_and_captions():
+    model = make("llama")
+    task = FewShotTask(model, processor(), template=templates.caption)
+    inputs = task.processor(["<image>Output:"], [[picture(3)]])
+    out = model.generate(**inputs, do_sample=False, **NEW)[:, inputs["input_ids"].shape[1] :]
+    assert task([picture(3)], **NEW) == [templates.caption.parse(task.processor.decode(out[0]))]
+
+
+def test_save_and_load(tmp_path):
+    model = make("mpt")
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    expected = task(QUERIES, **NEW)
+    task.save(tmp_path / "task")
+    again = FewShotTask.load(tmp_path / "task", model, processor())
+    seen = []
+    model.vision.register_forward_hook(lambda tower, args, out: seen.append(len(args[0])))
+    assert again(QUERIES, **NEW) == expected
+    assert seen == [3], "no demonstration is encoded again"
+    with pytest.raises(ValueError, match="computed with another model"):
+        FewShotTask.load(tmp_path / "task", make("mpt", seed=1), processor())
+    with pytest.raises(ValueError, match="holds no task"):
+        FewShotTask.load(tmp_path / "nowhere", model, processor())
+    empty = FewShotTask(model, processor(), template=templates.vqa)
+    empty.save(tmp_path / "empty")
+    assert FewShotTask.load(tmp_path / "empty", model, processor())(QUERIES, **NEW) == empty(QUERIES, **NEW)
