@@ -5,19 +5,19 @@
 Only what the reference's callers use is here; the model is FlamingoForConditionalGeneration.
 """
 
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flamboyance.checkpoints import openflamingo
 from flamboyance.images import ImageProcessor
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
-from flamboyance.model.vision import tower_preprocessing
-from flamboyance.processing import FlamingoProcessor
+from flamboyance.processing import FlamingoProcessor, image_processor_of
 
 
 class OpenFlamingo(FlamingoForConditionalGeneration):
@@ -40,71 +40,93 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
         use_cache: bool | None = None,
         *,
         input_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
         media: Media | None = None,
+        images_seen: np.ndarray | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the reference's; `clear_conditioned_layers` is accepted and needless: nothing is left on the layers."""
-        ids = lang_x if input_ids is None else input_ids
-        if ids is None:
-            raise ValueError("Give lang_x, the token ids of the prompt: (rows, tokens).")
-        if media is None:
-            media = self._cached if vision_x is None else self._encode_used(vision_x, ids)
-        if (
-            media is self._cached
-            and media is not None
-            and past_key_values is None
-            and self._is_continuation(ids)
-        ):
-            # The reference's cache_media: text without <image> goes on after the cached media.
-            kwargs["images_seen"] = [[n] * ids.shape[1] for n in media.counts]
+        ids = _given(lang_x, input_ids)
+        if media is None and vision_x is not None:
+            media = self._encode_used(vision_x, ids)
+        elif media is None and images_seen is None and self._cached is not None:
+            media = self._cached
+            if past_key_values is None and not (ids == self.config.image_token_id).any():
+                # As in the reference: text without <image> goes on after the last of the cached images.
+                images_seen = np.array(media.counts)[:, None].repeat(ids.shape[1], axis=1)
         return super().forward(
             ids,
             attention_mask=attention_mask,
             labels=labels,
             media=media,
             past_key_values=past_key_values,
-            position_ids=position_ids,
             use_cache=use_cache,
+            images_seen=images_seen,
             **kwargs,
         )
 
-    def generate(self, vision_x: Tensor | None = None, lang_x: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        vision_x: Tensor | None = None,
+        lang_x: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As the reference's: (B, T) ids to (B, T + new) ids; ends at `<|endofchunk|>` unless eos_token_id is given."""
-        ids = kwargs.pop("input_ids", None) if lang_x is None else lang_x
-        if ids is None:
-            raise ValueError("Give lang_x, the token ids of the prompt: (rows, tokens).")
+        ids = _given(lang_x, input_ids)
         if vision_x is not None:
             kwargs["media"] = self._encode_used(vision_x, ids)
-        return super().generate(ids, **kwargs)
+        return super().generate(ids, attention_mask=attention_mask, **kwargs)
 
     def cache_media(self, input_ids: Tensor, vision_x: Tensor) -> None:
-        """Encodes media for the `forward` calls that follow, as the reference does for log-likelihood scoring. State
-        on the model: where you can, give `media=model.encode_media(...)` instead."""
+        """Encodes media for the `forward` calls that follow, as the reference does for log-likelihood scoring.
+
+        This is state on the model: where you can, use `score`, or give `media=model.encode_media(...)`.
+        """
         self._cached = self._encode_used(vision_x, input_ids)
 
     def uncache_media(self) -> None:
         self._cached = None
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Understands OpenFlamingo's keys; those are checked in full, whatever `strict` says."""
-        if not openflamingo.is_openflamingo(state_dict):
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        openflamingo.load(self, state_dict)
-        return torch.nn.modules.module._IncompatibleKeys([], [])
+        """Understands OpenFlamingo's keys; those are checked in full, whatever `strict` says.
+
+        Raises:
+            ValueError: the checkpoint is for another model, or for none like this.
+        """
+        if openflamingo.is_openflamingo(state_dict):
+            openflamingo.load(self, state_dict)
+            return _IncompatibleKeys([], [])
+        if not state_dict.keys() & self.state_dict().keys():
+            found = ", ".join(map(str, list(state_dict)[:3])) or "none"
+            raise ValueError(
+                f"Nothing in this state dict belongs to a Flamingo: expected keys such as perceiver.latents; "
+                f"found {found}."
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _encode_used(self, vision_x: Tensor, ids: Tensor) -> Media:
         found = (ids == self.config.image_token_id).sum(1).tolist()
+        if vision_x.ndim != 6 or len(vision_x) != len(ids):
+            raise ValueError(
+                f"vision_x has shape {tuple(vision_x.shape)} and lang_x {tuple(ids.shape)}; expected (rows, images, "
+                "frames, channels, height, width) and (rows, tokens), with as many rows."
+            )
         for row, count in enumerate(found):
-            if vision_x.ndim == 6 and count > vision_x.shape[1]:
+            if count > vision_x.shape[1]:
                 raise ValueError(
                     f"Row {row} has {count} <image> tokens in lang_x but {vision_x.shape[1]} image(s) in vision_x. "
                     "Give an image for each <image>."
                 )
         return self.encode_media(vision_x, found)
 
-    def _is_continuation(self, ids: Tensor) -> bool:
-        return not (ids == self.config.image_token_id).any()
+
+def _given(lang_x: Tensor | None, input_ids: Tensor | None) -> Tensor:
+    ids = lang_x if input_ids is None else input_ids
+    if ids is None:
+        raise ValueError("Give lang_x, the token ids of the prompt: (rows, tokens).")
+    return ids
 
 
 def create_model_and_transforms(
@@ -135,7 +157,7 @@ def create_model_and_transforms(
     model = OpenFlamingo.from_backbones(
         clip_vision_encoder_path,
         lang_encoder_path,
-        processor := FlamingoProcessor(None, tokenizer),
+        FlamingoProcessor(None, tokenizer),
         vision_pretrained=clip_vision_encoder_pretrained,
         interval=cross_attn_every_n_layers,
         decoder_layers=decoder_layers_attr_name,
@@ -146,16 +168,4 @@ def create_model_and_transforms(
         model.added_tokens.requires_grad_(False)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    return model, image_processor_of(model.config.vision), processor.tokenizer
-
-
-def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
-    """The preprocessing that a tower's directory states, or else the one that its kind was trained with."""
-    if vision["name"] and (Path(vision["name"]) / "preprocessor_config.json").is_file():
-        return ImageProcessor.from_pretrained(vision["name"])
-    told = tower_preprocessing(vision)
-    side = told["image_size"]
-    square = (side, side)
-    if told["resize"] == "exact":
-        return ImageProcessor(size=square, crop=None, mean=told["mean"], std=told["std"])
-    return ImageProcessor(size=side, crop=square, mean=told["mean"], std=told["std"])
+    return model, image_processor_of(model.config.vision), tokenizer

@@ -32,7 +32,7 @@ class Prefix:
     """
 
     ids: Tensor
-    media: Media | None
+    media: Media
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     def cache(self, shifts: Sequence[int], length: int) -> DynamicCache:
@@ -44,7 +44,7 @@ class Prefix:
         """
         cache = DynamicCache()
         for i, (keys, values) in enumerate(self.layers):
-            cache.update(*(_shifted(t[:, :, :length], shifts) for t in (keys, values)), i)
+            cache.update(_shifted(keys[:, :, :length], shifts), _shifted(values[:, :, :length], shifts), i)
         return cache
 
 
@@ -90,7 +90,8 @@ class FewShotTask:
         cache = DynamicCache()
         with torch.no_grad():
             self.model(input_ids=inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Prefix(inputs.input_ids[0], media, tuple((layer.keys, layer.values) for layer in cache.layers))
+        layers: list[Any] = cache.layers
+        return Prefix(inputs.input_ids[0], media, tuple((layer.keys, layer.values) for layer in layers))
 
     def __call__(
         self,
@@ -204,14 +205,14 @@ class FewShotTask:
             raise ValueError(
                 f"{directory} holds no task: expected task.json and prefix.safetensors, as save writes them."
             )
-        task = json.loads((directory / "task.json").read_text())
+        task: dict[str, Any] = json.loads((directory / "task.json").read_text())
         if task["model"] != fingerprint(model):
             raise ValueError(
                 f"The task in {directory} was computed with another model or precision; its memory means nothing to "
                 "this one. Make it again from its demonstrations."
             )
-        template = task["template"]
-        self = cls(model, processor, (), Template(**dict(template, stops=tuple(template["stops"]))))
+        template: dict[str, Any] = task["template"]
+        self = cls(model, processor, (), Template(**{**template, "stops": tuple(template["stops"])}))
         self.texts = task["texts"]
         if self.texts:
             self.__dict__["prefix"] = _read_prefix(directory / "prefix.safetensors", model)

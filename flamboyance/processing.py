@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 
 from flamboyance.images import ImageError, ImageProcessor, load_frames
+from flamboyance.model.vision import tower_preprocessing
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 
 PAD_TOKEN = "<PAD>"
@@ -190,6 +191,21 @@ class FlamingoProcessor:
             return torch.stack([self.image_processor(frame) for frame in load_frames(medium)])
         except ImageError as error:
             raise ImageError(f"{where}: {error}") from error
+
+
+def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
+    """The preprocessing that a tower's directory states, or else the one that its kind was trained with.
+
+    `vision`: the tower's spec, as FlamingoConfig.vision.
+    """
+    if vision["name"] and (Path(vision["name"]) / "preprocessor_config.json").is_file():
+        return ImageProcessor.from_pretrained(vision["name"])
+    told = tower_preprocessing(vision)
+    side, means = told["image_size"], {"mean": told["mean"], "std": told["std"]}
+    square = (side, side)
+    if told["resize"] == "exact":
+        return ImageProcessor(size=square, **means)
+    return ImageProcessor(size=side, crop=square, **means)
 
 
 def _rows(text: Any, images: Any) -> tuple[list[str], list[list[Any]]]:

@@ -1,11 +1,10 @@
 """OpenFlamingo's checkpoints: everything that is known of their layout stands here.
 
-A released `checkpoint.pt` is a flat state dict; the trainer's files wrap it in `model_state_dict`, with `module.` before
-each key. Beside what trained, files may carry aliases of it, buffers, frozen layers of the language model and whole
-embedding tables. Names on the left are this package's, on the right the reference's.
+A released `checkpoint.pt` is a flat state dict; the trainer's files wrap it in `model_state_dict`, with `module.`
+before each key. Beside what trained, files may carry aliases of it, buffers, frozen layers of the language model and
+whole embedding tables. Names on the left are this package's, on the right the reference's.
 """
 
-import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamboyance.checkpoints.layout import BLOCK, Layout
+from flamboyance.checkpoints.torch_file import read_torch_file
 from flamboyance.model import language
 from flamboyance.model.loading import warn_if_shut
 
@@ -32,7 +33,10 @@ RENAMES = (
     (r"^(block)\.feed_forward\.up\.", r"\1.ff.1."),
     (r"^(block)\.feed_forward\.down\.", r"\1.ff.3."),
 )
-BLOCK = re.compile(r"^lang_encoder\.(?P<layers>.+)\.(?P<index>\d+)\.gated_cross_attn_layer\.(?P<rest>.+)$")
+# Output heads that transformers has renamed since the reference was written, by model type.
+OLD_HEADS = {"gpt_neox": "embed_out"}
+# What parallel training, activation checkpointing and compilation put into names.
+WRAPPERS = re.compile(r"\b(module|_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod)\.")
 ALIAS = re.compile(r"^lang_encoder\.gated_cross_attn_layers\.(\d+)\.(.+)$")
 # What a file may carry and this model holds elsewhere or computes: frozen layers under either name, the tower, buffers.
 STRAY = re.compile(
@@ -44,56 +48,50 @@ STRAY = re.compile(
 def is_openflamingo(state: Mapping[str, Any]) -> bool:
     """Whether these are the reference's keys, bare or as its trainer wraps them."""
     keys = state.get("model_state_dict", state)
-    return any(key.removeprefix("module.").startswith(("perceiver.", "lang_encoder.")) for key in keys)
+    names = (WRAPPERS.sub("", key) for key in keys if isinstance(key, str)) if isinstance(keys, Mapping) else ()
+    return any(name.startswith(("perceiver.", "lang_encoder.")) for name in names)
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """Reads a `.pt` file without running code from it.
+    """Reads a checkpoint, released or trainer-made, without running code from it; normalised.
 
     Raises:
-        ValueError: missing, empty, damaged, not OpenFlamingo's, or holding more than tensors.
+        ValueError: missing, empty, damaged, not OpenFlamingo's, or holding more than tensors and plain values.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"There is no file {file}; expected OpenFlamingo's checkpoint.pt.")
-    if not file.stat().st_size:
-        raise ValueError(f"{file} is empty. Download the checkpoint again.")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    state = read_torch_file(path)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}; expected OpenFlamingo's state dict.")
+    if not is_openflamingo(state):
+        found = ", ".join(map(str, list(state)[:3])) or "none"
         raise ValueError(
-            f"{file} holds more than tensors, or is damaged; it was not opened, since opening it could run its code "
-            f"({str(error).splitlines()[0]}). Save the plain state dict again with torch.save(model.state_dict(), …)."
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{file} is no complete PyTorch file ({str(error).splitlines()[0]}). Download it again."
-        ) from None
-    if not isinstance(state, Mapping) or not is_openflamingo(state):
-        found = ", ".join(list(state)[:3]) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(
-            f"{file} is no OpenFlamingo checkpoint: expected keys such as perceiver.latents, found {found}."
+            f"{path} is no OpenFlamingo checkpoint: expected keys such as perceiver.latents, found {found}."
         )
     return normalise(state)
 
 
 def normalise(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Flat state dict with each trained tensor once: wrappers, prefixes, aliases and stray entries removed."""
-    state = state.get("model_state_dict", state)
-    flat = {
-        key.removeprefix("module.").replace("._checkpoint_wrapped_module", ""): t for key, t in state.items()
-    }
-    aliases = {key: ALIAS.match(key) for key in flat}
-    kept = {k: t for k, t in flat.items() if aliases[k] is None and not STRAY.search(k)}
+    """Flat state dict with each trained tensor once: wrappers, prefixes, aliases and stray entries removed.
+
+    Raises:
+        ValueError: an entry is no tensor.
+    """
+    flat = {WRAPPERS.sub("", key): value for key, value in state.get("model_state_dict", state).items()}
+    kept = {}
+    for key, value in flat.items():
+        if ALIAS.match(key) or (STRAY.search(key) and not BLOCK.match(key)):
+            continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{key} in the checkpoint is a {type(value).__name__}; expected a tensor.")
+        kept[key] = value
     own = {(m["index"], m["rest"]) for m in map(BLOCK.match, kept) if m}
-    for key, match in aliases.items():
-        if match and match.groups() not in own:
-            kept[f"lang_encoder.?.{match[1]}.gated_cross_attn_layer.{match[2]}"] = flat[key]
+    for match in filter(None, map(ALIAS.match, flat)):
+        if match.groups() not in own:  # the layers' own name is not known from an alias
+            kept[f"lang_encoder.?.{match[1]}.gated_cross_attn_layer.{match[2]}"] = flat[match[0]]
     return kept
 
 
 def expected(model: Any) -> dict[str, str]:
-    """The reference's key of everything that trains in the model: {reference's: ours}."""
+    """The reference's key of everything that trains in the model, but rows of tables: {reference's: ours}."""
     layers, _ = language.find_decoder_layers(model.language_model, model.config.decoder_layers)
     names = {}
     for ours in model.trained_parameters():
@@ -116,80 +114,78 @@ def tables(model: Any) -> dict[str, tuple[str, Tensor]]:
     lm = model.language_model
     modules = {id(m): name for name, m in lm.named_modules()}
     table, head = lm.get_input_embeddings(), language.output_head(lm)
+    head_name = OLD_HEADS.get(lm.config.model_type, modules[id(head)])
     found = {f"lang_encoder.{modules[id(table)]}.weight": ("added_tokens.embedding", table.weight)}
     if not model.added_tokens.tied:
-        found[f"lang_encoder.{modules[id(head)]}.weight"] = ("added_tokens.head", head.weight)
+        found[f"lang_encoder.{head_name}.weight"] = ("added_tokens.head", head.weight)
     if model.added_tokens.head_bias is not None:
-        found[f"lang_encoder.{modules[id(head)]}.bias"] = ("added_tokens.head_bias", head.bias)
+        found[f"lang_encoder.{head_name}.bias"] = ("added_tokens.head_bias", head.bias)
     return found
 
 
 def translate(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A reference state dict under this package's names, checked in full.
+    """A reference state dict under this package's names, checked in full. Changes nothing; works on the meta device.
 
     Raises:
         ValueError: the checkpoint is for another interval, width or language model, or a key is missing, unknown or of
             another shape. The message says which, and what the checkpoint fits.
     """
-    state = normalise(state)
-    layers, _ = language.find_decoder_layers(model.language_model, model.config.decoder_layers)
-    state = {key.replace("lang_encoder.?.", f"lang_encoder.{layers}.", 1): t for key, t in state.items()}
-    # GPT-NeoX called its head embed_out when these checkpoints were made.
-    head_names = [key for key in tables(model) if key.endswith("lm_head.weight")]
-    if head_names and "lang_encoder.embed_out.weight" in state:
-        state.setdefault(head_names[0], state.pop("lang_encoder.embed_out.weight"))
-    _check_architecture(model, state, layers)
+    state = named_for(model, state)
+    layout, names, rows = Layout.of(state), expected(model), tables(model)
+    _check_layout(model, layout)
+    frozen = {f"lang_encoder.{key}" for key, _ in model.language_model.named_parameters(remove_duplicate=False)}
+    missing = [key for key in (*names, *_required(model, rows)) if key not in state]
+    unknown = [key for key in state if key not in names and key not in rows and key not in frozen]
+    if missing or unknown:
+        found = [f"lacks {_some(missing)}"] if missing else []
+        found += [f"has {_some(unknown)}, which this model does not"] if unknown else []
+        raise ValueError(f"The checkpoint {' and '.join(found)}. {layout}{_if_frozen(missing, rows)}")
 
-    names, rows = expected(model), tables(model)
     wanted = model.trained_parameters()
-    result = {}
-    for theirs, ours in names.items():
-        result[ours] = _take(state, theirs, wanted[ours].shape)
+    result = {ours: _shaped(theirs, state[theirs], wanted[ours].shape, layout) for theirs, ours in names.items()}
     first, count = model.config.base_vocab_size, len(model.config.added_tokens)
     for theirs, (ours, table) in rows.items():
-        if theirs not in state and ours != "added_tokens.embedding":
-            continue  # the reference saves no head whose key lacks the word "embed": its rows stay as they are
-        if theirs not in state and not any("embed" in key or "wte" in key for key in state):
+        if theirs in state:
+            tensor = _shaped(theirs, state[theirs], (first + count, *table.shape[1:]), layout)
+            result[ours] = tensor[first:]
+        elif len(table) < first + count:
             warnings.warn(
-                f"The checkpoint has no {theirs}: it was trained with frozen embeddings.", stacklevel=4
+                f"The checkpoint has no {theirs}: rows of the added tokens are drawn at random.", stacklevel=3
             )
-            continue
-        tensor = _take(state, theirs, (first + count, *table.shape[1:]))
-        result[ours] = tensor[first:]
-        _check_rows(model, theirs, tensor[:first], table)
-    frozen = {
-        f"lang_encoder.{key}" for key, _ in model.language_model.named_parameters(remove_duplicate=False)
-    }
-    for key in state:
-        if key not in names and key not in rows and key not in frozen:
-            raise ValueError(f"The checkpoint has {key}, which this model does not. {_fits(state)}")
     return result
 
 
 def load(model: Any, state: Mapping[str, Any]) -> None:
-    """Puts a reference state dict into the model; see `translate` for what is refused."""
-    wanted = model.trained_parameters()
+    """Puts a reference state dict into the model; see `translate` for what is refused.
+
+    Raises:
+        ValueError: as `translate`, or the tables of the checkpoint are those of another language model.
+    """
+    state, wanted = named_for(model, state), model.trained_parameters()
+    result = translate(model, state)
+    first = model.config.base_vocab_size
+    others = {key: table for key, (_, table) in tables(model).items() if key in state}
+    others = {key: table for key, table in others.items() if _differs(model, key, state[key][:first], table)}
     with torch.no_grad():
-        for name, tensor in translate(model, state).items():
+        for name, tensor in result.items():
             wanted[name].copy_(tensor)
-    warn_if_shut(model, "the checkpoint")
+        for key, table in others.items():
+            table[:first].copy_(state[key][:first])
+    warn_if_shut(wanted, "the checkpoint")
 
 
-def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a reference state dict was trained for: layers, interval, depth and widths."""
-    blocks = [m for m in map(BLOCK.match, state) if m]
-    indices = sorted({int(m["index"]) for m in blocks})
-    gate_norm = next(
-        (t for k, t in state.items() if k.endswith("gated_cross_attn_layer.attn.norm.weight")), None
-    )
-    latents = state.get("perceiver.latents")
-    return {
-        "layers": blocks[0]["layers"] if blocks else None,
-        "indices": indices,
-        "interval": indices[0] + 1 if indices else None,
-        "width": None if gate_norm is None else gate_norm.shape[0],
-        "vision_width": None if latents is None else latents.shape[1],
-    }
+def named_for(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A normalised state dict with the names that the reference would give to this model's parts."""
+    layers, _ = language.find_decoder_layers(model.language_model, model.config.decoder_layers)
+    lm = model.language_model
+    state = {key.replace("lang_encoder.?.", f"lang_encoder.{layers}.", 1): t for key, t in normalise(state).items()}
+    known, own = list(tables(model)), dict(lm.named_parameters(remove_duplicate=False))
+    for key, (_, table) in tables(model).items():
+        # The same table under another name: a head that was renamed, or one that is tied to the embeddings.
+        for alias in (f"lang_encoder.{name}" for name, p in own.items() if p is table):
+            if key not in state and alias in state and alias not in known:
+                state[key] = state.pop(alias)
+    return state
 
 
 def export(model: Any) -> dict[str, Tensor]:
@@ -202,70 +198,64 @@ def export(model: Any) -> dict[str, Tensor]:
     return state
 
 
-def _take(state: Mapping[str, Tensor], key: str, shape: Iterable[int]) -> Tensor:
-    if key not in state:
-        raise ValueError(f"The checkpoint lacks {key}. {_fits(state)}")
-    if tuple(state[key].shape) != tuple(shape):
+def _required(model: Any, rows: Mapping[str, tuple[str, Tensor]]) -> list[str]:
+    """The tables that a file must hold: what trains, and what the reference's filter keeps by the word "embed"."""
+    trains = model.added_tokens.embedding.requires_grad
+    return [key for key, (ours, _) in rows.items() if "embed" in key or (trains and ours == "added_tokens.embedding")]
+
+
+def _if_frozen(missing: list[str], rows: Mapping[str, tuple[str, Tensor]]) -> str:
+    if not missing or missing[0] not in rows:
+        return ""
+    return " If it was trained with freeze_lm_embeddings=True, say so when you build the model or convert the file."
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+
+
+def _shaped(key: str, tensor: Tensor, shape: Iterable[int], layout: Layout) -> Tensor:
+    if tuple(tensor.shape) != tuple(shape):
         raise ValueError(
-            f"{key} has shape {tuple(state[key].shape)} in the checkpoint; this model needs {tuple(shape)}. {_fits(state)}"
+            f"{key} has shape {tuple(tensor.shape)} in the checkpoint; this model needs {tuple(shape)}. {layout}"
         )
-    return state[key]
+    return tensor
 
 
-def _check_architecture(model: Any, state: Mapping[str, Tensor], layers: str) -> None:
+def _check_layout(model: Any, found: Layout) -> None:
     """The differences that users meet, said before any single key is compared."""
-    found = describe(state)
-    wanted = {
-        "layers": layers,
-        "interval": model.config.interval,
-        "width": model.config.text_config.hidden_size,
-        "vision_width": model.config.vision_width,
-    }
-    meaning = {
-        "layers": "decoder layers called",
-        "interval": "cross_attn_every_n_layers =",
-        "width": "a language model of width",
-        "vision_width": "a vision tower of width",
-    }
-    for what, words in meaning.items():
-        if found[what] not in (None, "?", wanted[what]):
-            raise ValueError(
-                f"The checkpoint was trained for {words} {found[what]}; this model has {wanted[what]}. {_fits(state)}"
-            )
+    layers, _ = language.find_decoder_layers(model.language_model, model.config.decoder_layers)
+    width, spliced = model.config.text_config.hidden_size, model.spliced_layers
+    for what, given, own in (
+        ("decoder layers called lang_encoder.", found.layers, layers),
+        ("cross_attn_every_n_layers = ", found.interval, model.config.interval),
+        (f"a language model of width (by {found.width_key}) ", found.width, width),
+        ("a vision tower of width (by perceiver.latents) ", found.vision_width, model.config.vision_width),
+        ("a language model with its last block before layer ", max(found.indices, default=None), spliced[-1]),
+    ):
+        if given is not None and given != own:
+            raise ValueError(f"The checkpoint was trained for {what}{given}; this model has {own}. {found}")
 
 
-def _fits(state: Mapping[str, Tensor]) -> str:
-    from flamboyance.checkpoints import released  # which known models look like this
-
-    found = describe(state)
-    known = released.fitting(found)
-    hint = f" That is the layout of {' and '.join(known)}." if known else ""
-    return (
-        f"(Its blocks stand before every {found['interval']}. layer of lang_encoder.{found['layers']}, width "
-        f"{found['width']}, vision width {found['vision_width']}.{hint})"
-    )
-
-
-def _check_rows(model: Any, key: str, rows: Tensor, table: Tensor) -> None:
-    """The checkpoint repeats the language model's own rows; if they are others, so was the language model."""
-    if rows.is_meta or table.is_meta or not table.is_floating_point():
-        return
-    own = table[: len(rows)].detach()
-    given = rows.to(own)
+def _differs(model: Any, key: str, given: Tensor, table: Tensor) -> bool:
+    """Files repeat the language model's own rows. Where they are others, so was the language model: a little (a
+    warning), or wholly (an error)."""
+    if given.is_meta or table.is_meta or not table.is_floating_point():
+        return False
+    own = table[: len(given)].detach()
+    given = given.to(own)
     if torch.equal(given, own):
-        return
-    likeness = torch.nn.functional.cosine_similarity(
-        given.float().flatten(), own.float().flatten(), dim=0
-    ).item()
+        return False
+    likeness = torch.nn.functional.cosine_similarity(given.float().flatten(), own.float().flatten(), dim=0).item()
+    name = model.config.language or "this one"
     if likeness < 0.9:
         raise ValueError(
             f"{key} in the checkpoint is another language model's table (cosine similarity {likeness:.2f} to that of "
-            f"{model.config.language or 'this one'}). Give the language model that the checkpoint was trained with."
+            f"{name}). Give the language model that the checkpoint was trained with."
         )
     warnings.warn(
-        f"{key} differs slightly from the language model's own table (cosine similarity {likeness:.4f}); the checkpoint's "
-        "rows are used. Is this the exact language model that it was trained with? Save with include_backbones=True.",
-        stacklevel=5,
+        f"{key} differs a little from the table of {name} (cosine similarity {likeness:.4f}); the checkpoint's rows "
+        "are used. Is this the exact language model that it was trained with? Save with include_backbones=True.",
+        stacklevel=4,
     )
-    with torch.no_grad():
-        own.copy_(given)
+    return True

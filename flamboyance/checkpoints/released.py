@@ -5,20 +5,23 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import CLIPVisionConfig, GPTNeoXConfig, MptConfig, PreTrainedConfig
+from transformers import AutoTokenizer, CLIPVisionConfig, GPTNeoXConfig, MptConfig, PreTrainedConfig
 
 from flamboyance.checkpoints import openflamingo
+from flamboyance.checkpoints.layout import Layout
 from flamboyance.configuration import ADDED_TOKENS, FlamingoConfig
+from flamboyance.images import ImageProcessor
 from flamboyance.model.mosaic_gpt import MosaicGPTConfig
+from flamboyance.processing import FlamingoProcessor
 
 BASE_VOCABULARY = 50277  # of GPT-NeoX's tokenizer, which all five use
+VISION_WIDTH = 1024
+LAYERS = {"mosaic_gpt": "transformer.blocks", "mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers"}
 TOWER = {"library": "transformers", "name": "openai/clip-vit-large-patch14", "pretrained": None}
 
 
 def _mpt_1b() -> PreTrainedConfig:
-    return MosaicGPTConfig(
-        d_model=2048, n_heads=16, n_layers=24, vocab_size=50432, attn_qk_ln=True, alibi=True
-    )
+    return MosaicGPTConfig(d_model=2048, n_heads=16, n_layers=24, vocab_size=50432, attn_qk_ln=True, alibi=True)
 
 
 def _mpt_7b() -> PreTrainedConfig:
@@ -71,7 +74,7 @@ def config_for(name: str) -> FlamingoConfig:
         raise ValueError(f"{name!r} is no released OpenFlamingo model. There are: {', '.join(RELEASED)}.")
     language, interval, architecture = RELEASED[short_name(name)]
     tower = CLIPVisionConfig(
-        hidden_size=1024,
+        hidden_size=VISION_WIDTH,
         intermediate_size=4096,
         num_hidden_layers=24,
         num_attention_heads=16,
@@ -81,7 +84,7 @@ def config_for(name: str) -> FlamingoConfig:
     )
     return FlamingoConfig(
         vision={**TOWER, "config": tower.to_dict()},
-        vision_width=1024,
+        vision_width=VISION_WIDTH,
         language=language,
         text_config=architecture(),
         interval=interval,
@@ -93,14 +96,14 @@ def config_for(name: str) -> FlamingoConfig:
     )
 
 
-def fitting(found: dict[str, Any]) -> list[str]:
-    """The released models that a checkpoint of this description (`openflamingo.describe`) can belong to."""
-    layers = {"mosaic_gpt": "transformer.blocks", "mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers"}
+def fitting(layout: Layout) -> list[str]:
+    """The released models that a checkpoint of this layout can belong to."""
     names = []
     for name, (_, interval, architecture) in RELEASED.items():
         text = architecture()
-        shape = (layers[text.model_type], interval, text.hidden_size, 1024)
-        if shape == (found["layers"], found["interval"], found["width"], found["vision_width"]):
+        indices = tuple(range(interval - 1, text.num_hidden_layers, interval))
+        same = (indices, text.hidden_size, VISION_WIDTH) == (layout.indices, layout.width, layout.vision_width)
+        if same and layout.layers in ("?", LAYERS.get(text.model_type)):
             names.append(name)
     return names
 
@@ -145,15 +148,15 @@ def load(
     return model
 
 
+def image_processor() -> ImageProcessor:
+    """OpenAI CLIP's preprocessing, which all five use."""
+    return ImageProcessor.clip(224)
+
+
 def processor_for(name: str, *, tokenizer: str | None = None, **hub: Any) -> Any:
     """The processor of a released model: OpenAI's preprocessing at 224 pixels, GPT-NeoX's tokenizer."""
-    from transformers import AutoTokenizer
-
-    from flamboyance.images import ImageProcessor
-    from flamboyance.processing import FlamingoProcessor
-
     source = tokenizer or config_for(name).language
-    return FlamingoProcessor(ImageProcessor.clip(224), AutoTokenizer.from_pretrained(source, **hub))
+    return FlamingoProcessor(image_processor(), AutoTokenizer.from_pretrained(source, **hub))
 
 
 def build_on_meta(name: str, model_class: Any) -> Any:

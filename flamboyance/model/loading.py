@@ -3,12 +3,12 @@
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family with transformers' Auto classes
@@ -29,9 +29,15 @@ from flamboyance.model.vision import VisionTower
 class Checkpointing:
     """`from_backbones`, `from_pretrained` and `save_pretrained` of FlamingoForConditionalGeneration."""
 
+    config: FlamingoConfig
+    generation_config: GenerationConfig
+    vision: VisionTower
+    language_model: PreTrainedModel
+    trained_parameters: Callable[[], dict[str, nn.Parameter]]
+
     @classmethod
     def from_backbones(
-        cls,
+        cls: Any,
         vision: str,
         language: str,
         processor: Any,
@@ -81,7 +87,7 @@ class Checkpointing:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: Any,
         pretrained_model_name_or_path: str | os.PathLike,
         *,
         config: FlamingoConfig | None = None,

@@ -100,8 +100,9 @@ def candidate_tokens(
             "This model has no tokenizer to read candidate texts with: set model.tokenizer = processor.tokenizer, "
             "or give lists of token ids."
         )
+    read: Any = model.tokenizer
     tokens = [
-        model.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else [int(t) for t in c]
+        read(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else [int(t) for t in c]
         for c in candidates
     ]
     for candidate, ids in zip(candidates, tokens, strict=True):
