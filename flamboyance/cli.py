@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.command(arguments) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return arguments.command(arguments) or 0
     except KeyboardInterrupt:
         print("flamboyance: interrupted", file=sys.stderr)
         return 130
@@ -58,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _one_line(error: Exception) -> str:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    # Warnings of other kinds (deprecations) are for programmers.
+    if issubclass(category, UserWarning):
+        print(f"flamboyance: warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(error: Exception | str) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -173,6 +182,10 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
     parser.add_argument("directory", help="the folder to write: safetensors of what trained, and the configuration")
     parser.add_argument("--model", help="the released model whose backbones it belongs to (default: recognized)")
+    group = parser.add_argument_group("backbones", "hub ids or directories, for checkpoints that were not released")
+    group.add_argument("--language", metavar="NAME|DIR", help="the language model")
+    group.add_argument("--vision", metavar="NAME|DIR", help="the vision tower")
+    group.add_argument("--tokenizer", metavar="NAME|DIR", help="default: the language model's")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

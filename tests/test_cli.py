@@ -4,9 +4,11 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from flamboyance.cli import main
@@ -336,6 +338,25 @@ def test_info_of_a_released_model_needs_no_download(capsys, monkeypatch: pytest.
     said = capsys.readouterr().out
     assert "mosaic_gpt" in said
     assert "24 blocks, before layers 0–23 (interval 1)" in said
+
+
+def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.pt").write_bytes(b"no checkpoint")
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "b.pt")
+    for name in ("a.pt", "b.pt"):
+        assert name in fails(capsys, "convert", tmp_path / name, tmp_path / "to")
+        assert not (tmp_path / "to").exists()
+
+
+def test_warnings_take_one_line(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(arguments: object) -> int:
+        warnings.warn("all gates\nare shut", stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("flamboyance.commands.convert.convert", convert)
+    assert run("convert", "a", "b") == 0
+    assert capsys.readouterr().err == "flamboyance: warning: all gates are shut\n"
 
 
 def test_help(capsys) -> None:

@@ -9,10 +9,9 @@ def convert(arguments: argparse.Namespace) -> int:
     checkpoint, directory = Path(arguments.checkpoint), Path(arguments.directory)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
-    if directory.is_file():
-        raise FileExistsError(f"{directory} is a file; expected a folder to write to")
-    from flamboyance.checkpoints.openflamingo import convert_file
+    from flamboyance.checkpoints.convert import convert_file
 
-    convert_file(checkpoint, directory, model=arguments.model)
+    named = {key: getattr(arguments, key) for key in ("model", "language", "vision", "tokenizer")}
+    convert_file(checkpoint, directory, **named)
     print(f"wrote {directory}")
     return 0

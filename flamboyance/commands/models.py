@@ -64,8 +64,8 @@ def outline(name: str) -> tuple[Any, Gates | None]:
     import torch
 
     from flamboyance.checkpoints import released
+    from flamboyance.model.files import WEIGHTS, local_directory, read_config, read_weights
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
-    from flamboyance.model.loading import WEIGHTS, local_directory, read_config, read_weights
 
     if name == MINI:
         from flamboyance.mini import load_mini
