@@ -49,7 +49,7 @@ class FlamingoConfig(PreTrainedConfig):
     ):
         if isinstance(text_config, dict):
             text_config = _config_of(text_config)
-        self.text_config = text_config
+        self.text_config: Any = text_config
         self.vision = vision or {"library": "transformers", "name": None, "pretrained": None, "config": None}
         self.vision_width = vision_width
         self.language = language

@@ -212,7 +212,8 @@ class FewShotTask:
                 "this one. Make it again from its demonstrations."
             )
         template: dict[str, Any] = task["template"]
-        self = cls(model, processor, (), Template(**{**template, "stops": tuple(template["stops"])}))
+        template["stops"] = tuple(template["stops"])
+        self = cls(model, processor, (), Template(**template))
         self.texts = task["texts"]
         if self.texts:
             self.__dict__["prefix"] = _read_prefix(directory / "prefix.safetensors", model)

@@ -42,7 +42,7 @@ class MaskedCrossAttention(nn.Module):
         if sight.image_of_block is not None:
             keys, values = keys[sight.image_of_block], values[sight.image_of_block]
         out = F.scaled_dot_product_attention(sight.to_blocks(q).transpose(1, 2), keys, values)
-        return self.to_out(sight.from_blocks(out.transpose(1, 2), x.shape[:2]))
+        return self.to_out(sight.from_blocks(out.transpose(1, 2), x.shape[0], x.shape[1]))
 
 
 class GatedCrossAttentionBlock(GradientCheckpointingLayer):

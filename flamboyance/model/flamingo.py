@@ -66,11 +66,12 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 f"interval={config.interval} leaves no layer to splice: the language model has {len(layers)} layers."
             )
         width = config.text_config.hidden_size
-        self.cross_attention = nn.ModuleList(
+        blocks = [
             GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention) for _ in self.spliced_layers
-        )
+        ]
+        self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
-        language.splice(language_model, layers, dict(zip(self.spliced_layers, self.cross_attention, strict=True)))
+        language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
         self.train(False)
 
     # Parts ------------------------------------------------------------------------------------------------------
@@ -80,6 +81,11 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
 
     def get_output_embeddings(self) -> nn.Module:
         return language.output_head(self.language_model)
+
+    @property
+    def blocks(self) -> list[GatedCrossAttentionBlock]:
+        """The gated cross-attention blocks, in the order of `spliced_layers`."""
+        return [block for block in self.cross_attention if isinstance(block, GatedCrossAttentionBlock)]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """What trains, by name; exactly what `save_pretrained` writes."""
@@ -131,7 +137,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             latents = self.resampler(patches.to(home))
         else:
             latents = home.new_zeros(0, *home.shape)
-        pairs = tuple(block.attention.keys_values(latents.to(block.attention_gate)) for block in self.cross_attention)
+        pairs = tuple(block.attention.keys_values(latents.to(block.attention_gate)) for block in self.blocks)
         return Media(latents, pairs, rows)
 
     def _media(

@@ -3,20 +3,25 @@
 Shape letters: B prompts, N media of a prompt, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 
+from flamboyance.configuration import FlamingoConfig
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.scoring import branch, score_candidates
 
 
 class Generating(GenerationMixin):
     """`generate` and `score` of FlamingoForConditionalGeneration."""
+
+    config: FlamingoConfig
+    generation_config: GenerationConfig
+    _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's
 
     @torch.no_grad()
     def generate(
@@ -51,15 +56,10 @@ class Generating(GenerationMixin):
         if cache is not None and sequences > 1:
             kwargs["past_key_values"] = branch(cache, sequences)
         processors = LogitsProcessorList(logits_processor or [])
-        processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=input_ids.device))
-        return super().generate(
-            input_ids=input_ids,
-            media=media,
-            images_seen=seen,
-            attention_mask=attention_mask,
-            logits_processor=processors,
-            **kwargs,
-        )
+        processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=str(input_ids.device)))
+        kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
+        generate: Any = super().generate
+        return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
 
     def _sequences(self, options: dict[str, Any]) -> int:
         """Rows of text per prompt while generating: beams or returned sequences."""
@@ -73,12 +73,14 @@ class Generating(GenerationMixin):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: Tensor,
+        input_ids: Any,
         past_key_values: Any = None,
-        images_seen: np.ndarray | None = None,
+        *,
+        images_seen: np.ndarray,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        prepare: Any = super().prepare_inputs_for_generation
+        inputs = prepare(input_ids, past_key_values=past_key_values, **kwargs)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         # Generated tokens see what the prompt's last token saw.
         columns = np.minimum(np.arange(past, past + inputs["input_ids"].shape[1]), images_seen.shape[1] - 1)
@@ -110,6 +112,7 @@ class Generating(GenerationMixin):
             (B, candidates), float32.
         """
         media = self._media(input_ids, media, pixel_values, media_counts)
+        model: Any = self
         return score_candidates(
-            self, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
+            model, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
         )

@@ -1,11 +1,11 @@
 """Splicing gated cross-attention into a language model that stays what it is.
 
 The only file that knows language models' internals. Blocks and added tokens act through hooks on the language model's
-own modules, and only inside `conditioned(...)`; called outside it, the language model is the one that was loaded, bit by
+own modules, only inside `conditioned(...)`; called outside it, the language model is the one that was loaded, bit by
 bit. What a forward pass is conditioned on travels in a context variable, so threads do not meet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ class AddedTokens(nn.Module):
 
     def __init__(self, first: int, count: int, language_model: PreTrainedModel):
         super().__init__()
-        table, head = language_model.get_input_embeddings(), output_head(language_model)
+        table: Any = language_model.get_input_embeddings()
+        head: Any = output_head(language_model)
         if table.weight.shape[0] < first:
             raise ValueError(
                 f"The tokenizer has {first} tokens, but the language model's table only {table.weight.shape[0]} rows. "
@@ -75,7 +76,7 @@ _conditioning: ContextVar[Conditioning | None] = ContextVar("flamingo_conditioni
 
 
 @contextmanager
-def conditioned(on: Conditioning) -> Iterator[None]:
+def conditioned(on: Conditioning) -> Generator[None, None, None]:
     """Inside it, this thread's calls of the spliced language model see media and added tokens."""
     token = _conditioning.set(on)
     try:
@@ -99,7 +100,7 @@ class BlockHook:
         hidden = args[0] if args else kwargs["hidden_states"]
         home = self.block.attention_gate
         x, keys, values, sight = hidden.to(home), None, None, None
-        if on.sight is not None:
+        if on.sight is not None and on.media is not None:
             keys, values = (t.to(home) for t in on.media.keys_values[self.number])
             sight = on.sight.to(home.device)
         x = self.block(x, keys, values, sight).to(hidden)

@@ -63,7 +63,7 @@ class Checkpointing:
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
         """
         vision, language = absolute(vision), absolute(language)
-        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
         tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub)
         config = FlamingoConfig(
@@ -112,13 +112,15 @@ class Checkpointing:
             ValueError: the checkpoint is not a Flamingo, or does not fit the backbones that it names.
         """
         name = str(pretrained_model_name_or_path)
-        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         if not Path(name).is_dir():
             from flamboyance.checkpoints import released  # knows the published models; imports this package
 
             if released.is_released(name):
-                own = {"dtype": dtype, "token": token, "revision": revision, "language": language, "vision": vision}
-                return released.load(cls, name, **own, **hub, **language_options)
+                hub |= {"token": token, "revision": revision}
+                return released.load(
+                    cls, name, language=language, vision=vision, dtype=dtype, **hub, **language_options
+                )
         directory = local_directory(name, revision=revision, token=token, **hub)
         config = read_config(directory) if config is None else copy.deepcopy(config)
         config.language = absolute(language) if language else resolve(config.language, directory)

@@ -113,17 +113,18 @@ class Sight:
         """(R, T, H, K) -> (blocks, width, H, K)."""
         if self.token_of_query is not None:
             return q.flatten(0, 1)[self.token_of_query]
-        blocks = len(self.visible) if self.image_of_block is None else len(self.image_of_block)
-        return q.reshape(blocks, -1, *q.shape[2:])
+        assert self.visible is not None  # decoding: a block for each prompt
+        return q.reshape(len(self.visible), -1, *q.shape[2:])
 
-    def from_blocks(self, out: Tensor, shape: torch.Size) -> Tensor:
+    def from_blocks(self, out: Tensor, rows: int, tokens: int) -> Tensor:
         """(blocks, width, H, K) -> (R, T, H·K), zero where a token sees nothing."""
-        if self.token_of_query is None:
+        if self.query_of_token is None:
+            assert self.visible is not None
             out = out * self.visible[:, None, None, None]
-            return out.reshape(*shape, -1)
+            return out.reshape(rows, tokens, -1)
         out = out.flatten(2).flatten(0, 1)
         out = torch.cat([out, out.new_zeros(1, out.shape[-1])])
-        return out[self.query_of_token].view(*shape, -1)
+        return out[self.query_of_token].view(rows, tokens, -1)
 
 
 def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past: int = 0) -> np.ndarray:

@@ -84,17 +84,17 @@ class PerceiverResampler(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """patches (M, F, P, D) -> latents (M, L, D)."""
         if self.time_embeddings is not None:
-            patches = patches + self.frame_times(patches.shape[1])[:, None]
+            patches = patches + stretched(self.time_embeddings, patches.shape[1])[:, None]
         patches = patches.flatten(1, 2)
         latents = self.latents.expand(len(patches), -1, -1)
         for layer in self.layers:
             latents = layer(patches, latents)
         return self.norm(latents)
 
-    def frame_times(self, frames: int) -> Tensor:
-        """Time embeddings for a number of frames: (frames, D)."""
-        trained = len(self.time_embeddings)
-        if frames <= trained:
-            return self.time_embeddings[:frames]
-        stretched = F.interpolate(self.time_embeddings.T[None], size=frames, mode="linear", align_corners=True)
-        return stretched[0].T
+
+def stretched(time_embeddings: Tensor, frames: int) -> Tensor:
+    """Time embeddings (trained, D) for a number of frames, (frames, D): the first ones, or all of them interpolated."""
+    if frames <= len(time_embeddings):
+        return time_embeddings[:frames]
+    longer = F.interpolate(time_embeddings.T[None], size=frames, mode="linear", align_corners=True)
+    return longer[0].T

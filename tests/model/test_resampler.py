@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flamboyance.model.resampler import PerceiverResampler
+from flamboyance.model.resampler import PerceiverResampler, stretched
 from tests.model.families import images, make, prompt
 
 
@@ -26,7 +26,7 @@ def test_frames_of_a_video_are_told_apart_by_time_embeddings_alone():
 def test_time_embeddings_are_stretched_for_longer_videos(frames):
     """Flamingo trains on 8 frames and tests on 30 by linear interpolation, ends kept."""
     resampler = PerceiverResampler(24, depth=1, heads=2, dim_head=8, latents=5, max_frames=4)
-    times, own = resampler.frame_times(frames), resampler.time_embeddings
+    times, own = stretched(resampler.time_embeddings, frames), resampler.time_embeddings
     assert times.shape == (frames, 24)
     if frames <= 4:
         assert_close(times, own[:frames])
