@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 EPILOG = """\
 examples:
@@ -61,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     # Warnings of other kinds (deprecations) are for programmers.
     if issubclass(category, UserWarning):
         print(f"flamboyance: warning: {_one_line(message)}", file=sys.stderr)
