@@ -64,6 +64,20 @@ def is_released(name: str) -> bool:
     return short_name(name) in RELEASED
 
 
+def tower_config() -> dict[str, Any]:
+    """OpenAI's CLIP ViT-L/14 at 224 pixels, which all five look through."""
+    config = CLIPVisionConfig(
+        hidden_size=VISION_WIDTH,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+        hidden_act="quick_gelu",
+    )
+    return config.to_dict()
+
+
 def config_for(name: str) -> FlamingoConfig:
     """The full configuration of a released model, without asking the hub.
 
@@ -73,17 +87,8 @@ def config_for(name: str) -> FlamingoConfig:
     if not is_released(name):
         raise ValueError(f"{name!r} is no released OpenFlamingo model. There are: {', '.join(RELEASED)}.")
     language, interval, architecture = RELEASED[short_name(name)]
-    tower = CLIPVisionConfig(
-        hidden_size=VISION_WIDTH,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=224,
-        patch_size=14,
-        hidden_act="quick_gelu",
-    )
     return FlamingoConfig(
-        vision={**TOWER, "config": tower.to_dict()},
+        vision={**TOWER, "config": tower_config()},
         vision_width=VISION_WIDTH,
         language=language,
         text_config=architecture(),
