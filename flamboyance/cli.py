@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 EPILOG = """\
 examples:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
             return arguments.command(arguments) or 0
     except KeyboardInterrupt:
         print("flamboyance: interrupted", file=sys.stderr)
@@ -61,14 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     # Warnings of other kinds (deprecations) are for programmers.
     if issubclass(category, UserWarning):
         print(f"flamboyance: warning: {_one_line(message)}", file=sys.stderr)
