@@ -47,6 +47,8 @@ class FlamingoConfig(PreTrainedConfig):
         pad_token_id: int = 50279,
         **kwargs: Any,
     ):
+        if not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"interval={interval!r}; expected a whole number of layers, 1 or more.")
         if isinstance(text_config, dict):
             text_config = _config_of(text_config)
         self.text_config: Any = text_config
@@ -79,9 +81,7 @@ def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
     if model_type is None:
-        raise ValueError(
-            "text_config has no model_type, which says the language model's family, e.g. 'opt' or 'mpt'."
-        )
+        raise ValueError("text_config has no model_type, which says the language model's family, e.g. 'opt' or 'mpt'.")
     if model_type == "mosaic_gpt":
         import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family
     return AutoConfig.for_model(model_type, **values)
@@ -91,4 +91,10 @@ def _sizes(name: str, defaults: dict[str, Any], given: dict[str, Any] | None) ->
     unknown = sorted(set(given or {}) - set(defaults))
     if unknown:
         raise ValueError(f"{name} has no size called {unknown[0]!r}; it has {', '.join(defaults)}.")
-    return {**defaults, **(given or {})}
+    sizes = {**defaults, **(given or {})}
+    for size, value in sizes.items():
+        if value is None and defaults[size] is None:
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: {size}={value!r}; expected a whole number, 1 or more.")
+    return sizes

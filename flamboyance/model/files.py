@@ -62,11 +62,15 @@ def read_config(directory: Path) -> FlamingoConfig:
         values = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}). Restore it from the original checkpoint.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a JSON {type(values).__name__}; expected an object with model_type 'flamingo'.")
     if values.get("model_type") != FlamingoConfig.model_type:
         raise ValueError(
             f"{file} describes a model of type {values.get('model_type')!r}; expected 'flamingo'. To build a Flamingo "
             "around it, use FlamingoForConditionalGeneration.from_backbones."
         )
+    if not values.get("text_config"):
+        raise ValueError(f"{file} has no text_config, the configuration of the language model. Restore it.")
     return FlamingoConfig.from_dict(values)
 
 

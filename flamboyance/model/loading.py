@@ -3,7 +3,8 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ class Checkpointing:
         """
         vision, language = absolute(vision), absolute(language)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
-        tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub)
+        with opening("language", language):
+            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
+        with opening("vision", vision):
+            tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub)
         config = FlamingoConfig(
             vision=tower.spec,
             vision_width=tower.width,
@@ -129,10 +132,17 @@ class Checkpointing:
         language_options = {
             k: v for k, v in language_options.items() if not k.startswith("_") and k != "adapter_kwargs"
         }
-        language_model = AutoModelForCausalLM.from_pretrained(config.language, dtype=dtype, **hub, **language_options)
+        with opening("language", language := config.language):
+            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
         check_language_model(config, language_model)
         pretrained, library = config.vision["pretrained"], config.vision["library"]
-        tower = VisionTower.from_pretrained(vision, pretrained, library, dtype=language_model.dtype, **hub)
+        with opening("vision", vision):
+            tower = VisionTower.from_pretrained(vision, pretrained, library, dtype=language_model.dtype, **hub)
+        if tower.width != config.vision_width:
+            raise ValueError(
+                f"The checkpoint was trained for a vision tower of width {config.vision_width}, but {vision} has width "
+                f"{tower.width}. Name the right one: vision=, or `vision` in config.json."
+            )
         model = cls(config, vision=tower, language_model=language_model)
         load_trained(model, read_weights(directory / WEIGHTS), directory / WEIGHTS)
         if (directory / "tokenizer_config.json").is_file():
@@ -163,6 +173,19 @@ class Checkpointing:
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
         write_checkpoint(directory, config, self.trained_parameters())
         self.generation_config.save_pretrained(directory)
+
+
+@contextmanager
+def opening(part: str, name: str) -> Iterator[None]:
+    """Says which backbone it was that could not be opened; libraries often do not."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"Cannot open {name}, given as {part}: it is no directory with a model, nor on the hub within reach. "
+            f"Give one as {part}=DIRECTORY. ({reason})"
+        ) from error
 
 
 def place(model: Any) -> Any:
@@ -200,7 +223,8 @@ def check_language_model(config: FlamingoConfig, language_model: PreTrainedModel
         if getattr(found, size) != getattr(wanted, size):
             raise ValueError(
                 f"The checkpoint was trained for a language model with {size}={getattr(wanted, size)}, but "
-                f"{config.language} has {size}={getattr(found, size)}. Name the right one as `language` in config.json."
+                f"{config.language} has {size}={getattr(found, size)}. Name the right one: language=, or `language` in "
+                "config.json."
             )
 
 

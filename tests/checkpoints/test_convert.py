@@ -55,7 +55,7 @@ def test_a_released_model_needs_no_weights_of_its_backbones(case, known, tmp_pat
         "model.safetensors",
         "preprocessor_config.json",
     ]
-    with pytest.raises(OSError, match="Cannot open nobody/no-language-model, given as language: .*=DIRECTORY"):
+    with pytest.raises(OSError, match=r"Cannot open nobody/no-language-model, given as language: .*=DIRECTORY"):
         FlamingoForConditionalGeneration.from_pretrained(target, local_files_only=True)
     where = {part: case.backbones[part] for part in ("language", "vision")}
     model = FlamingoForConditionalGeneration.from_pretrained(target, **where)
