@@ -189,10 +189,12 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             `.logits` (R, T, V), `.loss`, `.past_key_values`.
 
         Raises:
-            ValueError: a row's `<image>` tokens and images differ in number.
+            ValueError: a row's `<image>` tokens and images differ in number; or ids or labels are not the model's.
         """
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if not past or input_ids.shape[1] > 1:  # not while decoding: looking at ids waits for the device
+            self._check_ids(input_ids, labels)
         media, sight = self._sight(input_ids, media, past, images_seen)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
@@ -207,6 +209,20 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             )
         loss = None if labels is None else next_token_loss(out.logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=out.logits, past_key_values=out.get("past_key_values"))
+
+    def _check_ids(self, input_ids: Tensor, labels: Tensor | None) -> None:
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)} for input_ids of shape {tuple(input_ids.shape)}; expected a "
+                "label for each token, -100 where nothing is to be predicted."
+            )
+        for token in (input_ids.min().item(), input_ids.max().item()):
+            if not 0 <= token < self.config.vocab_size:
+                raise ValueError(
+                    f"input_ids holds {token}; expected ids from 0 to {self.config.vocab_size - 1}: "
+                    f"{self.config.base_vocab_size} tokens of the tokenizer, then "
+                    f"{', '.join(self.config.added_tokens)}. Use the tokenizer that the model was made with."
+                )
 
     def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: np.ndarray | None):
         """What each token sees: the media to look at, and the layout for attending to them."""

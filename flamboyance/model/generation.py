@@ -48,6 +48,7 @@ class Generating(GenerationMixin):
         Returns:
             (B·sequences, T + new tokens), prompt included, or transformers' output object on request.
         """
+        check_mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts)
         told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
@@ -111,8 +112,29 @@ class Generating(GenerationMixin):
         Returns:
             (B, candidates), float32.
         """
+        check_mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts)
         model: Any = self
         return score_candidates(
             model, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
+        )
+
+
+def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """
+    Raises:
+        ValueError: the mask does not cover the tokens, or a row ends in padding.
+    """
+    if attention_mask is None:
+        return
+    if len(attention_mask) != len(input_ids) or attention_mask.shape[1] < input_ids.shape[1]:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}; "
+            "expected a value for each token, those in the cache included."
+        )
+    padded = (attention_mask[:, -1] == 0).nonzero()
+    if len(padded):
+        raise ValueError(
+            f"Row {int(padded[0])} ends in padding, so nothing follows its last token. Pad on the left: "
+            "processor(…, padding_side='left')."
         )
