@@ -7,6 +7,7 @@ from flamboyance import templates
 from flamboyance.compat import create_model_and_transforms
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.few_shot import FewShotTask
+from flamboyance.mini import load_mini
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
@@ -21,5 +22,6 @@ __all__ = [
     "FlamingoProcessor",
     "Media",
     "create_model_and_transforms",
+    "load_mini",
     "templates",
 ]

@@ -139,6 +139,11 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", "demo", "show the embedded model on held-out images: a table, a page, a plot")
     parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--queries", type=_at_least(1), default=64, metavar="N", help="of each task (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another seed (default: 0)")
+    _add_model(parser)
 
 
 def _add_caption(commands: Any) -> None:

@@ -1,11 +1,90 @@
 """`demo`: the embedded model on held-out images."""
 
 import argparse
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flamboyance.commands.models import MINI, load
+
+if TYPE_CHECKING:
+    from flamboyance.demo.results import Cell, Results
+
+SMALL = 20_000_000  # parameters
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Write the demonstration's images, page and plot to a folder, and print its table."""
-    from flamboyance.demo import main
+    from flamboyance.demo import run as demonstration
+    from flamboyance.demo.page import PAGE
+    from flamboyance.demo.snippets import MINI as EMBEDDED
 
-    return main(Path(arguments.output)) or 0
+    began = time.monotonic()
+    folder = Path(arguments.output)
+    demonstration.check(folder, arguments.queries)
+    model, processor = load(arguments.model, arguments.device, arguments.dtype)
+    with _few_threads(model), _progress(demonstration.TASKS * len(demonstration.SHOTS) * arguments.queries) as advance:
+        results = demonstration.run(
+            model,
+            processor,
+            folder,
+            name=EMBEDDED if arguments.model == MINI else arguments.model,
+            queries=arguments.queries,
+            seed=arguments.seed,
+            advance=advance,
+        )
+    _print_table(results)
+    print(f"done in {time.monotonic() - began:.0f} seconds; the page is {(folder / PAGE).resolve()}")
+    return 0
+
+
+@contextmanager
+def _few_threads(model: Any) -> Generator[None]:
+    """One thread for a model so small that sharing its work costs more than it saves, on busy cores by far."""
+    import torch
+
+    before = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(total: int) -> Generator[Any]:
+    """A progress bar on the error stream where that is a terminal; gives the function that moves it on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("queries", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _print_table(results: "Results") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{results.model} on held-out pictures: right answers, 95 % interval"))
+    table.add_column("task")
+    for shots in results.shots:
+        table.add_column(f"{shots} shots", justify="right")
+    for task in results.tasks:
+        chance = "" if task.task.chance is None else f"\nchance {task.task.chance:.0%}"
+        figures = (_figure(task.cell(shots)) for shots in results.shots)
+        table.add_row(Text(task.task.title + chance), *figures, end_section=True)
+    # A file gets the whole width that the table takes.
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def _figure(cell: "Cell") -> str:
+    low, high = cell.interval
+    return f"{cell.accuracy:.1%}  {cell.right}/{cell.total}\n{100 * low:.0f}–{100 * high:.0f} %"
