@@ -152,8 +152,8 @@ def create_model_and_transforms(
         decoder_layers_attr_name: dotted name of the decoder's layers; found when None.
         freeze_lm_embeddings: the rows of the added tokens are not trained either.
     """
-    hub = {"cache_dir": cache_dir, "local_files_only": use_local_files}
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **hub)
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": use_local_files}
+    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path, **hub)
     model = OpenFlamingo.from_backbones(
         clip_vision_encoder_path,
         lang_encoder_path,

@@ -54,12 +54,11 @@ def convert_file(
     if target.is_file():
         raise ValueError(f"{target} is a file; expected a directory to write to.")
     state = openflamingo.read(source)
-    if model is None and (language is None or vision is None):
-        model = _identify(source, Layout.of(state))
-    if model is None:
+    if model is None and language is not None and vision is not None:
         options = {"decoder_layers": decoder_layers, "freeze_lm_embeddings": freeze_lm_embeddings, **hub}
         _with_backbones(state, target, vision, language, tokenizer or language, options)
     else:
+        model = model or _identify(source, Layout.of(state))
         _released(state, target, model, vision, language, tokenizer, hub)
     return target
 
@@ -114,7 +113,8 @@ def _with_backbones(
     state: Mapping[str, Tensor], target: Path, vision: str, language: str, tokenizer: str, options: dict[str, Any]
 ) -> None:
     frozen, decoder_layers = options.pop("freeze_lm_embeddings"), options.pop("decoder_layers")
-    processor = FlamingoProcessor(None, AutoTokenizer.from_pretrained(tokenizer, **options))
+    reader: Any = AutoTokenizer.from_pretrained(tokenizer, **options)
+    processor = FlamingoProcessor(None, reader)
     frames = state.get("perceiver.frame_embs")
     model = FlamingoForConditionalGeneration.from_backbones(
         vision,

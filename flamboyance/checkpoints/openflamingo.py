@@ -111,9 +111,9 @@ def expected(model: Any) -> dict[str, str]:
 
 def tables(model: Any) -> dict[str, tuple[str, Tensor]]:
     """Tables that hold rows of added tokens: {reference's key: (our name of those rows, the frozen table)}."""
-    lm = model.language_model
+    lm: Any = model.language_model
     modules = {id(m): name for name, m in lm.named_modules()}
-    table, head = lm.get_input_embeddings(), language.output_head(lm)
+    table, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     head_name = OLD_HEADS.get(lm.config.model_type, modules[id(head)])
     found = {f"lang_encoder.{modules[id(table)]}.weight": ("added_tokens.embedding", table.weight)}
     if not model.added_tokens.tied:

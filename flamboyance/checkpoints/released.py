@@ -35,7 +35,7 @@ def _redpajama_3b() -> PreTrainedConfig:
         num_attention_heads=32,
         intermediate_size=10240,
         vocab_size=50432,
-        rotary_pct=1.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         use_parallel_residual=False,
         tie_word_embeddings=False,
     )
@@ -135,7 +135,7 @@ def load(
         language, vision, tokenizer: local directories (or other hub ids) of the frozen backbones.
     """
     config = config_for(name)
-    hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     if checkpoint is None:
         repository = f"openflamingo/{short_name(name)}"
         checkpoint = hf_hub_download(repository, "checkpoint.pt", revision=revision, token=token, **hub)
@@ -161,7 +161,8 @@ def image_processor() -> ImageProcessor:
 def processor_for(name: str, *, tokenizer: str | None = None, **hub: Any) -> Any:
     """The processor of a released model: OpenAI's preprocessing at 224 pixels, GPT-NeoX's tokenizer."""
     source = tokenizer or config_for(name).language
-    return FlamingoProcessor(image_processor(), AutoTokenizer.from_pretrained(source, **hub))
+    reader: Any = AutoTokenizer.from_pretrained(source, **hub)
+    return FlamingoProcessor(image_processor(), reader)
 
 
 def build_on_meta(name: str, model_class: Any) -> Any:

@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ class Checkpointing:
 
 
 @contextmanager
-def opening(part: str, name: str) -> Iterator[None]:
+def opening(part: str, name: str) -> Generator[None]:
     """Says which backbone it was that could not be opened; libraries often do not."""
     try:
         yield
