@@ -56,6 +56,6 @@ class Layout:
         known = released.fitting(self)
         hint = f" That is the layout of {' and '.join(known)}." if known else ""
         return (
-            f"Its {len(self.indices)} blocks stand before every {self.interval}. layer of lang_encoder.{self.layers}, "
-            f"width {self.width}, vision width {self.vision_width}.{hint}"
+            f"Its {len(self.indices)} blocks stand in lang_encoder.{self.layers}, cross_attn_every_n_layers = "
+            f"{self.interval}, width {self.width}, vision width {self.vision_width}.{hint}"
         )
