@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.mini import evaluate, export, flamingo, language, tower
+from recipes.mini import evaluate, export, language, tower
 
 
 def main() -> None:

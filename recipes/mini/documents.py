@@ -8,6 +8,7 @@ The strings after the picture are those of `flamboyance.templates`, so that the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from recipes.mini import world
 from recipes.mini.words import COLORS, COUNTS, DIGITS, SHAPES, SIZES, Split, draw_words
 from recipes.mini.world import Scene, Thing
 
+Source = Any  # where scenes come from: the module `world`, or anything with its `scene` and `digit_scene`
 BINDING_KINDS = ("color", "shape", "digit")
 
 
@@ -103,8 +105,9 @@ def _yes_or_no(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def binding_episode(
-    rng: np.random.Generator, shots: int, kind: str, split: Split, classes: int = 2, plain: float = 0.0
-) -> Episode:
+    rng: np.random.Generator, shots: int, kind: str, split: Split, classes: int = 2, plain: float = 0.0,
+    source: Source = world,
+) -> Episode:  # fmt: skip
     """Binds each of `classes` made-up words to a value of `kind` ("color", "shape", "digit").
 
     The `shots` demonstrations are shared out evenly over the words in random order; attributes that do not matter vary,
@@ -122,8 +125,8 @@ def binding_episode(
 
     def draw(which: int) -> Scene:
         if kind == "digit":
-            return world.digit_scene(rng, split, chosen[which])
-        return world.scene(rng, 1, **{**still, kind: chosen[which]})
+            return source.digit_scene(rng, split, chosen[which])
+        return source.scene(rng, 1, **{**still, kind: chosen[which]})
 
     start = int(rng.integers(classes))
     order = rng.permutation([(start + turn) % classes for turn in range(shots)]) if shots else []
@@ -137,7 +140,7 @@ def binding_episode(
 # ---- documents ------------------------------------------------------------------------------------------------------
 
 
-def binding_document(rng: np.random.Generator, split: Split, least: int, most: int, **episode: float) -> list[Entry]:
+def binding_document(rng: np.random.Generator, split: Split, least: int, most: int, **episode: Any) -> list[Entry]:
     """An episode as entries; the kinds differ only in the attribute that matters."""
     kind = BINDING_KINDS[rng.integers(3)]
     one = binding_episode(rng, int(rng.integers(least, most + 1)), kind, split, **episode)
@@ -145,20 +148,24 @@ def binding_document(rng: np.random.Generator, split: Split, least: int, most: i
     return [Entry(scene, "Output:", word, kind) for scene, word in pairs]
 
 
-def caption_document(rng: np.random.Generator, split: Split, entries: int, count: int | None = None) -> list[Entry]:
+def caption_document(
+    rng: np.random.Generator, split: Split, entries: int, count: int | None = None, source: Source = world
+) -> list[Entry]:
     """Captioned scenes, and digits one in four."""
     found = []
     for _ in range(entries):
-        one = world.digit_scene(rng, split) if rng.random() < 0.25 else world.scene(rng, count)
+        one = source.digit_scene(rng, split) if rng.random() < 0.25 else source.scene(rng, count)
         found.append(Entry(one, "Output:", caption(one)))
     return found
 
 
-def question_document(rng: np.random.Generator, split: Split, entries: int, count: int | None = None) -> list[Entry]:
+def question_document(
+    rng: np.random.Generator, split: Split, entries: int, count: int | None = None, source: Source = world
+) -> list[Entry]:
     """Scenes with a question each, all kinds equally likely; digits one in eight."""
     found = []
     for _ in range(entries):
-        one = world.digit_scene(rng, split) if rng.random() < 0.125 else world.scene(rng, count)
+        one = source.digit_scene(rng, split) if rng.random() < 0.125 else source.scene(rng, count)
         asked = questions(one, rng)
         kinds = sorted({question.kind for question in asked})
         kind = kinds[rng.integers(len(kinds))]
@@ -168,17 +175,17 @@ def question_document(rng: np.random.Generator, split: Split, entries: int, coun
     return found
 
 
-def describe(entry: Entry, rng: np.random.Generator, bare: float) -> str:
-    """Words that stand in for the picture; with probability `bare` only the attribute that matters is named."""
+def describe(entry: Entry, rng: np.random.Generator, bare: float, clutter: float = 0.3) -> str:
+    """Words that stand in for the picture.
+
+    In binding documents, with probability `bare`, only the attribute that matters; else others in any order beside it:
+    color and shape four times in five, size and column with probability `clutter`.
+    """
     if entry.scene.digit is not None:
         return f"digit {entry.scene.digit.value}" if rng.random() < 0.5 else entry.scene.digit.value
     if entry.hint is not None and rng.random() < bare:
         return getattr(entry.scene.things[0], entry.hint)
-    form = rng.permutation(4)
-    said = []
-    for thing in entry.scene.things:
-        facts = [thing.size, thing.color, thing.shape, thing.column]
-        said.append(" ".join(facts[i] for i in form))
-    return ", ".join(said)
-
-
+    kept = {"size": clutter, "color": 0.8, "shape": 0.8, "column": clutter}
+    facts = [fact for fact, chance in kept.items() if entry.hint in (None, fact) or rng.random() < chance]
+    form = rng.permutation(len(facts))
+    return ", ".join(" ".join(getattr(thing, facts[i]) for i in form) for thing in entry.scene.things)

@@ -13,24 +13,27 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer
 
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, Media
 from flamboyance.images import ImageProcessor
 from recipes.mini import tower
 from recipes.mini.documents import Entry, binding_document, caption_document, question_document
 from recipes.mini.fitting import fit
+from recipes.mini.pool import Pool
 from recipes.mini.world import SIDE, Scene
 
-STEPS, BATCH, RATE = 5000, 32, 1.5e-3
+STEPS, BATCH, RATE = 2000, 32, 1.5e-3
 RESAMPLER = {"depth": 2, "heads": 4, "dim_head": 32, "latents": 16, "ff_mult": 4}
 CROSS_ATTENTION = {"heads": 4, "dim_head": 32, "ff_mult": 4}
-CAPTIONS_ONLY, EASY = 0.12, 0.35  # parts of the run: one-object captions, then plain binding among the rest
+CAPTIONS_ONLY, EASY = 200, 700  # steps: one-object captions until the one, binding of plain things until the other
 WEIGHTS = {"caption": 1.0, "question": 3.0, "binding": 3.0}  # of an answer's token in the loss
 
 
 def build(vision: Path, language: Path) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo around the two frozen backbones, and its processor."""
     spread = {"mean": (tower.MEAN,) * 3, "std": (tower.STD,) * 3}
-    processor = FlamingoProcessor(ImageProcessor(size=(SIDE, SIDE), crop=None, **spread), AutoTokenizer.from_pretrained(language))
+    processor = FlamingoProcessor(
+        ImageProcessor(size=(SIDE, SIDE), crop=None, **spread), AutoTokenizer.from_pretrained(language)
+    )
     model = FlamingoForConditionalGeneration.from_backbones(
         str(vision), str(language), processor, interval=1, dtype=torch.float32,
         resampler=RESAMPLER, cross_attention=CROSS_ATTENTION, attn_implementation="eager",
@@ -42,37 +45,37 @@ def build(vision: Path, language: Path) -> tuple[FlamingoForConditionalGeneratio
     return model, processor
 
 
-def document(rng: np.random.Generator, progress: float) -> tuple[str, list[Entry]]:
+def document(rng: np.random.Generator, step: int, pool: Pool) -> tuple[str, list[Entry]]:
     """One training document and its kind."""
-    if progress < CAPTIONS_ONLY:
-        return "caption", caption_document(rng, "train", int(rng.integers(1, 5)), 1)
+    if step < CAPTIONS_ONLY:
+        return "caption", caption_document(rng, "train", int(rng.integers(1, 5)), 1, pool)
     draw = rng.random()
     if draw < 0.4:
-        plain = 0.6 if progress < EASY else 0.1
-        return "binding", binding_document(rng, "train", 2, 8, classes=2 + int(rng.random() < 0.2), plain=plain)
+        plain = 0.6 if step < EASY else 0.1
+        return "binding", binding_document(rng, "train", 2, 8, plain=plain, source=pool)
     make, kind = (caption_document, "caption") if draw < 0.7 else (question_document, "question")
-    return kind, make(rng, "train", int(rng.integers(1, 5)))
+    return kind, make(rng, "train", int(rng.integers(1, 5)), None, pool)
 
 
-def pixel_values(rows: list[list[Scene]]) -> torch.Tensor:
-    """Rows of scenes as (B, N, 1, 3, 64, 64), zeros after a row's last."""
-    images = tower.pixels([scene for row in rows for scene in row])
-    values = torch.zeros(len(rows), max(map(len, rows)), 1, *images.shape[1:])
-    for row, found in enumerate(images.split([len(row) for row in rows])):
-        values[row, : len(found), 0] = found
-    return values
+def media(model: FlamingoForConditionalGeneration, patches: torch.Tensor, counts: list[int]) -> Media:
+    """What `model.encode_media` makes of pixels, from the tower's features (M, P, D) of rows of `counts` pictures."""
+    latents = model.resampler(patches[:, None])
+    pairs = tuple(block.attention.keys_values(latents) for block in model.cross_attention)
+    ends = np.cumsum([0, *counts])
+    return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in zip(ends, ends[1:], strict=False)))
 
 
 class Batches:
     """Draws training batches; `batch(step)` depends on the step alone."""
 
-    def __init__(self, processor: FlamingoProcessor, steps: int) -> None:
-        self.processor, self.steps = processor, steps
+    def __init__(self, processor: FlamingoProcessor, pool: Pool) -> None:
+        self.processor, self.pool = processor, pool
 
-    def batch(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Model inputs, loss weights (32, T), and each token's kind (32, T): 0 no answer, 1 caption, 2 question, 3 word."""
+    def batch(self, step: int) -> tuple[list[list[Scene]], dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Each row's scenes; token ids and mask; loss weights (32, T); and each token's kind (32, T): 0 no answer,
+        1 caption, 2 question, 3 word."""
         rng = np.random.default_rng((3, step))
-        documents = [document(rng, step / self.steps) for _ in range(BATCH)]
+        documents = [document(rng, step, self.pool) for _ in range(BATCH)]
         rows = [self._tokens(kind, entries) for kind, entries in documents]
         width = max(len(row) for row in rows)
         table = torch.zeros(3, BATCH, width)
@@ -84,10 +87,8 @@ class Batches:
         inputs = {
             "input_ids": ids,
             "attention_mask": (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long(),
-            "pixel_values": pixel_values(scenes),
-            "media_counts": torch.tensor([len(row) for row in scenes]),
         }
-        return inputs, table[1], table[2]
+        return scenes, inputs, table[1], table[2]
 
     def _tokens(self, kind: str, entries: list[Entry]) -> list[tuple[int, float, int]]:
         tokenizer, number = self.processor.tokenizer, 1 + ["caption", "question", "binding"].index(kind)
@@ -109,13 +110,14 @@ def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGener
     """Trains, or goes on training, what is not frozen; a finished run's checkpoint is only read."""
     torch.manual_seed(0)
     model, processor = build(folder / "vision", folder / "language")
-    batches = Batches(processor, steps)
+    batches = Batches(processor, Pool(model.vision))
     device = next(model.parameters()).device
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        inputs, weight, mark = batches.batch(step)
+        scenes, inputs, weight, mark = batches.batch(step)
+        patches = batches.pool.patches([scene for row in scenes for scene in row]).to(device)
         inputs = {key: value.to(device) for key, value in inputs.items()}
-        logits = model(**inputs).logits
+        logits = model(**inputs, media=media(model, patches, [len(row) for row in scenes])).logits
         each = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none")
         weight, mark = weight[:, 1:].to(device), mark[:, 1:].to(device)
         right = (logits[:, :-1].argmax(-1) == inputs["input_ids"][:, 1:]).float()
@@ -129,5 +131,16 @@ def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGener
         model.eval()
         return evaluate.glance(model, processor)
 
-    fit("flamingo", model, loss_at, steps=steps, rate=RATE, folder=folder / "flamingo", probe=probe, probe_every=500)
+    fit(
+        "flamingo",
+        model,
+        loss_at,
+        steps=steps,
+        rate=RATE,
+        folder=folder / "flamingo",
+        save_every=100,
+        warmup=100,
+        probe=probe,
+        probe_every=1000,
+    )
     return model.eval(), processor

@@ -120,7 +120,11 @@ class Contrast(nn.Module):
         labels = patch_phrases(scenes).to(device)
         seen = labels >= 0
         seen &= (labels > 0) | (torch.rand(labels.shape, device=device) < 0.15)  # most patches show nothing
-        post = self.tower.post_layernorm if hasattr(self.tower, "post_layernorm") else self.tower.vision_model.post_layernorm
+        post = (
+            self.tower.post_layernorm
+            if hasattr(self.tower, "post_layernorm")
+            else self.tower.vision_model.post_layernorm
+        )
         looks = F.normalize(self.patch_head(post(output.last_hidden_state[:, 1:]))[seen].float(), dim=-1)
         phrases = F.normalize(self.text(self.phrase_ids.to(device)).float(), dim=-1)
         scores = looks @ phrases.T * self.scales[0].exp().clamp(max=60)
