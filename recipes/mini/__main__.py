@@ -29,6 +29,9 @@ def main() -> None:
         model, processor = export.load(given.output / "flamingo-mini")
         rows = evaluate.table(model, processor, given.trials)
         evaluate.save(rows, given.output)
+        export.write_card(
+            given.output / "flamingo-mini", model, evaluate.markdown(rows), "Made by `python -m recipes.mini`."
+        )
         print(evaluate.markdown(rows))
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from recipes.mini import flamingo
+from recipes.mini import card, flamingo
 
 MOST_BYTES = 20_000_000
 
@@ -54,3 +54,12 @@ def load(directory: Path) -> tuple[FlamingoForConditionalGeneration, FlamingoPro
     model = FlamingoForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
     model.tokenizer = processor.tokenizer
     return model.eval(), processor
+
+
+def write_card(directory: Path, model: FlamingoForConditionalGeneration, table: str, origin: str) -> None:
+    """Writes the model card beside the weights."""
+    trained = sum(p.numel() for p in model.trained_parameters().values()) / 1e6
+    parts = {"vision": model.vision, "language": model.language_model}
+    counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
+    size = sum(file.stat().st_size for file in directory.rglob("*.safetensors")) / 1e6
+    card.write(directory, table, {**counts, "trained": trained}, size, origin)

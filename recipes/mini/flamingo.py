@@ -16,15 +16,18 @@ from transformers import AutoTokenizer
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, Media
 from flamboyance.images import ImageProcessor
 from recipes.mini import tower
-from recipes.mini.documents import Entry, binding_document, caption_document, question_document
+from recipes.mini.documents import Entry, binding_document, caption_document, describe, question_document
 from recipes.mini.fitting import fit
 from recipes.mini.pool import Pool
 from recipes.mini.world import SIDE, Scene
 
-STEPS, BATCH, RATE = 2000, 32, 1.5e-3
+STEPS, BATCH, RATE = 3900, 32, 1.5e-3
 RESAMPLER = {"depth": 2, "heads": 4, "dim_head": 32, "latents": 16, "ff_mult": 4}
 CROSS_ATTENTION = {"heads": 4, "dim_head": 32, "ff_mult": 4}
 CAPTIONS_ONLY, EASY = 200, 700  # steps: one-object captions until the one, binding of plain things until the other
+SPELLED = ((1200, 2500), (2700, 3300))  # steps in which half the pictures of a binding document have what matters
+# written beside them
+OPENED, OPENING = 2700, 0.3  # the step at which the first two gates, else all but shut, are set to the given value
 WEIGHTS = {"caption": 1.0, "question": 3.0, "binding": 3.0}  # of an answer's token in the loss
 
 
@@ -50,10 +53,11 @@ def document(rng: np.random.Generator, step: int, pool: Pool) -> tuple[str, list
     if step < CAPTIONS_ONLY:
         return "caption", caption_document(rng, "train", int(rng.integers(1, 5)), 1, pool)
     draw = rng.random()
-    if draw < 0.4:
+    if draw < (0.4 if step < OPENED else 0.6):
         plain = 0.6 if step < EASY else 0.1
         return "binding", binding_document(rng, "train", 2, 8, plain=plain, source=pool)
-    make, kind = (caption_document, "caption") if draw < 0.7 else (question_document, "question")
+    captions = 0.7 if step < SPELLED[0][0] else 0.5 if step < OPENED else 0.7  # by then captions are learned
+    make, kind = (caption_document, "caption") if draw < captions else (question_document, "question")
     return kind, make(rng, "train", int(rng.integers(1, 5)), None, pool)
 
 
@@ -76,7 +80,8 @@ class Batches:
         1 caption, 2 question, 3 word."""
         rng = np.random.default_rng((3, step))
         documents = [document(rng, step, self.pool) for _ in range(BATCH)]
-        rows = [self._tokens(kind, entries) for kind, entries in documents]
+        spelled = 0.5 if any(first <= step < last for first, last in SPELLED) else 0.0
+        rows = [self._tokens(kind, entries, rng, spelled) for kind, entries in documents]
         width = max(len(row) for row in rows)
         table = torch.zeros(3, BATCH, width)
         table[0] = self.processor.pad_token_id
@@ -90,14 +95,20 @@ class Batches:
         }
         return scenes, inputs, table[1], table[2]
 
-    def _tokens(self, kind: str, entries: list[Entry]) -> list[tuple[int, float, int]]:
+    def _tokens(
+        self, kind: str, entries: list[Entry], rng: np.random.Generator, spelled: float
+    ) -> list[tuple[int, float, int]]:
         tokenizer, number = self.processor.tokenizer, 1 + ["caption", "question", "binding"].index(kind)
         pieces, met = [], set()
         for entry in entries:
             foretold = kind != "binding" or entry.answer in met  # a new word cannot be foretold
             met.add(entry.answer)
             weight = WEIGHTS[kind] if foretold else 0.0
-            pieces += [("<image>" + entry.prompt, 0.0, 0), (entry.answer, weight, number if foretold else 0)]
+            pieces.append(("<image>" + entry.prompt, 0.0, 0))
+            if kind == "binding" and rng.random() < spelled:
+                # Read beside one picture and looked for in the next: so each side of the match is learned by itself.
+                pieces.append((describe(entry, rng, 1.0), 0.0, 0))
+            pieces += [(entry.answer, weight, number if foretold else 0)]
             pieces += [("<|endofchunk|>", 1.0, 0)]
         ids = tokenizer([text for text, _, _ in pieces], add_special_tokens=False).input_ids
         tokens = [(tokenizer.bos_token_id, 0.0, 0)]
@@ -114,6 +125,10 @@ def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGener
     device = next(model.parameters()).device
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if step == OPENED:
+            with torch.no_grad():
+                for block in model.cross_attention[:2]:
+                    block.attention_gate.fill_(OPENING)
         scenes, inputs, weight, mark = batches.batch(step)
         patches = batches.pool.patches([scene for row in scenes for scene in row]).to(device)
         inputs = {key: value.to(device) for key, value in inputs.items()}
