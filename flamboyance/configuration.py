@@ -1,5 +1,6 @@
 """What a Flamingo is made of: the frozen backbones by name and architecture, and the sizes of what trains."""
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -68,8 +69,13 @@ class FlamingoConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's configuration; generation asks it how to lay out the cache."""
-        return self if self.text_config is None else self.text_config
+        """The language model's configuration as generation needs it: it lays out the cache by it and, in older
+        transformers, reads the width of the logits from it, which added tokens have changed."""
+        if self.text_config is None:
+            return self
+        text = copy.copy(self.text_config)
+        text.vocab_size = self.vocab_size
+        return text
 
     @property
     def vocab_size(self) -> int:

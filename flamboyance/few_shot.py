@@ -81,6 +81,7 @@ class FewShotTask:
         self._images = [shot[0] for shot in demonstrations]
 
     @cached_property
+    @torch.no_grad()
     def prefix(self) -> Prefix | None:
         """The demonstrations, computed; None without any."""
         if not self.texts:
@@ -88,8 +89,7 @@ class FewShotTask:
         inputs = self.processor(["".join(self.texts)], [self._images]).to(self.model.device)
         media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
         cache = DynamicCache()
-        with torch.no_grad():
-            self.model(input_ids=inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.model(input_ids=inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers: list[Any] = cache.layers
         return Prefix(inputs.input_ids[0], media, tuple((layer.keys, layer.values) for layer in layers))
 
@@ -106,15 +106,17 @@ class FewShotTask:
 
         Args:
             queries: images; or, for templates that ask something, (image, question) tuples.
-            generation: further options of transformers' `generate`.
+            generation: further options of transformers' `generate`, e.g. do_sample, temperature; one answer a query.
         """
+        for option in ("num_return_sequences", "return_dict_in_generate", "generation_config"):
+            if option in generation:
+                raise ValueError(f"A few-shot task gives one text a query; for {option} call model.generate.")
+        generation = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False} | generation
         answers = []
         for batch in _batches(self._queries(queries), batch_size):
             inputs = self._prompts(batch)
             width = inputs["input_ids"].shape[1]
-            out = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False, **generation
-            )
+            out = self.model.generate(**inputs, **generation)
             texts = self.processor.batch_decode(out[:, width:], skip_special_tokens=True)
             answers.extend(self.template.parse(text) for text in texts)
         return answers
@@ -141,10 +143,17 @@ class FewShotTask:
     def _score(self, batch: list[tuple[Any, ...]], labels: Sequence[str], normalize: str) -> Tensor:
         if len(set(labels)) != len(labels):
             raise ValueError("labels holds one twice; give each label once.")
-        if self.model.tokenizer is None:
-            self.model.tokenizer = self.processor.tokenizer
-        candidates = [self.template.completion(label) for label in labels]
+        query = self.template.query(*batch[0][1:])
+        candidates = [self._completion(query, label) for label in labels]
         return self.model.score(**self._prompts(batch), candidates=candidates, normalize=normalize)
+
+    def _completion(self, query: str, label: str) -> list[int]:
+        """A label's tokens as they stand after a query: tokenizers may write a word otherwise at a text's beginning."""
+        completion = self.template.completion(label)
+        asked, answered = self.processor.tokenize([query, query + completion])
+        if len(asked) < len(answered) and answered[: len(asked)] == asked:
+            return answered[len(asked) :]
+        return self.processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
 
     def _queries(self, queries: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Each query as (image, fields before the answer)."""
@@ -156,6 +165,7 @@ class FewShotTask:
                 raise ValueError(f"Query {number} is {_brief(queries[number])}; expected {expected}.")
         return rows
 
+    @torch.no_grad()
     def _prompts(self, batch: list[tuple[Any, ...]]) -> dict[str, Any]:
         """Demonstrations and query of each row, left-padded, with all but the queries already in the cache."""
         device = self.model.device

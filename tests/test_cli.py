@@ -377,3 +377,17 @@ def test_as_a_process(tmp_path: Path) -> None:
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr == f"flamboyance: no such image or folder: {gone}\n"
+
+
+def test_a_picture_that_preprocessing_refuses_costs_its_own_row(model: str, tmp_path: Path) -> None:
+    """It opens, so it is no broken file; but its shortest edge cannot be brought to the model's size."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (20, 20), "red").save(folder / "a.png")
+    Image.new("RGB", (1, 700_000)).save(folder / "b.png")
+    Image.new("RGB", (20, 20), "blue").save(folder / "c.png")
+    out = tmp_path / "out.jsonl"
+    assert main(["caption", str(folder), "--model", model, "--output", str(out), "--max-new-tokens", "2"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert ["error" in row for row in rows] == [False, True, False]
+    assert "too long and thin" in rows[1]["error"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from flamboyance import FewShotTask, FlamingoProcessor, templates
@@ -142,3 +142,44 @@ def test_save_and_load(tmp_path):
     empty = FewShotTask(model, processor(), template=templates.vqa)
     empty.save(tmp_path / "empty")
     assert FewShotTask.load(tmp_path / "empty", model, processor())(QUERIES, **NEW) == empty(QUERIES, **NEW)
+
+
+def test_labels_are_read_as_they_stand_after_the_query():
+    """SentencePiece tokenizers write a word at a text's beginning otherwise (`▁cat`) than after a colon (`cat`)."""
+    model = make("llama")
+    pieces = ["<unk>", "</s>", "▁", "Output", ":", "cat", "dog", "red", "▁Output", "▁cat", "▁dog", "▁red"]
+    pieces += [f"w{i}" for i in range(VOCABULARY - len(pieces))]
+    tokenizer = Tokenizer(models.Unigram([(p, -float(i)) for i, p in enumerate(pieces)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace()
+    reader = FlamingoProcessor(
+        ImageProcessor.clip(PIXELS), PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    )
+    task = FewShotTask(model, reader, [(picture(0), "red cat"), (picture(1), "dog")])
+    labels = ["cat", "red dog"]
+    written = reader.tokenize(["<image>Output:" + label for label in labels])
+    alone = [reader.tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+    assert written[0][-1:] != alone[0], "else this test shows nothing"
+    [(_, probabilities)] = task.classify([picture(3)], labels)
+    scores = []
+    for label in labels:
+        text = "".join(task.texts) + "<image>Output:"
+        start = len(reader.tokenize([text])[0])
+        inputs = reader([text + label], [[picture(0), picture(1), picture(3)]])
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        ids = inputs["input_ids"][0, start:]
+        scores.append(logits[start - 1 : -1].log_softmax(-1).gather(1, ids[:, None]).mean())
+    expected = torch.stack(scores).softmax(0)
+    torch.testing.assert_close(torch.tensor([probabilities[x] for x in labels]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_options_of_generation():
+    model = make("llama")
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    torch.manual_seed(0)
+    sampled = {tuple(task(QUERIES, do_sample=True, temperature=3.0, **NEW)) for _ in range(4)}
+    assert len(sampled) > 1
+    with pytest.raises(ValueError, match="one text a query; for num_return_sequences"):
+        task(QUERIES, num_return_sequences=2)
+    assert not task.prefix.media.latents.requires_grad, "a task keeps no graph alive"

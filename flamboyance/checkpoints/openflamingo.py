@@ -150,7 +150,7 @@ def translate(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
             result[ours] = tensor[first:]
         elif len(table) < first + count:
             warnings.warn(
-                f"The checkpoint has no {theirs}: rows of the added tokens are drawn at random.", stacklevel=3
+                f"The checkpoint has no {theirs}: rows of the added tokens start at the table's mean.", stacklevel=3
             )
     return result
 

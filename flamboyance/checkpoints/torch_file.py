@@ -37,7 +37,7 @@ def read_torch_file(path: str | Path) -> Any:
             "save the plain state dict: torch.save(model.state_dict(), path)."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = _first_line(error)
         raise ValueError(f"{file} is no complete PyTorch file ({reason}). Download it again.") from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamboyance.commands.models import MINI, load
+from flamboyance.commands.progress import progress
 
 if TYPE_CHECKING:
     from flamboyance.demo.results import Cell, Results
@@ -26,7 +27,8 @@ def demo(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output)
     demonstration.check(folder, arguments.queries)
     model, processor = load(arguments.model, arguments.device, arguments.dtype)
-    with _few_threads(model), _progress(demonstration.TASKS * len(demonstration.SHOTS) * arguments.queries) as advance:
+    total = demonstration.TASKS * len(demonstration.SHOTS) * arguments.queries
+    with _few_threads(model), progress(total, "queries") as advance:
         results = demonstration.run(
             model,
             processor,
@@ -53,19 +55,6 @@ def _few_threads(model: Any) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _progress(total: int) -> Generator[Any]:
-    """A progress bar on the error stream where that is a terminal; gives the function that moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("queries", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def _print_table(results: "Results") -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations, read_labels
 from flamboyance.commands.models import load
 from flamboyance.commands.output import Row, RowFile
+from flamboyance.commands.progress import progress
 
 Answer = Callable[[list[Any]], list[Row]]
 """What a task says of a batch of loaded images: the columns of each row besides `image`."""
@@ -97,7 +98,7 @@ def run(job: Job, make_answer: Callable[[], Answer]) -> int:
             return 0
         answer = make_answer()
         failed = 0
-        with _progress(len(todo)) as advance:
+        with progress(len(todo), "images") as advance:
             for row in _rows(todo, answer, job.constant, arguments.batch_size):
                 failed += "error" in row
                 if output is not None:
@@ -106,7 +107,7 @@ def run(job: Job, make_answer: Callable[[], Answer]) -> int:
                     print(f"{row['image']}: {row['error']}", file=sys.stderr)
                 else:
                     print(f"{row['image']}\t{job.line(row)}", flush=True)
-                advance()
+                advance(1)
     _summarize(done=len(todo) - failed, before=len(images) - len(todo), failed=failed)
     return 1 if failed == len(todo) else 0
 
@@ -126,25 +127,23 @@ def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int)
                 readable.append(row)
             except (ValueError, OSError) as error:
                 row["error"] = _one_line(str(error))
-        for row, said in zip(readable, answer(images) if images else [], strict=True):
+        for row, said in zip(readable, _answers(answer, images) if images else [], strict=True):
             row.update(said)
         yield from rows
 
 
-@contextmanager
-def _progress(total: int) -> Generator[Callable[[], None]]:
-    """A progress bar on the error stream where that is a terminal; gives the function that moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _answers(answer: Answer, images: list[Any]) -> Iterator[Row]:
+    """What is said of each image of a batch. A picture that preprocessing refuses costs its own row only."""
+    from flamboyance.images import ImageError
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Lines on the same terminal have to pass through the bar; a redirected stdout must not.
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty()
-    ) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda: bar.advance(task)
+    try:
+        yield from answer(images)
+    except ImageError as error:
+        if len(images) == 1:
+            yield {"error": _one_line(str(error))}
+        else:
+            for image in images:
+                yield from _answers(answer, [image])
 
 
 def _one_line(text: str) -> str:

@@ -39,6 +39,7 @@ class replacing:
 
 
 def local_directory(name: str, **hub: Any) -> Path:
+    name = os.path.expanduser(name)
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():

@@ -170,7 +170,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         images_seen: np.ndarray | None = None,
-        **kwargs: Any,
+        return_dict: bool = True,
+        **outputs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits, and the loss when labels are given.
 
@@ -184,13 +185,19 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             past_key_values, position_ids, use_cache: as in transformers; positions default to the mask's count.
             logits_to_keep: logits of the last so many positions only; 0: all.
             images_seen: (B, T) how many images each token has met; counted from the text when not given.
+            return_dict: accepted for transformers' callers; the result is always an output object.
+            outputs: output_hidden_states, output_attentions: of the language model's layers.
 
         Returns:
             `.logits` (R, T, V), `.loss`, `.past_key_values`.
 
         Raises:
-            ValueError: a row's `<image>` tokens and images differ in number; or ids or labels are not the model's.
+            ValueError: a row's `<image>` tokens and images differ in number; ids are not the model's; or labels have
+                another shape.
         """
+        unknown = sorted(outputs.keys() - {"output_hidden_states", "output_attentions", "cache_position"})
+        if unknown:
+            raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation for those that it takes.")
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if not past or input_ids.shape[1] > 1:  # not while decoding: looking at ids waits for the device
@@ -206,9 +213,11 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 **options,
+                **{name: value for name, value in outputs.items() if name != "cache_position" and value},
             )
         loss = None if labels is None else next_token_loss(out.logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=out.logits, past_key_values=out.get("past_key_values"))
+        rest = {name: out.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+        return CausalLMOutputWithPast(loss=loss, logits=out.logits, **rest)
 
     def _check_ids(self, input_ids: Tensor, labels: Tensor | None) -> None:
         if labels is not None and labels.shape != input_ids.shape:
@@ -216,6 +225,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 f"labels has shape {tuple(labels.shape)} for input_ids of shape {tuple(input_ids.shape)}; expected a "
                 "label for each token, -100 where nothing is to be predicted."
             )
+        if not input_ids.numel():
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: there is no token. Give some text.")
         for token in (input_ids.min().item(), input_ids.max().item()):
             if not 0 <= token < self.config.vocab_size:
                 raise ValueError(

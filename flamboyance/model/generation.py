@@ -64,13 +64,14 @@ class Generating(GenerationMixin):
 
     def _sequences(self, options: dict[str, Any]) -> int:
         """Rows of text per prompt while generating: beams or returned sequences."""
-        config = options.get("generation_config") or self.generation_config
-        asked = (options.get(name) or getattr(config, name) for name in ("num_beams", "num_return_sequences"))
-        return max(n or 1 for n in asked)
+        places = (options, vars(options.get("generation_config") or object), vars(self.generation_config))
+        names = ("num_beams", "num_return_sequences")
+        return max(next((place[name] for place in places if place.get(name)), 1) for name in names)
 
     def _never_generated(self) -> list[int]:
-        added = range(self.config.base_vocab_size, self.config.vocab_size)
-        return [i for i in added if i in (self.config.image_token_id, self.config.pad_token_id)]
+        """`<image>`, and padding where it is an added token (a language model's own may be its end of text)."""
+        padding = self.config.pad_token_id
+        return [self.config.image_token_id] + [padding] * (padding >= self.config.base_vocab_size)
 
     def prepare_inputs_for_generation(
         self,

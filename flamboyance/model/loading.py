@@ -94,8 +94,10 @@ class Checkpointing:
         pretrained_model_name_or_path: str | os.PathLike,
         *,
         config: FlamingoConfig | None = None,
+        checkpoint: str | None = None,
         language: str | None = None,
         vision: str | None = None,
+        tokenizer: str | None = None,
         dtype: torch.dtype | str = "auto",
         cache_dir: str | None = None,
         local_files_only: bool = False,
@@ -107,6 +109,7 @@ class Checkpointing:
 
         Args:
             pretrained_model_name_or_path: e.g. "openflamingo/OpenFlamingo-3B-vitl-mpt1b", or a directory.
+            checkpoint, tokenizer: of a released model, if not to come from the hub: its checkpoint.pt, and a directory.
             language, vision: where the backbones are, if not where the checkpoint says: hub ids or directories.
             dtype: of all parts; "auto": the one that the language model is stored in.
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
@@ -121,9 +124,10 @@ class Checkpointing:
 
             if released.is_released(name):
                 hub |= {"token": token, "revision": revision}
-                return released.load(
-                    cls, name, language=language, vision=vision, dtype=dtype, **hub, **language_options
-                )
+                own = {"checkpoint": checkpoint, "language": language, "vision": vision, "tokenizer": tokenizer}
+                return released.load(cls, name, dtype=dtype, **own, **hub, **language_options)
+        if checkpoint or tokenizer:
+            raise ValueError(f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name} has its own.")
         directory = local_directory(name, revision=revision, token=token, **hub)
         config = read_config(directory) if config is None else copy.deepcopy(config)
         config.language = absolute(language) if language else resolve(config.language, directory)
@@ -132,6 +136,8 @@ class Checkpointing:
         language_options = {
             k: v for k, v in language_options.items() if not k.startswith("_") and k != "adapter_kwargs"
         }
+        if token is not None:
+            language_options["token"] = token
         with opening("language", language := config.language):
             language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
         check_language_model(config, language_model)
@@ -152,7 +158,12 @@ class Checkpointing:
         return place(model)
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, include_backbones: bool = False, max_shard_size: Any = None
+        self,
+        save_directory: str | os.PathLike,
+        include_backbones: bool = False,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        max_shard_size: Any = None,
     ) -> None:
         """Writes what trained, and a configuration that names the backbones.
 
@@ -160,8 +171,12 @@ class Checkpointing:
             save_directory: made if missing. Each file is complete or absent, whenever the process dies.
             include_backbones: also the frozen tower and language model, under vision/ and language/, so that the
                 directory stands alone.
+            is_main_process: other processes write nothing.
+            state_dict: gathered parameters to write instead of the model's own, as trainers give them.
             max_shard_size: accepted for `push_to_hub`; what trains is one file.
         """
+        if not is_main_process:
+            return
         directory = Path(save_directory)
         if directory.is_file():
             raise ValueError(f"{directory} is a file; expected a directory to save the model in.")
@@ -171,7 +186,8 @@ class Checkpointing:
             write_backbone(self.vision, directory / "vision")
             config.language = "./language"
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
-        write_checkpoint(directory, config, self.trained_parameters())
+        trained = self.trained_parameters()
+        write_checkpoint(directory, config, trained if state_dict is None else {k: state_dict[k] for k in trained})
         self.generation_config.save_pretrained(directory)
 
 
@@ -199,11 +215,17 @@ def place(model: Any) -> Any:
 
         _, layers = find_decoder_layers(model.language_model, model.config.decoder_layers)
         for index, block in zip(model.spliced_layers, model.cross_attention, strict=True):
-            block.to(next(layers[index].parameters()).device)
-        home = model.language_model.get_input_embeddings().weight.device
+            block.to(_device(layers[index]))
+        home = _device(model.language_model.get_input_embeddings())
         for part in (model.vision, model.resampler, model.added_tokens):
             part.to(home)
     return model
+
+
+def _device(layer: nn.Module) -> torch.device:
+    """Where a layer computes. The weights of an offloaded one are on the meta device between calls."""
+    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    return next(layer.parameters()).device if device is None else torch.device(device)
 
 
 def warn_if_shut(trained: Mapping[str, Tensor], source: Any) -> None:

@@ -36,6 +36,8 @@ class Media:
     rows: tuple[tuple[int, ...], ...]
 
     def __post_init__(self):
+        if not self.rows:
+            raise ValueError("Media of no prompts: rows is empty. A prompt without images is an empty row, ((),).")
         top = max((i for row in self.rows for i in row), default=-1)
         if top >= len(self.latents):
             raise ValueError(f"Media rows refer to image {top}, but there are {len(self.latents)} images.")

@@ -33,6 +33,11 @@ def score_candidates(
     seen = count_seen(input_ids, model.config.image_token_id, media)
     cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1)
     past = cache.get_seq_length()
+    if past >= input_ids.shape[1]:
+        raise ValueError(
+            f"The cache holds {past} tokens and input_ids {input_ids.shape[1]}: give the whole prompt, of which the "
+            "cache holds the beginning; its last token must be left to compute."
+        )
     out = model(
         input_ids=input_ids[:, past:],
         attention_mask=mask,
