@@ -16,11 +16,12 @@ pipeline_tag: image-text-to-text
 A real, tiny Flamingo of {total:.1f} M parameters, made by `python -m recipes.mini` from data that the repository makes itself:
 a CLIP tower ({vision:.2f} M) trained contrastively, a LLaMA language model ({language:.2f} M) trained on text alone, both
 then frozen; and the resampler, gated cross-attention and added tokens between them ({trained:.2f} M), trained on interleaved
-documents. It shows that the whole idea works. Outside its own little world it knows nothing.
+documents. Outside its own little world it knows nothing.
 
 Its world: pictures of 64 × 64 pixels with one to three things in three columns (circle, square, triangle, cross, ring; red,
 green, blue, yellow, purple, cyan, white; small, large), and handwritten digits (scikit-learn's scans). It captions,
-answers questions, reads digits, and learns the meaning of a made-up word from demonstrations in its prompt.
+answers questions and reads digits. How far it learns a made-up word from pictures in its prompt, the table says: a share
+near 50 is chance, also where it does not differ from the controls.
 
 ## Prompts
 

@@ -132,8 +132,6 @@ def binding_episode(
     order = rng.permutation([(start + turn) % classes for turn in range(shots)]) if shots else []
     demonstrations = [(draw(int(which)), words[int(which)]) for which in order]
     asked = int(rng.integers(classes))
-    if shots and words[asked] not in {word for _, word in demonstrations}:
-        asked = int(order[0])
     return Episode(kind, demonstrations, draw(asked), words[asked], words)
 
 

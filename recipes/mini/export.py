@@ -36,6 +36,7 @@ def halve(directory: Path) -> int:
     for file in directory.rglob("*.safetensors"):
         tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(0o644)
     for file in directory.rglob("config.json"):
         config = json.loads(file.read_text())
         for part in (config, config.get("text_config") or {}):
