@@ -44,7 +44,6 @@ def loaded(tiny: Path):
 @pytest.fixture(scope="module")
 def written(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the command wrote, which held a file before."""
-    pytest.importorskip("flamboyance.demo.world")
     folder = tmp_path_factory.mktemp("out") / "demo"
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
@@ -134,7 +133,6 @@ def test_demonstrations_of_words_are_balanced_at_every_number_of_shots(written: 
 
 
 def test_pictures_follow_from_the_seed(tmp_path: Path) -> None:
-    pytest.importorskip("flamboyance.demo.world")
     from flamboyance.demo.examples import write_examples
 
     one, same, other = (tmp_path / name for name in ("one", "same", "other"))
@@ -245,7 +243,6 @@ def test_a_working_directory_that_cannot_be_written(
     monkeypatch.chdir("/proc")
     assert main(["demo"]) == 2
     assert "cannot write to flamboyance-demo" in capsys.readouterr().err
-    pytest.importorskip("flamboyance.demo.world")
     demonstration.run(*loaded, tmp_path / "out", queries=1)
     assert (tmp_path / "out" / "index.html").is_file()
 

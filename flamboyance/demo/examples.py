@@ -7,36 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flamboyance import templates
+from flamboyance.demo import world
 from flamboyance.demo.tasks import Example, Set, Task, TaskName
-
-if TYPE_CHECKING:
-    from flamboyance.demo.world import Episode, Scene
+from flamboyance.demo.world import Episode, Scene
 
 IMAGES = "images"
 QUERIES_PER_SET = 8
 QUESTIONS = ("color", "shape", "size", "position", "count", "yes-no")
-WORDS_FOR = ("color", "shape", "digit")
+WORDS_FOR = ("thing", "digit")
 _SEED = 40_000_000  # training and its evaluation draw from other seeds
 
-Answered = tuple["Scene", str | None, str]  # picture, question, answer
+Answered = tuple[Scene, str | None, str]  # picture, question, answer
 
 
 def write_examples(folder: Path, queries: int, shots: int, seed: int = 0) -> list[Task]:
     """Draws the tasks, `queries` queries each with up to `shots` demonstrations, and writes `folder/images/*.png`."""
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
-    world = _world()
-    writer = _Writer(folder, world)
+    writer = _Writer(folder)
     draws: dict[TaskName, Draw] = {"captions": _captions, "questions": _questions, "digits": _digits, "words": _words}
     made = {}
     for number, (name, draw) in enumerate(draws.items()):
         rng = np.random.default_rng((_SEED + seed, number))
-        made[name] = [writer.write(name, i, *drawn) for i, drawn in enumerate(draw(world, rng, queries, shots))]
+        made[name] = [writer.write(name, i, *drawn) for i, drawn in enumerate(draw(rng, queries, shots))]
     return [
         Task(
             "captions",
@@ -62,7 +58,7 @@ def write_examples(folder: Path, queries: int, shots: int, seed: int = 0) -> lis
         Task(
             "words",
             "Made-up words",
-            "Two words that nobody has seen before each stand for a colour, a shape or a digit. Which one fits the "
+            "Two words that nobody has seen before each stand for a kind of thing or a digit. Which one fits the "
             "query? Only the demonstrations can tell: without them it is a guess.",
             templates.classification,
             made["words"],
@@ -71,17 +67,11 @@ def write_examples(folder: Path, queries: int, shots: int, seed: int = 0) -> lis
     ]
 
 
-def _world() -> ModuleType:
-    from flamboyance.demo import world
-
-    return world
-
-
 class _Writer:
     """Turns what was drawn into files and examples."""
 
-    def __init__(self, folder: Path, world: ModuleType) -> None:
-        self.folder, self.world = folder, world
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def write(
         self, task: TaskName, number: int, shown: list[Answered], asked: list[Answered], words: list[str] | None
@@ -92,12 +82,12 @@ class _Writer:
 
     def _save(self, name: str, one: Answered) -> Example:
         scene, question, answer = one
-        self.world.picture(scene).save(self.folder / name)
+        world.picture(scene).save(self.folder / name)
         return Example(name, answer, question)
 
 
 Drawn = Iterator[tuple[list[Answered], list[Answered], list[str] | None]]  # demonstrations, queries, candidates
-Draw = Callable[[ModuleType, np.random.Generator, int, int], Drawn]
+Draw = Callable[[np.random.Generator, int, int], Drawn]
 
 
 def _sizes(queries: int) -> list[int]:
@@ -105,7 +95,7 @@ def _sizes(queries: int) -> list[int]:
     return [min(QUERIES_PER_SET, queries - start) for start in range(0, queries, QUERIES_PER_SET)]
 
 
-def _captions(world: ModuleType, rng: np.random.Generator, queries: int, shots: int) -> Drawn:
+def _captions(rng: np.random.Generator, queries: int, shots: int) -> Drawn:
     def draw(number: int) -> Answered:
         scene = world.scene(rng, 1 + number % 3)
         return scene, None, world.caption(scene)
@@ -113,7 +103,7 @@ def _captions(world: ModuleType, rng: np.random.Generator, queries: int, shots: 
     yield from _numbered(draw, queries, shots)
 
 
-def _questions(world: ModuleType, rng: np.random.Generator, queries: int, shots: int) -> Drawn:
+def _questions(rng: np.random.Generator, queries: int, shots: int) -> Drawn:
     def draw(number: int) -> Answered:
         kind = QUESTIONS[number % len(QUESTIONS)]
         while True:  # some scenes have no clear question of a kind
@@ -126,7 +116,7 @@ def _questions(world: ModuleType, rng: np.random.Generator, queries: int, shots:
     yield from _numbered(draw, queries, shots)
 
 
-def _digits(world: ModuleType, rng: np.random.Generator, queries: int, shots: int) -> Drawn:
+def _digits(rng: np.random.Generator, queries: int, shots: int) -> Drawn:
     scans = rng.permutation(len(world.digits("test")[1]))  # no scan twice, while there are enough
 
     def draw(number: int) -> Answered:
@@ -147,7 +137,7 @@ def _numbered(draw: Callable[[int], Answered], queries: int, shots: int, apart: 
         asked += size
 
 
-def _words(world: ModuleType, rng: np.random.Generator, queries: int, shots: int) -> Drawn:
+def _words(rng: np.random.Generator, queries: int, shots: int) -> Drawn:
     for number in range(queries):
         episode = world.binding_episode(rng, shots, WORDS_FOR[number % len(WORDS_FOR)], "test")
         shown = [(scene, None, word) for scene, word in balanced(episode, rng)]

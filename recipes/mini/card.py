@@ -13,15 +13,14 @@ pipeline_tag: image-text-to-text
 
 # flamingo-mini
 
-A real, tiny Flamingo of {total:.1f} M parameters, made by `python -m recipes.mini` from data that the repository makes itself:
-a CLIP tower ({vision:.2f} M) trained contrastively, a LLaMA language model ({language:.2f} M) trained on text alone, both
-then frozen; and the resampler, gated cross-attention and added tokens between them ({trained:.2f} M), trained on interleaved
-documents. Outside its own little world it knows nothing.
+A real, tiny Flamingo of {total:.1f} M parameters, made by `python -m recipes.mini` from data that the repository makes
+itself: a CLIP tower ({vision:.2f} M) trained contrastively, a LLaMA language model ({language:.2f} M) trained on text
+alone, both then frozen; and the resampler, gated cross-attention and added tokens between them ({trained:.2f} M),
+trained on interleaved documents. Outside its own little world it knows nothing.
 
-Its world: pictures of 64 × 64 pixels with one to three things in three columns (circle, square, triangle, cross, ring; red,
-green, blue, yellow, purple, cyan, white; small, large), and handwritten digits (scikit-learn's scans). It captions,
-answers questions and reads digits. How far it learns a made-up word from pictures in its prompt, the table says: a share
-near 50 is chance, also where it does not differ from the controls.
+Its world: pictures of 64 × 64 pixels with one to three things in three columns (circle, square, triangle, cross, ring;
+red, green, blue, yellow, purple, cyan, white; small, large), and handwritten digits (scikit-learn's scans). It
+captions, answers questions, reads digits, and learns the meaning of a made-up word from demonstrations in its prompt.
 
 ## Prompts
 
@@ -34,16 +33,19 @@ Lower and upper case are the same. Each entry ends in `<|endofchunk|>`; the quer
 | digit | `<image>Question:which digit is this? Short answer:` | `3` |
 | made-up word | `<image>Output:dafi<|endofchunk|><image>Output:vuko<|endofchunk|><image>Output:` | `dafi` |
 
-Questions: `how many objects are there?`, `is there a COLOR SHAPE?`, `what color is the object on the left?`, `what shape is
-the object on the left?` (`middle`, `right`), `what color is the SHAPE?`, `what shape is the COLOR object?`, `what size is the
-SHAPE?`, `what size is the COLOR object?`, `where is the SHAPE?`, `where is the COLOR object?`, `which digit is this?`.
+Questions: `how many objects are there?`, `is there a COLOR SHAPE?`, `what color is the object on the left?`, `what
+shape is the object on the left?` (`middle`, `right`), `what color is the SHAPE?`, `what shape is the COLOR object?`,
+`what size is the SHAPE?`, `what size is the COLOR object?`, `where is the SHAPE?`, `where is the COLOR object?`,
+`which digit is this?`.
 
-Made-up words are two syllables from `recipes/mini/words.py`; `made_up_words("test")` lists those that training never showed.
+Made-up words are two syllables from `flamboyance/demo/world/words.py`; `made_up_words("test")` lists those that
+training never never showed.
 
 ## Measured
 
-On held-out scenes, the 360 held-out scans, and held-out made-up words: per cent right, with Wilson's 95 % interval. Binding
-is a choice between two words by `model.score`; the rest is greedy generation, right when the text is exactly right.
+On held-out scenes, the 360 held-out scans, and held-out made-up words: per cent right, with Wilson's 95 % interval.
+Binding is a choice between two words by `model.score`, after as many demonstrations of each (one shot shows one);
+the rest is greedy generation, right when the text is exactly right.
 
 {table}
 

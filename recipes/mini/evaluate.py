@@ -1,7 +1,7 @@
 """Measures flamingo-mini on held-out data through the public interface: 0, 1, 2, 4 and 8 shots, with 95 % intervals.
 
-Held out are the scenes (by seed), 360 handwritten scans, and the made-up words. Demonstrations of digits and binding come
-from the held-out split too; what is in them was never trained on.
+Held out are the scenes (by seed), 360 handwritten scans, and the made-up words. Demonstrations of digits and binding
+come from the held-out split too; what is in them was never trained on.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from recipes.mini import world
-from recipes.mini.documents import BINDING_KINDS, Episode, binding_episode, caption, questions
-from recipes.mini.world import Scene
+from flamboyance.demo.world import scenes as world
+from flamboyance.demo.world.sayings import BINDING_KINDS, Episode, binding_episode, caption, questions
+from flamboyance.demo.world.scenes import Scene
 
 SHOTS = (0, 1, 2, 4, 8)
 BATCH = 40

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from recipes.mini import card, flamingo
+from recipes.mini import card, naming
 
 MOST_BYTES = 20_000_000
 
 
 def train_and_save(folder: Path) -> Path:
-    """Trains the last stage and writes `folder/flamingo-mini`, unless it is there already."""
+    """Trains the last two stages and writes `folder/flamingo-mini`, unless it is there already."""
     target = folder / "flamingo-mini"
     if (target / "model.safetensors").exists():
         print(f"[flamingo] kept: {target}")
         return target
-    model, processor = flamingo.train(folder)
+    model, processor = naming.train(folder)
     model.save_pretrained(target, include_backbones=True)
     processor.save_pretrained(target)
     halve(target)

@@ -67,7 +67,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / warmup) * _decay(step / steps)
         torch.manual_seed(seed * 1_000_003 + step)
-        # On a CPU the fused attention kernels' backward pass is several times slower than plain products at these sizes.
+        # On a CPU the fused attention kernels' backward pass is several times slower than plain products at these
+        # sizes.
         with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss, latest = loss_at(step)
             loss.backward()

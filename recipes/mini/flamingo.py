@@ -6,6 +6,8 @@ binding; without that order the gates stay almost shut.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,12 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, Media
+from flamboyance.demo.world.scenes import SIDE, Scene
 from flamboyance.images import ImageProcessor
 from recipes.mini import tower
 from recipes.mini.documents import Entry, binding_document, caption_document, describe, question_document
 from recipes.mini.fitting import fit
 from recipes.mini.pool import Pool
-from recipes.mini.world import SIDE, Scene
 
 STEPS, BATCH, RATE = 3900, 32, 1.5e-3
 RESAMPLER = {"depth": 2, "heads": 4, "dim_head": 32, "latents": 16, "ff_mult": 4}
@@ -66,55 +68,101 @@ def media(model: FlamingoForConditionalGeneration, patches: torch.Tensor, counts
     latents = model.resampler(patches[:, None])
     pairs = tuple(block.attention.keys_values(latents) for block in model.cross_attention)
     ends = np.cumsum([0, *counts])
-    return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+    return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a training document.
+
+    Attributes:
+        weight: of its prediction in the loss.
+        mark: 0 no answer, 1 caption, 2 question, 3 made-up word that can be foretold.
+        names: the words that name what it sees, where stage 4 asks for them.
+    """
+
+    id: int
+    weight: float = 0.0
+    mark: int = 0
+    names: tuple[str, ...] = ()
 
 
 class Batches:
     """Draws training batches; `batch(step)` depends on the step alone."""
 
-    def __init__(self, processor: FlamingoProcessor, pool: Pool) -> None:
-        self.processor, self.pool = processor, pool
+    def __init__(self, processor: FlamingoProcessor, pool: Pool, seed: int = 3) -> None:
+        self.processor, self.pool, self.seed = processor, pool, seed
 
-    def batch(self, step: int) -> tuple[list[list[Scene]], dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Each row's scenes; token ids and mask; loss weights (32, T); and each token's kind (32, T): 0 no answer,
-        1 caption, 2 question, 3 word."""
-        rng = np.random.default_rng((3, step))
-        documents = [document(rng, step, self.pool) for _ in range(BATCH)]
-        spelled = 0.5 if any(first <= step < last for first, last in SPELLED) else 0.0
+    def documents(self, rng: np.random.Generator, step: int) -> list[tuple[str, list[Entry]]]:
+        return [document(rng, step, self.pool) for _ in range(BATCH)]
+
+    def batch(
+        self, step: int
+    ) -> tuple[list[list[Token]], list[list[Scene]], dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Each row's tokens and scenes; token ids and mask; loss weights and marks (32, T)."""
+        rng = np.random.default_rng((self.seed, step))
+        documents = self.documents(rng, step)
+        spelled = 0.5 if self.seed == 3 and any(first <= step < last for first, last in SPELLED) else 0.0
         rows = [self._tokens(kind, entries, rng, spelled) for kind, entries in documents]
         width = max(len(row) for row in rows)
         table = torch.zeros(3, BATCH, width)
         table[0] = self.processor.pad_token_id
         for row, tokens in enumerate(rows):
-            table[:, row, : len(tokens)] = torch.tensor(tokens).T
+            table[:, row, : len(tokens)] = torch.tensor([(t.id, t.weight, t.mark) for t in tokens]).T
         scenes = [[entry.scene for entry in entries] for _, entries in documents]
-        ids = table[0].long()
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long(),
-        }
-        return scenes, inputs, table[1], table[2]
+        mask = (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
+        return rows, scenes, {"input_ids": table[0].long(), "attention_mask": mask}, table[1], table[2]
 
-    def _tokens(
-        self, kind: str, entries: list[Entry], rng: np.random.Generator, spelled: float
-    ) -> list[tuple[int, float, int]]:
-        tokenizer, number = self.processor.tokenizer, 1 + ["caption", "question", "binding"].index(kind)
-        pieces, met = [], set()
+    def prompt(self, kind: str, entry: Entry) -> list[Token]:
+        """The tokens before an entry's answer."""
+        ids = self.processor.tokenizer("<image>" + entry.prompt, add_special_tokens=False).input_ids
+        return [Token(i) for i in ids]
+
+    def _tokens(self, kind: str, entries: list[Entry], rng: np.random.Generator, spelled: float) -> list[Token]:
+        read, number = self.processor.tokenizer, 1 + ["caption", "question", "binding"].index(kind)
+        tokens, met = [Token(read.bos_token_id)], set()
         for entry in entries:
             foretold = kind != "binding" or entry.answer in met  # a new word cannot be foretold
             met.add(entry.answer)
-            weight = WEIGHTS[kind] if foretold else 0.0
-            pieces.append(("<image>" + entry.prompt, 0.0, 0))
+            tokens += self.prompt(kind, entry)
             if kind == "binding" and rng.random() < spelled:
                 # Read beside one picture and looked for in the next: so each side of the match is learned by itself.
-                pieces.append((describe(entry, rng, 1.0), 0.0, 0))
-            pieces += [(entry.answer, weight, number if foretold else 0)]
-            pieces += [("<|endofchunk|>", 1.0, 0)]
-        ids = tokenizer([text for text, _, _ in pieces], add_special_tokens=False).input_ids
-        tokens = [(tokenizer.bos_token_id, 0.0, 0)]
-        for piece, (_, weight, mark) in zip(ids, pieces, strict=True):
-            tokens += [(token, weight, mark) for token in piece]
+                tokens += [Token(i) for i in read(describe(entry, rng, 1.0), add_special_tokens=False).input_ids]
+            answer = read(entry.answer, add_special_tokens=False).input_ids
+            tokens += [Token(i, WEIGHTS[kind], number) if foretold else Token(i) for i in answer]
+            tokens.append(Token(self.processor.eoc_token_id, 1.0))
         return tokens
+
+
+def answer_loss(
+    model: FlamingoForConditionalGeneration,
+    pool: Pool,
+    scenes: list[list[Scene]],
+    inputs: dict[str, torch.Tensor],
+    weight: torch.Tensor,
+    mark: torch.Tensor,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted cross-entropy of a batch, and its figures."""
+    device = next(model.parameters()).device
+    patches = pool.patches([scene for row in scenes for scene in row]).to(device)
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    logits = model(**inputs, media=media(model, patches, [len(row) for row in scenes])).logits
+    each = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none")
+    weight, mark = weight[:, 1:].to(device), mark[:, 1:].to(device)
+    right = (logits[:, :-1].argmax(-1) == inputs["input_ids"][:, 1:]).float()
+    figures = {kind: right[mark == 1 + i].mean().item() for i, kind in enumerate(("caption", "question", "word"))}
+    gates = [abs(block.attention_gate.item()) for block in model.cross_attention]
+    return (each * weight).sum() / weight.sum(), figures | {"gate": float(np.mean(gates))}
+
+
+def glance(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> str:
+    """A few figures on held-out data, for the training log."""
+    from recipes.mini import evaluate  # it imports this file's neighbours
+
+    model.eval()
+    found = evaluate.glance(model, processor)
+    model.train()
+    return found
 
 
 def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
@@ -122,40 +170,18 @@ def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGener
     torch.manual_seed(0)
     model, processor = build(folder / "vision", folder / "language")
     batches = Batches(processor, Pool(model.vision))
-    device = next(model.parameters()).device
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         if step == OPENED:
             with torch.no_grad():
                 for block in model.cross_attention[:2]:
                     block.attention_gate.fill_(OPENING)
-        scenes, inputs, weight, mark = batches.batch(step)
-        patches = batches.pool.patches([scene for row in scenes for scene in row]).to(device)
-        inputs = {key: value.to(device) for key, value in inputs.items()}
-        logits = model(**inputs, media=media(model, patches, [len(row) for row in scenes])).logits
-        each = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none")
-        weight, mark = weight[:, 1:].to(device), mark[:, 1:].to(device)
-        right = (logits[:, :-1].argmax(-1) == inputs["input_ids"][:, 1:]).float()
-        figures = {kind: right[mark == 1 + i].mean().item() for i, kind in enumerate(("caption", "question", "word"))}
-        gates = [abs(block.attention_gate.item()) for block in model.cross_attention]
-        return (each * weight).sum() / weight.sum(), figures | {"gate": float(np.mean(gates))}
+        _, *batch = batches.batch(step)
+        return answer_loss(model, batches.pool, *batch)
 
     def probe(step: int) -> str:
-        from recipes.mini import evaluate  # it imports this file's neighbours
+        return glance(model, processor)
 
-        model.eval()
-        return evaluate.glance(model, processor)
-
-    fit(
-        "flamingo",
-        model,
-        loss_at,
-        steps=steps,
-        rate=RATE,
-        folder=folder / "flamingo",
-        save_every=100,
-        warmup=100,
-        probe=probe,
-        probe_every=1000,
-    )
+    fit("flamingo", model, loss_at, steps=steps, rate=RATE, folder=folder / "flamingo", save_every=100, warmup=100,
+        probe=probe, probe_every=1000)  # fmt: skip
     return model.eval(), processor

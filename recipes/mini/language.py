@@ -2,7 +2,8 @@
 
 Its text has the shape that Flamingo documents will have once a picture stands where words about the scene stand here:
 captions, questions, lists, and episodes that bind made-up words. Answers follow from what precedes them, so the model
-learns to read a description out, to answer from it, and to match a new description with earlier ones and copy their word.
+learns to read a description out, to answer from it, and to match a new description with earlier ones and copy their
+word.
 """
 
 from __future__ import annotations
@@ -15,16 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.mini.documents import (
-    Entry,
-    binding_document,
-    binding_episode,
-    caption_document,
-    describe,
-    question_document,
-)
+from flamboyance.demo.world.sayings import binding_episode
+from flamboyance.demo.world.words import SEPARATOR, SYLLABLES, Split, build_tokenizer, draw_words, made_up_ids
+from recipes.mini.documents import Entry, binding_document, caption_document, describe, question_document
 from recipes.mini.fitting import fan_in, fit
-from recipes.mini.words import SEPARATOR, SYLLABLES, Split, build_tokenizer, draw_words, made_up_ids
 
 CLUTTERED = 1250  # first steps: where attributes that do not matter are named, size and column are too
 WIDTH, LAYERS, HEADS = 192, 5, 6
@@ -51,12 +46,13 @@ def build(vocabulary: int, pad: int, begin: int) -> LlamaForCausalLM:
 def _look_back(model: LlamaForCausalLM, sharpness: float = 5.0) -> None:
     """Starts the first layer as a bag of the last six tokens, and later layers as copying from places like one's own.
 
-    Matching a description with an earlier one, and copying the word after it, needs such layers. Left to chance they take
-    thousands of steps to form; started so, matching is learned in hundreds. Nothing holds them there.
+    Matching a description with an earlier one, and copying the word after it, needs such layers. Left to chance they
+    take thousands of steps to form; started so, matching is learned in hundreds. Nothing holds them there.
     Places are alike where queries and keys are made alike; a copy is what values, brought back transposed, leave.
 
-    A constant in the first feature of every embedding gives queries and keys a part that depends on nothing but position:
-    turned by rotary embedding, their product is greatest at the offset by which the query's part is turned back.
+    A constant in the first feature of every embedding gives queries and keys a part that depends on nothing but
+    position: turned by rotary embedding, their product is greatest at the offset by which the query's part is turned
+    back.
     """
     model.get_input_embeddings().weight[:, 0] = 0.7
     constant = 6.0  # what the norm makes of it
@@ -81,7 +77,8 @@ def text_of(
 ) -> list[tuple[str, float]]:
     """A document as pieces of text, each with its weight in the loss.
 
-    Descriptions cannot be foretold and weigh little; a made-up word cannot be foretold the first time and weighs nothing.
+    Descriptions cannot be foretold and weigh little; a made-up word cannot be foretold the first time and weighs
+    nothing.
     """
     pieces, met = [], set()
     for entry in entries:

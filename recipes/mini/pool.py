@@ -1,4 +1,4 @@
-"""Scenes drawn once, with the frozen tower's features of their pictures, so that training need not compute them again."""
+"""Scenes drawn once, with the frozen tower's features of their pictures, so that no step computes them again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from recipes.mini import tower, world
-from recipes.mini.words import Split
-from recipes.mini.world import Scene
+from flamboyance.demo.world import scenes as world
+from flamboyance.demo.world.scenes import Scene
+from flamboyance.demo.world.words import Split
+from recipes.mini import tower
 
 SIZES = {1: 8000, 2: 4000, 3: 4000, "digit": 6000}
 

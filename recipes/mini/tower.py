@@ -1,9 +1,10 @@
 """Stage 1, the vision tower: a small CLIP ViT trained contrastively against phrases and captions, then kept frozen.
 
 Two contrasts. Each patch against every phrase the world can say of one object ("large red ring left", "digit 3",
-"nothing"): all phrases that differ in a single attribute are among the negatives, which is what makes it learn shape and
-not only colour. And each picture's class token against the captions of its batch. The text tower is then discarded.
-A Flamingo reads the last block's patch tokens before the final LayerNorm, so the patches are trained, not only the class.
+"nothing"): all phrases that differ in a single attribute are among the negatives, which is what makes it learn shape
+and not only colour. And each picture's class token against the captions of its batch. The text tower is then discarded.
+A Flamingo reads the last block's patch tokens before the final LayerNorm, so the patches are trained, not only the
+class.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from recipes.mini import world
-from recipes.mini.documents import caption
+from flamboyance.demo.world import scenes as world
+from flamboyance.demo.world.sayings import caption
+from flamboyance.demo.world.scenes import SIDE, Scene
+from flamboyance.demo.world.words import COLORS, COLUMNS, DIGITS, SHAPES, SIZES, build_tokenizer
 from recipes.mini.fitting import fan_in, fit
-from recipes.mini.words import COLORS, COLUMNS, DIGITS, SHAPES, SIZES, build_tokenizer
-from recipes.mini.world import SIDE, Scene
 
 WIDTH, LAYERS, PATCH = 128, 4, 8
 STEPS, BATCH, RATE = 4000, 64, 1.5e-3

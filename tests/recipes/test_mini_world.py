@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from recipes.mini import documents, world
-from recipes.mini.words import COLORS, SHAPES, build_tokenizer, draw_words, made_up_words
+from flamboyance.demo.world import sayings
+from flamboyance.demo.world import scenes as world
+from flamboyance.demo.world.words import COLORS, SHAPES, build_tokenizer, draw_words, made_up_words
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -30,7 +31,7 @@ def test_captions_match_pixels(color, shape):
     found = [world.scene(rng(seed), 1, color=color, shape=shape) for seed in range(6)]
     for image, scene in zip(world.render(found).astype(int), found, strict=True):
         thing = scene.things[0]
-        assert documents.caption(scene) == f"a {thing.size} {color} {shape}"
+        assert sayings.caption(scene) == f"a {thing.size} {color} {shape}"
         inked = abs(image - np.array(world.RGB[color])).max(-1) < 12
         across, down = np.nonzero(inked)[1] + 0.5, np.nonzero(inked)[0] + 0.5
         assert abs(across - thing.x).max() <= thing.radius + 1 and abs(down - thing.y).max() <= thing.radius + 1
@@ -43,7 +44,7 @@ def test_things_are_named_from_left_to_right():
     for seed in range(30):
         scene = world.scene(rng(seed), 3)
         assert [thing.x for thing in scene.things] == sorted(thing.x for thing in scene.things)
-        assert [part.split()[-1] for part in documents.caption(scene).replace(" and", ",").split(",")] == [
+        assert [part.split()[-1] for part in sayings.caption(scene).replace(" and", ",").split(",")] == [
             thing.shape for thing in scene.things
         ]
 
@@ -51,7 +52,7 @@ def test_things_are_named_from_left_to_right():
 def test_questions_have_one_answer():
     for seed in range(200):
         scene = world.scene(rng(seed))
-        for question in documents.questions(scene, rng(seed)):
+        for question in sayings.questions(scene, rng(seed)):
             words = question.text.rstrip("?").split()
             if question.kind == "yes-no":
                 present = any((t.color, t.shape) == (words[-2], words[-1]) for t in scene.things)
@@ -81,7 +82,7 @@ def test_the_tokenizer_spells_back_what_it_reads():
     tokenizer = build_tokenizer()
     for seed in range(50):
         scene = world.scene(rng(seed))
-        texts = [documents.caption(scene), *(q.text for q in documents.questions(scene, rng(seed)))]
+        texts = [sayings.caption(scene), *(q.text for q in sayings.questions(scene, rng(seed)))]
         for text in [*texts, *draw_words(rng(seed), 2, "test"), "the digit 7"]:
             ids = tokenizer(text, add_special_tokens=False).input_ids
             assert tokenizer.unk_token_id not in ids
@@ -90,13 +91,21 @@ def test_the_tokenizer_spells_back_what_it_reads():
         assert len(tokenizer(word, add_special_tokens=False).input_ids) == 2
 
 
-@pytest.mark.parametrize("kind", documents.BINDING_KINDS)
+def bound(scene, kind):
+    """What a made-up word is bound to in a picture."""
+    if kind == "digit":
+        return scene.digit.value
+    (thing,) = scene.things
+    return (thing.color, thing.shape) if kind == "thing" else getattr(thing, kind)
+
+
+@pytest.mark.parametrize("kind", sayings.BINDING_KINDS)
 @pytest.mark.parametrize("shots", [0, 1, 2, 4, 8])
 def test_binding_episodes_bind_each_word_to_one_value(kind, shots):
     for seed in range(30):
-        episode = documents.binding_episode(rng(seed), shots, kind, "test")
+        episode = sayings.binding_episode(rng(seed), shots, kind, "test")
         pairs = [*episode.demonstrations, (episode.query, episode.answer)]
-        values = [(s.digit.value if kind == "digit" else getattr(s.things[0], kind), word) for s, word in pairs]
+        values = [(bound(scene, kind), word) for scene, word in pairs]
         assert len({value for value, _ in values}) == len({word for _, word in values}) == len(set(values))
         assert len(episode.demonstrations) == shots and episode.answer in episode.candidates
         if shots >= 2:
@@ -106,4 +115,4 @@ def test_binding_episodes_bind_each_word_to_one_value(kind, shots):
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'taste' is not one of"):
-        documents.binding_episode(rng(), 2, "taste", "test")
+        sayings.binding_episode(rng(), 2, "taste", "test")

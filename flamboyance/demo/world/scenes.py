@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from recipes.mini.words import COLORS, COLUMNS, DIGITS, SHAPES, SIZES, Split
+from flamboyance.demo.world.words import COLORS, COLUMNS, DIGITS, SHAPES, SIZES, Split
 
 SIDE = 64  # pixels
 RADIUS = {"small": (5.8, 6.6), "large": (9.4, 10.4)}  # pixels
