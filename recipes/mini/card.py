@@ -39,7 +39,7 @@ shape is the object on the left?` (`middle`, `right`), `what color is the SHAPE?
 `which digit is this?`.
 
 Made-up words are two syllables from `flamboyance/demo/world/words.py`; `made_up_words("test")` lists those that
-training never never showed.
+training never showed.
 
 ## Measured
 

@@ -219,7 +219,7 @@ def table(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor,
     for shots in SHOTS:
         for count in (1, 2, 3):
             rows += captions(judge, count, shots, trials)
-        rows += question_answers(judge, shots, 2 * trials)
+        rows += question_answers(judge, shots, 3 * trials)
         rows += digit_reading(judge, shots, 360)
         rows += binding(judge, shots, trials)
         print(f"[evaluate] {shots} shots done", flush=True)
