@@ -40,6 +40,6 @@ def test_the_tree_names_what_is_there():
         depth = len(indent) // 2
         if depth > 2 or ("." not in name and not name.endswith("/")):
             continue  # a note that goes on
-        path = Path(*parents[depth - 1 : depth], name)
+        path = Path(*parents[depth - 1 : depth], name.rstrip(","))
         parents[depth:] = [path]
         assert (README.parent / path).exists(), f"the README's tree names {path}"

@@ -14,7 +14,8 @@ def progress(total: int, what: str) -> Generator[Callable[[int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Lines on the same terminal have to pass through the bar; a redirected stdout must not.
-    onto = {"redirect_stdout": sys.stdout.isatty(), "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **onto) as bar:
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty()
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

@@ -124,7 +124,8 @@ class Checkpointing:
 
             if released.is_released(name):
                 hub |= {"token": token, "revision": revision}
-                own = {"checkpoint": checkpoint, "language": language, "vision": vision, "tokenizer": tokenizer}
+                own: dict[str, Any] = {"checkpoint": checkpoint, "tokenizer": tokenizer}
+                own |= {"language": language, "vision": vision}
                 return released.load(cls, name, dtype=dtype, **own, **hub, **language_options)
         if checkpoint or tokenizer:
             raise ValueError(f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name} has its own.")

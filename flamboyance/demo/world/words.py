@@ -82,4 +82,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def made_up_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Token ids that only made-up words use."""
-    return tokenizer.convert_tokens_to_ids([*SYLLABLES, *("##" + syllable for syllable in SYLLABLES)])
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[piece] for piece in (*SYLLABLES, *("##" + syllable for syllable in SYLLABLES))]
