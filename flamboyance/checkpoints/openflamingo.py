@@ -180,9 +180,10 @@ def named_for(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
     lm = model.language_model
     state = {key.replace("lang_encoder.?.", f"lang_encoder.{layers}.", 1): t for key, t in normalise(state).items()}
     known, own = list(tables(model)), dict(lm.named_parameters(remove_duplicate=False))
-    for key, (_, table) in tables(model).items():
+    for key, (ours, table) in tables(model).items():
         # The same table under another name: a head that was renamed, or one that is tied to the embeddings.
-        for alias in (f"lang_encoder.{name}" for name, p in own.items() if p is table):
+        aliases = [f"lang_encoder.{name}" for name, p in own.items() if p is table]
+        for alias in [*aliases, "lang_encoder.lm_head.weight"] if ours == "added_tokens.head" else aliases:
             if key not in state and alias in state and alias not in known:
                 state[key] = state.pop(alias)
     return state

@@ -130,6 +130,8 @@ class Checkpointing:
         if checkpoint or tokenizer:
             raise ValueError(f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name} has its own.")
         directory = local_directory(name, revision=revision, token=token, **hub)
+        if config is not None and dtype == "auto" and config.dtype is not None:
+            dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
         config = read_config(directory) if config is None else copy.deepcopy(config)
         config.language = absolute(language) if language else resolve(config.language, directory)
         vision = absolute(vision) if vision else resolve(config.vision["name"], directory)

@@ -8,6 +8,7 @@ Shapes: n images, C H W pixels, P patches, D width.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -159,8 +160,10 @@ def features(module: Any, pixels: Tensor) -> Tensor:
     if config.model_type == "clip_vision_model":
         x = module.pre_layrnorm(x)  # the library's spelling
     blocks = module.layers if hasattr(module, "layers") else _blocks(module.encoder)
+    # Most blocks want an attention mask, here none; older transformers' DINOv2 takes none at all.
+    mask = (None,) if len(signature(blocks[0].forward).parameters) > 1 else ()
     for block in blocks:
-        x = block(x, None)  # None: no attention mask
+        x = block(x, *mask)
         x = x[0] if isinstance(x, tuple) else x
     special = int(FAMILIES[config.model_type].has_class_token) + getattr(config, "num_register_tokens", 0)
     return x[:, special:]

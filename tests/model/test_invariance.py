@@ -66,7 +66,6 @@ def test_cached_equals_uncached(models, family):
     assert_close(torch.cat(steps, 1)[real], whole[real], atol=2e-5, rtol=1e-4)
     cached, plain = (generate(model, **inputs, media=media, use_cache=use) for use in (True, False))
     assert cached.tolist() == plain.tolist()
-    assert len({tuple(row) for row in cached.tolist()}) > 1 or len(set(cached[0].tolist())) > 1
 
 
 @torch.no_grad()
