@@ -102,8 +102,7 @@ class Batches:
         """Each row's tokens and scenes; token ids and mask; loss weights and marks (32, T)."""
         rng = np.random.default_rng((self.seed, step))
         documents = self.documents(rng, step)
-        spelled = 0.5 if self.seed == 3 and any(first <= step < last for first, last in SPELLED) else 0.0
-        rows = [self._tokens(kind, entries, rng, spelled) for kind, entries in documents]
+        rows = [self._tokens(kind, entries, rng, self.spelled(step)) for kind, entries in documents]
         width = max(len(row) for row in rows)
         table = torch.zeros(3, BATCH, width)
         table[0] = self.processor.pad_token_id
@@ -112,6 +111,10 @@ class Batches:
         scenes = [[entry.scene for entry in entries] for _, entries in documents]
         mask = (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
         return rows, scenes, {"input_ids": table[0].long(), "attention_mask": mask}, table[1], table[2]
+
+    def spelled(self, step: int) -> float:
+        """Share of a binding document's pictures that have what matters written beside them."""
+        return 0.5 if any(first <= step < last for first, last in SPELLED) else 0.0
 
     def prompt(self, kind: str, entry: Entry) -> list[Token]:
         """The tokens before an entry's answer."""

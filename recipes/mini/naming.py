@@ -64,7 +64,10 @@ def names(kind: str, entry: Entry, words: list[str]) -> list[tuple[str, ...]]:
 
 
 class Batches(flamingo.Batches):
-    """As stage 3's, with the words to be named at each token."""
+    """As stage 3's, with the words to be named at each token, and nothing written out."""
+
+    def spelled(self, step: int) -> float:
+        return 0.0
 
     def documents(self, rng: np.random.Generator, step: int) -> list[tuple[str, list[Entry]]]:
         return [document(rng, self.pool, self.seed == SEEDS[1]) for _ in range(BATCH)]
