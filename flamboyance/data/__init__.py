@@ -1,0 +1,1 @@
+"""Training data: shards in public formats -> batches, resumed exactly where a run stopped."""

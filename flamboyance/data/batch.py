@@ -1,0 +1,81 @@
+"""Examples, and batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document as tensors.
+
+    Attributes:
+        input_ids: (T,) long.
+        labels: (T,) long, -100 where nothing is to be predicted; not shifted.
+        images_seen: (T,) long, the number of the image (from 1) that each token looks at; 0: none.
+        images: (N, C, H, W) uint8, resized and cropped, in order of appearance.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    images_seen: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one source, padded on the right. Images are not padded: M is the number of real ones.
+
+    Attributes:
+        input_ids, attention_mask, labels, images_seen: (B, T) long.
+        images: (M, C, H, W) uint8, those of row 0 first.
+        media_counts: images of each row.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    images_seen: Tensor
+    images: Tensor
+    media_counts: tuple[int, ...]
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens that count in the loss."""
+        return int((self.labels[:, 1:] != -100).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self._each(lambda t: t.pin_memory())
+
+    def _each(self, change: Any) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def collate(examples: list[Example], pad_token_id: int) -> Batch:
+    """Examples -> Batch."""
+    width = max(len(e.input_ids) for e in examples)
+
+    def padded(name: str, value: int) -> Tensor:
+        table = torch.full((len(examples), width), value)
+        for row, example in enumerate(examples):
+            content = getattr(example, name)
+            table[row, : len(content)] = content
+        return table
+
+    lengths = torch.tensor([[len(e.input_ids)] for e in examples])
+    return Batch(
+        input_ids=padded("input_ids", pad_token_id),
+        attention_mask=(torch.arange(width) < lengths).long(),
+        labels=padded("labels", -100),
+        images_seen=padded("images_seen", 0),
+        images=torch.cat([e.images for e in examples]),
+        media_counts=tuple(len(e.images) for e in examples),
+    )

@@ -1,0 +1,1 @@
+"""Training: one loop, from a laptop to many nodes."""

@@ -1,0 +1,69 @@
+"""Everything that a training run is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flamboyance.data.documents import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of a run. The defaults are OpenFlamingo's, where it has them.
+
+    Args:
+        output: the run's directory: log, checkpoints, configuration, and the trained model at the end.
+        sources: what is trained on, by name. Each micro-step takes a batch of every one.
+        steps: optimizer steps in all.
+        accumulate: micro-steps to an optimizer step.
+        seed: of the data's order and augmentation.
+        rate, betas, epsilon, weight_decay, clip: of AdamW; decay acts on the matrices of the cross-attention alone,
+            clipping (of the gradient's norm) once a step; 0 leaves it out.
+        warmup: steps in which the learning rate rises from nothing.
+        schedule: after the warm-up "constant", or falling to `rate * final` by "cosine" or "linear" over the last
+            `falling` (a share of the steps).
+        precision: "bf16" computes in bfloat16 with the trained parameters kept in float32; "fp32".
+        parallel: "ddp", "fsdp" (everything sharded over all ranks), "hybrid" (sharded within a node, replicated over
+            nodes), or "auto": ddp when there are several processes.
+        checkpoint_activations: keep less in memory and compute it again.
+        compile: torch.compile for the blocks and layers.
+        deterministic: refuse operations whose result may differ from run to run; None: on a CPU.
+        workers: processes that decode data, on each rank; 0: none.
+        prefetch: micro-steps that each worker prepares ahead.
+        threads: CPU threads of the training process; None: torch's choice.
+        checkpoint_every, keep: steps between checkpoints, and how many of the newest are kept.
+        max_skipped: steps in a row with a non-finite gradient, after which the run stops.
+        evaluate_every: steps between calls of the recipe's evaluation; 0: never.
+        track: also log to "tensorboard", "wandb" or "trackio".
+        export_openflamingo: also write `checkpoint.pt` in OpenFlamingo's layout at the end.
+    """
+
+    output: str
+    sources: dict[str, Source]
+    steps: int
+    accumulate: int = 1
+    seed: int = 0
+    rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warmup: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    falling: float = 1.0
+    final: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    checkpoint_activations: bool = False
+    compile: bool = False
+    deterministic: bool | None = None
+    workers: int = 2
+    prefetch: int = 2
+    threads: int | None = None
+    checkpoint_every: int = 500
+    keep: int = 2
+    max_skipped: int = 10
+    evaluate_every: int = 0
+    track: tuple[str, ...] = ()
+    export_openflamingo: bool = False

@@ -1,0 +1,29 @@
+"""What a recipe returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flamboyance.configuration import FlamingoConfig
+from flamboyance.training.config import Training
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole training run.
+
+    Attributes:
+        training: its settings.
+        build: makes (model, processor), with pretrained backbones. Called once on each rank.
+        outline: the model's configuration, without loading any weights: what `flamboyance plan` counts with.
+        evaluate: (model, processor) -> figures by name, called on rank 0's model every `evaluate_every` steps.
+        prepare: called once, on the first rank, before anything else: writes shards where a recipe makes its own.
+    """
+
+    training: Training
+    build: Callable[[], tuple[Any, Any]]
+    outline: Callable[[], FlamingoConfig]
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None
+    prepare: Callable[[], None] | None = None
