@@ -106,39 +106,58 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
 
         Args:
             pixel_values: (B, N, F, C, H, W); F is 1 for images. Entries beyond a row's count are never looked at.
+                Or packed, without padding: (M, F, C, H, W), those of row 0 first; media_counts says whose they are.
             media_counts: (B,) real media of each row; None: N each.
 
         Raises:
             ValueError: another number of dimensions, or counts that do not fit it.
         """
+        shape = tuple(pixel_values.shape)
+        if pixel_values.ndim == 5 and media_counts is not None:
+            counts = [int(c) for c in media_counts]
+            if sum(counts) != len(pixel_values) or min(counts) < 0:
+                raise ValueError(
+                    f"media_counts {counts} does not fit packed pixel_values of shape {shape}: expected counts that "
+                    f"add up to {len(pixel_values)}."
+                )
+            return self.resample(self._patches(pixel_values), counts)
         if pixel_values.ndim != 6:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected six dimensions: (rows, media per row, "
+                f"pixel_values has shape {shape}; expected six dimensions: (rows, media per row, "
                 "frames, channels, height, width). A single image is pixels[None, None, None]."
             )
-        rows, most = pixel_values.shape[:2]
+        rows, most = shape[:2]
         counts = [most] * rows if media_counts is None else [int(c) for c in media_counts]
         if len(counts) != rows or any(not 0 <= c <= most for c in counts):
             raise ValueError(
-                f"media_counts {counts} does not fit pixel_values of shape {tuple(pixel_values.shape)}: expected "
+                f"media_counts {counts} does not fit pixel_values of shape {shape}: expected "
                 f"{rows} counts between 0 and {most}."
             )
-        starts = np.cumsum([0, *counts])
-        table = tuple(tuple(range(a, b)) for a, b in pairwise(starts))
         real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
-        return self._encode(real, table)
+        return self.resample(self._patches(real), counts)
 
-    def _encode(self, pixels: Tensor, rows: tuple[tuple[int, ...], ...]) -> Media:
-        """pixels (M, F, C, H, W) -> Media."""
+    def _patches(self, pixels: Tensor) -> Tensor | None:
+        """pixels (M, F, C, H, W) -> the tower's features (M, F, P, D); None where there are no media."""
+        if not len(pixels):
+            return None
+        pixels = pixels.to(self.resampler.latents.device)
+        return self.vision(pixels.flatten(0, 1)).unflatten(0, (-1, pixels.shape[1]))
+
+    def resample(self, patches: Tensor | None, media_counts: Sequence[int]) -> Media:
+        """The trained half of `encode_media`, for features of the frozen tower that were computed before.
+
+        Args:
+            patches: (M, F, P, D), those of row 0 first; None without any.
+            media_counts: media of each of the B rows; they add up to M.
+        """
         home = self.resampler.latents
-        frames = pixels.shape[1]
-        if len(pixels):
-            patches = self.vision(pixels.flatten(0, 1).to(home)).unflatten(0, (-1, frames))
-            latents = self.resampler(patches.to(home))
+        if patches is None:
+            latents = torch.zeros(0, *home.shape, dtype=home.dtype, device=home.device)
         else:
-            latents = home.new_zeros(0, *home.shape)
-        pairs = tuple(block.attention.keys_values(latents.to(block.attention_gate)) for block in self.blocks)
-        return Media(latents, pairs, rows)
+            latents = self.resampler(patches.to(home.device, home.dtype))
+        pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
+        ends = np.cumsum([0, *media_counts])
+        return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
 
     def _media(
         self,
@@ -168,7 +187,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         past_key_values: Any = None,
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         images_seen: np.ndarray | None = None,
         return_dict: bool = True,
         **outputs: Any,
@@ -183,13 +202,14 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 of the new `<image>` tokens last.
             labels: (R, T), -100 where nothing is to be predicted; shifted here. The loss is their mean cross-entropy.
             past_key_values, position_ids, use_cache: as in transformers; positions default to the mask's count.
-            logits_to_keep: logits of the last so many positions only; 0: all.
+            logits_to_keep: logits of the last so many positions only; 0: all. Or a (K,) long tensor of the positions
+                wanted, row·T + t; the result is then (K, V), and the loss is the caller's own.
             images_seen: (B, T) how many images each token has met; counted from the text when not given.
             return_dict: accepted for transformers' callers; the result is always an output object.
             outputs: output_hidden_states, output_attentions: of the language model's layers.
 
         Returns:
-            `.logits` (R, T, V), `.loss`, `.past_key_values`.
+            `.logits` (R, T, V) or those kept, `.loss`, `.past_key_values`.
 
         Raises:
             ValueError: a row's `<image>` tokens and images differ in number; ids are not the model's; or labels have
@@ -200,7 +220,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation for those that it takes.")
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if not past or input_ids.shape[1] > 1:  # not while decoding: looking at ids waits for the device
+        # Looking at ids waits for the device: not while decoding, nor for a caller who has counted their images.
+        if images_seen is None and (not past or input_ids.shape[1] > 1):
             self._check_ids(input_ids, labels)
         media, sight = self._sight(input_ids, media, past, images_seen)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:

@@ -58,7 +58,7 @@ class AddedTokens(nn.Module):
         """hidden (…, D), logits (…, table rows) -> (…, first + count): rows of the table beyond the tokenizer's are
         dropped, those of the added tokens appended."""
         rows = self.embedding if self.head is None else self.head
-        added = F.linear(hidden.to(rows), rows, self.head_bias).to(logits)
+        added = F.linear(hidden.to(rows.dtype), rows, self.head_bias).to(logits)
         return torch.cat([logits[..., : self.first], added], dim=-1)
 
 
@@ -69,7 +69,7 @@ class Conditioning:
     media: Media | None
     sight: Sight | None
     added: AddedTokens
-    keep: int  # logits wanted: of the last `keep` positions, 0 for all
+    keep: int | Tensor  # logits wanted: of the last `keep` positions, 0 for all; or of these, (K,) row·T + t
 
 
 _conditioning: ContextVar[Conditioning | None] = ContextVar("flamingo_conditioning", default=None)
@@ -98,19 +98,27 @@ class BlockHook:
         if on is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        home = self.block.attention_gate
-        x, keys, values, sight = hidden.to(home), None, None, None
+        x, keys, values, sight = moved(hidden, self.block), None, None, None
         if on.sight is not None and on.media is not None:
-            keys, values = (t.to(home) for t in on.media.keys_values[self.number])
-            sight = on.sight.to(home.device)
+            keys, values = (moved(t, self.block) for t in on.media.keys_values[self.number])
+            sight = on.sight.to(self.block.attention_gate.device)
         x = self.block(x, keys, values, sight).to(hidden)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
 
-def keep_last(head: nn.Module, args: tuple) -> tuple | None:
+def moved(x: Tensor, block: GatedCrossAttentionBlock) -> Tensor:
+    """x where the block computes, in its precision. (`x.to(gate)` would be shorter, but not for a sharded gate.)"""
+    return x.to(block.attention_gate.device, block.attention_gate.dtype)
+
+
+def keep_wanted(head: nn.Module, args: tuple) -> tuple | None:
     """Pre-hook of the output head: logits only where they are wanted, whatever the family's own options."""
     on = _conditioning.get()
-    if on is None or not on.keep:
+    if on is None:
+        return None
+    if isinstance(on.keep, Tensor):
+        return (args[0].flatten(0, 1).index_select(0, on.keep), *args[1:])
+    if not on.keep:
         return None
     return (args[0][..., -on.keep :, :], *args[1:])
 
@@ -126,7 +134,7 @@ def splice(language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[
     for number, (index, block) in enumerate(blocks.items()):
         layers[index].register_forward_pre_hook(BlockHook(block, number), with_kwargs=True)
     head = output_head(language_model)
-    head.register_forward_pre_hook(keep_last)
+    head.register_forward_pre_hook(keep_wanted)
     head.register_forward_hook(extend_head)
 
 

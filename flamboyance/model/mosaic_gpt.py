@@ -240,7 +240,7 @@ def _attention_bias(config: MosaicGPTConfig, x: Tensor, past: int, attention_mas
     heads = torch.arange(1, config.n_heads + 1, device=device, dtype=torch.float32)
     slopes = torch.exp2(-config.alibi_bias_max * heads / config.n_heads) * float(config.alibi)
     bias = slopes[:, None, None] * distance
-    autocast = torch.is_autocast_enabled(device.type)
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
     # Half the smallest number: a score added to it stays finite, so no row of padding becomes NaN.
     return bias.to(dtype).masked_fill(~allowed, torch.finfo(dtype).min / 2)

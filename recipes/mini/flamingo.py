@@ -7,7 +7,6 @@ binding; without that order the gates stay almost shut.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer
 
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, Media
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.demo.world.scenes import SIDE, Scene
 from flamboyance.images import ImageProcessor
 from recipes.mini import tower
@@ -61,14 +60,6 @@ def document(rng: np.random.Generator, step: int, pool: Pool) -> tuple[str, list
     captions = 0.7 if step < SPELLED[0][0] else 0.5 if step < OPENED else 0.7  # by then captions are learned
     make, kind = (caption_document, "caption") if draw < captions else (question_document, "question")
     return kind, make(rng, "train", int(rng.integers(1, 5)), None, pool)
-
-
-def media(model: FlamingoForConditionalGeneration, patches: torch.Tensor, counts: list[int]) -> Media:
-    """What `model.encode_media` makes of pixels, from the tower's features (M, P, D) of rows of `counts` pictures."""
-    latents = model.resampler(patches[:, None])
-    pairs = tuple(block.attention.keys_values(latents) for block in model.cross_attention)
-    ends = np.cumsum([0, *counts])
-    return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +140,7 @@ def answer_loss(
     device = next(model.parameters()).device
     patches = pool.patches([scene for row in scenes for scene in row]).to(device)
     inputs = {key: value.to(device) for key, value in inputs.items()}
-    logits = model(**inputs, media=media(model, patches, [len(row) for row in scenes])).logits
+    logits = model(**inputs, media=model.resample(patches[:, None], [len(row) for row in scenes])).logits
     each = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none")
     weight, mark = weight[:, 1:].to(device), mark[:, 1:].to(device)
     right = (logits[:, :-1].argmax(-1) == inputs["input_ids"][:, 1:]).float()
