@@ -1,6 +1,6 @@
 """Images: anything that is a picture -> PIL RGB -> the float tensor (C, H, W) that a vision tower takes."""
 
-from flamboyance.images.loading import MAX_PIXELS, ImageError, load_frames, load_image
+from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeError, load_frames, load_image
 from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
 from flamboyance.images.processor import ImageProcessor
 
@@ -10,6 +10,7 @@ __all__ = [
     "OPENAI_STD",
     "ImageError",
     "ImageProcessor",
+    "ImageTooLargeError",
     "load_frames",
     "load_image",
 ]

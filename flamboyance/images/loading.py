@@ -40,20 +40,26 @@ class ImageError(ValueError):
     """A picture cannot be read; the message says which, what was found, and how to mend it."""
 
 
-def load_image(source: Any) -> Image.Image:
+class ImageTooLargeError(ImageError):
+    """A picture has more pixels than are decoded."""
+
+
+def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
     """Reads one picture as an upright 8-bit RGB PIL image.
 
     `source` is a PIL image, a path or `file://` URL, the bytes of an image file, a binary file object, a
     numpy array (H, W) or (H, W, 1|3|4), or a torch tensor (1|3|4, H, W); where the shape leaves no doubt,
     channels may be at either end. Arrays and tensors hold uint8, uint16, bool, or floats from 0 to 1.
     EXIF orientation is applied, transparency is laid on white, 16-bit levels are scaled to 8, and the first
-    frame of an animation is taken. An upright RGB PIL image comes back as it is, not copied.
+    frame of an animation is taken. An upright RGB PIL image comes back as it is, not copied. Pictures of more than
+    `max_pixels` (default, and at most: `MAX_PIXELS`) are refused before they are decoded.
 
     Raises:
-        ImageError: missing, empty, truncated or damaged file, not an image, or more than `MAX_PIXELS` pixels.
+        ImageTooLargeError: too many pixels.
+        ImageError: missing, empty, truncated or damaged file, or not an image.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "the PIL image")
+        return _decode(source, "the PIL image", max_pixels)
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
@@ -62,14 +68,14 @@ def load_image(source: Any) -> Image.Image:
         return _from_array(source, "the array")
     if isinstance(source, (str, Path)):
         path = _local_path(source)
-        return _open(path, f"'{path}'")
+        return _open(path, f"'{path}'", max_pixels)
     if hasattr(source, "read"):
         source = source.read()
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         if not data:
             raise ImageError("the image's bytes are empty; pass the whole content of an image file")
-        return _open(io.BytesIO(data), f"the image given as {len(data)} bytes")
+        return _open(io.BytesIO(data), f"the image given as {len(data)} bytes", max_pixels)
     raise ImageError(
         f"a {type(source).__name__} is not an image; pass a PIL image, a path, bytes, an array or a tensor"
     )
@@ -104,7 +110,7 @@ def _local_path(source: str | Path) -> Path:
     return path
 
 
-def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None) -> Image.Image:
     try:
         Image.init()  # lists the formats that this Pillow was built with
         image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
@@ -114,17 +120,18 @@ def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
             f"{name} is not an image of a known kind (it starts with {start!r}); use JPEG, PNG or WebP"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: {error} Scale it down") from error
+        raise ImageTooLargeError(f"{name} is too large: {error} Scale it down") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
     with image:
-        return _decode(image, name)
+        return _decode(image, name, max_pixels)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int | None = None) -> Image.Image:
     width, height = image.size
-    if width * height > MAX_PIXELS:  # known from the header: nothing is decoded yet
-        raise ImageError(f"{name} is too large: {width} x {height} pixels, limit {MAX_PIXELS}; scale it down")
+    limit = MAX_PIXELS if max_pixels is None else min(max_pixels, MAX_PIXELS)
+    if width * height > limit:  # known from the header: nothing is decoded yet
+        raise ImageTooLargeError(f"{name} is too large: {width} x {height} pixels, limit {limit}; scale it down")
     if not width * height:
         raise ImageError(f"{name} has no pixels: it is {width} wide and {height} high")
     try:

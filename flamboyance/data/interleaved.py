@@ -1,0 +1,46 @@
+"""Sources of documents in which images stand between texts: what MMC4, ChatGPT's sequences and a user's own share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from flamboyance.data.documents import Source
+from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interleaved(Source):
+    """A source of interleaved documents.
+
+    Args:
+        window: which `max_tokens` of a longer document are taken: from its "start", or a "random" stretch.
+        next_image: probability that a document's text looks at the image after it instead of the one before
+            (Flamingo's p_next).
+        min_images: documents with fewer images, after they have been cut, are rejected.
+        reject_single: probability that a document with one image is rejected.
+    """
+
+    window: Literal["start", "random"] = "start"
+    next_image: float = 0.0
+    min_images: int = 1
+    reject_single: float = 0.0
+
+
+def clean(text: str) -> str:
+    """Text from outside, without anything that would count as one of the two tokens."""
+    while IMAGE_TOKEN in text or END_OF_CHUNK_TOKEN in text:  # taking one out may spell another
+        text = text.replace(IMAGE_TOKEN, "").replace(END_OF_CHUNK_TOKEN, "")
+    return text
+
+
+def interleave(pieces: Iterable[str | None]) -> str:
+    """Texts, with None where an image stands, as one text in OpenFlamingo's form.
+
+    `<|endofchunk|>` stands before every `<image>` but the first, and at the end; no white space around `<image>` and
+    before `<|endofchunk|>`.
+    """
+    text = "".join(f"{END_OF_CHUNK_TOKEN}{IMAGE_TOKEN}" if piece is None else piece for piece in pieces)
+    before, *chunks = text.split(f"{END_OF_CHUNK_TOKEN}{IMAGE_TOKEN}")
+    return before.rstrip() + "".join(IMAGE_TOKEN + chunk.strip() + END_OF_CHUNK_TOKEN for chunk in chunks)
