@@ -1,0 +1,273 @@
+"""Batches of all sources, made in worker processes, and resumed exactly where the last one was given out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from flamboyance.data.batch import Batch, collate
+from flamboyance.data.documents import Rejected, Source
+from flamboyance.data.examples import Reader, make_example
+from flamboyance.data.shards import expand
+from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
+from flamboyance.data.worker import DECODER_ERRORS, start_worker, threads_of_tokenizers
+
+if TYPE_CHECKING:
+    from flamboyance.processing import FlamingoProcessor
+
+
+class Loader:
+    """Endless: each item is a batch of every source, {name: Batch}.
+
+    There are ranks x workers streams (no worker counts as one); items are taken from them in turn. As many streams
+    give the same items however they are spread: 1 rank x 2 workers gives those of 2 ranks x 1 worker, interleaved.
+
+    Args:
+        sources: by name; the name is part of what the order of the data comes from.
+        processor: the model's.
+        seed: of order and augmentation, 0 or more.
+        workers: processes that read and decode; 0: this one does.
+        prefetch: items that each worker prepares ahead.
+        rank, ranks: this process's place among those that train together.
+        state: of `merge_states`. With as many streams as then, the items are exactly those that would have followed.
+            With another number, or where a source's shards have changed, reading goes on at shards that no stream
+            had begun; the rest of those begun, and what waited in shuffle buffers, is left out.
+        pin_memory: put batches into page-locked memory, where there is CUDA.
+
+    Raises:
+        ValueError: shards that are not found; a state that lacks ranks; and while iterating: a source of which
+            nothing can be used, with what was dropped and why.
+        RuntimeError: while iterating: a worker died.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, Source],
+        processor: FlamingoProcessor,
+        *,
+        seed: int,
+        workers: int,
+        prefetch: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
+        state: dict[str, Any] | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        if not sources or seed < 0 or workers < 0 or not 0 <= rank < ranks:
+            raise ValueError(
+                f"given {len(sources)} sources, seed={seed}, workers={workers}, rank={rank} of {ranks}; expected one "
+                "source at least, nothing negative, and a rank below their number"
+            )
+        self._per_rank, self._rank, self._ranks = max(workers, 1), rank, ranks
+        shards = {name: expand(source.shards) for name, source in sources.items()}
+        self._prints = {name: _fingerprint(seed, source, shards[name]) for name, source in sources.items()}
+        self._items = _items_of(state, rank, ranks)
+        self._states = {number: {} for number in range(rank, self._per_rank * ranks, ranks)}
+        for name in sources:
+            for number, stream in enumerate(_stream_states(state, name, self._prints[name], self._per_rank * ranks)):
+                if number in self._states:
+                    self._states[number][name] = stream
+        self.waited = 0.0
+        # The next item comes from torch's first worker, whichever stream's turn it is.
+        turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
+        dataset = _Batches(sources, shards, Reader.of(processor), seed, self._per_rank * ranks, turns, self._states)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=max(prefetch, 1) if workers else None,
+            multiprocessing_context="fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None,
+            worker_init_fn=partial(start_worker, parent=os.getpid()),
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            generator=torch.Generator(),  # else torch would draw from the run's random numbers
+        )
+        with threads_of_tokenizers(off=workers > 0):
+            self._iterator: Iterator[_Item | _Failure] | None = iter(loader)
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> dict[str, Batch]:
+        if self._iterator is None:
+            raise ValueError("the loader is closed; make another one")
+        started = time.perf_counter()
+        try:
+            item = next(self._iterator)
+        except RuntimeError as error:
+            self.close()
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"a process that loads data died: {error} If it was killed, memory may have run out (also /dev/shm's): "
+                "use fewer workers, a smaller prefetch, or a smaller shuffle buffer in the sources"
+            ) from error
+        if isinstance(item, _Failure):
+            self.close()
+            raise ValueError(item.message)
+        self.waited = time.perf_counter() - started
+        self._items += 1
+        self._states[item.stream] = item.states
+        return item.batches
+
+    @property
+    def drops(self) -> Counter[tuple[str, str]]:
+        """How many records this rank's streams have dropped up to the last item, by (source, reason)."""
+        found: Counter[tuple[str, str]] = Counter()
+        for states in self._states.values():
+            for name, state in states.items():
+                found.update({(name, reason): count for reason, count in state["drops"].items()})
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Where this rank's streams stand after the last item that was given out; JSON-able."""
+        return {
+            "streams": self._per_rank * self._ranks,
+            "ranks": self._ranks,
+            "items": {str(self._rank): self._items},
+            "sources": dict(self._prints),
+            "states": {str(number): states for number, states in self._states.items()},
+        }
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._iterator = None
+
+
+def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """All ranks' states, taken after as many items each -> what every rank is given as `state`.
+
+    Raises:
+        ValueError: they are not of one run.
+    """
+    if not states or any(_run(state) != _run(states[0]) for state in states):
+        raise ValueError(f"the states of {len(states)} ranks are not of one run: expected the same sources and streams")
+    merged = {**states[0], "items": {}, "states": {}}
+    for state in states:
+        merged["items"].update(state["items"])
+        merged["states"].update(state["states"])
+    return merged
+
+
+def _run(state: dict[str, Any]) -> tuple[Any, ...]:
+    return state["streams"], state["ranks"], state["sources"]
+
+
+def _items_of(state: dict[str, Any] | None, rank: int, ranks: int) -> int:
+    """How many items of a state fall to this rank."""
+    if state is None:
+        return 0
+    given, before = {int(number): items for number, items in state["items"].items()}, state["ranks"]
+    if len(given) != before or len(state["states"]) != state["streams"]:
+        raise ValueError(
+            f"the state is of rank(s) {sorted(given)} of {before}; give what merge_states makes of all ranks' states"
+        )
+    total = sum(given.values())
+    if any(items != _share(total, number, before) for number, items in given.items()):
+        raise ValueError(f"the ranks' states were not taken after as many items: {given} items by rank")
+    return _share(total, rank, ranks)
+
+
+def _share(total: int, rank: int, ranks: int) -> int:
+    """How many of the first `total` items, dealt in turn, a rank gets."""
+    return (total - rank + ranks - 1) // ranks
+
+
+def _stream_states(state: dict[str, Any] | None, name: str, fingerprint: int, streams: int) -> list[dict[str, Any]]:
+    if state is None or name not in state["sources"]:
+        return [fresh_state(number) for number in range(streams)]
+    before = [state["states"][str(number)][name] for number in range(state["streams"])]
+    if state["sources"][name] != fingerprint:
+        warnings.warn(
+            f"the seed, or the shards of '{name}', are not what they were: the source does not go on exactly where "
+            "it stopped, but at another shard",
+            stacklevel=3,
+        )
+    elif streams == len(before):
+        return before
+    return redistributed(before, streams)
+
+
+def _fingerprint(seed: int, source: Source, shards: list[str]) -> int:
+    """Of what decides the order: the same shards may move to another folder."""
+    names = [shard.rstrip("/").rpartition("/")[2] for shard in shards]
+    return zlib.crc32(repr((seed, source.replacement, names)).encode())
+
+
+@dataclass(frozen=True)
+class _Item:
+    stream: int
+    batches: dict[str, Batch]
+    states: dict[str, dict[str, Any]]
+
+    def pin_memory(self) -> _Item:
+        return _Item(self.stream, {name: batch.pin_memory() for name, batch in self.batches.items()}, self.states)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches(IterableDataset):
+    """Items of one stream: that of the worker which iterates.
+
+    Attributes:
+        turns: the stream of each worker.
+        states: by stream and source.
+    """
+
+    sources: dict[str, Source]
+    shards: dict[str, list[str]]
+    reader: Reader
+    seed: int
+    streams: int
+    turns: list[int]
+    states: dict[int, dict[str, dict[str, Any]]]
+
+    def __iter__(self) -> Iterator[_Item | _Failure]:
+        worker = get_worker_info()
+        number = self.turns[worker.id if worker else 0]
+        streams = {
+            name: Stream(name, source, self.shards[name], self.seed, number, self.streams, self.states[number][name])
+            for name, source in self.sources.items()
+        }
+        while True:
+            try:
+                batches = {name: self._batch(self.sources[name], stream) for name, stream in streams.items()}
+            except NoDocuments as error:
+                yield _Failure(str(error))
+                return
+            yield _Item(number, batches, {name: stream.state() for name, stream in streams.items()})
+
+    def _batch(self, source: Source, stream: Stream) -> Batch:
+        examples = []
+        for record, rng in stream:
+            try:
+                example = make_example(source.document(record, rng), source, self.reader, rng)
+            except Rejected as rejected:
+                stream.dropped(rejected.reason)
+            except DECODER_ERRORS as error:
+                stream.dropped(type(error).__name__, f"{record.key}: {error}")
+            else:
+                stream.accepted()
+                examples.append(example)
+                if len(examples) == source.batch_size:
+                    break
+        return collate(examples, self.reader.pad_token_id)

@@ -1,0 +1,294 @@
+"""Shards: what patterns name, and the records that a shard holds, however damaged it is."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from glob import glob, has_magic
+from typing import Any
+
+from flamboyance.data.documents import Record
+from flamboyance.data.folder import folder_records, has_images
+from flamboyance.data.tar import MEMBER_LIMIT, Bytes, ByteStream, Damage, members
+
+PIPE = "pipe:"
+RETRY_AFTER = (0.5, 2.0)
+"""Seconds before a remote shard is tried again, the first and the second time without progress."""
+
+_SILENCE = 300  # seconds without a byte, after which a transfer counts as broken
+_READ_AHEAD = 8 << 20
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_DAMAGED_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """The shards that patterns name, in the patterns' order and sorted within each.
+
+    Args:
+        patterns: paths, URLs, or `pipe:command`; `{000..099}` stands for each number from the first to the last,
+            with as many digits, and (but for commands) `*` for any characters.
+
+    Raises:
+        ValueError: a pattern names nothing, or a folder without images.
+        ImportError: a URL's protocol needs a package that is not installed.
+    """
+    given = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
+    if not given:
+        raise ValueError("no shards are given; name one path, URL or pattern at least")
+    return [shard for pattern in given for shard in _expand_one(os.fspath(pattern))]
+
+
+def _expand_one(pattern: str) -> list[str]:
+    names = _expand_ranges(pattern)
+    if pattern.startswith(PIPE):
+        return names
+    if _is_url(pattern):
+        _need_protocol(pattern)
+        found = [shard for name in names for shard in (_remote_glob(name) if "*" in name else [name])]
+    else:
+        found = [shard for name in names for shard in _local(name)]
+        # Some of a range may be missing, which is found and counted when they are read; not all of it.
+        found = found if any(map(os.path.exists, found)) else []
+    if not found:
+        folder = os.path.dirname(pattern) or "."
+        exists = "" if _is_url(pattern) or os.path.isdir(folder) else ", which does not exist"
+        raise ValueError(
+            f"no shards are found for '{pattern}' in '{folder}'{exists}; expected paths or URLs of .tar or .jsonl "
+            "files or a folder of images, with * or a range like {000..099} where there are several"
+        )
+    for shard in found:
+        if not _is_url(shard) and os.path.isdir(shard) and not has_images(shard):
+            raise ValueError(f"the folder '{shard}' holds no images; for the tars in it give '{shard}/*.tar'")
+    return found
+
+
+def _expand_ranges(pattern: str) -> list[str]:
+    if not (match := _RANGE.search(pattern)):
+        return [pattern]
+    first, last = match.groups()
+    if int(last) < int(first):
+        raise ValueError(f"the range {match[0]} in '{pattern}' runs backwards; give the smaller number first")
+    width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    rest = _expand_ranges(tail)
+    return [f"{head}{number:0{width}d}{end}" for number in range(int(first), int(last) + 1) for end in rest]
+
+
+def _local(name: str) -> list[str]:
+    name = os.path.expanduser(name)
+    return sorted(glob(name, recursive=True)) if has_magic(name) and not os.path.exists(name) else [name]
+
+
+def _is_url(name: str) -> bool:
+    return "://" in name
+
+
+def _need_protocol(url: str) -> None:
+    import fsspec
+
+    for part in url.split("::"):
+        protocol = part.partition("://")[0]
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ImportError as error:
+            package = _PACKAGES.get(protocol, "what the message above names")
+            raise ImportError(f"shards at {protocol}:// need a package: pip install {package} (for '{url}')") from error
+        except ValueError as error:
+            raise ValueError(
+                f"'{url}' has the protocol '{protocol}', which fsspec does not know; give s3://, gs://, http(s)://, "
+                "a path, or pipe:command"
+            ) from error
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):
+        import aiohttp
+
+        # aiohttp gives a whole transfer five minutes, but one is as slow as the training that reads it.
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENCE)}
+    return fsspec.core.url_to_fs(url, **options)
+
+
+def _remote_glob(url: str) -> list[str]:
+    system, path = _remote(url)
+    return sorted(system.unstrip_protocol(found) for found in system.glob(path))
+
+
+def records(shard: str) -> Iterator[Record | Damage]:
+    """What a shard holds, in stored order; the same each time.
+
+    Args:
+        shard: of `expand`: a folder of images, a `.jsonl` (or `.jsonl.gz`) of a record a line, or else a tar (or
+            `.tar.gz`), in which files that share the name up to its first dot are one record.
+
+    Yields:
+        Records; and a `Damage` for each place that cannot be read, or for the whole shard. Nothing is raised for
+        what is stored or missing. What is remote is tried again, from where it stopped.
+    """
+    remote = shard.startswith(PIPE) or _is_url(shard)
+    given = tries = 0
+    while True:
+        try:
+            for number, item in enumerate(_records(shard)):
+                if number == given:
+                    given, tries = given + 1, 0
+                    yield item
+            return
+        except _transfer_errors() as error:
+            if not remote or tries == len(RETRY_AFTER):
+                yield Damage(f"shard cannot be read: {type(error).__name__}")
+                return
+            time.sleep(RETRY_AFTER[tries])
+            tries += 1
+
+
+def _transfer_errors() -> tuple[type[BaseException], ...]:
+    """What failing file systems raise; their libraries' own errors are known once these are loaded."""
+    import asyncio
+    import http.client
+
+    found: list[Any] = [OSError, ValueError, RuntimeError, asyncio.TimeoutError, http.client.HTTPException]
+    names = [("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("gcsfs.retry", "HttpError")]
+    for module, name in [*names, ("botocore.exceptions", "ClientError")]:
+        if error := getattr(sys.modules.get(module), name, None):
+            found.append(error)
+    return tuple(found)
+
+
+def _records(shard: str) -> Iterator[Record | Damage]:
+    if not shard.startswith(PIPE) and not _is_url(shard) and os.path.isdir(shard):
+        yield from folder_records(shard)
+        return
+    with _opened(shard) as file:
+        stream = ByteStream(file)
+        magic = stream.read(2)
+        stream.give_back(magic)
+        if magic == b"\x1f\x8b":
+            stream = ByteStream(gzip.GzipFile(fileobj=stream))  # ty: ignore[invalid-argument-type]
+        try:
+            if re.search(r"\.jsonl(\.gz)?$", shard) and not shard.startswith(PIPE):
+                yield from _lines(stream, shard)
+            else:
+                yield from _grouped(stream)
+        except _DAMAGED_GZIP:
+            yield Damage("damaged gzip")
+
+
+@contextmanager
+def _opened(shard: str) -> Generator[Bytes]:
+    if shard.startswith(PIPE):
+        with _Command(shard.removeprefix(PIPE)) as command:
+            yield io.BufferedReader(command, 1 << 20)
+            command.finish()
+    elif _is_url(shard):
+        system, path = _remote(shard)
+        with system.open(path, "rb", block_size=_READ_AHEAD) as file:
+            yield file
+    else:
+        with open(shard, "rb", buffering=1 << 20) as file:
+            yield file
+
+
+class _Command(io.RawIOBase):
+    """What a shell command writes. Raises OSError where it fails or falls silent."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        # A session of its own: all of a `curl … | gunzip` is ended with it.
+        self._process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+        assert self._process.stdout
+        self._output = self._process.stdout
+        self._waiting = select.poll()
+        self._waiting.register(self._output, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        if not self._waiting.poll(_SILENCE * 1000):
+            raise TimeoutError(f"the command '{self._command}' wrote nothing for {_SILENCE} seconds")
+        data = self._output.read(len(buffer))
+        buffer[: len(data)] = data
+        if not data and (status := self._process.wait()):
+            raise OSError(f"the command '{self._command}' failed with status {status}")
+        return len(data)
+
+    def finish(self) -> None:
+        """Reads the little that may follow the end of a tar, so that a command that fails late is noticed."""
+        buffer = bytearray(1 << 16)
+        for _ in range(16):
+            if not self.readinto(buffer):
+                return
+
+    def close(self) -> None:
+        if not self.closed:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._output.close()
+            self._process.wait()
+        super().close()
+
+
+def _lines(stream: ByteStream, shard: str) -> Iterator[Record | Damage]:
+    folder, number, pieces, size = os.path.dirname(shard) or ".", 0, [], 0
+    while chunk := stream.read(1 << 16):
+        first, *others = chunk.split(b"\n")
+        for following in others:
+            number += 1
+            if line := b"".join([*pieces, first]).strip():
+                yield Record(f"{shard}:{number}", {"json": line}, folder)
+            first, pieces, size = following, [], 0
+        pieces.append(first)
+        size += len(first)
+        if size > MEMBER_LIMIT:
+            yield Damage(f"line longer than {MEMBER_LIMIT >> 20} MB")
+            return
+    if line := b"".join(pieces).strip():
+        yield Record(f"{shard}:{number + 1}", {"json": line}, folder)
+    elif not number:
+        yield Damage("empty shard")
+
+
+def _grouped(stream: ByteStream) -> Iterator[Record | Damage]:
+    """Members of a tar as records: neighbours that share the path up to the first dot of the file's name."""
+    key, fields, size = "", {}, 0
+    for member in members(stream):
+        if isinstance(member, Damage):
+            yield member
+            continue
+        name, content = member
+        folder, slash, file = name.rpartition("/")
+        stem, dot, extension = file.partition(".")
+        if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
+            continue  # hidden files and tars' own notes
+        stem, extension = folder + slash + stem, extension.lower()
+        if stem != key:
+            if fields:
+                yield Record(key, fields)
+            key, fields, size = stem, {}, 0
+        size += len(content)
+        if extension in fields:
+            yield Damage("two files of one name in a tar")
+        elif size > MEMBER_LIMIT:
+            yield Damage(f"record larger than {MEMBER_LIMIT >> 20} MB")
+        else:
+            fields[extension] = content
+    if fields:
+        yield Record(key, fields)

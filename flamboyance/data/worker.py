@@ -1,0 +1,62 @@
+"""What a process that loads data needs: few threads, an end with its parent's, and errors that cost one document."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, EOFError, RuntimeError),
+    *(AssertionError, SyntaxError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What decoders of text and images raise on damaged content, beside what they should: costs the document alone."""
+
+_EVERY = 1.0  # seconds between looks at whether the parent still lives
+_TOKENIZERS = "TOKENIZERS_PARALLELISM"
+
+
+@contextmanager
+def threads_of_tokenizers(off: bool) -> Generator[None]:
+    """Processes started within keep to one thread in the tokenizers library, which warns unless told before."""
+    before = os.environ.get(_TOKENIZERS)
+    if off:
+        os.environ[_TOKENIZERS] = "false"
+    try:
+        yield
+    finally:
+        if off and before is None:
+            del os.environ[_TOKENIZERS]
+        elif off and before is not None:
+            os.environ[_TOKENIZERS] = before
+
+
+def start_worker(_number: int, parent: int) -> None:
+    """Sets a worker process up; `parent` is the id of the process that started it."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="PIL")  # thousands of remarks on broken EXIF data
+    # Ctrl-C and a scheduler's SIGTERM go to all processes at once, but the parent may want to save and go on: the
+    # worker ends when the parent tells it to, or is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        if hasattr(signal, "sigtimedwait"):
+            told = signal.sigtimedwait({signal.SIGTERM}, _EVERY)
+            if told is not None and told.si_pid == parent:
+                break
+        else:
+            time.sleep(_EVERY)
+    os._exit(1)
