@@ -41,6 +41,18 @@ def interleave(pieces: Iterable[str | None]) -> str:
     `<|endofchunk|>` stands before every `<image>` but the first, and at the end; no white space around `<image>` and
     before `<|endofchunk|>`.
     """
-    text = "".join(f"{END_OF_CHUNK_TOKEN}{IMAGE_TOKEN}" if piece is None else piece for piece in pieces)
-    before, *chunks = text.split(f"{END_OF_CHUNK_TOKEN}{IMAGE_TOKEN}")
+    before, *chunks = "".join(IMAGE_TOKEN if piece is None else piece for piece in pieces).split(IMAGE_TOKEN)
     return before.rstrip() + "".join(IMAGE_TOKEN + chunk.strip() + END_OF_CHUNK_TOKEN for chunk in chunks)
+
+
+def interleave_as_openflamingo(pieces: Iterable[str | None], max_places: int | None = None) -> str:
+    """The same by the original trainer's own replacements, which leave some white space.
+
+    `max_places`: where there are more, the text ends before the last of those, as its ChatGPT sequences do.
+    """
+    text = "".join(f"{END_OF_CHUNK_TOKEN}{IMAGE_TOKEN}" if piece is None else piece for piece in pieces)
+    text = text.replace(END_OF_CHUNK_TOKEN, "", 1).replace(f" {END_OF_CHUNK_TOKEN}", END_OF_CHUNK_TOKEN)
+    text = text.replace(f"{IMAGE_TOKEN} ", IMAGE_TOKEN).replace(f" {IMAGE_TOKEN}", IMAGE_TOKEN)
+    if max_places is not None and text.count(IMAGE_TOKEN) > max_places:
+        text = IMAGE_TOKEN.join(text.split(IMAGE_TOKEN)[:max_places])
+    return text + END_OF_CHUNK_TOKEN

@@ -1,0 +1,78 @@
+"""The published settings of OpenFlamingo's and Flamingo's training data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flamboyance.data.documents import Source
+from flamboyance.data.mmc4 import MMC4
+from flamboyance.data.pairs import Pairs
+
+Shards = str | tuple[str, ...]
+
+
+def openflamingo(
+    laion: Shards,
+    mmc4: Shards,
+    chatgpt: Shards = (),
+    batch_size: int = 32,
+    protocol: Literal["aligned", "openflamingo"] = "aligned",
+) -> dict[str, Source]:
+    """OpenFlamingo's two sources (paper, section 3; its trainer).
+
+    Args:
+        laion, mmc4: shards.
+        chatgpt: shards of ChatGPT sequences, mixed into the documents as the 4B models had them.
+        batch_size: documents on each device; pairs are twice as many.
+        protocol: "openflamingo" repeats what the original trainer got wrong; see `MMC4`.
+    """
+    documents = _joined(mmc4, chatgpt)
+    return {
+        "laion": Pairs(shards=laion, batch_size=2 * batch_size, weight=0.2, max_tokens=32, flip=0.5),
+        "mmc4": MMC4(
+            shards=documents,
+            batch_size=batch_size,
+            weight=1.0,
+            max_tokens=256,
+            flip=0.5,
+            max_images=6,
+            min_images=1,
+            reject_single=0.5,
+            similarity_threshold=0.24,
+            assignment="one_to_one",
+            min_image_bytes=11_000,
+            window="start",
+            next_image=0.0,
+            protocol=protocol,
+        ),
+    }
+
+
+def flamingo(laion: Shards, mmc4: Shards, batch_size: int = 32) -> dict[str, Source]:
+    """Flamingo's way with the public data: MMC4 in the place of M3W, LAION in that of ALIGN and LTIP.
+
+    Random windows of 256 tokens with up to five images, half of the documents looking at the next image, half of the
+    captions behind a space. MMC4's own choices (threshold, assignment, image size) are OpenFlamingo's; no document is
+    rejected for having one image. Flamingo's colour augmentation and its videos are left out.
+
+    Args:
+        batch_size: documents on each device; pairs are twice as many.
+    """
+    return {
+        "laion": Pairs(shards=laion, batch_size=2 * batch_size, weight=0.2, max_tokens=32, flip=0.5, leading_space=0.5),
+        "mmc4": MMC4(
+            shards=mmc4,
+            batch_size=batch_size,
+            weight=1.0,
+            max_tokens=256,
+            flip=0.5,
+            max_images=5,
+            reject_single=0.0,
+            window="random",
+            next_image=0.5,
+        ),
+    }
+
+
+def _joined(*shards: Shards) -> tuple[str, ...]:
+    return tuple(one for given in shards for one in ([given] if isinstance(given, str) else given) if one)

@@ -1,0 +1,99 @@
+"""What several formats read alike: JSON, texts, and images that stand beside them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any
+
+from flamboyance.data.documents import Record, Rejected
+
+IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif")
+"""First choice first, where a record has several."""
+
+FILE_LIMIT = 256 << 20
+"""Largest image file that is read, in bytes."""
+
+
+def json_object(record: Record, extension: str = "json") -> dict[str, Any]:
+    """The JSON object among a record's files."""
+    if extension not in record.fields:
+        raise Rejected(f"no .{extension}")
+    try:
+        content = json.loads(record.fields[extension])
+    except (ValueError, RecursionError) as error:  # also invalid UTF-8, and numbers of thousands of digits
+        raise Rejected("broken JSON") from error
+    if not isinstance(content, dict):
+        raise Rejected("JSON is no object")
+    return content
+
+
+def text(content: bytes) -> str:
+    """A text file's content."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Rejected("text is not UTF-8") from error
+
+
+def first_image(record: Record) -> bytes:
+    """The image among a record's files."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in record.fields:
+            return record.fields[extension]
+    raise Rejected("no image")
+
+
+def from_base64(content: Any) -> bytes:
+    """An image inside JSON."""
+    if not isinstance(content, str):
+        raise Rejected("damaged image")
+    try:
+        return base64.b64decode(content)
+    except (binascii.Error, ValueError) as error:
+        raise Rejected("damaged image") from error
+
+
+def named_image(record: Record, name: str, outside: bool = False) -> bytes:
+    """The image of that name beside a record: among its files (in a tar: `KEY.name`), or a file in its folder.
+
+    `outside`: it may also stand elsewhere than in the folder.
+    """
+    if (stored := record.fields.get(name.lower())) is not None:
+        return stored
+    if record.folder is None:
+        raise Rejected("missing image")
+    if "://" in record.folder:
+        return _remote(record.folder, name)
+    try:
+        return _local(record.folder, name, outside)
+    except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in it
+        raise Rejected("missing image") from error
+
+
+def _local(folder: str, name: str, outside: bool) -> bytes:
+    path = Path(folder, name)
+    if not outside and not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise Rejected("image outside the folder")
+    if not path.is_file():
+        raise Rejected("missing image")
+    if path.stat().st_size > FILE_LIMIT:
+        raise Rejected("image too large")
+    return path.read_bytes()
+
+
+def _remote(folder: str, name: str) -> bytes:
+    import fsspec
+
+    if "://" in name or ".." in name.split("/") or name.startswith("/"):
+        raise Rejected("image outside the folder")
+    try:
+        with fsspec.open(f"{folder}/{name}", "rb") as file:
+            content = file.read(FILE_LIMIT + 1)
+    except Exception as error:
+        raise Rejected("missing image") from error
+    if len(content) > FILE_LIMIT:
+        raise Rejected("image too large")
+    return content
