@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_info(commands)
     _add_convert(commands)
+    _add_train(commands)
     return parser
 
 
@@ -191,6 +192,17 @@ def _add_convert(commands: Any) -> None:
     group.add_argument("--language", metavar="NAME|DIR", help="the language model")
     group.add_argument("--vision", metavar="NAME|DIR", help="the vision tower")
     group.add_argument("--tokenizer", metavar="NAME|DIR", help="default: the language model's")
+
+
+def _add_train(commands: Any) -> None:
+    summary = "train a model: flamboyance train RECIPE key=value"
+    parser = commands.add_parser("train", help=summary, add_help=False)
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("settings", nargs="*")
+    # Recipes say themselves what they take, which depends on the one that is named.
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--debug", action="store_true")
+    parser.set_defaults(command=_later("train", "train"))
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

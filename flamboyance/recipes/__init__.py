@@ -1,1 +1,6 @@
-"""Whole training runs as Python functions."""
+"""Whole training runs as Python functions: typed keyword arguments -> flamboyance.training.run.Run."""
+
+from flamboyance.recipes import openflamingo
+from flamboyance.recipes.mini import mini
+
+RECIPES = {"mini": mini, **openflamingo.RECIPES}

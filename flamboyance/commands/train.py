@@ -1,0 +1,88 @@
+"""`train`: a recipe, with the settings that differ from its own."""
+
+import argparse
+import inspect
+import os
+from typing import Any
+
+USAGE = "usage: flamboyance train RECIPE output=DIR [key=value …]"
+FILE = "path/to/file.py:function"
+EXAMPLES = """\
+examples:
+  flamboyance train mini output=runs/mini steps=200
+  flamboyance train finetune data=photos/ output=runs/mine
+  torchrun --nproc-per-node 8 -m flamboyance.cli train openflamingo-3b output=runs/3b laion=… mmc4=…
+
+`flamboyance train RECIPE --help` lists what a recipe takes. The same command goes on with a run that was stopped.
+docs/training.md says more."""
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train, or go on training; without settings, say what there is to set."""
+    from flamboyance import recipes
+    from flamboyance.recipes.arguments import find, resolve
+
+    if arguments.recipe is None:
+        return _tell(_overview(recipes.RECIPES))
+    recipe = find(arguments.recipe, recipes.RECIPES)
+    if arguments.help or not arguments.settings:
+        return _tell(_about(arguments.recipe, recipe))
+    run = resolve(recipe, arguments.settings)
+    from flamboyance.training import loop
+
+    loop.train(run, command=["flamboyance", "train", arguments.recipe, *arguments.settings])
+    return 0
+
+
+def _tell(text: str) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+    return 0
+
+
+def _overview(recipes: dict[str, Any]) -> str:
+    width = max(map(len, [*recipes, FILE]))
+    lines = [USAGE, "", "recipes:"]
+    lines += [f"  {name:<{width}}  {_summary(recipe)}" for name, recipe in recipes.items()]
+    lines += [f"  {FILE:<{width}}  your own: a function that returns flamboyance.training.run.Run", ""]
+    return "\n".join([*lines, EXAMPLES])
+
+
+def _summary(recipe: Any) -> str:
+    return (inspect.getdoc(recipe) or "").partition("\n")[0]
+
+
+def _about(name: str, recipe: Any) -> str:
+    from flamboyance.recipes.arguments import describe, fields, parameters, settings
+
+    taken = parameters(recipe)
+    needed = " ".join(f"{key}=…" for key, one in taken.items() if one.required)
+    training = _example(recipe, taken)
+    sections = {"the recipe's parameters": (taken, {})}
+    general = {key: one for key, one in settings().items() if key not in taken}
+    sections["settings of every run"] = (general, vars(training) if training else {})
+    for source, made in training.sources.items() if training else ():
+        known = {f"{source}.{key}": one for key, one in fields(made).items()}
+        sections[f"its source {source}"] = (known, {f"{source}.{key}": value for key, value in vars(made).items()})
+    width = max(len(key) for known, _ in sections.values() for key in known)
+    lines = [f"usage: flamboyance train {name} {needed} [key=value …]", "", inspect.getdoc(recipe) or ""]
+    for title, (known, values) in sections.items():
+        lines += ["", f"{title}:"]
+        for key, one in known.items():
+            value = "(needed)" if one.required and key not in values else _written(values.get(key, one.default))
+            lines.append(f"  {key:<{width}}  {value:<12}  {describe(one.kind)}")
+    return "\n".join(lines)
+
+
+def _example(recipe: Any, taken: dict[str, Any]) -> Any:
+    """The run's settings as the recipe makes them; None if it cannot be asked without real arguments."""
+    try:
+        return recipe(**{key: key.upper() for key, one in taken.items() if one.required}).training
+    except (ValueError, TypeError, OSError):
+        return None
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "()"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

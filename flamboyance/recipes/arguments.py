@@ -1,0 +1,233 @@
+"""`key=value` on the command line -> a recipe's arguments, the run's settings, and the fields of its sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import math
+import sys
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from flamboyance.training.config import Training
+from flamboyance.training.run import Run
+
+Recipe = Callable[..., Run]
+
+_YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter of a recipe, or a field of a dataclass; without a default, that is `inspect.Parameter.empty`."""
+
+    name: str
+    kind: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+def find(name: str, recipes: dict[str, Recipe]) -> Recipe:
+    """The recipe of that name; or the function of `path/to/file.py:function`, whose folder becomes importable.
+
+    Raises:
+        ValueError: there is none.
+        OSError: the file does not exist.
+    """
+    if ".py:" in name:
+        return _function(*name.rsplit(":", 1))
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"there is no recipe {name!r}.{hint} There are {', '.join(recipes)}; your own is path/to/file.py:function"
+        )
+    return recipes[name]
+
+
+def _function(path: str, function: str) -> Recipe:
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise FileNotFoundError(f"no such recipe file: {path}")
+    # Imported as a module of its folder, so that worker processes can import what it defines too.
+    sys.path.insert(0, str(file.parent))
+    module = importlib.import_module(file.stem)
+    if Path(getattr(module, "__file__", None) or "").resolve() != file:
+        raise ValueError(f"{path}: another module is called {file.stem}; give the recipe's file another name")
+    made = getattr(module, function, None)
+    if not callable(made):
+        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        raise ValueError(f"{path} has no function {function}; it has {', '.join(own) or 'none'}")
+    return made
+
+
+def parameters(recipe: Recipe) -> dict[str, Parameter]:
+    """What a recipe takes. A parameter without annotation has the type of its default, or is a text."""
+    hints = get_type_hints(recipe)
+    found = {}
+    for name, one in inspect.signature(recipe).parameters.items():
+        guess = str if one.default in (None, one.empty) else type(one.default)
+        found[name] = Parameter(name, hints.get(name, guess), one.default)
+    return found
+
+
+def fields(dataclass: Any) -> dict[str, Parameter]:
+    """The fields of a dataclass, or of an instance, as parameters."""
+    hints = get_type_hints(dataclass if isinstance(dataclass, type) else type(dataclass))
+    found = {}
+    for field in dataclasses.fields(dataclass):
+        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        found[field.name] = Parameter(field.name, hints[field.name], default)
+    return found
+
+
+def settings() -> dict[str, Parameter]:
+    """The fields of `Training` that a command line can set."""
+    return {name: one for name, one in fields(Training).items() if name not in ("sources", "output")}
+
+
+def resolve(recipe: Recipe, given: Iterable[str]) -> Run:
+    """The recipe's run with these settings.
+
+    Args:
+        given: `key=value`, each key a parameter of the recipe, a field of `Training`, or `SOURCE.field`.
+
+    Raises:
+        ValueError: a key is unknown or given twice, a value does not fit its type, or a needed one is missing.
+    """
+    values = _split(given)
+    taken = parameters(recipe)
+    general = {name: one for name, one in settings().items() if name not in taken}
+    known = taken | general
+    for key in values:
+        if key not in known and "." not in key:
+            raise _unknown(key, list(known), "the recipe takes")
+    dotted = {key: value for key, value in values.items() if "." in key}
+    plain = {key: convert(value, known[key].kind, key) for key, value in values.items() if key not in dotted}
+    arguments = {key: value for key, value in plain.items() if key in taken}
+    replaced = {key: value for key, value in plain.items() if key in general}
+    missing = [name for name, one in taken.items() if one.required and name not in arguments]
+    if missing:
+        needed = " ".join(f"{name}={_EXAMPLES.get(name, '…')}" for name in missing)
+        raise ValueError(f"the recipe needs {', '.join(missing)}: add {needed}")
+    run = recipe(**arguments)
+    training = dataclasses.replace(run.training, **replaced)
+    return dataclasses.replace(run, training=dataclasses.replace(training, sources=_sources(training.sources, dotted)))
+
+
+_EXAMPLES = {"output": "runs/first", "data": "photos/"}
+
+
+def _split(given: Iterable[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for setting in given:
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise ValueError(f"{setting!r} is no setting; expected key=value, as in steps=200")
+        if key in values:
+            raise ValueError(f"{key} is given twice: {values[key]!r} and {value!r}")
+        values[key] = value
+    return values
+
+
+def _sources(sources: dict[str, Any], dotted: dict[str, str]) -> dict[str, Any]:
+    changed: dict[str, dict[str, Any]] = {}
+    for key, value in dotted.items():
+        name, _, field = key.partition(".")
+        if name not in sources:
+            raise _unknown(key, [f"{source}.{field}" for source in sources], "the run's sources are", list(sources))
+        known = fields(sources[name])
+        if field not in known:
+            raise _unknown(key, [f"{name}.{one}" for one in known], f"the source {name} has", list(known))
+        changed.setdefault(name, {})[field] = convert(value, known[field].kind, key)
+    return {name: dataclasses.replace(source, **changed.get(name, {})) for name, source in sources.items()}
+
+
+def _unknown(key: str, keys: list[str], what: str, listed: list[str] | None = None) -> ValueError:
+    near = difflib.get_close_matches(key, keys, 3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ValueError(f"there is no setting {key!r}; {hint}{what} {', '.join(listed or keys)}")
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+def convert(text: str, kind: Any, name: str) -> Any:
+    """A value of the annotated type.
+
+    Raises:
+        ValueError: the text does not say one.
+    """
+    if get_origin(kind) in (Union, types.UnionType):
+        return _any_of(text, get_args(kind), name)
+    if get_origin(kind) is Literal:
+        for choice in get_args(kind):
+            if str(choice) == text:
+                return choice
+    elif get_origin(kind) is tuple or kind is tuple:
+        return _tuple(text, get_args(kind) or (str, ...), name)
+    elif kind is type(None):
+        if text.lower() in ("none", "null", ""):
+            return None
+    elif kind is bool:
+        if text.lower() in _YES + _NO:
+            return text.lower() in _YES
+    elif kind in _NUMBERS:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif kind in (str, Any):
+        return text
+    else:
+        raise ValueError(f"{name} cannot be set as text: it is {describe(kind)}; write a recipe file that sets it")
+    raise ValueError(f"{name}={text}: expected {describe(kind)}")
+
+
+def _any_of(text: str, kinds: tuple[Any, ...], name: str) -> Any:
+    for kind in _said(kinds):
+        try:
+            return convert(text, kind, name)
+        except ValueError:
+            continue
+    raise ValueError(f"{name}={text}: expected {' or '.join(map(describe, _said(kinds)))}")
+
+
+def _said(kinds: tuple[Any, ...]) -> list[Any]:
+    """Those of a union that a text can say, in the order in which they are tried."""
+    # Every text is a text, commas and all (a pattern, a command), so that comes last, and no tuple beside it.
+    kept = [kind for kind in kinds if str not in kinds or get_origin(kind) is not tuple]
+    return sorted(kept, key=lambda kind: kind is str)
+
+
+def _tuple(text: str, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    inside = text.strip().removeprefix("(").removesuffix(")").strip()
+    parts = [part.strip() for part in inside.split(",") if part.strip()]
+    if kinds[-1:] == (...,):
+        return tuple(convert(part, kinds[0], name) for part in parts)
+    if len(parts) != len(kinds):
+        raise ValueError(f"{name}={text}: expected {len(kinds)} values with commas between them, found {len(parts)}")
+    return tuple(convert(part, kind, name) for part, kind in zip(parts, kinds, strict=True))
+
+
+def describe(kind: Any) -> str:
+    """A type in words: what a value of it looks like."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(one) for one in _said(get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple or kind is tuple:
+        inside = get_args(kind) or (str, ...)
+        return f"{describe(inside[0])}, … (with commas)" if ... in inside else ",".join(map(describe, inside))
+    known = {type(None): "none", bool: "true or false", str: "a text", Any: "a text", **_NUMBERS}
+    return known.get(kind) or getattr(kind, "__name__", str(kind))

@@ -1,0 +1,123 @@
+"""The embedded model's connection of eyes and words, trained anew: a whole run that a laptop does in minutes."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flamboyance.data.chatgpt import ChatGPT
+from flamboyance.data.documents import Source
+from flamboyance.data.mmc4 import MMC4
+from flamboyance.data.pairs import Pairs
+from flamboyance.demo.world.words import SEPARATOR
+from flamboyance.recipes import mini_shards
+from flamboyance.training.config import Training
+from flamboyance.training.run import Run
+
+if TYPE_CHECKING:
+    from flamboyance.configuration import FlamingoConfig
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
+
+
+def mini(
+    *,
+    output: str,
+    steps: int = 2000,
+    documents: int = 1000,
+    data_seed: int = 0,
+    rate: float = 1.5e-3,
+    warmup: int = 100,
+) -> Run:
+    """Trains flamingo-mini from data that it makes itself: toy pictures, handwritten digits, made-up words.
+
+    The frozen tower and language model are the embedded ones; resampler, gated cross-attention and added tokens start
+    afresh. The shards are written to output/shards, once.
+
+    Args:
+        output: the run's directory.
+        steps: optimizer steps. Captions are learned in some hundreds, the rest takes thousands.
+        documents: interleaved documents in the shards, beside as many pairs and half as many sequences; 30000 take
+            600 MB and a few minutes.
+        data_seed: of what is in the shards; `seed` is that of the order in which it is read.
+        rate: learning rate, falling to nothing over the last 40 % of the steps.
+        warmup: steps in which it rises.
+    """
+    folder = Path(output) / "shards"
+    shards = {name: one.pattern(folder) for name, one in mini_shards.sets(documents).items()}
+    every: dict[str, Any] = {"shuffle": 250, "flip": 0.0}  # left and right have names here, so no picture is mirrored
+    sources: dict[str, Source] = {
+        "pairs": Pairs(shards=shards["pairs"], batch_size=16, **every),
+        "documents": MMC4(shards=shards["documents"], batch_size=8, reject_single=0.0, min_image_bytes=0, **every),
+        "sequences": ChatGPT(shards=shards["sequences"], batch_size=4, max_images=9, **every),
+    }
+    training = Training(
+        output=output,
+        sources=sources,
+        steps=steps,
+        rate=rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        warmup=warmup,
+        schedule="linear",
+        falling=0.4,
+        threads=1,  # of a model this small; more threads cost more than they give where cores are shared
+    )
+    return Run(training, build, outline, evaluate, partial(prepare, folder, documents, data_seed))
+
+
+def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """The embedded backbones with all that trains between them new, and the processor."""
+    import torch
+
+    from flamboyance.mini import DIRECTORY
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
+
+    config, processor = outline(), FlamingoProcessor.from_pretrained(DIRECTORY, local_files_only=True)
+    model = FlamingoForConditionalGeneration.from_backbones(
+        str(DIRECTORY / "vision"), str(DIRECTORY / "language"), processor, interval=config.interval,
+        dtype=torch.float32, resampler=config.resampler, cross_attention=config.cross_attention,
+        local_files_only=True,
+    )  # fmt: skip
+    with torch.no_grad():  # <|endofchunk|> ends an entry, as the separator does in the language model's own text
+        table = model.get_input_embeddings().weight
+        row = processor.eoc_token_id - processor.base_vocab_size
+        model.added_tokens.embedding[row] = table[processor.tokenizer.convert_tokens_to_ids(SEPARATOR)]
+    return model, processor
+
+
+def outline() -> FlamingoConfig:
+    """The embedded model's configuration."""
+    from flamboyance.mini import DIRECTORY
+    from flamboyance.model.files import read_config
+
+    return read_config(DIRECTORY)
+
+
+def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> dict[str, float]:
+    """Few-shot accuracy on held-out pictures; takes some seconds."""
+    from flamboyance.recipes import mini_evaluation
+
+    return mini_evaluation.evaluate(model, processor)
+
+
+def prepare(folder: Path, documents: int, data_seed: int) -> None:
+    """Writes what is missing of the shards, and says so."""
+    total, missing = 0, 0
+    for one in mini_shards.sets(documents).values():
+        total += one.shards
+        missing += sum(not file.is_file() for file in one.files(folder))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if missing and (sys.stderr.isatty() or done == total):
+            print(
+                f"\rshards in {folder}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True
+            )
+
+    mini_shards.write(folder, documents, data_seed, advance)
