@@ -1,0 +1,350 @@
+"""Patterns -> shards -> records, sound ones and damaged ones."""
+
+import functools
+import gzip
+import http.server
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flamboyance.data import shards
+from flamboyance.data.documents import Record
+from flamboyance.data.shards import expand, records
+from flamboyance.data.tar import Damage
+from tests.data.files import jpeg, pair, tar_bytes
+
+LONG = "folder.with.dots/" + "n" * 150
+
+
+def read(shard: str | Path) -> list[tuple[str, dict[str, bytes]] | str]:
+    """Records as (key, fields), damages as their reasons."""
+    return [(r.key, r.fields) if isinstance(r, Record) else r.reason for r in records(str(shard))]
+
+
+def keys(shard: str | Path) -> list[str]:
+    return [item if isinstance(item, str) else item[0] for item in read(shard)]
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URL at which `tmp_path` is served."""
+    pytest.importorskip("aiohttp")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+# Patterns
+
+
+def test_ranges_and_stars(tmp_path: Path) -> None:
+    for name in ("a-008.tar", "a-009.tar", "a-010.tar", "b.tar"):
+        written(tmp_path / name, b"")
+    folder = str(tmp_path)
+    assert expand(folder + "/a-{008..010}.tar") == [f"{folder}/a-{n}.tar" for n in ("008", "009", "010")]
+    assert expand([folder + "/b.tar", folder + "/a*.tar"])[0] == folder + "/b.tar"
+    assert len(expand([folder + "/b.tar", folder + "/a*.tar"])) == 4
+    assert expand("memory://bucket/{8..11}-{0..1}.tar") == [
+        f"memory://bucket/{n}-{m}.tar" for n in range(8, 12) for m in (0, 1)
+    ]
+    assert expand("pipe:curl x/{00..02}.tar | cat *") == [f"pipe:curl x/0{n}.tar | cat *" for n in range(3)]
+
+
+def test_brackets_in_a_name_that_exists_are_no_pattern(tmp_path: Path) -> None:
+    path = written(tmp_path / "data[1]" / "x.tar", b"")
+    assert expand(str(path)) == [str(path)]
+
+
+def test_of_a_range_some_may_be_missing_but_not_all(tmp_path: Path) -> None:
+    written(tmp_path / "1.tar", b"")
+    assert len(expand(str(tmp_path / "{0..2}.tar"))) == 3
+    with pytest.raises(ValueError, match=r"no shards are found for '.*\{5\.\.6\}\.tar' in "):
+        expand(str(tmp_path / "{5..6}.tar"))
+
+
+def test_what_is_not_found_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no shards are found for '.*\*\.tar' in '.*nowhere', which does not exist"):
+        expand([str(tmp_path / "nowhere" / "*.tar")])
+    with pytest.raises(ValueError, match="no shards are given"):
+        expand([])
+    with pytest.raises(ValueError, match="runs backwards"):
+        expand("memory://x/{3..1}.tar")
+    written(tmp_path / "tars" / "0.tar", b"")
+    with pytest.raises(ValueError, match=r"holds no images; for the tars in it give '.*/tars/\*\.tar'"):
+        expand(str(tmp_path / "tars"))
+
+
+def test_a_protocol_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def missing(protocol: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(ImportError, match="pip install s3fs"):
+        expand("s3://bucket/0.tar")
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(ValueError, match="protocol 'gopher', which fsspec does not know"):
+        expand("gopher://x/0.tar")
+
+
+# Sound shards
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_form_of_tar(tmp_path: Path, form: int, packed: bool) -> None:
+    name = LONG[:90] if form == tarfile.USTAR_FORMAT else LONG
+    other = "ein" if form == tarfile.USTAR_FORMAT else "日本語"
+    files = [(name + ".JPG", b"1" * 700), (name + ".seg.png", b""), (f"{other}.txt", b"x"), ("0.txt", b"y" * 512)]
+    content = tar_bytes(files, format=form)
+    shard = written(tmp_path / "x.tar", gzip.compress(content) if packed else content)
+    expected = [(name, {"jpg": b"1" * 700, "seg.png": b""}), (other, {"txt": b"x"}), ("0", {"txt": b"y" * 512})]
+    assert read(shard) == expected
+
+
+def test_folders_links_and_hidden_files_are_no_records(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind in [("d", tarfile.DIRTYPE), ("l.txt", tarfile.SYMTYPE), ("h.txt", tarfile.LNKTYPE)]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.txt"
+            tar.addfile(member)
+        for name in ("d/.DS_Store", "__meta__.json", "plain", "._a.txt", "a.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert keys(tmp_path / "x.tar") == ["a"]
+
+
+def test_sizes_in_binary(tmp_path: Path) -> None:
+    content = bytearray(tar_bytes([("a.txt", b"abc")], format=tarfile.GNU_FORMAT))
+    content[124:136] = b"\x80" + (3).to_bytes(11, "big")
+    content[148:156] = b" " * 8
+    content[148:156] = f"{sum(content[:512]):06o}\0 ".encode()
+    assert read(written(tmp_path / "x.tar", bytes(content))) == [("a", {"txt": b"abc"})]
+
+
+def test_lines(tmp_path: Path) -> None:
+    lines = [b'{"a": 1}', b"", b"x" * 200_000, b"last"]
+    for name, content in [("x.jsonl", b"\n".join(lines)), ("y.jsonl.gz", gzip.compress(b"\r\n".join(lines) + b"\n"))]:
+        shard = written(tmp_path / name, content)
+        found = list(records(str(shard)))
+        assert [r.fields for r in found] == [{"json": line} for line in lines if line]
+        assert [r.key for r in found] == [f"{shard}:{n}" for n in (1, 3, 4)]
+        assert {r.folder for r in found} == {str(tmp_path)}
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    written(tmp_path / "b.jpg", b"B")
+    written(tmp_path / "a.PNG", b"A")
+    written(tmp_path / "a.txt", b"text")
+    written(tmp_path / "a.json", b"{}")
+    written(tmp_path / "sub" / "c.webp", b"C")
+    written(tmp_path / "notes.txt", b"no image")
+    written(tmp_path / "told" / "metadata.jsonl", b'{"file_name": "x.jpg"}\n\n{"file_name": "y.jpg"}\n')
+    written(tmp_path / "told" / "deep" / "x.jpg", b"X")
+    assert expand(str(tmp_path)) == [str(tmp_path)]
+    assert [(Path(k).name, f) for k, f in read(tmp_path)] == [
+        ("a", {"png": b"A", "txt": b"text", "json": b"{}"}),
+        ("b", {"jpg": b"B"}),
+        ("c", {"webp": b"C"}),
+        ("metadata.jsonl:1", {"json": b'{"file_name": "x.jpg"}\n'}),
+        ("metadata.jsonl:3", {"json": b'{"file_name": "y.jpg"}\n'}),
+    ]
+    assert [r.folder for r in records(str(tmp_path))][2:4] == [str(tmp_path / "sub"), str(tmp_path / "told")]
+
+
+# Damaged shards
+
+GOOD = tar_bytes([file for number in range(3) for file in pair(number)])
+SECOND = 512 * (1 + -(-len(jpeg(0)) // 512) + 2)  # where the header of the second record's image stands
+
+
+def corrupt(at: int, value: bytes, content: bytes = GOOD) -> bytes:
+    return content[:at] + value + content[at + len(value) :]
+
+
+def claiming(size: int) -> bytes:
+    """The good tar, with the second image's header claiming that size."""
+    header = bytearray(GOOD[SECOND : SECOND + 512])
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return corrupt(SECOND, bytes(header))
+
+
+DAMAGED = {
+    "zero bytes": (b"", ["empty shard"]),
+    "an empty tar": (b"\0" * 10240, ["empty shard"]),
+    "a web page": (b"<html>" + b"404 not found " * 1000, ["not a tar"]),
+    "a short text": (b"404 not found", ["not a tar"]),
+    "cut in an image": (GOOD[: SECOND + 600], ["truncated tar", "00000"]),
+    "cut in a header": (GOOD[: SECOND + 300], ["truncated tar", "00000"]),
+    "cut between records": (GOOD[:SECOND], ["00000"]),
+    "a damaged header": (corrupt(SECOND, b"\xff" * 20), ["damaged tar header", "00000", "00001", "00002"]),
+    "a damaged first header": (corrupt(0, b"\xff" * 20), ["damaged tar header", "00000", "00001", "00002"]),
+    "a size that is no number": (corrupt(SECOND + 124, b"what"), ["damaged tar header", "00000", "00001", "00002"]),
+    "3 GB claimed": (claiming(3 << 30), ["tar member larger than 256 MB", "00000", "00001", "00002"]),
+    "100 MB claimed": (claiming(100 << 20), ["truncated tar", "00000"]),
+    "nothing but noise": (bytes(range(256)) * 8192, ["not a tar"]),
+    "one file twice": (tar_bytes(pair(0) + pair(0)[:1]), ["two files of one name in a tar", "00000"]),
+    "gzip that is cut": (gzip.compress(GOOD)[:-800], ["truncated tar", "00000"]),
+    "gzip that is broken": (gzip.compress(GOOD)[:15] + b"\xff" * 2000, ["damaged gzip"]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_costs_what_is_damaged(tmp_path: Path, name: str) -> None:
+    content, expected = DAMAGED[name]
+    found = keys(written(tmp_path / "x.tar", content))
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_false_size_is_not_allocated(tmp_path: Path) -> None:
+    import tracemalloc
+
+    shards_made = [written(tmp_path / f"{size}.tar", claiming(size << 20)) for size in (200, 3000)]
+    tracemalloc.start()
+    for shard in shards_made:
+        keys(shard)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 << 20
+
+
+def test_noise_anywhere_is_survived(tmp_path: Path) -> None:
+    import random
+
+    shard = tmp_path / "x.tar"
+    draw = random.Random(0)
+    for content in (GOOD, gzip.compress(GOOD)):
+        for _ in range(60):
+            damaged = corrupt(draw.randrange(len(content)), draw.randbytes(draw.choice([1, 20, 600])), content)
+            read(written(shard, damaged[: draw.choice([len(damaged), draw.randrange(len(damaged))])]))
+
+
+def test_a_long_line_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MEMBER_LIMIT", 1 << 20)
+    shard = written(tmp_path / "x.jsonl", b"first\n" + b"x" * (3 << 20) + b"\nlast\n")
+    assert keys(shard) == [f"{shard}:1", "line longer than 1 MB"]
+
+
+def test_a_missing_shard_is_one_damage(tmp_path: Path) -> None:
+    assert read(tmp_path / "x.tar") == ["shard cannot be read: FileNotFoundError"]
+
+
+def test_a_stop_passes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "ByteStream", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        read(written(tmp_path / "x.tar", GOOD))
+
+
+# Commands and servers
+
+
+def test_a_command(tmp_path: Path) -> None:
+    shard = written(tmp_path / "x.tar", GOOD)
+    assert keys(f"pipe:cat {shard}") == ["00000", "00001", "00002"]
+    assert keys(f"pipe:gzip -c {shard} | cat") == ["00000", "00001", "00002"]
+
+
+def test_a_failing_command_is_tried_again_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "RETRY_AFTER", (0.0, 0.0))
+    shard, tries = written(tmp_path / "x.tar", GOOD), tmp_path / "tries"
+    once = (
+        f"pipe:echo x >> {tries}; [ $(wc -l < {tries}) -gt 1 ] && cat {shard} || {{ head -c {SECOND} {shard}; false; }}"
+    )
+    assert keys(once) == ["00000", "00001", "00002"]
+    assert len(tries.read_text().split()) == 2
+    tries.unlink()
+    assert keys(f"pipe:echo x >> {tries}; false") == ["shard cannot be read: OSError"]
+    assert len(tries.read_text().split()) == 3
+    assert keys(f"pipe:cat {shard}; exit 3") == ["00000", "00001", "00002", "shard cannot be read: OSError"]
+
+
+def test_a_silent_command_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "RETRY_AFTER", ())
+    monkeypatch.setattr(shards, "_SILENCE", 0.1)
+    assert keys("pipe:sleep 60 | cat") == ["shard cannot be read: TimeoutError"]
+
+
+def test_a_command_ends_with_its_reader(tmp_path: Path) -> None:
+    shard = written(tmp_path / "x.tar", GOOD)
+    found = records(f"pipe:cat {shard}; sleep 61.7")
+    assert isinstance(next(found), Record)
+    found.close()  # ty: ignore[unresolved-attribute]
+    running = [Path(p, "cmdline").read_bytes() for p in Path("/proc").glob("[0-9]*") if Path(p, "cmdline").exists()]
+    assert not any(b"61.7" in command for command in running)
+
+
+def test_a_server(tmp_path: Path, server: str) -> None:
+    for number in range(2):
+        written(tmp_path / "served" / f"{number}.tar", GOOD)
+    assert expand(f"{server}/served/*.tar") == [f"{server}/served/{n}.tar" for n in range(2)]
+    assert keys(f"{server}/served/0.tar") == ["00000", "00001", "00002"]
+
+
+def test_a_server_without_the_shard(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "RETRY_AFTER", (0.0, 0.0))
+    assert keys(f"{server}/none.tar") == ["shard cannot be read: FileNotFoundError"]
+
+
+@pytest.mark.parametrize(
+    "whole, expected",
+    [
+        ((0, 7000, 10**6), ["00000", "00001", "00002"]),
+        ((0, 5500, 0), ["00000", "shard cannot be read: ConnectionResetError"]),
+        ((0, 0), ["shard cannot be read: ConnectionResetError"]),
+    ],
+)
+def test_a_connection_that_breaks_is_taken_up_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, whole: tuple[int, ...], expected: list[str]
+) -> None:
+    """`whole`: after how many bytes it breaks, the first time, the second time, …"""
+    import fsspec
+
+    monkeypatch.setattr(shards, "RETRY_AFTER", (0.0,))  # once without progress, then no more
+    with fsspec.open("memory://x.tar", "wb") as file:
+        file.write(GOOD)
+    breaks = list(whole)
+
+    class Breaking:
+        def __init__(self, file: shards.Bytes) -> None:
+            self.file, self.left = file, breaks.pop(0)
+
+        def read(self, size: int) -> bytes:
+            self.left -= size
+            if self.left < 0:
+                raise ConnectionResetError
+            return self.file.read(size)
+
+    true_stream = shards.ByteStream
+    monkeypatch.setattr(shards, "ByteStream", lambda file: true_stream(Breaking(file)))
+    assert keys("memory://x.tar") == expected
+    assert not breaks
+
+
+def test_json_survives_as_stored(tmp_path: Path) -> None:
+    shard = written(tmp_path / "x.tar", tar_bytes([("0.json", json.dumps({"a": "ü"}).encode())]))
+    assert read(shard) == [("0", {"json": json.dumps({"a": "ü"}).encode()})]
+    assert not any(isinstance(item, Damage) for item in records(str(shard)))
