@@ -7,7 +7,7 @@ whole embedding tables. Names on the left are this package's, on the right the r
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +189,18 @@ def named_for(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def export(model: Any) -> dict[str, Tensor]:
-    """The model's trained parts as a reference state dict, embedding tables in full: what OpenFlamingo loads."""
-    wanted = model.trained_parameters()
-    state = {theirs: wanted[ours].detach() for theirs, ours in expected(model).items()}
+def export(model: Any, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Tensor]:
+    """The model's trained parts as a reference state dict, embedding tables in full: what OpenFlamingo loads.
+
+    Args:
+        whole: gathers a tensor that is spread over devices.
+    """
+    wanted = {name: whole(p.detach()) for name, p in model.trained_parameters().items()}
+    state = {theirs: wanted[ours] for theirs, ours in expected(model).items()}
     first = model.config.base_vocab_size
     for theirs, (ours, table) in tables(model).items():
-        state[theirs] = torch.cat([table[:first].detach(), wanted[ours].detach().to(table)])
+        rows = whole(table.detach())
+        state[theirs] = torch.cat([rows[:first], wanted[ours].to(rows)])
     return state
 
 

@@ -67,3 +67,25 @@ class Training:
     evaluate_every: int = 0
     track: tuple[str, ...] = ()
     export_openflamingo: bool = False
+
+
+def check(config: Training) -> None:
+    """Settings that contradict each other, found before anything is loaded.
+
+    Raises:
+        ValueError: names the setting, what it is, and what it may be.
+    """
+    if not config.sources:
+        raise ValueError("sources is empty: give at least one source of documents to train on.")
+    least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "workers": 0, "warmup": 0, "prefetch": 1}
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name}={getattr(config, name)}: expected {value} or more.")
+    for name, source in config.sources.items():
+        if source.batch_size < 1 or source.max_tokens < 2:
+            raise ValueError(
+                f"{name}.batch_size={source.batch_size}, {name}.max_tokens={source.max_tokens}: expected at least one "
+                "document of two tokens."
+            )
+    if not 0 <= config.falling <= 1 or not 0 <= config.final <= 1:
+        raise ValueError(f"falling={config.falling}, final={config.final}: expected shares between 0 and 1.")

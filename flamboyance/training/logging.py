@@ -1,0 +1,166 @@
+"""What a run says about itself: log.jsonl always, a progress line, and trackers on request."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from flamboyance.model.files import replacing
+
+FILE = "log.jsonl"
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+class Log:
+    """`log.jsonl` in the run's directory, an object a step, and what else was asked for. One process writes.
+
+    A run that goes on from step n keeps the lines of the first n steps: each step stands there once, whatever was
+    killed in between.
+
+    Args:
+        start: number of steps done before.
+        track: names of trackers.
+    """
+
+    def __init__(self, output: Path, start: int, steps: int, track: tuple[str, ...] = (), config: Any = None):
+        path = output / FILE
+        _cut(path, start)
+        self._file: TextIO = open(path, "a")  # noqa: SIM115  open as long as the run
+        self._trackers = [_tracker(name, output, config) for name in track]
+        self._line = ProgressLine(start, steps)
+
+    def write(self, step: int, figures: dict[str, Any]) -> None:
+        """One step's figures; lists are kept as lists, and what is not finite is null."""
+        self._file.write(json.dumps({"step": step, **_plain(figures)}) + "\n")
+        self._file.flush()
+        flat = {k: v for k, v in _flat(figures).items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        for tracker in self._trackers:
+            tracker(step, flat)
+        self._line.show(step, figures)
+
+    def say(self, text: str) -> None:
+        self._line.say(text)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._line.close()
+        for tracker in self._trackers:
+            tracker(None, {})
+
+
+class ProgressLine:
+    """On a terminal one line that is written over; elsewhere a line every half minute."""
+
+    def __init__(self, start: int, steps: int, every: float = 30.0):
+        self.start, self.steps, self.every = start, steps, every
+        self.began = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def show(self, step: int, figures: dict[str, Any]) -> None:
+        now = time.monotonic()
+        last = step == self.steps
+        if not last and now - self.shown < (0.2 if self.live else self.every):
+            return
+        self.shown = now
+        left = (now - self.began) / max(step - self.start, 1) * (self.steps - step)
+        sources = "  ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in figures.items() if k.startswith("loss/"))
+        text = (
+            f"step {step}/{self.steps}  {sources}  gradient {figures['gradient_norm']:.2f}  "
+            f"{figures['images_per_s']:.0f} images/s  waits {figures['data_wait_s'] / figures['step_s']:.0%}  "
+            f"{_duration(left)} left"
+        )
+        self.say(text, end="\n" if last or not self.live else "")
+
+    def say(self, text: str, end: str = "\n") -> None:
+        start = "\r\x1b[K" if self.live else ""
+        print(start + text, end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.live:
+            print(file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _cut(path: Path, start: int) -> None:
+    """Leaves the lines of the first `start` steps. A last line that was cut off by a kill goes with the rest."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] > start:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line)
+    with replacing(path) as part, open(part, "w") as file:
+        file.writelines(kept)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in figures.items():
+        if isinstance(value, list):
+            found |= {f"{name}/{i}": v for i, v in enumerate(value)}
+        elif isinstance(value, dict):
+            found |= {f"{name}/{k}": v for k, v in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _tracker(name: str, output: Path, config: Any) -> Any:
+    """A function of (step or None at the end, figures).
+
+    Raises:
+        ValueError: no tracker has this name.
+        ImportError: its package is not installed.
+    """
+    if name not in TRACKERS:
+        raise ValueError(f"track={name!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written.")
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(output / "tensorboard"))
+
+            def to_tensorboard(step: int | None, figures: dict[str, float]) -> None:
+                for key, value in figures.items():
+                    writer.add_scalar(key, value, step)
+                if step is None:
+                    writer.close()
+
+            return to_tensorboard
+        library: Any = __import__(name)
+    except ImportError as error:
+        raise ImportError(f"track={name!r} needs a package: pip install {TRACKERS[name]}") from error
+    run = output.resolve().name
+    more = {"dir": str(output), "id": run, "resume": "allow"} if name == "wandb" else {"resume": "allow"}
+    library.init(project="flamboyance", name=run, config=config, **more)
+
+    def to_library(step: int | None, figures: dict[str, float]) -> None:
+        library.finish() if step is None else library.log(figures, step=step)
+
+    return to_library

@@ -1,0 +1,196 @@
+"""Processes and devices: a single one, DDP, or FSDP2, all applied from outside a model that knows one device.
+
+Launched by `torchrun`, every process trains on its own batches; launched plainly, there is one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from flamboyance.model.language import find_decoder_layers
+from flamboyance.training.config import Training
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank, size: of this process, and of all.
+        local_size: processes on this node.
+        device: what this process computes on.
+    """
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes, in double precision."""
+        if self.size == 1:
+            return [float(v) for v in values]
+        table = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(table)
+        return table.tolist()
+
+
+@contextmanager
+def world() -> Generator[World]:
+    """Joins the processes that torchrun started, if it did; leaves them at the end."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if size == 1:
+        yield World(0, 1, 1, device)
+        return
+    # gloo beside NCCL: checkpoints are written from main memory while the devices compute.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, local_size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The frozen language model's layers."""
+    return find_decoder_layers(model.language_model, model.config.decoder_layers)[1]
+
+
+def set_precision(model: Any, precision: str) -> None:
+    """Frozen parts in the computing precision, what trains in float32. Quantised weights stay as they are."""
+    frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+    model.vision.to(frozen)
+    if not getattr(model.language_model, "is_quantized", False):
+        model.language_model.to(frozen)
+    for part in (model.resampler, model.cross_attention, model.added_tokens):
+        part.float()
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Layers, gated blocks and the resampler's layers keep their inputs only, and compute the rest again when it is
+    needed. Blocks run in hooks outside the layers' `forward`, so each is checkpointed by itself."""
+    for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers):
+        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def compile_layers(model: Any) -> None:
+    """torch.compile of each layer by itself: hooks and context stay outside the compiled graphs."""
+    tower = [m for m in model.vision.modules() if isinstance(m, nn.ModuleList)]
+    for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers, *(tower[0] if tower else ())):
+        module.forward = torch.compile(module.forward)
+
+
+def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
+    """FSDP2: every part that is gathered, used and freed together becomes a unit of its own.
+
+    The projections of latents to keys and values are a unit, for they are used before the blocks that they belong to.
+    Added tokens and the language model's tables stay with the root, whole from the first use to the last: they are
+    read through methods and ties, not through a module's call. A quantised language model is not sharded: its packed
+    weights are no parameters that could be, and each device holds it whole.
+    """
+    # Frozen parts are gathered in the precision that they are in; what trains is gathered in the computing one.
+    computing = torch.bfloat16 if precision == "bf16" else None
+    trained = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32)
+    frozen = MixedPrecisionPolicy()
+    whole = {p for p in model.parameters() if not p.is_floating_point()}
+    if whole:
+        whole |= set(model.language_model.parameters())
+    options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
+    if not whole:
+        for layer in decoder_layers(model):
+            fully_shard(layer, mp_policy=frozen, **options)
+    for layers in (m for m in model.vision.modules() if isinstance(m, nn.ModuleList)):
+        for layer in layers:
+            fully_shard(layer, mp_policy=frozen, **options)
+        break
+    fully_shard([block.attention.to_kv for block in model.blocks], mp_policy=trained, **options)
+    for block in model.blocks:
+        fully_shard(block, mp_policy=trained, **options)
+    fully_shard(model.resampler, mp_policy=trained, **options)
+    fully_shard(model, mp_policy=frozen, reshard_after_forward=False, **options)
+
+
+class Parallel:
+    """A model ready to train.
+
+    Attributes:
+        call: what to call in place of the model's forward.
+    """
+
+    def __init__(self, model: Any, config: Training, world: World):
+        self.model = model
+        self.world = world
+        self.sharded = config.parallel in ("fsdp", "hybrid") and world.size > 1
+        model.to(world.device)
+        if config.compile:
+            compile_layers(model)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
+        self.call: Any = model
+        if self.sharded:
+            shard(model, self._mesh(config), config.precision)
+        elif world.size > 1:
+            self.call = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    def _mesh(self, config: Training) -> DeviceMesh:
+        kind, size, local = self.world.device.type, self.world.size, self.world.local_size
+        if config.parallel == "fsdp":
+            return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
+        return init_device_mesh(kind, (size // local, local), mesh_dim_names=("replicate", "shard"))
+
+    @contextmanager
+    def backward(self, last: bool) -> Generator[None]:
+        """Around each forward and backward of a step: gradients are exchanged after the last one alone."""
+        if isinstance(self.call, DistributedDataParallel):
+            with nullcontext() if last else self.call.no_sync():
+                yield
+            return
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)
+        yield
+
+    @contextmanager
+    def readable(self) -> Generator[Any]:
+        """The model itself, for evaluation. When it is sharded every rank must do the same with it."""
+        self.model.eval()
+        if isinstance(self.model, FSDPModule):
+            self.model.unshard()  # methods other than forward read the root's parameters
+        try:
+            yield self.model
+        finally:
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()
+            self.model.train()
+
+    @staticmethod
+    def whole(tensor: torch.Tensor) -> torch.Tensor:
+        """All of a tensor, on the CPU; of one that is sharded every rank must ask."""
+        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()

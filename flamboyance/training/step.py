@@ -1,0 +1,119 @@
+"""One optimizer step: gradients of every source's loss, accumulated, clipped once, applied by all ranks or by none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flamboyance.data.batch import Batch
+from flamboyance.training.config import Training
+from flamboyance.training.parallel import Parallel
+
+Item = dict[str, Batch]  # a batch of every source
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did.
+
+    Attributes:
+        losses: mean cross-entropy of each source, over the tokens of all ranks and micro-steps.
+        loss: their weighted sum, which is what is minimised.
+        gradient_norm: before clipping; not finite when the step was skipped.
+        targets, tokens, images: predicted tokens, real tokens, and images of all ranks.
+    """
+
+    losses: dict[str, float]
+    loss: float
+    gradient_norm: float
+    targets: int
+    tokens: int
+    images: int
+
+    @property
+    def skipped(self) -> bool:
+        return not torch.isfinite(torch.tensor(self.gradient_norm)).item()
+
+
+def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -> Tensor:
+    """Cross-entropy of a batch, summed over its targets, in float32. Logits are made for targets alone: (K, V)."""
+    rows, tokens = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
+    keep = rows * batch.labels.shape[1] + tokens  # the position before each target predicts it
+    target = batch.labels[rows, tokens + 1].to(device, non_blocking=True)
+    seen = batch.images_seen.numpy()
+    batch = batch.to(device)
+    logits = call(
+        batch.input_ids,
+        batch.attention_mask,
+        pixel_values=normalize(batch.images)[:, None],
+        media_counts=batch.media_counts,
+        images_seen=seen,
+        logits_to_keep=keep.to(device, non_blocking=True),
+        use_cache=False,
+    ).logits
+    return F.cross_entropy(logits.float(), target, reduction="sum")
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        normalize: (M, C, H, W) uint8 -> what the tower takes.
+    """
+
+    def __init__(self, parallel: Parallel, optimizer: torch.optim.Optimizer, config: Training, normalize: Any):
+        self.parallel = parallel
+        self.optimizer = optimizer
+        self.config = config
+        self.normalize = normalize
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, items: Sequence[Item], rate: float) -> Outcome:
+        """`items`: the micro-steps' batches."""
+        world, names = self.parallel.world, list(self.config.sources)
+        counted = [sum(item[name].targets for item in items) for name in names]
+        batches = [batch for item in items for batch in item.values()]
+        tokens, images = sum(int(b.attention_mask.sum()) for b in batches), sum(len(b.images) for b in batches)
+        *counts, tokens, images = world.sum([*counted, tokens, images])
+        sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
+        for i, item in enumerate(items):
+            for j, name in enumerate(names):
+                last = i == len(items) - 1 and j == len(names) - 1
+                with self.parallel.backward(last):
+                    with self._precision():
+                        loss = summed_loss(self.parallel.call, item[name], self.normalize, world.device)
+                    # Gradients are averaged over ranks; the mean is over the tokens of all of them.
+                    scale = self.config.sources[name].weight * world.size / counts[j]
+                    (loss * scale).backward()
+                sums[j] += loss.detach()
+        norm = self._apply(rate)
+        means = [s / c for s, c in zip(world.sum(sums.tolist()), counts, strict=True)]
+        losses = dict(zip(names, means, strict=True))
+        total = sum(self.config.sources[name].weight * loss for name, loss in losses.items())
+        return Outcome(losses, total, norm, int(sum(counts)), int(tokens), int(images))
+
+    def _precision(self) -> Any:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.parallel.world.device.type, torch.bfloat16)
+
+    def _apply(self, rate: float) -> float:
+        """One clipped step; none where the gradient is not finite. Its norm is the same on all ranks, and a broken
+        loss on any of them breaks it, so all decide alike without asking."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        whole = torch.nn.utils.get_total_norm(grads)
+        norm = float(whole.full_tensor() if hasattr(whole, "full_tensor") else whole)
+        if torch.isfinite(torch.tensor(norm)):
+            if self.config.clip and norm > self.config.clip:
+                torch._foreach_mul_(grads, self.config.clip / norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
