@@ -26,6 +26,9 @@ BUFFER_BYTES = 256 << 20
 MOST_DROPPED = 100_000
 """Records dropped in a row, after which a source counts as useless."""
 
+LEAST_DROPPED = 200
+"""Fewer than this are not taken for the whole of a source: chance may have rejected them, as one-image documents."""
+
 MOST_UNREADABLE = 100
 """Shards in a row without a single record, after which a source counts as out of reach."""
 
@@ -136,16 +139,18 @@ class Stream:
         """Tells that it did not."""
         self.drops[reason] += 1
         self._barren[reason] += 1
+        self._dropped = True
         self._message = example or self._message
         if self._barren.total() >= MOST_DROPPED:
             raise self._no_documents(f"{MOST_DROPPED:,} records in a row")
         self._check_pass()
 
     def _accepted(self) -> None:
-        # Since the last document: what was dropped, the shards read to their end, where they became all of them, and
-        # the shards in a row without a record.
+        # Since the last document: what was dropped, the shards read from begin to end, where they became all of them,
+        # and the shards in a row without a record. The shard that is being read has begun before.
         self._barren: Counter[str] = Counter()
         self._message, self._passed, self._covered, self._unreadable = "", set[int](), -1, 0
+        self._begun_since = self._dropped = False  # dropped: a record, not only what gave none
 
     def _read(self) -> bool:
         """Reads one more record into the buffer; False where what is left of an epoch comes first."""
@@ -154,7 +159,7 @@ class Stream:
                 epoch = self._order.epoch(self._ordinal)
                 if self._buffer and self._order.epoch(self._buffer[0].ordinal) != epoch:
                     return False
-                self._items = records(self._shard(self._ordinal))
+                self._items, self._begun_since = records(self._shard(self._ordinal)), True
             for item in self._items:
                 self._index += 1
                 if isinstance(item, Damage):
@@ -171,7 +176,8 @@ class Stream:
         self._bytes += size
 
     def _finish_shard(self) -> None:
-        self._passed.add(self._order.place(self._ordinal))
+        if self._begun_since:
+            self._passed.add(self._order.place(self._ordinal))
         if len(self._passed) == len(self._shards) and self._covered < 0:
             self._covered = self._ordinal
         self._unreadable = 0 if self._records else self._unreadable + 1
@@ -187,7 +193,9 @@ class Stream:
 
     def _check_pass(self) -> None:
         """Raises if all shards were read since the last document, and nothing of that pass is left in the buffer."""
-        if self._covered >= 0 and all(held.ordinal > self._covered for held in self._buffer):
+        if self._covered < 0 or (self._dropped and self._barren.total() < LEAST_DROPPED):
+            return
+        if all(held.ordinal > self._covered for held in self._buffer):
             raise self._no_documents(f"a whole pass over its {len(self._shards)} shard(s)")
 
     def _no_documents(self, searched: str) -> NoDocuments:
