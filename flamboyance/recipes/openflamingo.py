@@ -11,12 +11,11 @@ added tokens train too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from flamboyance.data.documents import Source
-from flamboyance.data.mmc4 import MMC4
-from flamboyance.data.pairs import Pairs
+from flamboyance.data import presets
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run
 
@@ -32,19 +31,17 @@ def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -
     def recipe(
         *,
         output: str,
-        laion: str | tuple[str, ...],
-        mmc4: str | tuple[str, ...],
-        chatgpt: str | tuple[str, ...] = (),
+        laion: presets.Shards,
+        mmc4: presets.Shards,
+        chatgpt: presets.Shards = (),
         steps: int = STEPS,
         language: str | None = None,
         vision: str | None = None,
         tokenizer: str | None = None,
     ) -> Run:
-        documents = (*_patterns(mmc4), *_patterns(chatgpt))  # read by one source, as records of one kind
-        sources: dict[str, Source] = {
-            "laion": Pairs(shards=laion, batch_size=64, weight=0.2, replacement=True),
-            "mmc4": MMC4(shards=documents, batch_size=32, weight=1.0, replacement=True),
-        }
+        published = presets.openflamingo(laion, mmc4, chatgpt)
+        # The trainer's own advice, which the released models followed.
+        sources = {key: dataclasses.replace(source, replacement=True) for key, source in published.items()}
         training = Training(
             output=output,
             sources=sources,
@@ -97,10 +94,6 @@ def outline(name: str) -> FlamingoConfig:
     from flamboyance.checkpoints import released
 
     return released.config_for(name)
-
-
-def _patterns(shards: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (shards,) if isinstance(shards, str) else tuple(shards)
 
 
 RECIPES = {

@@ -1,0 +1,134 @@
+"""A fine-tune of any checkpoint on a user's own images and texts, with some of them kept for measuring."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flamboyance.model.files import replacing
+from flamboyance.recipes.held_out import Kept, draw, evaluate, unknown_words
+from flamboyance.training.config import Training
+from flamboyance.training.run import Run
+
+if TYPE_CHECKING:
+    from flamboyance.configuration import FlamingoConfig
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
+
+MINI = "mini"
+
+
+def finetune(
+    *,
+    data: str,
+    output: str,
+    model: str = MINI,
+    steps: int = 300,
+    batch_size: int = 16,
+    rate: float | None = None,
+    held_out: float = 0.1,
+    template: str = "",
+) -> Run:
+    """Trains a checkpoint further on your own images and texts: a folder, JSONL, CSV, or tars.
+
+    Some of the data is never trained on; four times in a run the loss on it is measured, and the share of its texts
+    that the model gives word for word.
+
+    Args:
+        data: a folder of images with their texts beside them (cat.jpg, cat.txt); a .csv or .jsonl with image and text,
+            or image, question and answer; a .jsonl of interleaved documents; tars of the same.
+        output: the run's directory.
+        model: mini, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
+        steps: optimizer steps.
+        batch_size: documents in a step, on each device; a small folder is read again and again.
+        rate: learning rate, falling to nothing; none: 5e-4 for mini, 5e-5 for the others.
+        held_out: share of the documents that is kept for measuring, at most 200 of them; 0: none.
+        template: how an image and its text are written, as in "<image>A photo of {text}"; by default as the templates
+            `caption` and `vqa` have it.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out={held_out}: expected a share from 0 up and below 1")
+    kept = str(Path(output) / "held_out.json") if held_out else ""
+    rows = str(Path(output) / "data.jsonl") if data.endswith(".csv") else data
+    source = Kept(
+        shards=rows, batch_size=batch_size, template=template, shuffle=100, outside=rows != data, held_out=kept
+    )
+    training = Training(
+        output=output,
+        sources={"own": source},
+        steps=steps,
+        rate=rate if rate is not None else 5e-4 if model == MINI else 5e-5,
+        warmup=max(1, steps // 20),
+        schedule="linear",
+        precision="fp32" if model == MINI else "bf16",
+        checkpoint_every=100,
+        threads=1 if model == MINI else None,
+        evaluate_every=max(1, steps // 4) if held_out else 0,
+    )
+    return Run(
+        training,
+        build=partial(build, model, source),
+        outline=partial(outline, model),
+        evaluate=partial(evaluate, source=source) if held_out else None,
+        prepare=partial(prepare, data, source, held_out),
+    )
+
+
+def prepare(data: str, source: Kept, held_out: float) -> None:
+    """Draws what is held out; a CSV file's rows are written as JSONL first."""
+    if data.endswith(".csv"):
+        _write_rows(Path(data), Path(str(source.shards)))
+    draw(source, held_out)
+
+
+def _write_rows(data: Path, target: Path) -> None:
+    """A CSV file as JSONL whose paths hold from anywhere."""
+    with data.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if "image" not in (reader.fieldnames or []):
+            raise ValueError(
+                f"{data} has the columns {','.join(reader.fieldnames or [])}; expected image,text or "
+                "image,question,answer"
+            )
+        rows = [{**row, "image": str(data.parent.resolve() / row["image"])} for row in reader if row["image"]]
+    with replacing(target) as part:
+        Path(part).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """The checkpoint and its processor. Warns when the tokenizer does not know the words of the data."""
+    from flamboyance.mini import load_mini
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
+
+    if model == MINI:
+        made, processor = load_mini()
+    else:
+        made = FlamingoForConditionalGeneration.from_pretrained(model)
+        processor = FlamingoProcessor.from_pretrained(model)
+    if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
+        warnings.warn(
+            f"{share:.0%} of the data's words are unknown to the tokenizer of {model}, and cannot be learned"
+            + ("; mini knows 150 words, which its card lists by kind" if model == MINI else ""),
+            stacklevel=2,
+        )
+    return made, processor
+
+
+def outline(model: str) -> FlamingoConfig:
+    """The checkpoint's configuration, without its weights."""
+    from flamboyance.checkpoints import released
+    from flamboyance.mini import DIRECTORY
+    from flamboyance.model.files import local_directory, read_config
+
+    if released.is_released(model):
+        return released.config_for(model)
+    return read_config(DIRECTORY if model == MINI else local_directory(model))
