@@ -93,8 +93,10 @@ class Loader:
             pin_memory=pin_memory and torch.cuda.is_available(),
             generator=torch.Generator(),  # else torch would draw from the run's random numbers
         )
+        others = set(multiprocessing.active_children())
         with threads_of_tokenizers(off=workers > 0):
             self._iterator: Iterator[_Item | _Failure] | None = iter(loader)
+        self._workers = [process for process in multiprocessing.active_children() if process not in others]
 
     def __iter__(self) -> Loader:
         return self
@@ -141,8 +143,10 @@ class Loader:
         }
 
     def close(self) -> None:
-        """Ends the workers."""
-        self._iterator = None
+        """Ends the workers, at once."""
+        for process in self._workers:
+            process.terminate()
+        self._iterator, self._workers = None, []
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
