@@ -30,6 +30,8 @@ output:
   row with `error`, and the run goes on; the exit status is 1 only if none could be read.
 """
 
+CONVERSIONS = (["mmc4"], ["folder"])
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, like every other mistake."""
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: done, but no image could be read. 2: a mistake in what was asked, told in one line.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
@@ -59,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"flamboyance: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    # `convert mmc4` and `convert folder` are commands of their own, beside `convert checkpoint.pt DIR`.
+    words = [str(word) for word in argv]
+    return [" ".join(words[:2]), *words[2:]] if words[:1] == ["convert"] and words[1:2] in CONVERSIONS else words
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
@@ -89,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_info(commands)
     _add_convert(commands)
+    _add_convert_mmc4(commands)
+    _add_convert_folder(commands)
     _add_train(commands)
     return parser
 
@@ -109,7 +119,7 @@ def _add(commands: Any, name: str, module: str, summary: str, epilog: str = "") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
-    parser.set_defaults(command=_later(module, name))
+    parser.set_defaults(command=_later(module, name.replace(" ", "_")))
     return parser
 
 
@@ -183,7 +193,7 @@ def _add_convert(commands: Any) -> None:
         "convert",
         "convert",
         "turn an OpenFlamingo checkpoint into a model directory",
-        _example(line),
+        _example(line) + "`convert mmc4` and `convert folder` turn datasets into tars.\n",
     )
     parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
     parser.add_argument("directory", help="the folder to write: safetensors of what trained, and the configuration")
@@ -203,6 +213,32 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--debug", action="store_true")
     parser.set_defaults(command=_later("train", "train"))
+
+
+def _add_convert_mmc4(commands: Any) -> None:
+    line = 'flamboyance convert mmc4 "zips/docs_no_face_shard_{0..99}_v2.jsonl.zip" images/ mmc4/'
+    parser = _add(commands, "convert mmc4", "convert", "turn MMC4's zips and images into tars", _example(line))
+    parser.add_argument("zips", nargs="+", metavar="ZIP", help="zips of JSONL, with {0..99} and * understood")
+    parser.add_argument("images", help="folder of the images, as NUMBER/image_name (NUMBER is the zip's) or image_name")
+    _add_tars(parser)
+    parser.add_argument("--base64", action="store_true", help="images inside the JSON, as open_flamingo reads them")
+    parser.add_argument("--unchecked", action="store_true", help="do not decode images to find the damaged ones")
+    parser.add_argument("--workers", type=_at_least(1), default=1, metavar="N", help="processes (default: 1)")
+
+
+def _add_convert_folder(commands: Any) -> None:
+    line = "flamboyance convert folder captioned/ tars/"
+    parser = _add(commands, "convert folder", "convert", "turn images with texts into tars", _example(line))
+    parser.add_argument("source", help="a folder of images, each with its .txt or .json; or a JSONL file")
+    _add_tars(parser)
+    parser.add_argument("--outside", action="store_true", help="a JSONL's images may stand outside of its folder")
+
+
+def _add_tars(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", help="the folder to write; a stopped conversion goes on there")
+    parser.add_argument(
+        "--records", type=_at_least(1), default=1000, metavar="N", help="records of a tar (default: 1000)"
+    )
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

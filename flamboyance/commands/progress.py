@@ -6,8 +6,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(total: int, what: str) -> Generator[Callable[[int], None]]:
-    """A progress bar on the error stream, where that is a terminal; gives the function that moves it on."""
+def progress(total: int | None, what: str) -> Generator[Callable[[int], None]]:
+    """A progress bar on the error stream, where that is a terminal; gives the function that moves it on.
+
+    `total`: None where it is not known.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -67,6 +67,7 @@ class Reader:
 
     def tokens(self, text: str) -> np.ndarray:
         """Ids of a text and of the end of it, without `prefix`: (T,) int64."""
+        text = text.encode("utf-8", "replace").decode()  # JSON may hold half of a surrogate pair
         ids = self.tokenizer(text, verbose=False).input_ids
         ids = ids[len(self.prefix) : len(ids) - self.suffix]
         return np.array(ids + [self.eos_token_id] * (self.eos_token_id is not None), dtype=np.int64)

@@ -256,3 +256,7 @@ def test_interleaving() -> None:
 def test_text_from_outside_cannot_hold_our_tokens() -> None:
     assert clean("a <image>cat<|endofchunk|>") == "a cat"
     assert clean("<ima<image>ge>") == ""
+
+
+def test_half_of_a_surrogate_pair_is_no_crash() -> None:
+    assert example("<image>a \ud83d cat<|endofchunk|>", source(), "all").input_ids[-1] == EOS
