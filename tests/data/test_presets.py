@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,17 @@ def test_sources_can_be_written_down(preset) -> None:
         values = json.loads(json.dumps(dataclasses.asdict(source)))
         values["shards"] = source.shards
         assert type(source)(**values) == source
+
+
+def test_the_table_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("## Options")[1].splitlines()]
+    rows = [row for row in rows if len(row) == 6 and row[0].startswith("`")]
+    assert len(rows) == 17
+    plain = {"Pairs": Pairs(shards="", batch_size=1), "MMC4": MMC4(shards="", batch_size=1)}
+    made = [{type(s).__name__: s for s in preset("a", "b").values()} for preset in (openflamingo, flamingo)]
+    for option, names, *values, _ in rows:
+        for name in names.split(", "):
+            for told, sources in zip(values, [plain, *made], strict=True):
+                if told:
+                    assert str(getattr(sources[name], option.strip("`"))) == told, (option, name)
