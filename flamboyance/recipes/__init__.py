@@ -1,7 +1,5 @@
 """Whole training runs as Python functions: typed keyword arguments -> flamboyance.training.run.Run."""
 
-from flamboyance.recipes import openflamingo
-from flamboyance.recipes.finetune import finetune
-from flamboyance.recipes.mini import mini
+from flamboyance.recipes import finetune, mini, openflamingo
 
-RECIPES = {"mini": mini, **openflamingo.RECIPES, "finetune": finetune}
+RECIPES = {"mini": mini.mini, **openflamingo.RECIPES, "finetune": finetune.finetune}

@@ -64,7 +64,8 @@ def _function(path: str, function: str) -> Recipe:
         raise ValueError(f"{path}: another module is called {file.stem}; give the recipe's file another name")
     made = getattr(module, function, None)
     if not callable(made):
-        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        functions = {key: value for key, value in vars(module).items() if inspect.isfunction(value)}
+        own = [key for key, value in functions.items() if value.__module__ == file.stem and not key.startswith("_")]
         raise ValueError(f"{path} has no function {function}; it has {', '.join(own) or 'none'}")
     return made
 
