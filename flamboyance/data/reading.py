@@ -50,6 +50,8 @@ def from_base64(content: Any) -> bytes:
     """An image inside JSON."""
     if not isinstance(content, str):
         raise Rejected("damaged image")
+    if content.startswith("b'") and content.endswith("'"):  # open_flamingo's converter once wrote Python's bytes
+        content = content[2:-1]
     try:
         return base64.b64decode(content)
     except (binascii.Error, ValueError) as error:

@@ -135,6 +135,14 @@ def test_images_that_were_never_fetched_are_passed_over() -> None:
     assert reason(ANY, json_record(given)) == "no image available"
 
 
+def test_images_as_an_early_converter_wrote_them() -> None:
+    # open_flamingo/scripts/convert_mmc4_to_wds.py of 2023 wrote str(b"…") (issue 198).
+    given: Any = page([[0.5]])
+    given["image_info"][0]["image_base64"] = str(in_base64(RED).encode())
+    assert given["image_info"][0]["image_base64"].startswith("b'")
+    assert read(ANY, json_record(given)).images == (RED,)
+
+
 def test_images_beside_the_json(tmp_path: Path) -> None:
     given: Any = page([[0.5, 0], [0, 0.5], [0.1, 0.1]])
     for one in given["image_info"]:
