@@ -6,6 +6,7 @@ Launched by `torchrun`, every process trains on its own batches; launched plainl
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -75,6 +76,7 @@ def world() -> Generator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank, size, local_size, device)
+        dist.barrier()  # nobody leaves while another still waits for an answer
     finally:
         dist.destroy_process_group()
 
@@ -158,7 +160,10 @@ class Parallel:
         if self.sharded:
             shard(model, self._mesh(config), config.precision)
         elif world.size > 1:
-            self.call = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+            # Buffers (of frozen parts) never change; the option that says so was renamed in torch 2.13.
+            known = inspect.signature(DistributedDataParallel).parameters
+            same = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self.call = DistributedDataParallel(model, gradient_as_bucket_view=True, **{same: False})
 
     def _mesh(self, config: Training) -> DeviceMesh:
         kind, size, local = self.world.device.type, self.world.size, self.world.local_size

@@ -42,4 +42,3 @@ def item(number: int) -> Item:
     pairs = [example(2 + width + i, seed=seed + i) for i in range(3)]
     documents = [example(3, 2 + width, seed=seed + 10), example(2, 4, 3 + width, seed=seed + 11)]
     return {"pairs": collate(pairs, PAD), "documents": collate(documents, PAD)}
-

@@ -1,0 +1,69 @@
+"""Two real processes (gloo) train as one does, for tied and untied language models, added tokens and all."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from flamboyance.training.parallel import World
+from tests.training import worker
+
+STEPS = 50
+FAMILIES = {"opt": "tied", "llama": "untied"}
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+LAUNCH += ["--rdzv-endpoint", "localhost:0", "-m", "tests.training.worker"]
+MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
+SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> dict:
+    path = tmp_path_factory.mktemp("two") / "found.pt"
+    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT]
+    process = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return torch.load(path)
+
+
+@cache
+def alone(family: str, precision: str = "fp32") -> dict:
+    return worker.run(World(0, 1, 1, torch.device("cpu")), "auto", family, STEPS, precision=precision)
+
+
+@pytest.mark.parametrize("way", MAIN)
+def test_two_processes_follow_one(together, way):
+    found, single = together[way], alone(way.split(":")[1])
+    assert single["loss"][-1] < 0.8 * single["loss"][0]  # it learns, so that following means something
+    assert found["loss"] == pytest.approx(single["loss"], rel=1e-4)
+    assert found["norm"] == pytest.approx(single["norm"], rel=1e-3)
+    for name, value in single["parameters"].items():
+        assert_close(found["parameters"][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    kinds = set(found["kinds"].values())
+    assert kinds == ({"Parameter"} if way.startswith("ddp") else {"DTensor"})  # every part, the frozen ones too
+
+
+@pytest.mark.parametrize("way", SHORT)
+def test_and_in_every_other_way(together, way):
+    low = "bf16" in way
+    losses = alone(way.split(":")[1], "bf16" if low else "fp32")["loss"][:8]
+    assert together[way]["loss"] == pytest.approx(losses, rel=0.05 if low else 1e-4)
+
+
+def test_added_tokens_train_under_sharding(together):
+    for family in ("opt", "llama"):
+        start = worker.make(family).trained_parameters()
+        for name, value in together[f"fsdp:{family}"]["parameters"].items():
+            if name.startswith("added_tokens."):
+                assert (value - start[name]).abs().max() > 1e-3, name
+
+
+def test_every_family_here_is_what_it_says():
+    for family, kind in FAMILIES.items():
+        assert worker.make(family).added_tokens.tied == (kind == "tied")
+    assert not worker.make("gpt_neox").added_tokens.tied

@@ -1,0 +1,182 @@
+"""One optimizer step, against gradients written out by hand and against the golden cases."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from flamboyance.data.batch import Batch
+from flamboyance.training.optimizer import make_optimizer, rate_at
+from flamboyance.training.parallel import Parallel, World, checkpoint_activations, set_precision
+from flamboyance.training.step import Stepper, summed_loss
+from tests.model.families import FAMILIES, make
+from tests.training.batches import SOURCES, item, normalized, training
+
+HERE = World(0, 1, 1, torch.device("cpu"))
+
+
+def stepper(model, **options) -> Stepper:
+    config = training(**options)
+    optimizer = make_optimizer(model.trained_parameters(), config)
+    return Stepper(Parallel(model.train(), config, HERE), optimizer, config, normalized)
+
+
+def mean_loss(model, batch: Batch) -> torch.Tensor:
+    """The plain way: padded images, all logits, the model's own loss."""
+    most = max(batch.media_counts)
+    pixels = torch.zeros(len(batch.media_counts), most, 1, *batch.images.shape[1:])
+    first = 0
+    for row, count in enumerate(batch.media_counts):
+        pixels[row, :count, 0] = normalized(batch.images[first : first + count])
+        first += count
+    return model(
+        batch.input_ids,
+        batch.attention_mask,
+        pixel_values=pixels,
+        media_counts=batch.media_counts,
+        labels=batch.labels,
+    ).loss
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_the_models_own_without_the_logits_nobody_asked_for(family):
+    model = make(family).train()
+    for batch in item(0).values():
+        assert_close(summed_loss(model, batch, normalized, HERE.device) / batch.targets, mean_loss(model, batch))
+
+
+def test_a_step_on_two_sources_is_their_weighted_sum():
+    model, twin = make("opt"), make("opt")
+    batches = item(0)
+    losses = {name: mean_loss(twin, batch) for name, batch in batches.items()}
+    (0.2 * losses["pairs"] + 1.0 * losses["documents"]).backward()
+    trained = twin.trained_parameters()
+    norm = torch.cat([p.grad.flatten() for p in trained.values()]).norm()
+    assert norm > 1  # so that clipping is part of the test
+    for p in trained.values():
+        p.grad /= norm
+    decayed = [p for n, p in trained.items() if n.startswith("cross_attention.") and p.ndim == 2]
+    others = [p for n, p in trained.items() if not (n.startswith("cross_attention.") and p.ndim == 2)]
+    plain = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=2e-3
+    )
+    plain.step()
+
+    outcome = stepper(model)([batches], rate=2e-3)
+    assert outcome.losses == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-6)
+    assert outcome.loss == pytest.approx(0.2 * losses["pairs"].item() + losses["documents"].item(), rel=1e-6)
+    assert outcome.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
+    for name, p in model.trained_parameters().items():
+        assert_close(p, trained[name], rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_micro_steps_count_tokens_not_batches():
+    # Two micro-steps with batches of unequal length are the mean over all their tokens.
+    twin = make("llama")
+    first, second = item(0), item(1)
+    assert first["documents"].targets != second["documents"].targets
+    means = {}
+    for name in SOURCES:
+        sums = [summed_loss(twin, batch[name], normalized, HERE.device) for batch in (first, second)]
+        means[name] = sum(sums) / (first[name].targets + second[name].targets)
+    (0.2 * means["pairs"] + means["documents"]).backward()
+    norm = torch.cat([p.grad.flatten() for p in twin.trained_parameters().values()]).norm().item()
+    outcome = stepper(make("llama"), accumulate=2)([first, second], rate=1e-3)
+    assert outcome.gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert outcome.losses == pytest.approx({k: v.item() for k, v in means.items()}, rel=1e-6)
+
+
+def test_a_broken_gradient_changes_nothing_and_the_next_step_goes_on():
+    model = make("opt")
+    step = stepper(model)
+    step([item(0)], rate=1e-3)
+    before = {n: p.clone() for n, p in model.trained_parameters().items()}
+    moments = {id(p): s["exp_avg"].clone() for p, s in step.optimizer.state.items()}
+    with torch.no_grad():
+        kept = model.added_tokens.embedding.clone()
+        model.added_tokens.embedding[0, 0] = math.nan
+    outcome = step([item(1)], rate=1e-3)
+    assert outcome.skipped and not math.isfinite(outcome.gradient_norm)
+    with torch.no_grad():
+        model.added_tokens.embedding.copy_(kept)
+    for name, p in model.trained_parameters().items():
+        assert torch.equal(p, before[name]), name
+        assert p.grad is None
+    assert all(torch.equal(s["exp_avg"], moments[id(p)]) for p, s in step.optimizer.state.items())
+    assert not step([item(2)], rate=1e-3).skipped
+
+
+@pytest.mark.parametrize("family", ["opt", "mpt", "gpt_neox", "qwen3"])
+def test_activation_checkpointing_changes_no_gradient(family):
+    norms = []
+    for checkpointed in (False, True):
+        model = make(family)
+        norms.append(stepper(model, checkpoint_activations=checkpointed)([item(0)], rate=1e-3).gradient_norm)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_activation_checkpointing_keeps_less():
+    kept = []
+    for checkpointed in (False, True):
+        model = make("opt").train()
+        if checkpointed:
+            checkpoint_activations(model)
+        found: dict[int, int] = {}
+
+        def pack(t: torch.Tensor, found=found) -> torch.Tensor:
+            found[t.data_ptr()] = t.numel() * t.element_size()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            summed_loss(model, item(0)["documents"], normalized, HERE.device)
+        kept.append(sum(found.values()))
+    assert kept[1] < kept[0] / 2
+
+
+def test_bf16_computes_in_bf16_and_trains_in_fp32():
+    model = make("opt")
+    set_precision(model, "bf16")
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.trained_parameters().values()} == {torch.float32}
+    low = stepper(model, precision="bf16")([item(0)], rate=1e-3)
+    full = stepper(make("opt"))([item(0)], rate=1e-3)
+    assert low.loss == pytest.approx(full.loss, rel=0.02)
+    assert low.gradient_norm == pytest.approx(full.gradient_norm, rel=0.1)
+    assert {s["exp_avg"].dtype for s in model_states(model)} == {torch.float32}
+
+
+def model_states(model) -> list[dict]:
+    config = training()
+    optimizer = make_optimizer(model.trained_parameters(), config)
+    for p in model.trained_parameters().values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    return list(optimizer.state.values())
+
+
+def test_learning_rates():
+    config = replace(training(), rate=1.0, warmup=10, steps=110, schedule="cosine", final=0.1)
+    assert rate_at(0, config) == pytest.approx(0.1)
+    assert rate_at(9, config) == pytest.approx(1.0)
+    assert rate_at(60, config) == pytest.approx(0.55)  # half way from the end of the warm-up
+    assert rate_at(110, config) == pytest.approx(0.1)
+    late = replace(config, schedule="linear", falling=0.5, final=0.0)
+    assert [rate_at(s, late) for s in (20, 55, 110)] == pytest.approx([1.0, 1.0, 0.0])
+    assert rate_at(82, late) == pytest.approx(1 - 27 / 55)
+    assert rate_at(10_000, replace(config, schedule="constant")) == 1.0
+
+
+def test_what_decays():
+    model = make("gpt_neox")
+    groups = make_optimizer(model.trained_parameters(), training()).param_groups
+    names = {id(p): n for n, p in model.trained_parameters().items()}
+    decayed = {names[id(p)] for p in groups[0]["params"]}
+    assert groups[0]["weight_decay"] == 0.1 and groups[1]["weight_decay"] == 0.0
+    assert decayed == {
+        f"cross_attention.{i}.{part}.weight"
+        for i in range(3)
+        for part in ("attention.to_q", "attention.to_kv", "attention.to_out", "feed_forward.up", "feed_forward.down")
+    }
+    assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(names)
