@@ -28,12 +28,14 @@ BELOW: dict[str, set[str]] = {
 }
 # The top: each of these sees everything below, and the others of the top where it is said.
 LIBRARY = set(BELOW) - {"data", "training"}
+TRAINING = {"data", "training", "recipes"}
 BELOW |= {
     "evaluation": LIBRARY,
     "serving": LIBRARY,
     "demo": LIBRARY | {"evaluation"},
-    "commands": LIBRARY | {"evaluation", "serving", "training", "data", "demo"},
-    "cli": LIBRARY | {"evaluation", "serving", "training", "data", "demo", "commands"},
+    "recipes": LIBRARY | TRAINING | {"demo"},  # the embedded model's data are drawn from the demonstration's world
+    "commands": LIBRARY | TRAINING | {"evaluation", "serving", "demo"},
+    "cli": LIBRARY | TRAINING | {"evaluation", "serving", "demo", "commands"},
     "__init__": LIBRARY,
     "__main__": {"cli"},
 }

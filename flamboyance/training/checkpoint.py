@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Checkpoints:
         self._step = 0
         # A group of its own: checkpoints are exchanged in a thread, beside the training's own exchanges.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        if world.size == 1:  # which is what was asked for: torch need not warn of it, here or in its thread
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if world.first:
             directory.mkdir(parents=True, exist_ok=True)
             for left_over in directory.glob(".step-*"):
@@ -141,7 +144,8 @@ class Checkpoints:
                     f"{path} is a checkpoint of another model: it has {name} as {shape and tuple(shape)}, this model "
                     f"as {tuple(tensor.shape)}. Give the run another output=, or the model that it was begun with."
                 )
-        dcp.load(tensors, checkpoint_id=path, **({"process_group": self._group} if self._group else {"no_dist": True}))
+        group: dict[str, Any] = {"process_group": self._group} if self._group else {"no_dist": True}
+        dcp.load(tensors, checkpoint_id=path, **group)
         first = json.loads((path / "rank-0.json").read_text())
         states = [json.loads((path / f"rank-{rank}.json").read_text()) for rank in range(first["ranks"])]
         if first["ranks"] == self.world.size:

@@ -6,12 +6,14 @@ The same command starts a run, goes on with one that was stopped or killed, and 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from flamboyance.data.loader import Loader, merge_states
 from flamboyance.training.checkpoint import Checkpoints
@@ -24,6 +26,8 @@ from flamboyance.training.run import Run
 from flamboyance.training.signals import Interrupted, handling_signals
 from flamboyance.training.step import Outcome, Stepper
 from flamboyance.training.throughput import Meter
+
+DROPS_EVERY = 100  # steps between counts of dropped documents in the log, beside those at checkpoints
 
 
 def train(run: Run, command: list[str] | None = None) -> None:
@@ -70,8 +74,8 @@ def train(run: Run, command: list[str] | None = None) -> None:
             write_settings(output, run, command)
             log = Log(output, first, config.steps, config.track, dataclasses.asdict(config))
             log.say(_opening(model, config, here, first))
-        meter = Meter(model, here)
-        in_a_row = 0
+        meter = Meter(model, here, config.precision)
+        in_a_row, figures = 0, {}
         try:
             for step in range(first + 1, config.steps + 1):
                 meter.begin()
@@ -83,7 +87,10 @@ def train(run: Run, command: list[str] | None = None) -> None:
                 outcome = stepper(items, rate)
                 in_a_row = in_a_row + 1 if outcome.skipped else 0
                 skipped += outcome.skipped
-                figures = _figures(outcome, rate, model, meter, loader, skipped)
+                figures = _figures(outcome, rate, model, meter, skipped)
+                saving = step % config.checkpoint_every == 0 or step == config.steps
+                if saving or step % DROPS_EVERY == 0:
+                    figures["dropped"] = here.counted({": ".join(key): n for key, n in loader.drops.items()})
                 if run.evaluate and config.evaluate_every and step % config.evaluate_every == 0:
                     figures |= _evaluate(run.evaluate, parallel, processor)
                 if log:
@@ -91,7 +98,7 @@ def train(run: Run, command: list[str] | None = None) -> None:
                 if in_a_row == config.max_skipped:
                     raise FloatingPointError(_explain(step, outcome, config))
                 stop = stopped() if here.size == 1 else here.sum([stopped()])[0] > 0
-                if stop or step % config.checkpoint_every == 0 or step == config.steps:
+                if stop or saving:
                     checkpoints.save(step, trained, optimizer, {"skipped": skipped, "data": loader.state()})
                 elif not checkpoints.busy:
                     checkpoints.wait()
@@ -101,6 +108,8 @@ def train(run: Run, command: list[str] | None = None) -> None:
                         log.say(f"stopped after step {step}; its checkpoint is written. The same command goes on.")
                     raise Interrupted(step)
             checkpoints.wait()
+            if log and figures.get("dropped"):
+                log.say("documents dropped: " + ", ".join(f"{n} {what}" for what, n in figures["dropped"].items()))
         finally:
             loader.close()
             if log:
@@ -115,9 +124,11 @@ def _settle(config: Training, here: World) -> None:
     wanted = here.device.type == "cpu" if config.deterministic is None else config.deterministic
     torch.use_deterministic_algorithms(wanted, warn_only=config.deterministic is None)
     torch.manual_seed(config.seed)
+    if not sys.stderr.isatty() or not here.first:
+        transformers_logging.disable_progress_bar()
 
 
-def _figures(outcome: Outcome, rate: float, model: Any, meter: Meter, loader: Loader, skipped: int) -> dict[str, Any]:
+def _figures(outcome: Outcome, rate: float, model: Any, meter: Meter, skipped: int) -> dict[str, Any]:
     """A step's line in log.jsonl."""
     gates = {
         "gates/attention": [b.attention_gate for b in model.blocks],
@@ -131,13 +142,11 @@ def _figures(outcome: Outcome, rate: float, model: Any, meter: Meter, loader: Lo
         "skipped": skipped,
         **{name: _tanh(parameters) for name, parameters in gates.items()},
         **meter.figures(outcome),
-        "dropped": {f"{source}: {reason}": n for (source, reason), n in sorted(loader.drops.items())},
     }
 
 
 def _tanh(gates: list[torch.Tensor]) -> list[float]:
-    whole = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in (gate.detach() for gate in gates)]
-    return torch.cat(whole).float().tanh().tolist()
+    return torch.cat([Parallel.whole(gate.detach()) for gate in gates]).float().tanh().tolist()
 
 
 def _evaluate(evaluate: Callable[[Any, Any], dict[str, float]], parallel: Parallel, processor: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ class World:
         dist.all_reduce(table)
         return table.tolist()
 
+    def counted(self, counts: dict[str, int]) -> dict[str, int]:
+        """Counts summed over all processes, by name; each may know other names. The most frequent first."""
+        every: list[Any] = [counts]
+        if self.size > 1:
+            every = [None] * self.size
+            dist.all_gather_object(every, counts)
+        whole = sum((Counter(each) for each in every), Counter())
+        return dict(whole.most_common())
+
 
 @contextmanager
 def world() -> Generator[World]:
@@ -73,7 +83,12 @@ def world() -> Generator[World]:
         yield World(0, 1, 1, device)
         return
     # gloo beside NCCL: checkpoints are written from main memory while the devices compute.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # After a restart torchrun's store still holds addresses of the processes before it, and further groups would find
+    # those: so each attempt has its own part of the store.
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, local_size, device)
         dist.barrier()  # nobody leaves while another still waits for an answer
@@ -162,8 +177,9 @@ class Parallel:
         elif world.size > 1:
             # Buffers (of frozen parts) never change; the option that says so was renamed in torch 2.13.
             known = inspect.signature(DistributedDataParallel).parameters
-            same = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            self.call = DistributedDataParallel(model, gradient_as_bucket_view=True, **{same: False})
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            options: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
+            self.call = DistributedDataParallel(model, **options)
 
     def _mesh(self, config: Training) -> DeviceMesh:
         kind, size, local = self.world.device.type, self.world.size, self.world.local_size

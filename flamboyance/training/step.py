@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from flamboyance.data.batch import Batch
 from flamboyance.training.config import Training
@@ -108,7 +109,7 @@ class Stepper:
         loss on any of them breaks it, so all decide alike without asking."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         whole = torch.nn.utils.get_total_norm(grads)
-        norm = float(whole.full_tensor() if hasattr(whole, "full_tensor") else whole)
+        norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
         if torch.isfinite(torch.tensor(norm)):
             if self.config.clip and norm > self.config.clip:
                 torch._foreach_mul_(grads, self.config.clip / norm)
