@@ -97,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_info(commands)
     _add_convert(commands)
+    _add_plan(commands)
+    _add_plot(commands)
     _add_convert_mmc4(commands)
     _add_convert_folder(commands)
     _add_train(commands)
@@ -239,6 +241,22 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--records", type=_at_least(1), default=1000, metavar="N", help="records of a tar (default: 1000)"
     )
+
+
+def _add_plan(commands: Any) -> None:
+    from flamboyance.commands import plan
+
+    line = "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB"
+    summary = "memory, time and data that a training run will take, without a GPU"
+    plan.add_arguments(_add(commands, "plan", "plan", summary, _example(line)))
+
+
+def _add_plot(commands: Any) -> None:
+    from flamboyance.commands import plot
+
+    line = "flamboyance plot runs/first runs/second --output curves.png"
+    summary = "draw losses, gates and evaluations of training runs"
+    plot.add_arguments(_add(commands, "plot", "plot", summary, _example(line)))
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,118 @@
+"""`plan`: what a run will take, before anything is rented."""
+
+import argparse
+import json
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from flamboyance.commands.plan_tables import print_mended, print_plan, print_rows
+
+if TYPE_CHECKING:
+    from flamboyance.training.plan import Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = "H100-80GB, H200-141GB, A100-80GB, A100-40GB, L40S-48GB, RTX4090-24GB, B200-180GB, or cpu: this machine"
+    parser.add_argument("recipe", metavar="RECIPE", help="as for `train`")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for `train`; shards may be left out")
+    parser.add_argument("--gpus", type=_numbers, default=[1], metavar="N[,N…]", help="how many; a line for each")
+    parser.add_argument("--kind", default="H100-80GB", help=f"{kinds} (default: %(default)s)")
+    parser.add_argument("--per-node", type=_number, default=8, metavar="N", help="of them in a node (default: 8)")
+    parser.add_argument("--json", action="store_true", help="figures as JSON: bytes, seconds, operations")
+    group = parser.add_argument_group("assumptions")
+    for name, default, words in (
+        ("--mfu", 0.35, "share of the peak that is reached"),
+        ("--images-per-document", 3.0, "mean, of interleaved sources"),
+        ("--image-bytes", 60e3, "mean, as stored"),
+        ("--decoded", 150.0, "images that a CPU core decodes in a second"),
+    ):
+        group.add_argument(name, type=_positive, default=default, metavar="X", help=f"{words} (default: {default:g})")
+
+    _settings_anywhere(parser)
+
+
+def _settings_anywhere(parser: argparse.ArgumentParser) -> None:
+    """argparse takes all of a list of words before the first option or none; here settings may stand after one."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(*arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = parse(*arguments)
+        late = [word for word in rest if "=" in word and not word.startswith("-")]
+        found.settings += late
+        return found, [word for word in rest if word not in late]
+
+    parser.parse_known_args = parse_known_args  # ty: ignore[invalid-assignment]
+
+
+def _number(given: str) -> int:
+    if not given.isdecimal() or not int(given):
+        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 1 up")
+    return int(given)
+
+
+def _numbers(given: str) -> list[int]:
+    return [_number(one) for one in given.split(",")]
+
+
+def _positive(given: str) -> float:
+    try:
+        number = float(given)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{given!r} is not a number above 0")
+    return number
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Print memory, operations, time and data of a recipe on some devices; for several numbers, a line each."""
+    from flamboyance import recipes
+    from flamboyance.recipes.arguments import find, parameters, resolve
+    from flamboyance.training.hardware import find as find_hardware
+    from flamboyance.training.plan import Assumptions, Planner
+
+    recipe = find(arguments.recipe, recipes.RECIPES)
+    # Where a run writes and reads does not matter here; what a recipe needs may be left out.
+    named = {setting.partition("=")[0] for setting in arguments.settings}
+    missing = [f"{n}={n}" for n, one in parameters(recipe).items() if one.required and n not in named]
+    run = resolve(recipe, [*arguments.settings, *missing])
+    given = {field.name: getattr(arguments, field.name) for field in fields(Assumptions)}
+    planner = Planner(run.outline(), find_hardware(arguments.kind), Assumptions(**given))
+    plans = [planner.plan(run.training, gpus, arguments.per_node) for gpus in arguments.gpus]
+    if arguments.json:
+        print(json.dumps([figures(one) for one in plans], indent=1))
+    elif len(plans) > 1:
+        print_rows(arguments.recipe, plans)
+    else:
+        print_plan(arguments.recipe, plans[0])
+        if not plans[0].fits:
+            print_mended(planner, plans[0])
+    return 0
+
+
+def figures(plan: "Plan") -> dict[str, Any]:
+    """A plan's figures as JSON: bytes, seconds, operations of one device in an optimizer step."""
+    return {
+        "devices": plan.devices.count,
+        "nodes": plan.devices.nodes,
+        "parallel": plan.devices.spread,
+        "kind": plan.hardware.name,
+        "parameters": {name: {"frozen": part.frozen, "trained": part.trained} for name, part in plan.parts.items()},
+        "memory": {**asdict(plan.memory), "total": plan.memory.total, "capacity": plan.hardware.memory},
+        "fits": plan.fits,
+        "flops": {f"{part}/{direction}": n for (part, direction), n in plan.flops.items()},
+        "step_s": plan.step,
+        "compute_s": plan.computing,
+        "network_s": plan.sending,
+        "network_exposed_s": plan.waiting,
+        "link_bytes": plan.traffic.link,
+        "network_bytes": plan.traffic.network,
+        "steps": plan.training.steps,
+        "total_s": plan.total,
+        "samples": plan.samples,
+        "images": plan.images,
+        "tokens": plan.tokens,
+        "read_bytes": plan.read,
+        "read_bytes_per_s_and_node": plan.read / plan.step / plan.devices.nodes,
+        "cores_per_node": plan.cores,
+    }

@@ -1,0 +1,80 @@
+"""Accelerators, by their makers' data sheets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One kind of accelerator. Bandwidths are bytes a second, in one direction.
+
+    Attributes:
+        bf16, fp32: peak operations a second of matrix products, dense, with float32 sums (fp32: without TF32).
+        memory: bytes, as the driver reports them.
+        memory_bandwidth: of its memory.
+        link: to the others of its node (NVLink, or PCIe).
+        network: its share of the node's network to other nodes, in the maker's reference node.
+        reserve: bytes that the driver, libraries and communication take before the first tensor.
+    """
+
+    name: str
+    bf16: float
+    fp32: float
+    memory: float
+    memory_bandwidth: float
+    link: float
+    network: float
+    reserve: float = 1.5 * 2**30
+
+    def peak(self, precision: str) -> float:
+        return self.bf16 if precision == "bf16" else self.fp32
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
+
+# NVIDIA's data sheets: H100 SXM, H200 SXM, A100 SXM, L40S, GeForce RTX 4090 (Ada whitepaper), HGX B200. Half of the
+# NVLink figures there, which count both directions; half of the matrix figures where they count sparsity. Network: 400
+# Gb/s a GPU in DGX H100, H200 and B200, 200 in DGX A100; 100 with L40S, and a desktop's 10 with RTX 4090, are usual.
+KINDS = {
+    hardware.name: hardware
+    for hardware in (
+        Hardware("H100-80GB", 989e12, 67e12, 81559 * MIB, 3.35e12, 450e9, 50e9),
+        Hardware("H200-141GB", 989e12, 67e12, 143771 * MIB, 4.8e12, 450e9, 50e9),
+        Hardware("A100-80GB", 312e12, 19.5e12, 81920 * MIB, 2.04e12, 300e9, 25e9),
+        Hardware("A100-40GB", 312e12, 19.5e12, 40960 * MIB, 1.56e12, 300e9, 25e9),
+        Hardware("L40S-48GB", 362e12, 91.6e12, 46068 * MIB, 0.864e12, 32e9, 12.5e9),
+        Hardware("RTX4090-24GB", 165e12, 82.6e12, 24564 * MIB, 1.008e12, 32e9, 1.25e9),
+        Hardware("B200-180GB", 2250e12, 75e12, 183359 * MIB, 8e12, 900e9, 50e9),
+    )
+}
+
+
+def find(name: str) -> Hardware:
+    """A kind by its name or the beginning of one; "cpu" is this machine.
+
+    Raises:
+        ValueError: none or several fit; lists the names.
+    """
+    if name.lower() == "cpu":
+        return this_machine()
+    fitting = [kind for known, kind in KINDS.items() if known.lower().startswith(name.lower())]
+    exact = [kind for kind in fitting if kind.name.lower() == name.lower()]
+    if len(exact or fitting) != 1:
+        problem = "is not one of the kinds known" if not fitting else "fits more than one kind"
+        raise ValueError(f"--kind {name} {problem}: give one of {', '.join(KINDS)}, or cpu for this machine.")
+    return (exact or fitting)[0]
+
+
+def this_machine() -> Hardware:
+    """Its memory, and 32 operations a cycle of each core (AVX2) at 2.5 GHz."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    speed = cores * 32 * 2.5e9
+    # The reserve is what Python, torch and transformers take once imported.
+    return Hardware("cpu", speed, speed, memory, 20e9, 20e9, 1.25e9, reserve=0.8e9)

@@ -1,0 +1,225 @@
+"""Curves of training runs, from log.jsonl: losses as in OpenFlamingo's figure 5, gates, evaluations, gradient norms."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+LOG = "log.jsonl"
+FORMATS = (".png", ".svg", ".pdf")
+# Okabe and Ito's palette, which people with any colour blindness tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")  # runs differ by these too, where all seven colours are taken
+INK, GRID = "#2b2326", "#dddddd"
+Against = Literal["steps", "images", "tokens"]
+
+
+@dataclass(frozen=True)
+class Log:
+    """A run's log.
+
+    Attributes:
+        name: of the run: its path, as it was given.
+        rows: an object a step, in order.
+    """
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    def names(self, prefix: str) -> list[str]:
+        """Fields that begin so, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(prefix)))
+
+    def series(self, name: str, against: Against = "steps") -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) of a field at the rows that have it; what was not finite is a gap (NaN). A list's y is (rows, n)."""
+        x = self._axis(against)
+        kept = [(at, row[name]) for at, row in zip(x, self.rows, strict=True) if name in row]
+        return np.array([at for at, _ in kept]), np.array([value for _, value in kept], dtype=float)
+
+    def _axis(self, against: Against) -> np.ndarray:
+        if against == "steps":
+            return np.array([row["step"] for row in self.rows], dtype=float)
+        if not all(against in row for row in self.rows):
+            raise ValueError(f"{self.name}: its log does not say how many {against} a step took; plot against steps.")
+        return np.cumsum([row[against] for row in self.rows], dtype=float)
+
+
+def read(run: Path) -> Log:
+    """Reads a run's directory, or its log.jsonl itself. A last line that is still being written is left out.
+
+    Raises:
+        OSError: there is no log.
+        ValueError: the log is empty, or a line of it is damaged; says which.
+    """
+    path = run / LOG if run.is_dir() else run
+    if not path.is_file():
+        raise FileNotFoundError(f"no log to plot: {path} does not exist; give a run's directory, or its {LOG}")
+    text = path.read_text(errors="replace")
+    lines = text.split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1] if not text.endswith("\n") else lines, 1):
+        if line.strip():
+            rows.append(_row(path, number, line))
+    if not rows:
+        raise ValueError(f"{path} is empty: the run has logged no step yet")
+    return Log(str(run), rows)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is damaged: {error}; remove it to plot the rest") from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError(f"{path}, line {number} is no step of a run: expected an object with a number as `step`")
+    return row
+
+
+def smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Running mean over the last `width` values, (n,) -> (n,); fewer at the start, and gaps are passed over."""
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - width, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums[end] - sums[begin]) / (counts[end] - counts[begin])
+
+
+def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: int | None = None) -> None:
+    """Writes a figure: a panel for each source's loss, then gates, evaluations and the gradient's norm.
+
+    Args:
+        output: .png, .svg or .pdf.
+        smooth: steps in the running mean of losses and norms; None: a fiftieth of the run.
+
+    Raises:
+        ValueError: another suffix, or nothing was logged that can be drawn.
+        ImportError: matplotlib is not installed.
+    """
+    if output.suffix.lower() not in FORMATS:
+        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(FORMATS)}")
+    if smooth is not None and smooth < 1:
+        raise ValueError(f"--smooth {smooth}: expected a number of steps, 1 or more")
+    try:
+        # A figure of its own, without pyplot: no display and no state of the process is touched.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot needs matplotlib: pip install 'flamboyance[train]'") from error
+    panels = _panels(logs)
+    if not panels:
+        raise ValueError(f"{', '.join(log.name for log in logs)}: no loss, gate or gradient was logged to plot")
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.4 * columns, 3.5 * rows), layout="constrained", facecolor="white")
+    for place, (title, field) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        _dress(axes, title, against)
+        for number, log in enumerate(logs):
+            _curve(axes, log, field, number, against, smooth, alone=len(logs) == 1)
+        if not field.startswith(("gates/", "evaluation/")):
+            axes.set_ylim(_span([log.series(field)[1] for log in logs]))
+        if field.startswith("gates/"):
+            axes.axhline(0, color=INK, linewidth=0.6)
+        if field == "gradient_norm":
+            axes.set_yscale("log")
+            for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis(lambda value, _: f"{value:g}")
+    if len(logs) > 1:
+        _legend(figure, logs)
+    elif logs[0].names("gates/"):
+        _depths(figure, logs[0])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=160)
+
+
+def _panels(logs: Sequence[Log]) -> list[tuple[str, str]]:
+    """(title, field) of what any of the runs has logged."""
+    found = {}
+    for log in logs:
+        sources = log.names("loss/")
+        for name in sources or log.names("loss"):
+            found[name] = f"Loss: {name.removeprefix('loss/')}" if sources else "Loss"
+    for log in logs:
+        found |= {n: f"Gates: {n.removeprefix('gates/').replace('_', '-')} (tanh)" for n in log.names("gates/")}
+    for log in logs:
+        found |= {n: f"Evaluation: {n.removeprefix('evaluation/')}" for n in log.names("evaluation/")}
+    if any(log.names("gradient_norm") for log in logs):
+        found["gradient_norm"] = "Gradient norm, before clipping"
+    return [(title, field) for field, title in found.items()]
+
+
+def _dress(axes: Any, title: str, against: Against) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=12)
+    axes.set_xlabel({"steps": "optimizer steps", "images": "images seen", "tokens": "tokens seen"}[against], color=INK)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=10)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 6), useMathText=True)
+
+
+def _curve(axes: Any, log: Log, field: str, number: int, against: Against, smooth: int | None, alone: bool) -> None:
+    x, y = log.series(field, against)
+    if not len(x):
+        return
+    color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
+    if field.startswith("gates/"):
+        shades = _shades(y.shape[1]) if alone else [color] * y.shape[1]
+        for block, shade in enumerate(shades):
+            axes.plot(x, y[:, block], color=shade, linestyle=style, linewidth=1.2 if alone else 0.8)
+    elif field.startswith("evaluation/"):
+        axes.plot(x, y, color=color, linestyle=style, marker="o", markersize=4, linewidth=1.6)
+    else:
+        width = smooth or max(1, len(y) // 50)
+        if width > 1:
+            axes.plot(x, y, color=color, linewidth=0.6, alpha=0.25)
+        axes.plot(x, smoothed(y, width), color=color, linestyle=style, linewidth=1.8)
+
+
+def _span(series: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """What to show of the values of all runs: a few wild steps, as the first ones are, must not flatten the rest."""
+    known = [y[np.isfinite(y)] for y in series]
+    known = [y for y in known if len(y) >= 20]
+    if len(known) < len(series):
+        return None
+    low = min(np.quantile(y, 0.002) for y in known)
+    high = max(np.quantile(y, 0.99) for y in known)
+    room = 0.05 * (high - low) or 0.05
+    return (low - room if low > room else low * 0.95), high + room
+
+
+def _shades(count: int) -> list[Any]:
+    """Dark for the first block, light for the last: an order that the eye reads, also without colour."""
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0, 0.9, max(count, 1))))
+
+
+def _legend(figure: Any, logs: Sequence[Log]) -> None:
+    from matplotlib.lines import Line2D
+
+    names = [log.name for log in logs]
+    lines = [
+        Line2D([], [], color=COLORS[i % len(COLORS)], linestyle=STYLES[i // len(COLORS) % len(STYLES)], linewidth=2)
+        for i in range(len(names))
+    ]
+    figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False, labelcolor=INK)
+
+
+def _depths(figure: Any, log: Log) -> None:
+    """Which shade is which block, for the gates of a single run."""
+    from matplotlib.lines import Line2D
+
+    count = log.series(log.names("gates/")[0])[1].shape[1]
+    shades = _shades(count)
+    shown = sorted({0, count // 2, count - 1})
+    lines = [Line2D([], [], color=shades[i], linewidth=2) for i in shown]
+    names = [f"block {i + 1}" for i in shown]
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False, labelcolor=INK)
