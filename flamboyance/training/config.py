@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from flamboyance.data.documents import Source
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,13 @@ def check(config: Training) -> None:
     """
     if not config.sources:
         raise ValueError("sources is empty: give at least one source of documents to train on.")
+    for name, one in get_type_hints(Training).items():
+        if get_origin(one) is Literal and getattr(config, name) not in get_args(one):
+            raise ValueError(f"{name}={getattr(config, name)!r}: expected one of {', '.join(get_args(one))}.")
+    if other := set(config.track) - set(TRACKERS):
+        raise ValueError(
+            f"track={min(other)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written."
+        )
     least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "workers": 0, "warmup": 0, "prefetch": 1}
     for name, value in least.items():
         if getattr(config, name) < value:

@@ -1,11 +1,14 @@
 """Numerical equality with open_flamingo 2.0.1, through the drop-in, on eight language-model families."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from flamboyance import create_model_and_transforms
+from flamboyance import FlamingoForConditionalGeneration, create_model_and_transforms
+from flamboyance.data.batch import Batch
+from flamboyance.training.step import summed_loss
 from tests.parity.rebuild import CASES, build, pixels, read_case
 
 EOC, MEDIA, PAD = 320, 321, 322
@@ -105,12 +108,25 @@ def test_generation(golden, name):
     assert new == [strip(row) for row in golden.expect[name]]
 
 
-def test_loss_and_gradients(golden):
+def training_loss(golden, ids, mask, labels):
+    """The training loop's own: packed images, logits of targets alone."""
+    images = golden.pixels.flatten(0, 1)[:, 0]
+    seen, counts = (ids == MEDIA).cumsum(1), [golden.pixels.shape[1]] * len(ids)
+    batch = Batch(ids, mask, labels, seen, images, tuple(counts))
+    call = partial(FlamingoForConditionalGeneration.forward, golden.model)
+    return summed_loss(call, batch, lambda levels: levels, torch.device("cpu")) / batch.targets
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["drop-in", "training"])
+def test_loss_and_gradients(golden, training):
     model, expect = golden.model, golden.expect
     ids, mask = padded(golden.case["rows"], "right")
     labels = ids.masked_fill((ids == PAD) | (ids == MEDIA), -100)
     model.zero_grad()
-    loss = model(vision_x=golden.pixels, lang_x=ids, attention_mask=mask, labels=labels).loss
+    if training:
+        loss = training_loss(golden, ids, mask, labels)
+    else:
+        loss = model(vision_x=golden.pixels, lang_x=ids, attention_mask=mask, labels=labels).loss
     assert loss.item() == pytest.approx(expect["loss"], rel=1e-5)
     loss.backward()
 

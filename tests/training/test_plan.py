@@ -197,6 +197,9 @@ def test_command_gives_figures_for_several_numbers(recipe, capsys):
     assert main(["plan", recipe, "--gpus", "1,64", "--mfu", "0.1", "--json"]) == 0
     one, many = json.loads(capsys.readouterr().out)
     assert (one["devices"], many["nodes"], many["samples"]) == (1, 8, 64 * one["samples"])
+    assert main(["plan", recipe, "--gpus", "64", "--network", "40", "--json"]) == 0
+    (slow,) = json.loads(capsys.readouterr().out)
+    assert slow["network_s"] == pytest.approx(slow["network_bytes"] / 5e9 / REACHED)
     assert one["memory"]["total"] == sum(v for k, v in one["memory"].items() if k not in ("total", "capacity"))
 
 

@@ -1,0 +1,167 @@
+"""Whole runs in this process: what is learned, written, logged and refused."""
+
+import errno
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance.checkpoints import openflamingo
+from flamboyance.training.config import check
+from flamboyance.training.loop import train
+from tests.data import torture
+from tests.training.tiny_run import jpeg, losses, tiny_run, write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, shards):
+    def make(steps, **options):
+        return tiny_run(tmp_path / "run", steps, shards, **{"workers": 0, **options})
+
+    return make
+
+
+def lines(output):
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_its_model_opens(run, tmp_path):
+    train(run(60, checkpoint_every=30, keep=1, export_openflamingo=True))
+    output = tmp_path / "run"
+    found = lines(output)
+    assert sum(losses(output)[-5:]) < 0.8 * sum(losses(output)[:5])
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000060"]
+    last = found[-1]
+    assert last["loss"] == pytest.approx(0.2 * last["loss/pairs"] + last["loss/documents"])
+    assert len(last["gates/attention"]) == 2 and all(abs(gate) < 1 for gate in last["gates/attention"])
+    assert last["tokens_per_s"] == pytest.approx(last["tokens"] / last["step_s"])
+    assert 0 < last["mfu"] < 1 and last["memory_gb"] > 0 and last["rate"] == 1e-2
+    assert last["dropped"]["documents: one image only"] > 0
+
+    model = FlamingoForConditionalGeneration.from_pretrained(output / "model")
+    processor = FlamingoProcessor.from_pretrained(output / "model")
+    said = FewShotTask(model, processor)([jpeg("red", 1)], max_new_tokens=4)
+    assert len(said) == 1
+    reference = openflamingo.read(output / "model" / "checkpoint.pt")
+    again = openflamingo.translate(model, reference)
+    for name, p in model.trained_parameters().items():
+        assert torch.equal(again[name], p), name
+
+
+def test_the_torture_set_is_trained_through(run, tmp_path):
+    sets = torture.write(tmp_path / "torture", batch_size=2)
+    one = run(12, workers=2)
+    sources = {name: each.source for name, each in sets.items()}
+    train(replace(one, training=replace(one.training, sources=sources)))
+    dropped = lines(tmp_path / "run")[-1]["dropped"]
+    for name, each in sets.items():
+        for reason in each.drops:
+            assert dropped.get(f"{name}: {reason}", 0) > 0, (name, reason, dropped)
+    assert all(torch.isfinite(torch.tensor(losses(tmp_path / "run"))))
+
+
+def test_evaluation_during_training(run, tmp_path):
+    called = []
+
+    def evaluate(model, processor):
+        called.append(model.training)
+        torch.rand(1)  # must not change the run
+        return {"accuracy": len(called) / 10}
+
+    train(replace(run(6), evaluate=evaluate, training=replace(run(6).training, evaluate_every=2)))
+    found = lines(tmp_path / "run")
+    assert [line.get("evaluation/accuracy") for line in found] == [None, 0.1, None, 0.2, None, 0.3]
+    assert called == [False] * 3
+
+
+def test_a_run_of_broken_gradients_stops_and_explains(run, tmp_path):
+    build = run(1).build
+
+    def broken():
+        model, processor = build()
+        with torch.no_grad():
+            model.blocks[0].attention_gate.fill_(float("nan"))
+        return model, processor
+
+    with pytest.raises(FloatingPointError, match=r"not finite 3 times in a row .*rate=0\.01.*precision=fp32"):
+        train(replace(run(20, max_skipped=3), build=broken))
+    found = lines(tmp_path / "run")
+    assert [line["skipped"] for line in found] == [1, 2, 3]
+    assert found[0]["loss"] is None  # JSON has no NaN
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
+    save, calls = dcp.async_save, []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) < 2:
+            return save(*args, **kwargs)
+        from concurrent.futures import Future
+
+        future: Future = Future()
+        future.set_exception(OSError(errno.ENOSPC, "No space left on device"))
+        return future
+
+    monkeypatch.setattr(dcp, "async_save", full)
+    with pytest.raises(OSError, match=r"step 4 could not be written .*No space left.*last good one is of step 2"):
+        train(run(20, checkpoint_every=2))
+    monkeypatch.undo()
+    train(run(6, checkpoint_every=2))
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):
+    train(run(2))
+    other = run(4)
+    build = other.build
+
+    def wider():
+        model, processor = build()
+        model.resampler.latents = torch.nn.Parameter(torch.zeros(7, model.resampler.latents.shape[1]))
+        return model, processor
+
+    with pytest.raises(
+        ValueError, match=r"another model: it has model\.resampler\.latents as \(4, 32\)"
+    ):
+        train(replace(other, build=wider))
+
+
+def test_tensorboard(run, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train(run(3, track=("tensorboard",)))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
+    assert "gates/attention/1" in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0}, "steps=0: expected 1 or more"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"falling": 2.0}, r"falling=2\.0.*between 0 and 1"),
+        ({"sources": {}}, "sources is empty"),
+        ({"track": ("mlflow",)}, "track='mlflow': expected some of tensorboard, wandb, trackio"),
+        ({"parallel": "dpp"}, "parallel='dpp': expected one of auto, ddp, fsdp, hybrid"),
+        ({"precision": "fp16"}, "precision='fp16': expected one of fp32, bf16"),
+        ({"schedule": "step"}, "schedule='step': expected one of constant, cosine, linear"),
+    ],
+)
+def test_settings_that_cannot_be(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        check(replace(run(1).training, **options))
