@@ -101,11 +101,17 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return find_decoder_layers(model.language_model, model.config.decoder_layers)[1]
 
 
+def quantized(language_model: Any) -> bool:
+    """Whether its weights are packed, by any library."""
+    packed = any(not p.is_floating_point() for p in language_model.parameters())
+    return packed or bool(getattr(language_model, "is_quantized", False))
+
+
 def set_precision(model: Any, precision: str) -> None:
     """Frozen parts in the computing precision, what trains in float32. Quantised weights stay as they are."""
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
     model.vision.to(frozen)
-    if not getattr(model.language_model, "is_quantized", False):
+    if not quantized(model.language_model):
         model.language_model.to(frozen)
     for part in (model.resampler, model.cross_attention, model.added_tokens):
         part.float()
@@ -137,9 +143,7 @@ def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
     computing = torch.bfloat16 if precision == "bf16" else None
     trained = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32)
     frozen = MixedPrecisionPolicy()
-    whole = {p for p in model.parameters() if not p.is_floating_point()}
-    if whole:
-        whole |= set(model.language_model.parameters())
+    whole = set(model.language_model.parameters()) if quantized(model.language_model) else set()
     options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
     if not whole:
         for layer in decoder_layers(model):

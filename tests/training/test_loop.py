@@ -132,9 +132,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):
         model.resampler.latents = torch.nn.Parameter(torch.zeros(7, model.resampler.latents.shape[1]))
         return model, processor
 
-    with pytest.raises(
-        ValueError, match=r"another model: it has model\.resampler\.latents as \(4, 32\)"
-    ):
+    with pytest.raises(ValueError, match=r"another model: it has model\.resampler\.latents as \(4, 32\)"):
         train(replace(other, build=wider))
 
 

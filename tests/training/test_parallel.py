@@ -18,12 +18,13 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"
 LAUNCH += ["--rdzv-endpoint", "localhost:0", "-m", "tests.training.worker"]
 MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
 SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
+QUANTIZED = "fsdp:llama:quantized:short"
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("two") / "found.pt"
-    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT]
+    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT, QUANTIZED]
     process = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
     )
@@ -32,8 +33,8 @@ def together(tmp_path_factory) -> dict:
 
 
 @cache
-def alone(family: str, precision: str = "fp32") -> dict:
-    return worker.run(World(0, 1, 1, torch.device("cpu")), "auto", family, STEPS, precision=precision)
+def alone(family: str, precision: str = "fp32", packed: bool = False) -> dict:
+    return worker.run(World(0, 1, 1, torch.device("cpu")), "auto", family, STEPS, packed, precision=precision)
 
 
 @pytest.mark.parametrize("way", MAIN)
@@ -53,6 +54,14 @@ def test_and_in_every_other_way(together, way):
     low = "bf16" in way
     losses = alone(way.split(":")[1], "bf16" if low else "fp32")["loss"][:8]
     assert together[way]["loss"] == pytest.approx(losses, rel=0.05 if low else 1e-4)
+
+
+def test_a_quantized_language_model_is_held_whole_and_the_rest_sharded(together):
+    found = together[QUANTIZED]
+    assert found["loss"] == pytest.approx(alone("llama", packed=True)["loss"][:8], rel=1e-4)
+    assert found["loss"] != pytest.approx(alone("llama")["loss"][:8], rel=1e-4)  # it is another model
+    for name, kind in found["kinds"].items():
+        assert kind == ("Parameter" if name.startswith("language_model.") else "DTensor"), name
 
 
 def test_added_tokens_train_under_sharding(together):

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from flamboyance.training import parallel as parallelism
 from flamboyance.training.optimizer import make_optimizer, rate_at
@@ -18,9 +19,34 @@ from tests.training.batches import item, normalized, training
 BATCHES = 2  # of each source a step, however many processes there are
 
 
-def run(here: World, kind: str, family: str, steps: int, **options) -> dict:
+class Int8Linear(nn.Module):
+    """A linear layer whose weight is kept in 8 bits, as quantising libraries keep it."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        scale = layer.weight.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale.detach())
+        self.weight = nn.Parameter((layer.weight / scale).round().to(torch.int8), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight * self.scale.to(x.dtype), self.bias)
+
+
+def quantize(model) -> None:
+    """In place: the linear layers of the language model's decoder layers."""
+    for layer in parallelism.decoder_layers(model):
+        for module in list(layer.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, Int8Linear(child))
+
+
+def run(here: World, kind: str, family: str, steps: int, packed: bool = False, **options) -> dict:
     config = training(parallel=kind, accumulate=BATCHES // here.size, **options)
     model = make(family).train()
+    if packed:
+        quantize(model)
     set_precision(model, config.precision)
     parallel = Parallel(model, config, here)
     stepper = Stepper(parallel, make_optimizer(model.trained_parameters(), config), config, normalized)
@@ -48,7 +74,8 @@ if __name__ == "__main__":
         found = {}
         for way in ways:
             kind, family, *flags = way.split(":")
-            options = {"checkpoint_activations": "checkpointed" in flags, "compile": "compiled" in flags}
+            options: dict = {"checkpoint_activations": "checkpointed" in flags, "compile": "compiled" in flags}
+            options["packed"] = "quantized" in flags
             options["precision"] = "bf16" if "bf16" in flags else "fp32"
             found[way] = run(here, kind, family, 8 if "short" in flags else int(steps), **options)
         if here.first:
