@@ -63,6 +63,11 @@ class ProgressLine:
         self.live = sys.stderr.isatty()
 
     def show(self, step: int, figures: dict[str, Any]) -> None:
+        found = {k.removeprefix("evaluation/"): v for k, v in figures.items() if k.startswith("evaluation/")}
+        if found:
+            self.say(f"step {step}, evaluated: " + "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        if "loss" not in figures:
+            return
         now = time.monotonic()
         last = step == self.steps
         if not last and now - self.shown < (0.2 if self.live else self.every):

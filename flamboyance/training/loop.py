@@ -74,8 +74,13 @@ def train(run: Run, command: list[str] | None = None) -> None:
             write_settings(output, run, command)
             log = Log(output, first, config.steps, config.track, dataclasses.asdict(config))
             log.say(_opening(model, config, here, first))
+        evaluating = run.evaluate is not None and config.evaluate_every > 0
         meter = Meter(model, here, config.precision)
         in_a_row, figures = 0, {}
+        if not first and evaluating:  # where it starts from
+            before = _evaluate(run.evaluate, parallel, processor)
+            if log:
+                log.write(0, before)
         try:
             for step in range(first + 1, config.steps + 1):
                 meter.begin()
@@ -91,7 +96,7 @@ def train(run: Run, command: list[str] | None = None) -> None:
                 saving = step % config.checkpoint_every == 0 or step == config.steps
                 if saving or step % DROPS_EVERY == 0:
                     figures["dropped"] = here.counted({": ".join(key): n for key, n in loader.drops.items()})
-                if run.evaluate and config.evaluate_every and step % config.evaluate_every == 0:
+                if evaluating and step % config.evaluate_every == 0:
                     figures |= _evaluate(run.evaluate, parallel, processor)
                 if log:
                     log.write(step, figures)

@@ -81,8 +81,19 @@ def test_evaluation_during_training(run, tmp_path):
 
     train(replace(run(6), evaluate=evaluate, training=replace(run(6).training, evaluate_every=2)))
     found = lines(tmp_path / "run")
-    assert [line.get("evaluation/accuracy") for line in found] == [None, 0.1, None, 0.2, None, 0.3]
-    assert called == [False] * 3
+    assert [line["step"] for line in found] == list(range(7))  # once before the first step
+    assert [line.get("evaluation/accuracy") for line in found] == [0.1, None, 0.2, None, 0.3, None, 0.4]
+    assert called == [False] * 4
+
+
+def test_evaluation_in_bf16(run, tmp_path):
+    def evaluate(model, processor):
+        said = FewShotTask(model, processor)([jpeg("red", 1)], max_new_tokens=3)
+        return {"letters": len(said[0])}
+
+    settings = replace(run(2).training, evaluate_every=1, precision="bf16")
+    train(replace(run(2), evaluate=evaluate, training=settings))
+    assert len([line for line in lines(tmp_path / "run") if "evaluation/letters" in line]) == 3
 
 
 def test_a_run_of_broken_gradients_stops_and_explains(run, tmp_path):
