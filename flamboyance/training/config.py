@@ -83,9 +83,7 @@ def check(config: Training) -> None:
         if get_origin(one) is Literal and getattr(config, name) not in get_args(one):
             raise ValueError(f"{name}={getattr(config, name)!r}: expected one of {', '.join(get_args(one))}.")
     if other := set(config.track) - set(TRACKERS):
-        raise ValueError(
-            f"track={min(other)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written."
-        )
+        raise ValueError(f"track={min(other)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written.")
     least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "workers": 0, "warmup": 0, "prefetch": 1}
     for name, value in least.items():
         if getattr(config, name) < value:

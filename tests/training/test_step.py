@@ -117,6 +117,15 @@ def test_activation_checkpointing_changes_no_gradient(family):
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
+@pytest.mark.slow  # minutes of a C++ compiler
+def test_compiled_layers_give_the_same_steps():
+    losses = []
+    for compiled in (False, True):
+        step = stepper(make("gpt_neo", interval=2), compile=compiled)
+        losses.append([step([item(number)], rate=1e-3).loss for number in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_activation_checkpointing_keeps_less():
     kept = []
     for checkpointed in (False, True):
