@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from flamboyance.commands.plan_tables import print_mended, print_plan, print_rows
@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="figures as JSON: bytes, seconds, operations")
     group = parser.add_argument_group("assumptions")
     for name, default, words in (
-        ("--mfu", 0.35, "share of the peak that is reached"),
+        ("--mfu", 0.35, "share of the peak reached, recomputing included"),
         ("--images-per-document", 3.0, "mean, of interleaved sources"),
         ("--image-bytes", 60e3, "mean, as stored"),
         ("--decoded", 150.0, "images that a CPU core decodes in a second"),
     ):
         group.add_argument(name, type=_positive, default=default, metavar="X", help=f"{words} (default: {default:g})")
-
+    group.add_argument("--network", type=_positive, metavar="X", help="Gb/s of a GPU to other nodes (default: kind's)")
     _settings_anywhere(parser)
 
 
@@ -77,7 +77,10 @@ def plan(arguments: argparse.Namespace) -> int:
     missing = [f"{n}={n}" for n, one in parameters(recipe).items() if one.required and n not in named]
     run = resolve(recipe, [*arguments.settings, *missing])
     given = {field.name: getattr(arguments, field.name) for field in fields(Assumptions)}
-    planner = Planner(run.outline(), find_hardware(arguments.kind), Assumptions(**given))
+    hardware = find_hardware(arguments.kind)
+    if arguments.network:
+        hardware = replace(hardware, network=arguments.network * 1e9 / 8)
+    planner = Planner(run.outline(), hardware, Assumptions(**given))
     plans = [planner.plan(run.training, gpus, arguments.per_node) for gpus in arguments.gpus]
     if arguments.json:
         print(json.dumps([figures(one) for one in plans], indent=1))

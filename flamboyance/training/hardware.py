@@ -19,6 +19,7 @@ class Hardware:
         link: to the others of its node (NVLink, or PCIe).
         network: its share of the node's network to other nodes, in the maker's reference node.
         reserve: bytes that the driver, libraries and communication take before the first tensor.
+        fragments: share of what tensors take that is lost between the allocator's blocks.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Hardware:
     link: float
     network: float
     reserve: float = 1.5 * 2**30
+    fragments: float = 0.03
 
     def peak(self, precision: str) -> float:
         return self.bf16 if precision == "bf16" else self.fp32
@@ -76,5 +78,6 @@ def this_machine() -> Hardware:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     speed = cores * 32 * 2.5e9
-    # The reserve is what Python, torch and transformers take once imported.
-    return Hardware("cpu", speed, speed, memory, 20e9, 20e9, 1.25e9, reserve=0.8e9)
+    # The reserve is what Python, torch and transformers take once imported; the fragments are what glibc's malloc keeps
+    # of freed blocks, which benchmarks/plan_memory.py measures.
+    return Hardware("cpu", speed, speed, memory, 20e9, 20e9, 1.25e9, reserve=0.8e9, fragments=0.15)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from flamboyance.training.cost import PARTS, Trace, part_names
+from flamboyance.training.hardware import Hardware
 from flamboyance.training.parallel import decoder_layers
 
 Spread = Literal["single", "ddp", "fsdp", "hybrid"]
@@ -136,10 +137,13 @@ def memory(
     *,
     passes: int,
     accumulate: int,
-    reserve: float,
+    hardware: Hardware,
 ) -> Memory:
-    """Args:
-    passes: forward and backward passes of an optimizer step (sources · accumulate).
+    """What one device holds.
+
+    Args:
+        table, gathers, traced: the model's `parts` and `units`, and a micro-step of the largest batches.
+        passes: forward and backward passes of an optimizer step (sources · accumulate).
     """
     trained = FLOAT * sum(part.trained for part in table.values())
     gradients, temporary, gathered = float(trained), traced.temporary, 0.0
@@ -151,15 +155,18 @@ def memory(
         gathered = gathers.root + 3 * gathers.largest + 2 * FLOAT * gathers.largest_trained
         if passes == 1:  # gradients that are accumulated stay whole until the last pass
             gradients /= devices.shards
+    frozen = sum(part.frozen_bytes for part in table.values()) / devices.shards
+    own, moments = trained / devices.shards, 2 * trained / devices.shards
+    tensors = frozen + own + moments + gradients + gathered + temporary
     return Memory(
-        frozen=sum(part.frozen_bytes for part in table.values()) / devices.shards,
-        trained=trained / devices.shards,
+        frozen=frozen,
+        trained=own,
         gradients=gradients,
-        optimizer=2 * trained / devices.shards,
+        optimizer=moments,
         gathered=gathered,
         temporary=temporary,
-        fragments=FRAGMENTS * temporary,
-        reserve=reserve,
+        fragments=hardware.fragments * tensors,
+        reserve=hardware.reserve,
     )
 
 

@@ -26,7 +26,8 @@ class Assumptions:
     """What cannot be counted.
 
     Attributes:
-        mfu: share of the data sheet's peak that the forward and backward passes reach.
+        mfu: share of the data sheet's peak that the forward and backward passes reach, with what activation
+            checkpointing computes again.
         images_per_document: mean, of interleaved sources.
         image_bytes: mean size of a stored image.
         decoded: images that one CPU core decodes, resizes and crops in a second.
@@ -175,7 +176,7 @@ class Planner:
                 devices,
                 passes=passes,
                 accumulate=training.accumulate,
-                reserve=self.hardware.reserve,
+                hardware=self.hardware,
             ),
             flops=Counter({key: n * training.accumulate for key, n in once.items()}),
             traffic=traffic(table, gathers, devices, passes),

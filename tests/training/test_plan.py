@@ -14,7 +14,7 @@ from flamboyance.training.memory import Devices, Memory
 from flamboyance.training.plan import REACHED, Assumptions, Planner
 from tests.model.families import make
 
-CARD = Hardware("card", 1e12, 1e11, 64e6, 1e10, 1e9, 1e8, reserve=0.0)
+CARD = Hardware("card", 1e12, 1e11, 64e6, 1e10, 1e9, 1e8, reserve=1e3, fragments=0.1)
 SOURCES = {
     "pairs": Pairs(shards="x", batch_size=8),
     "documents": MMC4(shards="x", batch_size=4, max_tokens=48, max_images=4),
@@ -39,7 +39,8 @@ def test_memory_of_a_device(planner, trained):
     single = planner.plan(TRAINING, 1).memory
     assert single.trained == 4 * trained and single.gradients == 4 * trained and single.optimizer == 8 * trained
     assert 2 * frozen <= single.frozen <= 2 * frozen + buffers
-    assert single.gathered == 0
+    assert single.gathered == 0 and single.reserve == 1e3
+    assert single.fragments == pytest.approx(0.1 * (single.total - 1e3) / 1.1)
     shared = planner.plan(replace(TRAINING, parallel="fsdp"), 16).memory
     assert shared.trained == 4 * trained / 16 and shared.optimizer == 8 * trained / 16
     assert shared.gradients == 4 * trained  # of the first source, whole until the second's are there
