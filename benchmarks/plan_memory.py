@@ -1,0 +1,169 @@
+"""`flamboyance plan`'s memory against what training steps really take, on this machine's CPU, in float32.
+
+    python benchmarks/plan_memory.py [--json FILE] [--case NAME …]
+
+Each case runs in a process of its own: the base is its resident memory before the model is built (Python, torch,
+transformers, this package), the peak is the kernel's high-water mark (VmHWM) over two optimizer steps of the loop's own
+Stepper. The estimate is the base and what `plan` reckons without building anything.
+
+glibc's malloc keeps freed blocks of up to 32 MiB. Each case is measured with MALLOC_MMAP_THRESHOLD_, which makes it
+hand them back, so that what is resident is what tensors take; and as it is, where the estimate has `plan`'s allowance.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MMAP_THRESHOLD = 64 * 1024
+STEPS = 2  # optimizer moments are made in the first
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Name -> model configuration, batch sizes, and whether activations are checkpointed."""
+    from transformers import LlamaConfig, OPTConfig
+
+    from flamboyance.configuration import FlamingoConfig
+    from flamboyance.model.vision import tower_spec
+    from flamboyance.training.cost import Sizes
+
+    def flamingo(tower: str, width: int, text: Any, base: int, interval: int) -> FlamingoConfig:
+        ids = {"eoc_token_id": base, "image_token_id": base + 1, "pad_token_id": base + 2}
+        spec = tower_spec(tower, "openai")
+        return FlamingoConfig(
+            vision=spec, vision_width=width, text_config=text, base_vocab_size=base, interval=interval, **ids
+        )
+
+    opt = flamingo("ViT-B-32", 768, OPTConfig(), 50265, 1)
+    llama = LlamaConfig(
+        hidden_size=512, intermediate_size=1536, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2,
+        vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False,
+    )  # fmt: skip
+    small = flamingo("ViT-B-16", 768, llama, 32000, 4)
+    pairs, documents = Sizes(8, 32, 8, 8 * 31), Sizes(4, 256, 12, 4 * 256 - 12)
+    wide = Sizes(12, 256, 36, 12 * 256 - 36)
+    return {
+        "OPT-125M + ViT-B/32": {"config": opt, "batches": [pairs, documents], "checkpoint": False},
+        "OPT-125M + ViT-B/32, activations checkpointed": {
+            "config": opt, "batches": [pairs, documents], "checkpoint": True,
+        },
+        "Llama 16 x 512, untied, interval 4 + ViT-B/16": {"config": small, "batches": [wide], "checkpoint": False},
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    parser.add_argument("--case", action="append", help="only this one (default: all)")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measured(**cases()[arguments.measure])))
+        return 0
+    wanted = {name: case for name, case in cases().items() if not arguments.case or name in arguments.case}
+    rows = [row(name, case, keeping) for name, case in wanted.items() for keeping in (False, True)]
+    print(f"{'':47}{'malloc':>8}{'base':>6}{'estimate':>10}{'measured':>10}{'error':>8}{'s a step':>10}")
+    for r in rows:
+        base, estimated, found = (r[key] / 1e9 for key in ("base", "estimate", "measured"))
+        print(
+            f"{r['case']:47}{'as it is' if r['keeping'] else '':>8}{base:6.2f}{estimated:10.2f}{found:10.2f}"
+            f"{r['error']:+8.1%}{r['step_s']:10.1f}"
+        )
+    print("GB of 1e9 bytes; estimate and measured include the base.")
+    if arguments.json:
+        machine = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+        Path(arguments.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+def row(name: str, case: dict[str, Any], keeping: bool) -> dict[str, Any]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if not keeping:
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(MMAP_THRESHOLD)
+    command = [sys.executable, __file__, "--measure", name]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    parts = estimate(**case, keeping=keeping)
+    total = found["base"] + sum(parts.values())
+    error = total / found["measured"] - 1
+    return {"case": name, "keeping": keeping, **found, "estimate": total, "error": error, "parts": parts}
+
+
+def estimate(config: Any, batches: list[Any], checkpoint: bool, keeping: bool) -> dict[str, float]:
+    """Bytes by part, beside what the process had before."""
+    from flamboyance.training import cost, memory
+    from flamboyance.training.hardware import this_machine
+
+    traced = cost.trace(config, batches, device="cpu", checkpoint_activations=checkpoint)
+    model = cost.outlined(config)
+    machine = dataclasses.replace(this_machine(), reserve=0.0)
+    whole = memory.memory(
+        memory.parts(model),
+        memory.units(model, "fp32"),
+        traced,
+        memory.Devices("single", 1, 1),
+        passes=len(batches),
+        accumulate=1,
+        hardware=machine if keeping else dataclasses.replace(machine, fragments=0.0),
+    )
+    return dataclasses.asdict(whole)
+
+
+def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, float]:
+    import torch
+
+    from flamboyance.data.pairs import Pairs
+    from flamboyance.images import ImageProcessor
+    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.training.config import Training
+    from flamboyance.training.cost import batch_of
+    from flamboyance.training.optimizer import make_optimizer
+    from flamboyance.training.parallel import Parallel, World
+    from flamboyance.training.step import Stepper
+
+    sources = {str(i): Pairs(shards="", batch_size=b.rows) for i, b in enumerate(batches)}
+    training = Training(output="", sources=sources, steps=STEPS, checkpoint_activations=checkpoint)
+    torch.ones(512, 512) @ torch.ones(512, 512)  # threads and the matrix library's own memory
+    base = status("VmRSS")
+    model = FlamingoForConditionalGeneration(config).train()
+    parallel = Parallel(model, training, World(0, 1, 1, torch.device("cpu")))
+    stepper = Stepper(
+        parallel,
+        make_optimizer(model.trained_parameters(), training),
+        training,
+        ImageProcessor.clip(model.vision.image_size).normalized,
+    )
+    item = {}
+    for name, sizes in zip(sources, batches, strict=True):
+        batch = batch_of(sizes, model)
+        item[name] = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    built = status("VmRSS")
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        stepper([item], 1e-4)
+    seconds = (time.perf_counter() - began) / STEPS
+    return {"base": base, "built": built, "measured": status("VmHWM"), "step_s": seconds}
+
+
+def status(field: str) -> int:
+    """Bytes of a field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
