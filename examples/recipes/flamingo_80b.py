@@ -1,9 +1,9 @@
-"""A Flamingo of 80B parameters, for `flamboyance plan`: the published model's sizes around public kinds of backbones.
+"""A Flamingo of the published 80B's class (74 billion parameters), to plan with.
 
     flamboyance plan examples/recipes/flamingo_80b.py:flamingo_80b --gpus 512
 
 The language model has Chinchilla 70B's shape (80 layers of width 8,192) in GPT-NeoX's architecture, with a block before
-every seventh layer (Flamingo, table 1); the tower is of ViT-H/14's size in the place of NFNet-F6.
+every seventh layer (Flamingo, table 1); a tower of ViT-H/14's size stands in the place of NFNet-F6.
 """
 
 from typing import Any
