@@ -1,0 +1,94 @@
+"""Flamboyance, asked by a benchmark: the counterpart of reference_worker.py."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer
+
+from benchmarks.processes import peak_memory, serve, watch_memory
+from flamboyance.checkpoints import openflamingo
+from flamboyance.data.batch import Batch
+from flamboyance.data.pairs import Pairs
+from flamboyance.images import ImageProcessor
+from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.processing import FlamingoProcessor
+from flamboyance.training.config import Training
+from flamboyance.training.optimizer import make_optimizer
+from flamboyance.training.parallel import Parallel, World, set_precision
+from flamboyance.training.step import Stepper
+
+held: dict[str, Any] = {}
+
+
+def load(paths: dict[str, str], threads: int) -> dict[str, str]:
+    """Opens the reference's model, trained parts and all."""
+    torch.set_num_threads(threads)
+    processor = FlamingoProcessor(None, AutoTokenizer.from_pretrained(paths["tokenizer"]))
+    model = FlamingoForConditionalGeneration.from_backbones(
+        paths["vision"], paths["language"], processor, interval=1, dtype=torch.float32
+    )
+    openflamingo.load(model, openflamingo.read(paths["checkpoint"]))
+    held.update(model=model)
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def prepare(
+    batches: str,
+    rate: float,
+    weights: dict[str, float],
+    checkpoint_activations: bool,
+    precision: str = "fp32",
+    deterministic: bool = True,
+) -> int:
+    """Ready to take steps as `flamboyance train` takes them; bytes resident."""
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    model = held["model"].train()
+    set_precision(model, precision)
+    sources = {name: Pairs(shards="", batch_size=1, weight=weight) for name, weight in weights.items()}
+    config = Training(
+        output="", sources=sources, steps=1, precision=precision, checkpoint_activations=checkpoint_activations
+    )  # type: ignore[arg-type]
+    parallel = Parallel(model, config, World(0, 1, 1, torch.device("cpu")))
+    optimizer = make_optimizer(model.trained_parameters(), config)
+    normalize = ImageProcessor.clip(model.vision.image_size).normalized
+    item = {name: Batch(**fields) for name, fields in torch.load(batches, weights_only=True).items()}
+    held.update(stepper=Stepper(parallel, optimizer, config, normalize), item=item, rate=rate)
+    return watch_memory()
+
+
+def step() -> dict[str, Any]:
+    """One optimizer step: seconds, those of all cores, and the losses by source."""
+    began, used = time.perf_counter(), time.process_time()
+    outcome = held["stepper"]([held["item"]], held["rate"])
+    seconds, used = time.perf_counter() - began, time.process_time() - used
+    return {"seconds": seconds, "processor_seconds": used, "losses": outcome.losses}
+
+
+def operations() -> int:
+    """Floating-point operations of a step's matrix products, recomputation included; takes a step."""
+    with FlopCounterMode(display=False) as counter:
+        held["stepper"]([held["item"]], held["rate"])
+    return counter.get_total_flops()
+
+
+def matrix_rate(precision: str, threads: int, side: int = 2048, seconds: float = 1.0) -> float:
+    """Operations a second of a large square product: the machine's ceiling."""
+    torch.set_num_threads(threads)
+    a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    a @ a
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+if __name__ == "__main__":
+    functions = (load, prepare, step, operations, matrix_rate, peak_memory)
+    serve({function.__name__: function for function in functions})

@@ -1,0 +1,101 @@
+"""Measured processes: started once, asked in turns, one JSON object a line each way. Standard library only, for the
+reference's environment reads this file too.
+
+A child calls `serve` with what it can do; the parent's `Worker` asks it. Whatever a library prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SILENCE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONNOUSERSITE": "1",
+}
+
+
+class Worker:
+    """A process that answers questions: `worker("step", rate=1e-4)` -> what its function `step` returned.
+
+    Args:
+        command: what to start.
+        log: file that takes what it prints.
+    """
+
+    def __init__(self, command: Sequence[str | Path], log: Path):
+        self.log = log
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env={**os.environ, **SILENCE},
+                text=True,
+            )
+
+    def __call__(self, name: str, **arguments: Any) -> Any:
+        """Raises RuntimeError, with the end of its log, when it failed or has died."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([name, arguments]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line or (answer := json.loads(line)) is None:
+            self.close()
+            raise RuntimeError(f"{name} failed; the end of {self.log}:\n{self.log.read_text()[-3000:]}")
+        return answer[0]
+
+    def close(self) -> None:
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.wait()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Answers until the parent closes its end."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            answer = [functions[name](**arguments)]
+        except BaseException:
+            traceback.print_exc()
+            answers.write("null\n")
+            answers.flush()
+            raise
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def watch_memory() -> int:
+    """Hands freed memory back and sets the high-water mark to what is resident now, in bytes, which is returned."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_memory() -> int:
+    """Bytes: the most that was resident since `watch_memory`."""
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

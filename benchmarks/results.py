@@ -1,0 +1,52 @@
+"""What a benchmark found, on which machine: a JSON file and a table for each machine and date, in benchmarks/results/."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def cpuinfo(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo, or nothing."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16 itself."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo("flags").split()))
+
+
+def machine() -> dict[str, Any]:
+    flags = set(cpuinfo("flags").split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+    return {
+        "processor": cpuinfo("model name") or platform.processor(),
+        "family_model": f"{cpuinfo('cpu family')}/{cpuinfo('model')}",
+        "cores": len(os.sched_getaffinity(0)),
+        "vector_units": sorted(flags),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, Any], extra: Path | None) -> None:
+    """Rows and table to the results folder; the rows alone also to `extra`."""
+    here, today = machine(), datetime.date.today().isoformat()
+    kind = re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['cores']} cores".lower()).strip("-")
+    stem = FOLDER / f"{name}-{kind}-{today}"
+    FOLDER.mkdir(exist_ok=True)
+    content = {"date": today, "machine": here, **about, "rows": rows}
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    title = f"# {name.replace('_', ' ').capitalize()}: {here['processor']}, {here['cores']} cores, {today}\n\n"
+    stem.with_suffix(".md").write_text(title + table + "\n")
+    if extra:
+        extra.write_text(json.dumps(rows, indent=1) + "\n")
