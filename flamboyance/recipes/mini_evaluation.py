@@ -22,7 +22,7 @@ Shown = tuple[Any, ...]  # a picture, then a template's fields
 
 
 def evaluate(model: Any, processor: Any, trials: int = 24) -> dict[str, float]:
-    """Shares that are right, by `task@shots`. Captions are of one object: whole, and each attribute by itself.
+    """Shares that are right, by `task@shots`. Captions are of one object.
 
     Binding is a choice between two made-up words (0.5 is chance); the rest is generated.
 
@@ -53,11 +53,7 @@ def _captions(model: Any, processor: Any, shots: int, trials: int) -> dict[str, 
     shown = [(picture(one), caption(one)) for one in (scene(rng, 1) for _ in range(shots))]
     asked = [scene(rng, 1) for _ in range(trials)]
     said = _answers(model, processor, templates.caption, shown, [(picture(one),) for one in asked])
-    found = {f"captions@{shots}": _share(said, [caption(one) for one in asked])}
-    for place, name in enumerate(("size", "color", "shape")):
-        words = [(text.split()[-3:] + [""] * 3)[place] for text in said]
-        found[f"captions {name}@{shots}"] = _share(words, [getattr(one.things[0], name) for one in asked])
-    return found
+    return {f"captions@{shots}": _share(said, [caption(one) for one in asked])}
 
 
 def _questions(model: Any, processor: Any, shots: int, trials: int) -> dict[str, float]:

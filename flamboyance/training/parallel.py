@@ -125,8 +125,8 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """torch.compile of each layer by itself: hooks and context stay outside the compiled graphs. Lengths vary from batch
-    to batch, so shapes are symbols from the start."""
+    """torch.compile of each layer by itself: hooks and context stay outside the compiled graphs. Lengths vary from
+    batch to batch, so shapes are symbols from the start."""
     tower = [m for m in model.vision.modules() if isinstance(m, nn.ModuleList)]
     for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers, *(tower[0] if tower else ())):
         module.forward = torch.compile(module.forward, dynamic=True)

@@ -118,19 +118,15 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5.4 * columns, 3.5 * rows), layout="constrained", facecolor="white")
-    for place, (title, field) in enumerate(panels, 1):
+    for place, (title, fields) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, place)
         _dress(axes, title, against)
         for number, log in enumerate(logs):
-            _curve(axes, log, field, number, against, smooth, alone=len(logs) == 1)
-        if not field.startswith(("gates/", "evaluation/")):
-            axes.set_ylim(_span([log.series(field)[1] for log in logs]))
-        if field.startswith("gates/"):
-            axes.axhline(0, color=INK, linewidth=0.6)
-        if field == "gradient_norm":
-            axes.set_yscale("log")
-            for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                axis(lambda value, _: f"{value:g}")
+            if fields[0].startswith("evaluation/"):
+                _evaluations(axes, log, fields, number, against, alone=len(logs) == 1)
+            else:
+                _curve(axes, log, fields[0], number, against, smooth, alone=len(logs) == 1)
+        _scale(axes, fields[0], logs)
     if len(logs) > 1:
         _legend(figure, logs)
     elif logs[0].names("gates/"):
@@ -139,20 +135,39 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
     figure.savefig(output, dpi=160)
 
 
-def _panels(logs: Sequence[Log]) -> list[tuple[str, str]]:
-    """(title, field) of what any of the runs has logged."""
-    found = {}
+def _panels(logs: Sequence[Log]) -> list[tuple[str, list[str]]]:
+    """(title, fields) of what any of the runs has logged. Evaluations that differ in shots alone share a panel."""
+    found: dict[str, list[str]] = {}
     for log in logs:
         sources = log.names("loss/")
         for name in sources or log.names("loss"):
-            found[name] = f"Loss: {name.removeprefix('loss/')}" if sources else "Loss"
+            found[f"Loss: {name.removeprefix('loss/')}" if sources else "Loss"] = [name]
     for log in logs:
-        found |= {n: f"Gates: {n.removeprefix('gates/').replace('_', '-')} (tanh)" for n in log.names("gates/")}
+        for name in log.names("gates/"):
+            found[f"Gates: {name.removeprefix('gates/').replace('_', '-')} (tanh)"] = [name]
     for log in logs:
-        found |= {n: f"Evaluation: {n.removeprefix('evaluation/')}" for n in log.names("evaluation/")}
+        for name in log.names("evaluation/"):
+            same = found.setdefault(f"Evaluation: {name.removeprefix('evaluation/').partition('@')[0]}", [])
+            same += [name] * (name not in same)
     if any(log.names("gradient_norm") for log in logs):
-        found["gradient_norm"] = "Gradient norm, before clipping"
-    return [(title, field) for field, title in found.items()]
+        found["Gradient norm, before clipping"] = ["gradient_norm"]
+    return list(found.items())
+
+
+def _scale(axes: Any, field: str, logs: Sequence[Log]) -> None:
+    if field.startswith("gates/"):
+        axes.axhline(0, color=INK, linewidth=0.6)
+    elif field.startswith("evaluation/"):
+        low, high = axes.get_ylim()
+        if low > -0.1 and high < 1.1:  # shares: the whole of 0 to 1, so that noise looks like noise
+            axes.set_ylim(-0.03, 1.03)
+    else:
+        axes.set_ylim(_span([log.series(field)[1] for log in logs]))
+    if field == "gradient_norm":
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high < 20 * low else "")
 
 
 def _dress(axes: Any, title: str, against: Against) -> None:
@@ -174,13 +189,24 @@ def _curve(axes: Any, log: Log, field: str, number: int, against: Against, smoot
         shades = _shades(y.shape[1]) if alone else [color] * y.shape[1]
         for block, shade in enumerate(shades):
             axes.plot(x, y[:, block], color=shade, linestyle=style, linewidth=1.2 if alone else 0.8)
-    elif field.startswith("evaluation/"):
-        axes.plot(x, y, color=color, linestyle=style, marker="o", markersize=4, linewidth=1.6)
     else:
         width = smooth or max(1, len(y) // 50)
         if width > 1:
             axes.plot(x, y, color=color, linewidth=0.6, alpha=0.25)
         axes.plot(x, smoothed(y, width), color=color, linestyle=style, linewidth=1.8)
+
+
+def _evaluations(axes: Any, log: Log, fields: list[str], number: int, against: Against, alone: bool) -> None:
+    """A line for each number of shots: a colour each for a single run, a style each where runs have the colours."""
+    for member, field in enumerate(fields):
+        x, y = log.series(field, against)
+        color = COLORS[(member if alone else number) % len(COLORS)]
+        style = STYLES[0 if alone else member % len(STYLES)]
+        shots = field.partition("@")[2]
+        label = f"{shots} shots" if shots and number == 0 else None
+        axes.plot(x, y, color=color, linestyle=style, marker="o", markersize=4, linewidth=1.6, label=label)
+    if len(fields) > 1 and number == 0:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _span(series: Sequence[np.ndarray]) -> tuple[float, float] | None:
