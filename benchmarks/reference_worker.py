@@ -16,11 +16,11 @@ from processes import peak_memory, serve, watch_memory
 # The trainer imports it, and calls it only when told to report there.
 sys.modules["wandb"] = types.ModuleType("wandb")
 
-import open_clip
-import torch
-import transformers
-from open_flamingo import create_model_and_transforms
-from open_flamingo.train.train_utils import filter_state_dict_to_trainable, train_one_epoch
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from open_flamingo import create_model_and_transforms  # noqa: E402
+from open_flamingo.train.train_utils import filter_state_dict_to_trainable, train_one_epoch  # noqa: E402
 
 held: dict[str, Any] = {}
 
@@ -89,7 +89,7 @@ def prepare(batches: str, rate: float, weights: dict[str, float], checkpoint_act
     optimizer = torch.optim.AdamW(groups, lr=rate)
     content = torch.load(batches, weights_only=True)
     pairs, documents = content["pairs"], content["documents"]
-    texts = [(i[None], m[None]) for i, m in zip(documents["ids"], documents["mask"])]
+    texts = [(i[None], m[None]) for i, m in zip(documents["ids"], documents["mask"], strict=True)]
     held["options"] = {
         "args": types.SimpleNamespace(
             num_epochs=1, precision="fp32", fsdp=False, rank=1, gradient_accumulation_steps=1,
@@ -134,7 +134,7 @@ def step() -> dict[str, Any]:
     began, used = time.perf_counter(), time.process_time()
     train_one_epoch(**held["options"])
     seconds, used = time.perf_counter() - began, time.process_time() - used
-    losses = dict(zip(("pairs", "documents"), model.losses))
+    losses = dict(zip(("pairs", "documents"), model.losses, strict=True))
     return {"seconds": seconds, "processor_seconds": used, "losses": losses}
 
 

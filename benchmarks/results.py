@@ -1,4 +1,4 @@
-"""What a benchmark found, on which machine: a JSON file and a table for each machine and date, in benchmarks/results/."""
+"""What a benchmark found: a JSON file and a table for each machine and date, in benchmarks/results/."""
 
 from __future__ import annotations
 

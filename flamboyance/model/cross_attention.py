@@ -5,12 +5,11 @@ head, M images.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flamboyance.model.media import Sight
-from flamboyance.model.resampler import FeedForward
+from flamboyance.model.resampler import FeedForward, attend
 
 
 class MaskedCrossAttention(nn.Module):
@@ -41,7 +40,7 @@ class MaskedCrossAttention(nn.Module):
         q = self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))
         if sight.image_of_block is not None:
             keys, values = keys[sight.image_of_block], values[sight.image_of_block]
-        out = F.scaled_dot_product_attention(sight.to_blocks(q).transpose(1, 2), keys, values)
+        out = attend(sight.to_blocks(q).transpose(1, 2), keys, values)
         return self.to_out(sight.from_blocks(out.transpose(1, 2), x.shape[0], x.shape[1]))
 
 
