@@ -122,6 +122,7 @@ def load(
     vision: str | None = None,
     tokenizer: str | None = None,
     dtype: Any = "auto",
+    trained_dtype: torch.dtype | None = None,
     cache_dir: str | None = None,
     local_files_only: bool = False,
     revision: str | None = None,
@@ -146,6 +147,7 @@ def load(
         processor,
         interval=config.interval,
         dtype=dtype,
+        trained_dtype=trained_dtype,
         **hub,
         **language_options,
     )

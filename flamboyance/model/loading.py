@@ -49,6 +49,7 @@ class Checkpointing:
         resampler: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
         dtype: torch.dtype | str = "auto",
+        trained_dtype: torch.dtype | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
         **language_options: Any,
@@ -61,6 +62,7 @@ class Checkpointing:
             processor: the FlamingoProcessor around that language model's tokenizer; gives the ids of added tokens.
             interval, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
             dtype: of all parts; "auto": the one that the language model is stored in.
+            trained_dtype: of what trains, if not that; float32 to train further.
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
         """
         vision, language = absolute(vision), absolute(language)
@@ -86,7 +88,7 @@ class Checkpointing:
         )
         model = cls(config, vision=tower, language_model=language_model)
         model.tokenizer = processor.tokenizer
-        return place(model)
+        return place(model, trained_dtype)
 
     @classmethod
     def from_pretrained(
@@ -99,6 +101,7 @@ class Checkpointing:
         vision: str | None = None,
         tokenizer: str | None = None,
         dtype: torch.dtype | str = "auto",
+        trained_dtype: torch.dtype | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
         revision: str | None = None,
@@ -112,6 +115,7 @@ class Checkpointing:
             checkpoint, tokenizer: of a released model, if not to come from the hub: its checkpoint.pt, and a directory.
             language, vision: where the backbones are, if not where the checkpoint says: hub ids or directories.
             dtype: of all parts; "auto": the one that the language model is stored in.
+            trained_dtype: of what trains, if not that; float32 to train further.
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
 
         Raises:
@@ -126,7 +130,9 @@ class Checkpointing:
                 hub |= {"token": token, "revision": revision}
                 own: dict[str, Any] = {"checkpoint": checkpoint, "tokenizer": tokenizer}
                 own |= {"language": language, "vision": vision}
-                return released.load(cls, name, dtype=dtype, **own, **hub, **language_options)
+                return released.load(
+                    cls, name, dtype=dtype, trained_dtype=trained_dtype, **own, **hub, **language_options
+                )
         if checkpoint or tokenizer:
             raise ValueError(f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name} has its own.")
         directory = local_directory(name, revision=revision, token=token, **hub)
@@ -158,7 +164,7 @@ class Checkpointing:
             model.tokenizer = AutoTokenizer.from_pretrained(directory)
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
-        return place(model)
+        return place(model, trained_dtype)
 
     def save_pretrained(
         self,
@@ -207,11 +213,12 @@ def opening(part: str, name: str) -> Generator[None]:
         ) from error
 
 
-def place(model: Any) -> Any:
+def place(model: Any, trained_dtype: torch.dtype | None = None) -> Any:
     """Every part in the language model's precision; blocks on the devices of the layers that they stand before."""
     dtype = model.language_model.dtype
-    for part in (model.vision, model.resampler, model.cross_attention, model.added_tokens):
-        part.to(dtype)
+    model.vision.to(dtype)
+    for part in (model.resampler, model.cross_attention, model.added_tokens):
+        part.to(trained_dtype or dtype)
     devices = [p.device for p in model.language_model.parameters()]
     if devices and any(d.type not in ("cpu", "meta") for d in devices):
         from flamboyance.model.language import find_decoder_layers

@@ -105,6 +105,8 @@ def _write_rows(data: Path, target: Path) -> None:
 
 def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The checkpoint and its processor. Warns when the tokenizer does not know the words of the data."""
+    import torch
+
     from flamboyance.mini import load_mini
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
@@ -112,7 +114,8 @@ def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, F
     if model == MINI:
         made, processor = load_mini()
     else:
-        made = FlamingoForConditionalGeneration.from_pretrained(model)
+        # What trains stays in float32, also beside a language model that is stored in less.
+        made = FlamingoForConditionalGeneration.from_pretrained(model, trained_dtype=torch.float32)
         processor = FlamingoProcessor.from_pretrained(model)
     if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
         warnings.warn(

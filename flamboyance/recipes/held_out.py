@@ -64,6 +64,11 @@ def draw(source: Kept, share: float) -> None:
         ValueError: fewer than two documents can be used; says why.
     """
     keys, rejected = _usable(source)
+    if source.held_out and Path(source.held_out).is_file() and not _keys(source.held_out) <= set(keys):
+        raise ValueError(
+            f"{source.held_out} holds documents out that are not in {source.shards} under the same path. Give data= as "
+            "when the run began, or the run another output="
+        )
     why = ", ".join(f"{reason}: {count}" for reason, count in rejected.items())
     if len(keys) < 2:
         raise ValueError(

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from flamboyance.training.optimizer import state_tensors
 from flamboyance.training.parallel import World
@@ -34,9 +36,11 @@ class Checkpoints:
     Args:
         directory: made if missing.
         keep: how many of the newest stay.
+        identity: of the model, for JSON; a checkpoint of another one is refused.
     """
 
-    def __init__(self, directory: Path, world: World, keep: int):
+    def __init__(self, directory: Path, world: World, keep: int, identity: dict[str, Any]):
+        self.identity = identity
         self.directory = directory
         self.world = world
         self.keep = keep
@@ -78,12 +82,16 @@ class Checkpoints:
         if self.world.first:
             part.mkdir(parents=True)
         self.world.wait()
-        own = {"step": step, "ranks": self.world.size, "random": _random_state(self.world.device), **state}
+        own = {"step": step, "ranks": self.world.size, "model": self.identity, **state}
+        own["random"] = _random_state(self.world.device)
         with open(part / f"rank-{rank}.json", "w") as file:
             json.dump(own, file)
             file.flush()
             os.fsync(file.fileno())
         tensors = _tensors(trained, optimizer)
+        if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            # Every rank has all of it (DDP): each copies and writes its share.
+            tensors = {name: tensors[name] for name in sorted(tensors)[rank :: self.world.size]}
         if self.world.device.type == "cpu":  # training changes them in place while they are written
             tensors = {k: v.clone() for k, v in tensors.items()}
         group: dict[str, Any] = {"process_group": self._group} if self._group else {"no_dist": True}
@@ -131,10 +139,20 @@ class Checkpoints:
         Raises:
             ValueError: it is of another model.
         """
-        steps = self.steps()
-        if not steps:
+        # The first rank decides which is the newest and what it says: other nodes may see the directory a little late.
+        states = self.world.told(self._newest() if self.world.first else None)
+        if states is None:
             return None
-        path = self._path(steps[-1])
+        path = self._path(states[0]["step"])
+        for _ in range(120):
+            if path.is_dir():
+                break
+            time.sleep(1)
+        if states[0]["model"] != self.identity:
+            raise ValueError(
+                f"{path} is a checkpoint of another model: of {states[0]['model']}, this one is {self.identity}. Give "
+                "the run another output=, or the model that it was begun with."
+            )
         tensors = _tensors(trained, optimizer)
         known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
@@ -146,11 +164,18 @@ class Checkpoints:
                 )
         group: dict[str, Any] = {"process_group": self._group} if self._group else {"no_dist": True}
         dcp.load(tensors, checkpoint_id=path, **group)
-        first = json.loads((path / "rank-0.json").read_text())
-        states = [json.loads((path / f"rank-{rank}.json").read_text()) for rank in range(first["ranks"])]
-        if first["ranks"] == self.world.size:
+        if len(states) == self.world.size:
             _restore_random_state(states[self.world.rank]["random"], self.world.device)
         return states
+
+    def _newest(self) -> list[dict[str, Any]] | None:
+        """What every rank wrote beside the newest checkpoint; None where there is none."""
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self._path(steps[-1])
+        ranks = json.loads((path / "rank-0.json").read_text())["ranks"]
+        return [json.loads((path / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
     def _path(self, step: int, part: bool = False) -> Path:
         name = f"step-{step:08d}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from flamboyance.data.documents import Source
@@ -19,7 +20,7 @@ class Training:
         sources: what is trained on, by name. Each micro-step takes a batch of every one.
         steps: optimizer steps in all.
         accumulate: micro-steps to an optimizer step.
-        seed: of the data's order and augmentation.
+        seed: of the data's order and augmentation, and of parameters that start at random.
         rate, betas, epsilon, weight_decay, clip: of AdamW; decay acts on the matrices of the cross-attention alone,
             clipping (of the gradient's norm) once a step; 0 leaves it out.
         warmup: steps in which the learning rate rises from nothing.
@@ -85,9 +86,13 @@ def check(config: Training) -> None:
     if other := set(config.track) - set(TRACKERS):
         raise ValueError(f"track={min(other)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written.")
     least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "workers": 0, "warmup": 0, "prefetch": 1}
+    least |= {"max_skipped": 1, "clip": 0, "evaluate_every": 0, "weight_decay": 0, "rate": 0}
     for name, value in least.items():
         if getattr(config, name) < value:
             raise ValueError(f"{name}={getattr(config, name)}: expected {value} or more.")
+    for name in config.track:
+        if find_spec(name) is None:
+            raise ImportError(f"track={name!r} needs a package: pip install {name}")
     for name, source in config.sources.items():
         if source.batch_size < 1 or source.max_tokens < 2:
             raise ValueError(

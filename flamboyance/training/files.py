@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import torch
 from flamboyance.checkpoints import openflamingo
 from flamboyance.model.files import replacing
 from flamboyance.training.config import Training
-from flamboyance.training.parallel import Parallel
+from flamboyance.training.parallel import Parallel, World
 from flamboyance.training.run import Run
 
 EXPORT = "model"  # of the run's directory: what from_pretrained opens
@@ -30,11 +34,51 @@ def write_settings(output: Path, run: Run, command: list[str] | None) -> None:
         json.dump({"command": command, "versions": versions, "training": settings}, file, indent=2)
 
 
+def identity(model: Any) -> dict[str, Any]:
+    """What a checkpoint's parameters belong to, wherever it lies on the disk."""
+    config = model.config
+    names = {"language": config.language, "vision": config.vision["name"]}
+    found: dict[str, Any] = {part: name and Path(name).name for part, name in names.items()}
+    return {**found, "model_type": config.text_config.model_type, "added_tokens": list(config.added_tokens)}
+
+
+@contextmanager
+def only_one(output: Path, here: World) -> Generator[None]:
+    """Makes the output directory, and holds it while a run writes there.
+
+    Raises:
+        BlockingIOError: another process does. A run that was just killed is waited for some seconds.
+    """
+    if not here.first:
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "w") as lock:
+        for left in range(20, -1, -1):
+            try:
+                # Of this process, not of its children: data workers that outlive it for a moment hold nothing.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise BlockingIOError(
+                        f"{output} is being written to by another run. Wait for it, stop it, or give another output=."
+                    ) from None
+                time.sleep(0.5)
+            except OSError:  # a file system without locks
+                break
+        yield
+
+
 def export(parallel: Parallel, processor: Any, config: Training) -> Path:
     """Writes the trained model for `from_pretrained`; small backbones with it, so that it stands alone. Every rank
     must ask; the first one writes."""
     directory, model = Path(config.output) / EXPORT, parallel.model
-    trained = {name: parallel.whole(p.detach()) for name, p in model.trained_parameters().items()}
+    trained = {}
+    for name, parameter in model.trained_parameters().items():
+        whole = parallel.whole(parameter.detach())
+        if parallel.world.first:
+            trained[name] = whole
     reference = openflamingo.export(model, parallel.whole) if config.export_openflamingo else None
     if not parallel.world.first:
         return directory

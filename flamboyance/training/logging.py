@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +31,7 @@ class Log:
         path = output / FILE
         _cut(path, start)
         self._file: TextIO = open(path, "a")  # noqa: SIM115  open as long as the run
-        self._trackers = [_tracker(name, output, config) for name in track]
+        self._trackers = [_tracker(name, output, start, config) for name in track]
         self._line = ProgressLine(start, steps)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
@@ -103,7 +104,7 @@ def _cut(path: Path, start: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+    for line in [] if start == 0 else path.read_text(errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] > start:
                 break
@@ -135,7 +136,7 @@ def _flat(figures: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tracker(name: str, output: Path, config: Any) -> Any:
+def _tracker(name: str, output: Path, start: int, config: Any) -> Any:
     """A function of (step or None at the end, figures).
 
     Raises:
@@ -145,7 +146,7 @@ def _tracker(name: str, output: Path, config: Any) -> Any:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(output / "tensorboard"))
+            writer = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
 
             def to_tensorboard(step: int | None, figures: dict[str, float]) -> None:
                 for key, value in figures.items():
@@ -157,7 +158,11 @@ def _tracker(name: str, output: Path, config: Any) -> Any:
         library: Any = __import__(name)
     except ImportError as error:
         raise ImportError(f"track={name!r} needs a package: pip install {name}") from error
-    run = output.resolve().name
+    # One run there for this directory, however often it is resumed, and no other directory's of the same name.
+    known = output / ".run-id"
+    if not known.exists():
+        known.write_text(uuid.uuid4().hex[:12])
+    run = f"{output.resolve().name}-{known.read_text()}"
     more = {"dir": str(output), "id": run, "resume": "allow"} if name == "wandb" else {"resume": "allow"}
     library.init(project="flamboyance", name=run, config=config, **more)
 

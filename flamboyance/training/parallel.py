@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from flamboyance.model.language import find_decoder_layers
 from flamboyance.training.config import Training
+from flamboyance.training.rendezvous import fresh_part
+
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,31 @@ class World:
         rank, size: of this process, and of all.
         local_size: processes on this node.
         device: what this process computes on.
+        patient: a group of all processes that waits for hours, in main memory.
     """
 
     rank: int
     size: int
     local_size: int
     device: torch.device
+    patient: Any = None
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Until every process is here, however long the first one prepares or writes."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
+
+    def told(self, value: Any) -> Any:
+        """The first process's value, for plain objects."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, group=self.patient)
+        return box[0]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes, in double precision."""
@@ -84,13 +98,12 @@ def world() -> Generator[World]:
         return
     # gloo beside NCCL: checkpoints are written from main memory while the devices compute.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    # After a restart torchrun's store still holds addresses of the processes before it, and further groups would find
-    # those: so each attempt has its own part of the store.
     store, rank, size = next(iter(dist.rendezvous("env://")))
-    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = fresh_part(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        yield World(rank, size, local_size, device)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(rank, size, local_size, device, patient)
         dist.barrier()  # nobody leaves while another still waits for an answer
     finally:
         dist.destroy_process_group()
@@ -208,13 +221,22 @@ class Parallel:
         """The model itself, for evaluation. When it is sharded every rank must do the same with it."""
         self.model.eval()
         if isinstance(self.model, FSDPModule):
-            self.model.unshard()  # methods other than forward read the root's parameters
+            # Generation enters by methods other than forward, which alone tells FSDP which module is the root.
+            self.model._get_fsdp_state()._lazy_init()
+            self.model.unshard()  # those methods read the root's parameters
         try:
             yield self.model
         finally:
             if isinstance(self.model, FSDPModule):
                 self.model.reshard()
             self.model.train()
+
+    def tanh(self, gates: Sequence[torch.Tensor]) -> list[float]:
+        """Of gates, each of one element; of a sharded model every rank must ask."""
+        gates = [gate.detach() for gate in gates]
+        if self.sharded:
+            gates = [self.whole(gate) for gate in gates]
+        return torch.cat(list(gates)).float().tanh().tolist()
 
     @staticmethod
     def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ class Run:
         training: its settings.
         build: makes (model, processor), with pretrained backbones. Called once on each rank.
         outline: the model's configuration, without loading any weights: what `flamboyance plan` counts with.
-        evaluate: (model, processor) -> figures by name, called on rank 0's model every `evaluate_every` steps.
+        evaluate: (model, processor) -> figures by name, called before the first step and every `evaluate_every`;
+            by all ranks alike, the first one's figures are logged.
         prepare: called once, on the first rank, before anything else: writes shards where a recipe makes its own.
     """
 

@@ -23,7 +23,7 @@ def handling_signals() -> Generator[Callable[[], bool]]:
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
+        if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 

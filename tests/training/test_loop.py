@@ -2,6 +2,9 @@
 
 import errno
 import json
+import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -11,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 
 from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
+from flamboyance.training import files
 from flamboyance.training.config import check
 from flamboyance.training.loop import train
 from tests.data import torture
@@ -147,6 +151,62 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):
         train(replace(other, build=wider))
 
 
+def test_a_checkpoint_of_another_language_model_is_refused(run, tmp_path):
+    train(run(2))
+    build = run(4).build
+
+    def other():
+        model, processor = build()
+        model.config.language = "somewhere/another-model"
+        return model, processor
+
+    with pytest.raises(
+        ValueError, match=r"another model: of .*'language': 'language'.*'another-model'.*another output="
+    ):
+        train(replace(run(4), build=other))
+
+
+def test_an_output_that_is_in_use_is_refused(run, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    output.mkdir()
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
+    holding = [sys.executable, "-c", code + "; time.sleep(60)", str(output / ".lock")]
+    holder = subprocess.Popen(holding, stdout=subprocess.PIPE)
+    assert holder.stdout.readline()
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    try:
+        with pytest.raises(BlockingIOError, match="is being written to by another run"):
+            train(run(2))
+    finally:
+        holder.kill()
+        holder.wait()
+    train(run(2))
+
+
+def test_an_evaluation_that_fails_loses_no_step(run, tmp_path):
+    calls = []
+
+    def evaluate(model, processor):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("out of memory")
+        return {"fine": 1}
+
+    one = replace(run(6), evaluate=evaluate, training=replace(run(6).training, evaluate_every=3))
+    with pytest.raises(MemoryError):
+        train(one)
+    train(one)
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(7))
+
+
+def test_a_run_that_starts_again_from_nothing_leaves_no_lines(run, tmp_path):
+    evaluated = replace(run(3), evaluate=lambda m, p: {"x": 1}, training=replace(run(3).training, evaluate_every=1))
+    train(evaluated)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(evaluated)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3]
+
+
 def test_tensorboard(run, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -166,6 +226,8 @@ def test_tensorboard(run, tmp_path):
         ({"falling": 2.0}, r"falling=2\.0.*between 0 and 1"),
         ({"sources": {}}, "sources is empty"),
         ({"track": ("mlflow",)}, "track='mlflow': expected some of tensorboard, wandb, trackio"),
+        ({"max_skipped": 0}, "max_skipped=0: expected 1 or more"),
+        ({"clip": -1.0}, r"clip=-1\.0: expected 0 or more"),
         ({"parallel": "dpp"}, "parallel='dpp': expected one of auto, ddp, fsdp, hybrid"),
         ({"precision": "fp16"}, "precision='fp16': expected one of fp32, bf16"),
         ({"schedule": "step"}, "schedule='step': expected one of constant, cosine, linear"),

@@ -18,13 +18,14 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"
 LAUNCH += ["--rdzv-endpoint", "localhost:0", "-m", "tests.training.worker"]
 MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
 SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
+EVALUATED = ["fsdp:opt:evaluated:short", "fsdp:llama:evaluated:bf16:short"]
 QUANTIZED = "fsdp:llama:quantized:short"
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("two") / "found.pt"
-    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT, QUANTIZED]
+    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT, *EVALUATED, QUANTIZED]
     process = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
     )
@@ -33,8 +34,9 @@ def together(tmp_path_factory) -> dict:
 
 
 @cache
-def alone(family: str, precision: str = "fp32", packed: bool = False) -> dict:
-    return worker.run(World(0, 1, 1, torch.device("cpu")), "auto", family, STEPS, packed, precision=precision)
+def alone(family: str, precision: str = "fp32", packed: bool = False, evaluated: bool = False) -> dict:
+    here = World(0, 1, 1, torch.device("cpu"))
+    return worker.run(here, "auto", family, STEPS, packed, evaluated, precision=precision)
 
 
 @pytest.mark.parametrize("way", MAIN)
@@ -62,6 +64,16 @@ def test_a_quantized_language_model_is_held_whole_and_the_rest_sharded(together)
     assert found["loss"] != pytest.approx(alone("llama")["loss"][:8], rel=1e-4)  # it is another model
     for name, kind in found["kinds"].items():
         assert kind == ("Parameter" if name.startswith("language_model.") else "DTensor"), name
+
+
+@pytest.mark.parametrize("way", EVALUATED)
+def test_a_sharded_model_is_evaluated_before_its_first_step(together, way):
+    family, low = way.split(":")[1], "bf16" in way
+    single = alone(family, "bf16" if low else "fp32", evaluated=True)
+    if not low:
+        assert together[way]["said"] == single["said"]
+    assert len(together[way]["said"][0]) == len(single["said"][0])
+    assert together[way]["loss"] == pytest.approx(single["loss"][:8], rel=0.05 if low else 1e-4)
 
 
 def test_added_tokens_train_under_sharding(together):

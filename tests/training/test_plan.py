@@ -96,7 +96,7 @@ def test_data_of_a_step(planner):
     assert plan.images == (8 + 4 * 2) * 3 * 16
     assert plan.tokens == (8 * 32 + 4 * 48) * 3 * 16
     assert plan.read == plan.images * 60e3
-    assert plan.cores == pytest.approx(plan.images / plan.step / 150 / 2)
+    assert plan.cores == pytest.approx(plan.images / plan.step / 400 / 2)
 
 
 def test_changes_are_tried_in_order_and_help(planner):

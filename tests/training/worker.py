@@ -13,7 +13,7 @@ from flamboyance.training import parallel as parallelism
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, World, set_precision
 from flamboyance.training.step import Stepper
-from tests.model.families import make
+from tests.model.families import images, make, pad_left, prompt
 from tests.training.batches import item, normalized, training
 
 BATCHES = 2  # of each source a step, however many processes there are
@@ -42,7 +42,9 @@ def quantize(model) -> None:
                     setattr(module, name, Int8Linear(child))
 
 
-def run(here: World, kind: str, family: str, steps: int, packed: bool = False, **options) -> dict:
+def run(
+    here: World, kind: str, family: str, steps: int, packed: bool = False, evaluated: bool = False, **options
+) -> dict:
     config = training(parallel=kind, accumulate=BATCHES // here.size, **options)
     model = make(family).train()
     if packed:
@@ -51,6 +53,11 @@ def run(here: World, kind: str, family: str, steps: int, packed: bool = False, *
     parallel = Parallel(model, config, here)
     stepper = Stepper(parallel, make_optimizer(model.trained_parameters(), config), config, normalized)
     found: dict = {"loss": [], "norm": []}
+    if evaluated:  # before any forward pass
+        with parallel.readable() as readable, torch.no_grad():
+            inputs = pad_left([prompt(3, 4)])
+            pixels = images(2).to(next(model.vision.parameters()).dtype)
+            found["said"] = readable.generate(**inputs, pixel_values=pixels, max_new_tokens=4, do_sample=False).tolist()
     for step in range(steps):
         numbers = range(step * BATCHES + here.rank, (step + 1) * BATCHES, here.size)
         outcome = stepper([item(n) for n in numbers], rate_at(step, config))
@@ -75,6 +82,7 @@ if __name__ == "__main__":
         for way in ways:
             kind, family, *flags = way.split(":")
             options: dict = {"checkpoint_activations": "checkpointed" in flags, "compile": "compiled" in flags}
+            options["evaluated"] = "evaluated" in flags
             options["packed"] = "quantized" in flags
             options["precision"] = "bf16" if "bf16" in flags else "fp32"
             found[way] = run(here, kind, family, 8 if "short" in flags else int(steps), **options)
