@@ -46,7 +46,7 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
     """Cross-entropy of a batch, summed over its targets, in float32. Logits are made for targets alone: (K, V)."""
     rows, tokens = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
     keep = rows * batch.labels.shape[1] + tokens  # the position before each target predicts it
-    target = batch.labels[rows, tokens + 1].to(device, non_blocking=True)
+    target = batch.labels[rows, tokens + 1]
     seen = batch.images_seen.numpy()
     batch = batch.to(device)
     logits = call(
@@ -55,10 +55,15 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
         pixel_values=normalize(batch.images)[:, None],
         media_counts=batch.media_counts,
         images_seen=seen,
-        logits_to_keep=keep.to(device, non_blocking=True),
+        logits_to_keep=_sent(keep, device),
         use_cache=False,
     ).logits
-    return SummedCrossEntropy.apply(logits, target)
+    return SummedCrossEntropy.apply(logits, _sent(target, device))
+
+
+def _sent(table: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return (table.pin_memory() if device.type == "cuda" else table).to(device, non_blocking=True)
 
 
 class SummedCrossEntropy(torch.autograd.Function):
