@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--mfu", 0.35, "share of the peak reached, recomputing included"),
         ("--images-per-document", 3.0, "mean, of interleaved sources"),
         ("--image-bytes", 60e3, "mean, as stored"),
-        ("--decoded", 150.0, "images that a CPU core decodes in a second"),
+        ("--decoded", 400.0, "images that a CPU core decodes in a second"),
     ):
         group.add_argument(name, type=_positive, default=default, metavar="X", help=f"{words} (default: {default:g})")
     group.add_argument("--network", type=_positive, metavar="X", help="Gb/s of a GPU to other nodes (default: kind's)")

@@ -36,7 +36,7 @@ class Assumptions:
     mfu: float = 0.35
     images_per_document: float = 3.0
     image_bytes: float = 60e3
-    decoded: float = 150.0
+    decoded: float = 400.0
 
 
 @dataclass(frozen=True)
