@@ -1,0 +1,1 @@
+"""Evaluation by the papers' protocol: tasks, demonstrations, metrics, runs and their reports."""

@@ -1,0 +1,1 @@
+"""Metrics: CIDEr, VQA accuracy, ROC AUC, accuracy; numbers as the official tools give them, without Java."""
