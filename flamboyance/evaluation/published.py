@@ -71,7 +71,7 @@ def named(name: str) -> str:
 
 
 def counterpart(name: str) -> str | None:
-    """The Flamingo that an OpenFlamingo is compared with in its paper (3B and 4B: Flamingo-3B); a Flamingo is its own."""
+    """The Flamingo that an OpenFlamingo is compared with in its paper; 3B for 4B. A Flamingo is its own."""
     model = find(name)
     return None if model is None else _model(model).get("counterpart", model)
 
@@ -81,8 +81,8 @@ def score(model: str, task: str, shots: int, mode: str = "random") -> tuple[floa
 
     Args:
         model: as `find` understands it.
-        task: "coco", "flickr30k", "vqav2", "ok_vqa", "textvqa", "vizwiz", "hateful_memes", "imagenet", or one of Flamingo's
-            video tasks; case and punctuation do not matter.
+        task: "coco", "flickr30k", "vqav2", "ok_vqa", "textvqa", "vizwiz", "hateful_memes", "imagenet", or one of
+            Flamingo's video tasks; case and punctuation do not matter.
         shots: 0, 4, 8, 16 or 32. On ImageNet 8 and 16: of one support image a class for 8, of five for 16, and without
             ensembling (`imagenet` has all).
         mode: "random" or "rices".
