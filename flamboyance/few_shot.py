@@ -144,16 +144,8 @@ class FewShotTask:
         if len(set(labels)) != len(labels):
             raise ValueError("labels holds one twice; give each label once.")
         query = self.template.query(*batch[0][1:])
-        candidates = [self._completion(query, label) for label in labels]
+        candidates = [completion_tokens(self.processor, self.template, query, label) for label in labels]
         return self.model.score(**self._prompts(batch), candidates=candidates, normalize=normalize)
-
-    def _completion(self, query: str, label: str) -> list[int]:
-        """A label's tokens as they stand after a query: tokenizers may write a word otherwise at a text's beginning."""
-        completion = self.template.completion(label)
-        asked, answered = self.processor.tokenize([query, query + completion])
-        if len(asked) < len(answered) and answered[: len(asked)] == asked:
-            return answered[len(asked) :]
-        return self.processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
 
     def _queries(self, queries: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Each query as (image, fields before the answer)."""
@@ -228,6 +220,15 @@ class FewShotTask:
         if self.texts:
             self.__dict__["prefix"] = _read_prefix(directory / "prefix.safetensors", model)
         return self
+
+
+def completion_tokens(processor: FlamingoProcessor, template: Template, query: str, label: str) -> list[int]:
+    """A label's tokens as they stand after a query: tokenizers may write a word otherwise at a text's beginning."""
+    completion = template.completion(label)
+    asked, answered = processor.tokenize([query, query + completion])
+    if len(asked) < len(answered) and answered[: len(asked)] == asked:
+        return answered[len(asked) :]
+    return processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
 
 
 def fingerprint(model: FlamingoForConditionalGeneration) -> str:

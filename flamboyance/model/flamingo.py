@@ -155,6 +155,10 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             latents = torch.zeros(0, *home.shape, dtype=home.dtype, device=home.device)
         else:
             latents = self.resampler(patches.to(home.device, home.dtype))
+        return self.media_of(latents, media_counts)
+
+    def media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
+        """The last part of `encode_media`: latents (M, L, D) with their keys and values of every block."""
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
         ends = np.cumsum([0, *media_counts])
         return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+)
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model.media import Media, count_seen
@@ -36,9 +42,9 @@ class Generating(GenerationMixin):
     ) -> Any:
         """Transformers' `generate` (greedy, beams, sampling, streamers, …) on prompts with media.
 
-        Media are encoded once, whatever the number of beams or returned sequences. Ends at `<|endofchunk|>`; never
-        emits `<image>` or added padding. To go on with a conversation, give the whole text so far, its
-        past_key_values, and `media.append(model.encode_media(new_pixels))`.
+        Media and prompts are computed once, whatever the number of beams or returned sequences. Ends at
+        `<|endofchunk|>`; never emits `<image>` or added padding. To go on with a conversation, give the whole text so
+        far, its past_key_values, and `media.append(model.encode_media(new_pixels))`.
 
         Args:
             input_ids: (B, T), padded on the left.
@@ -54,6 +60,8 @@ class Generating(GenerationMixin):
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
         seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
         cache, sequences = kwargs.get("past_key_values"), self._sequences(kwargs)
+        if sequences > 1 and cache is None and input_ids.shape[1] > 1 and self._plain(kwargs):
+            cache = self.prefill(input_ids, attention_mask, media, seen)
         if cache is not None and sequences > 1:
             kwargs["past_key_values"] = branch(cache, sequences)
         processors = LogitsProcessorList(logits_processor or [])
@@ -61,6 +69,33 @@ class Generating(GenerationMixin):
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
         generate: Any = super().generate
         return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
+
+    @torch.no_grad()
+    def prefill(
+        self, input_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: np.ndarray
+    ) -> DynamicCache:
+        """A cache of each prompt but for its last token, to go on from in as many ways as wanted. Arguments as in
+        `forward`."""
+        cache = DynamicCache()
+        mask = None if attention_mask is None else attention_mask[:, :-1]
+        model: Any = self
+        model(
+            input_ids=input_ids[:, :-1],
+            attention_mask=mask,
+            media=media,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            images_seen=images_seen[:, :-1],
+        )
+        return cache
+
+    @staticmethod
+    def _plain(options: dict[str, Any]) -> bool:
+        """Whether nothing is asked of the prompt's own computation, nor another kind of cache."""
+        named = options | {k: v for k, v in vars(options.get("generation_config") or object).items() if v is not None}
+        wanted = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
+        return named.get("use_cache") is not False and not any(named.get(name) for name in wanted)
 
     def _sequences(self, options: dict[str, Any]) -> int:
         """Rows of text per prompt while generating: beams or returned sequences."""

@@ -2,7 +2,8 @@
 
 A tower's features are the last block's patch tokens *before* the final LayerNorm and without class or
 register tokens (a grid's cells for a convolutional tower): what the published Flamingo checkpoints were
-trained on, whatever a library's own output is today.
+trained on, whatever a library's own output is today. By `embed` a tower gives one vector an image, as its
+library does: what images are compared by.
 
 Shapes: n images, C H W pixels, P patches, D width.
 """
@@ -25,12 +26,13 @@ class VisionTower(nn.Module):
 
     Attributes: `model`, the library's own module; `spec`, the dict that `from_config` builds it again from;
     `width` (D); `image_size`, the side in pixels that it was made for; `patches` (P at that size; None for a
-    convolutional tower).
+    convolutional tower); `projection`, CLIP's of its pooled feature, where it was asked for and found.
     """
 
-    def __init__(self, model: Any, spec: dict[str, Any]) -> None:
+    def __init__(self, model: Any, spec: dict[str, Any], projection: nn.Module | None = None) -> None:
         super().__init__()
         self.model: Any = model
+        self.projection = projection
         self.spec = spec
         if spec["library"] == "transformers":
             self.width, self.image_size, self.patches = vision_transformers.geometry(spec["config"])
@@ -59,6 +61,7 @@ class VisionTower(nn.Module):
         cache_dir: str | None = None,
         local_files_only: bool = False,
         dtype: torch.dtype | str | None = None,
+        projection: bool = False,
     ) -> VisionTower:
         """Load a tower with its weights.
 
@@ -68,6 +71,8 @@ class VisionTower(nn.Module):
             `openai/clip-vit-...`, without open_clip.
         library: "transformers", "openclip" or "timm", where the name alone does not say it.
         dtype: of the weights; None or "auto" keeps the files'.
+        projection: also what `embed` projects by, if the files hold it. Only transformers' CLIP asks: a Flamingo
+            has no use for it, towers saved alone lack it, and other libraries' towers have theirs anyway.
 
         Raises ValueError for a name that is none of these, ImportError where a library is not installed.
         """
@@ -78,7 +83,10 @@ class VisionTower(nn.Module):
             if spec["config"] is not None:
                 config["hidden_act"] = spec["config"]["hidden_act"]  # OpenAI's towers: QuickGELU
             spec["config"] = config
-            return cls(vision_transformers.load(spec["name"], config, dtype=dtype, **options), spec)
+            module = vision_transformers.load(spec["name"], config, dtype=dtype, **options)
+            if not projection:
+                return cls(module, spec)
+            return cls(module, spec, vision_transformers.load_projection(spec["name"], config, dtype=dtype, **options))
         load = vision_libraries.openclip_load if spec["library"] == "openclip" else vision_libraries.timm_load
         model, spec["config"] = load(spec, **options)
         return cls(model if dtype in (None, "auto") else model.to(_torch_dtype(dtype)), spec)
@@ -100,6 +108,25 @@ class VisionTower(nn.Module):
         if self.spec["library"] == "openclip":
             return vision_libraries.openclip_features(self.model, pixels)
         return vision_libraries.timm_features(self.model, pixels)
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """pixels (n, C, H, W), already normalised -> one vector an image (n, D), float32, of length 1.
+
+        It is what the model's library compares images by: CLIP's pooled feature, projected if the tower has the
+        projection (see from_pretrained); SigLIP's pooled feature; the class token of DINOv2 and ViT; OpenCLIP's
+        `encode_image`; timm's feature before the classifier. D need not be `width`. Raises as `forward`.
+        """
+        self._check(pixels)
+        pixels = pixels.to(self.dtype)
+        if self.spec["library"] == "transformers":
+            pooled = vision_transformers.pooled(self.model, pixels)
+            pooled = pooled if self.projection is None else self.projection(pooled)
+        elif self.spec["library"] == "openclip":
+            pooled = vision_libraries.openclip_pooled(self.model, pixels)
+        else:
+            pooled = vision_libraries.timm_pooled(self.model, pixels)
+        return nn.functional.normalize(pooled.float(), dim=-1)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the tower as a transformers directory, for a checkpoint that stands alone.

@@ -106,6 +106,12 @@ def openclip_features(visual: Any, pixels: Tensor) -> Tensor:
     return out["image_intermediates"][-1]
 
 
+def openclip_pooled(visual: Any, pixels: Tensor) -> Tensor:
+    """Pixels (n, C, H, W) -> what OpenCLIP's `encode_image` gives, not normalised: pooled and projected (n, D)."""
+    out = visual(pixels)
+    return out[0] if isinstance(out, tuple) else out  # CoCa's has the tokens beside it
+
+
 def _openclip_name(name: str) -> str:
     if Path(name).is_dir():
         return f"local-dir:{name}"
@@ -198,6 +204,11 @@ def timm_features(model: Any, pixels: Tensor) -> Tensor:
         f"vision tower: {type(model).__name__} of timm gives features {tuple(grid.shape)}; expected "
         "a grid (CNNs) or a ViT with forward_intermediates"
     )
+
+
+def timm_pooled(model: Any, pixels: Tensor) -> Tensor:
+    """Pixels (n, C, H, W) -> what the model's classifier would see (n, D): class token or mean, after the final norm."""
+    return model(pixels)
 
 
 def _is_vit(model: Any) -> bool:

@@ -106,24 +106,47 @@ def load(
 ) -> nn.Module:
     """A tower with the weights of a hub name or directory; ValueError if some are not there."""
     family = family_of(config, name)
-    module, info = _quiet(getattr(transformers, family.model_class)).from_pretrained(
-        name,
-        config=AutoConfig.for_model(**config),
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        dtype=dtype or "auto",
-        attn_implementation="sdpa",
-        output_loading_info=True,
-    )
-    module.__class__ = getattr(transformers, family.model_class)
-    # Pooling heads are not used; files without them are as good.
-    missing = sorted(k for k in info["missing_keys"] if not k.startswith(("pooler.", "head.")))
+    hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    module, missing = _load(family.model_class, name, AutoConfig.for_model(**config), dtype, **hub)
+    # Patch features need no pooling head; files without one are as good.
+    headless = any(k.startswith("head.") for k in missing)
+    missing = [k for k in missing if not k.startswith(("pooler.", "head."))]
     if missing:
         raise ValueError(
             f"vision tower {name}: {len(missing)} weights are not in its files, among them {missing[0]}; "
             f"expected those of a {family.model_class}"
         )
+    if headless:
+        module.head = None  # and not random weights, by which `pooled` would pool
     return module
+
+
+def load_projection(
+    name: str,
+    config: dict[str, Any],
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype | str | None = None,
+) -> nn.Linear | None:
+    """CLIP's projection of the pooled feature to what it shares with text; None where the files hold none."""
+    if config["model_type"] != "clip_vision_model":
+        return None
+    hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    stored = AutoConfig.from_pretrained(name, **hub)  # a whole CLIP's own size counts, not its tower's
+    hf_config = AutoConfig.for_model(**config | {"projection_dim": stored.projection_dim})
+    module, missing = _load("CLIPVisionModelWithProjection", name, hf_config, dtype, **hub)
+    return None if "visual_projection.weight" in missing else module.visual_projection
+
+
+def _load(
+    model_class: str, name: str, config: PreTrainedConfig, dtype: torch.dtype | str | None, **hub: Any
+) -> tuple[Any, list[str]]:
+    """(model of a hub name or directory, names of weights that its files lack)."""
+    module, info = _quiet(getattr(transformers, model_class)).from_pretrained(
+        name, config=config, dtype=dtype or "auto", attn_implementation="sdpa", output_loading_info=True, **hub
+    )
+    module.__class__ = getattr(transformers, model_class)
+    return module, sorted(info["missing_keys"])
 
 
 def _quiet(model_class: Any) -> Any:
@@ -153,6 +176,26 @@ def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
 def features(module: Any, pixels: Tensor) -> Tensor:
     """Pixels (n, C, H, W) -> the last block's patches (n, P, D), before the final norm, no special tokens."""
     config = module.config
+    special = int(FAMILIES[config.model_type].has_class_token) + getattr(config, "num_register_tokens", 0)
+    return _tokens(module, pixels)[:, special:]
+
+
+def pooled(module: Any, pixels: Tensor) -> Tensor:
+    """Pixels (n, C, H, W) -> one feature an image (n, D), after the final norm.
+
+    It is the class token; SigLIP, which has none, pools by its attention head, or else by the mean of the patches.
+    """
+    x = _tokens(module, pixels)
+    x = module.post_layernorm(x) if hasattr(module, "post_layernorm") else module.layernorm(x)
+    if FAMILIES[module.config.model_type].has_class_token:
+        return x[:, 0]
+    head = getattr(module, "head", None)
+    return x.mean(1) if head is None else head(x)
+
+
+def _tokens(module: Any, pixels: Tensor) -> Tensor:
+    """Pixels (n, C, H, W) -> all tokens after the last block (n, T, D), before the final norm."""
+    config = module.config
     if config.model_type == "siglip2_vision_model":
         x = _embed_naflex(module, pixels)
     else:
@@ -165,8 +208,7 @@ def features(module: Any, pixels: Tensor) -> Tensor:
     for block in blocks:
         x = block(x, *mask)
         x = x[0] if isinstance(x, tuple) else x
-    special = int(FAMILIES[config.model_type].has_class_token) + getattr(config, "num_register_tokens", 0)
-    return x[:, special:]
+    return x
 
 
 def _blocks(encoder: Any) -> nn.ModuleList:
