@@ -1,0 +1,240 @@
+"""A run's directory: predictions as they are made, scores when a cell is complete.
+
+run.json                                what was asked of which model, with which versions
+<task>/<shots>-<mode>-<seed>/           a cell
+    predictions.jsonl                   an object a query; while the cell is being made predictions-<rank>.jsonl
+    score.json                          the metric's value; a cell that has it is done
+    test_server.json                    for tasks whose answers are measured elsewhere
+scores.json                             all cells: mean and deviation over seeds
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from flamboyance.evaluation.prompts import Prompt
+from flamboyance.evaluation.task import Prediction, Score, Task
+from flamboyance.model.files import replacing
+
+MOST_LABELS = 20  # of which all probabilities are written; of more labels, the likeliest
+LIKELIEST = 5
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: a task, asked with so many demonstrations, chosen in one way from one seed."""
+
+    task: str
+    shots: int
+    mode: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.shots} shots, {self.mode}, seed {self.seed}"
+
+    def folder(self, output: Path) -> Path:
+        return output / self.task / f"{self.shots}-{self.mode}-{self.seed}"
+
+
+def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[float] | None) -> Row:
+    """What is written of one query."""
+    labels = prompt.task.labels or ()
+    found = None if scores is None else dict(zip(labels, scores, strict=True))
+    if found is not None and len(found) > MOST_LABELS:
+        found = dict(sorted(found.items(), key=lambda pair: -pair[1])[:LIKELIEST])
+    query = prompt.query
+    return {
+        "id": query.id,
+        "image": str(query.image),
+        "asked": list(query.asked),
+        "prompt": prompt.text,
+        "demonstrations": [
+            {
+                "id": one.id,
+                "image": None if prompt.blind else str(one.image),
+                "asked": list(one.asked),
+                "answer": one.answer,
+            }
+            for one in prompt.demonstrations
+        ],
+        "generated": generated,
+        "answer": answer,
+        "scores": found,
+        "references": list(query.references),
+        "score": None,
+        "dropped": prompt.dropped,
+    }
+
+
+def prediction(found: Row, task: Task) -> Prediction:
+    """What a metric needs of a row."""
+    scores = found["scores"]
+    complete = scores is not None and task.labels is not None and set(scores) == set(task.labels)
+    return Prediction(found["answer"], tuple(scores[label] for label in task.labels or ()) if complete else None)
+
+
+class Rows:
+    """A cell's predictions while they are made: every process appends to a file of its own."""
+
+    def __init__(self, folder: Path, rank: int):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO | None = None
+        self._path = folder / f"predictions-{rank}.jsonl"
+        if self._path.exists():  # a line that a killed process left unfinished
+            written = self._path.read_bytes()
+            whole = written[: written.rfind(b"\n") + 1]
+            if whole != written:
+                with replacing(self._path) as part:
+                    Path(part).write_bytes(whole)
+
+    def read(self) -> dict[str, Row]:
+        """The rows of all processes, by id."""
+        files = sorted(self.folder.glob("predictions*.jsonl"))
+        return {found["id"]: found for file in files for found in read_rows(file)}
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Writes rows, and lets them reach the file."""
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
+        for one in rows:
+            self._file.write(json.dumps(one, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The complete lines of a file of predictions.
+
+    Raises:
+        ValueError: a line is not a prediction; names file and line.
+    """
+    rows = []
+    # Split at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number} is not JSON ({error}); delete it to have it made again") from None
+        if not isinstance(found, dict) or not {"id", "answer", "scores"} <= found.keys():
+            raise ValueError(f"{file}, line {number} is no prediction; delete that line to have it made again")
+        rows.append(found)
+    return rows
+
+
+def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> Row:
+    """Puts a cell's predictions in order, measures them, and writes both. Returns score.json's content.
+
+    Raises:
+        ValueError: predictions are missing, or there are some of other queries.
+    """
+    folder = cell.folder(output)
+    found = Rows(folder, 0).read()
+    examples = task.queries
+    missing = [one.id for one in examples if one.id not in found]
+    if missing or len(found) != len(examples):
+        raise ValueError(
+            f"{folder} holds {len(found)} predictions for {len(examples)} queries"
+            + (f"; {len(missing)} are missing, such as {missing[0]!r}" if missing else "")
+            + ". It was made from other data; give another output, or remove the folder."
+        )
+    rows = [found[one.id] for one in examples]
+    predictions = [prediction(one, task) for one in rows]
+    measured = _measured(task, examples, predictions)
+    for one in rows:
+        one["score"] = None if measured is None else measured.items.get(one["id"])
+    with replacing(folder / "predictions.jsonl") as part, open(part, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+    if task.test_server is not None:
+        _write(folder / "test_server.json", task.test_server(examples, predictions))
+    score = {
+        "task": cell.task,
+        "metric": task.metric.name,
+        "shots": cell.shots,
+        "mode": cell.mode,
+        "seed": cell.seed,
+        "value": None if measured is None else measured.value,
+        "interval": None if measured is None else list(measured.interval),
+        "queries": len(rows),
+        "dropped": sum(one["dropped"] for one in rows),
+        "seconds": seconds,
+    }
+    _write(folder / "score.json", score)
+    for part in folder.glob("predictions-*.jsonl"):
+        part.unlink()
+    return score
+
+
+def _measured(task: Task, examples: Sequence[Any], predictions: Sequence[Prediction]) -> Score | None:
+    """None where there is nothing to compare with: a test split, whose answers a server holds."""
+    if not any(one.references for one in examples):
+        return None
+    return task.metric.measure(examples, predictions)
+
+
+def summary(output: Path, cells: Iterable[Cell]) -> Row:
+    """Mean and deviation (of the population, as the papers' code has it) over seeds; also written to scores.json."""
+    found: Row = {}
+    for cell in cells:
+        file = cell.folder(output) / "score.json"
+        if file.exists() and (value := json.loads(file.read_text())["value"]) is not None:
+            shots = found.setdefault(cell.task, {}).setdefault(cell.mode, {}).setdefault(str(cell.shots), {"seeds": {}})
+            shots["seeds"][str(cell.seed)] = value
+    for modes in found.values():
+        for counts in modes.values():
+            for shots in counts.values():
+                values = [v for v in shots["seeds"].values() if not math.isnan(v)]
+                shots["mean"] = statistics.fmean(values) if values else None
+                shots["std"] = statistics.pstdev(values) if len(values) > 1 else None
+    _write(output / "scores.json", found)
+    return found
+
+
+def _write(file: Path, content: Any) -> None:
+    with replacing(file) as part, open(part, "w", encoding="utf-8") as opened:
+        json.dump(content, opened, ensure_ascii=False, indent=1)
+        opened.write("\n")
+
+
+def begin(output: Path, about: Row) -> None:
+    """Writes run.json, or goes on with the run that is there.
+
+    Raises:
+        ValueError: that run is of another model, protocol or data.
+    """
+    file = output / "run.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        for name in ("model", "protocol", "fixed", "tasks"):
+            old, new = before.get(name), about[name]
+            if name == "tasks":  # further tasks may join
+                old, new = (
+                    {k: v for k, v in each.items() if k in new and k in (old or {})} for each in (old or {}, new)
+                )
+                about["tasks"] = (before.get("tasks") or {}) | about["tasks"]
+            if old != new:
+                raise ValueError(
+                    f"{output} holds an evaluation with another {name}: {_difference(old, new)}. Give another "
+                    "--output, or ask as before: the run then goes on where it stopped."
+                )
+    output.mkdir(parents=True, exist_ok=True)
+    _write(file, about)
+
+
+def _difference(old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return "; ".join(f"{key}: {_difference(old.get(key), new.get(key))}" for key in keys)
+    return f"{old!r} there, {new!r} now"

@@ -1,0 +1,207 @@
+"""A whole evaluation: tasks × shots × ways of choosing demonstrations × seeds, on one process or many.
+
+What is done is on the disk: the same command goes on with a run that was stopped or killed, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from flamboyance.evaluation import results, shots
+from flamboyance.evaluation.prompts import Prompt
+from flamboyance.evaluation.ranks import Ranks
+from flamboyance.evaluation.results import Cell
+from flamboyance.evaluation.task import Task
+
+WINDOW = 1024  # prompts whose lengths are compared, to batch like with like
+
+
+class Answers(Protocol):
+    """What a model has to be able to do; see FlamingoAnswers."""
+
+    context: int | None
+    seconds: Counter[str]
+
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]: ...
+    def ahead(self, prompts: Sequence[Prompt]) -> None: ...
+    def generate(self, prompts: Sequence[Prompt]) -> list[str]: ...
+    def score(self, prompts: Sequence[Prompt]) -> list[list[float]]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tasks are asked.
+
+    Args:
+        output: the results directory.
+        shots: numbers of demonstrations. 0 is asked with two demonstrations without their images, as the papers do.
+        modes: how demonstrations are chosen; see `shots.select`.
+        seeds: of that choice. RICES draws nothing, and is asked once, unless the queries change with the seed.
+        queries: of each task; None: all.
+        batch_size: prompts computed together.
+        protocol: "papers", or "openflamingo" for what produced the published tables.
+    """
+
+    output: Path
+    shots: tuple[int, ...] = (0, 4, 8, 16, 32)
+    modes: tuple[str, ...] = ("random",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    queries: int | None = None
+    batch_size: int = 8
+    protocol: str = "papers"
+
+    def cells(self, task: str) -> list[Cell]:
+        by_chance = self.queries is not None and self.protocol == "openflamingo"
+        return [
+            Cell(task, number, mode, seed)
+            for mode in self.modes
+            for number in self.shots
+            for seed in (self.seeds if mode != "rices" or by_chance else self.seeds[:1])
+        ]
+
+    def asked(self, task: Task, seed: int) -> Task:
+        """The task with the queries that are asked."""
+        if self.queries is None:
+            return task
+        chosen = shots.choose_queries(task, self.queries, seed, self.protocol)
+        return replace(task, queries=[task.queries[i] for i in chosen])
+
+
+def evaluate(
+    tasks: Sequence[Task],
+    answers: Answers,
+    settings: Settings,
+    about: dict[str, Any],
+    features: Callable[[Task], Any] | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+    say: Callable[[str], None] = print,
+    advance: Callable[[int], None] = lambda _: None,
+) -> results.Row:
+    """Asks everything that is not answered yet, and measures it.
+
+    Args:
+        about: the content of run.json.
+        features: of a task's images, for RICES.
+        say: told of every finished cell, in a line.
+        advance: told of queries as they are answered.
+
+    Returns:
+        The content of scores.json.
+    """
+    if ranks.first:
+        results.begin(settings.output, about)
+    ranks.wait()
+    cells = [(task, cell) for task in tasks for cell in settings.cells(task.name)]
+    for whole_task, cell in cells:
+        task = settings.asked(whole_task, cell.seed)
+        if (cell.folder(settings.output) / "score.json").exists():
+            advance(len(ranks.share(task.queries)))
+            continue
+        found = features(task) if cell.mode == "rices" and features is not None else None
+        _ask(task, cell, answers, settings, found, ranks, advance)
+        ranks.wait()
+        if ranks.first:
+            score = results.finish(cell, settings.output, task, dict(answers.seconds))
+            say(_line(task, cell, score))
+        ranks.wait()
+    whole = results.summary(settings.output, [cell for _, cell in cells]) if ranks.first else {}
+    ranks.wait()
+    return whole
+
+
+def _ask(
+    task: Task,
+    cell: Cell,
+    answers: Answers,
+    settings: Settings,
+    features: Any,
+    ranks: Ranks,
+    advance: Callable[[int], None],
+) -> None:
+    """This process's part of a cell."""
+    answers.seconds.clear()
+    began = time.perf_counter()
+    rows = results.Rows(cell.folder(settings.output), ranks.rank)
+    done = rows.read()
+    chosen = shots.select(task, cell.shots, cell.mode, cell.seed, settings.protocol, features=features)
+    mine = ranks.share(range(len(task.queries)))
+    todo = [Prompt.of(task, i, chosen[i], cell.shots) for i in mine if task.queries[i].id not in done]
+    advance(len(mine) - len(todo))
+    try:
+        for start in range(0, len(todo), WINDOW):
+            batches = _batches(todo[start : start + WINDOW], answers, settings.batch_size)
+            for batch, following in zip(batches, [*batches[1:], []], strict=True):
+                answers.ahead(following)
+                rows.append(_answered(batch, answers, cell.seed, settings.protocol))
+                advance(len(batch))
+    finally:
+        rows.close()
+    answers.seconds["all"] = time.perf_counter() - began
+
+
+def _batches(prompts: Sequence[Prompt], answers: Answers, size: int) -> list[list[Prompt]]:
+    """Prompts that fit the context, like lengths together, the longest first: if memory is short, it shows at once."""
+    prompts, lengths = _fitted(prompts, answers)
+    order = np.argsort([-length for length in lengths], kind="stable")
+    return [[prompts[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def _fitted(prompts: Sequence[Prompt], answers: Answers) -> tuple[list[Prompt], list[int]]:
+    """Leaves out demonstrations, the first ones, where a prompt is too long for the model; never of the query."""
+    fitted, lengths = list(prompts), answers.lengths(prompts)
+    if answers.context is None:
+        return fitted, lengths
+    for i, prompt in enumerate(prompts):
+        room = answers.context - prompt.task.max_new_tokens
+        while lengths[i] > room:
+            if not fitted[i].demonstrations:
+                raise ValueError(
+                    f"{prompt.task.name}, query {prompt.query.id!r} alone has {lengths[i]} tokens, and the model takes "
+                    f"{answers.context} with the answer's {prompt.task.max_new_tokens}: shorten its text."
+                )
+            fitted[i] = fitted[i].without_first(1)
+            (lengths[i],) = answers.lengths([fitted[i]])
+    return fitted, lengths
+
+
+def _answered(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[results.Row]:
+    task = batch[0].task
+    if task.labels is None:
+        generated = answers.generate(batch)
+        said = [task.post_process(task.template.parse(text)) for text in generated]
+        return [results.row(*one, None) for one in zip(batch, generated, said, strict=True)]
+    scores = _scores(batch, answers, seed, protocol)
+    said = [task.labels[int(np.argmax(each))] for each in scores]
+    return [results.row(prompt, None, label, each) for prompt, label, each in zip(batch, said, scores, strict=True)]
+
+
+def _scores(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[list[float]]:
+    """Log-probabilities of the labels, averaged over orders of the demonstrations if the task wants several."""
+    orders = [
+        shots.permutations(len(prompt.demonstrations), prompt.task.permutations, seed, prompt.query.id, protocol)
+        for prompt in batch
+    ]
+    turns = [
+        [p.in_order(o[turn]) for p, o in zip(batch, orders, strict=True) if turn < len(o)]
+        for turn in range(max(map(len, orders)))
+    ]
+    totals = np.zeros((len(batch), len(batch[0].task.labels or ())))
+    for turn, prompts in enumerate(turns):
+        places = [i for i, o in enumerate(orders) if turn < len(o)]
+        totals[places] += np.array(answers.score(prompts))
+    return (totals / np.array([[len(o)] for o in orders])).tolist()
+
+
+def _line(task: Task, cell: Cell, score: results.Row) -> str:
+    if score["value"] is None:
+        return f"{cell}: {score['queries']} answers; no references here to measure them by"
+    low, high = score["interval"]
+    cut = f"; {score['dropped']} demonstrations dropped for length" if score["dropped"] else ""
+    return f"{cell}: {task.metric.name} {score['value']:.2f} [{low:.2f}, {high:.2f}] of {score['queries']} queries{cut}"
