@@ -207,7 +207,7 @@ def timm_features(model: Any, pixels: Tensor) -> Tensor:
 
 
 def timm_pooled(model: Any, pixels: Tensor) -> Tensor:
-    """Pixels (n, C, H, W) -> what the model's classifier would see (n, D): class token or mean, after the final norm."""
+    """Pixels (n, C, H, W) -> what the model's classifier would see (n, D): pooled, after the final norm."""
     return model(pixels)
 
 
