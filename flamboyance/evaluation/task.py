@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flamboyance.templates import Template
+from flamboyance.templates import IMAGE_TOKEN, Template
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Task:
         separator: what stands between demonstrations.
         post_process: what `template.parse` leaves of an answer -> what is measured.
         permutations: orders of the demonstrations over which labels' probabilities are averaged.
+        instruction: how a chat model is asked, with the template's fields before the answer in braces; "": as the
+            template asks.
         test_server: predictions by query -> the content of the file that the task's test server takes, or None.
     """
 
@@ -99,7 +101,14 @@ class Task:
     separator: str = ""
     post_process: Callable[[str], str] = str.strip
     permutations: int = 1
+    instruction: str = ""
     test_server: Callable[[Sequence[Example], Sequence[Prediction]], object] | None = None
+
+    def asking(self, example: Example) -> str:
+        """What a chat model is asked beside the image."""
+        if not self.instruction:
+            return self.template.query(*example.asked).replace(IMAGE_TOKEN, "").strip()
+        return self.instruction.format(**dict(zip(self.template.fields, example.asked, strict=False)))
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,13 @@ class TaskFile:
 
     Attributes:
         name, title: as in Task.
-        files: what it reads: a name for each file or folder, and where it stands below the task's data directory.
+        files: what it reads: a name for each file or folder, and where it stands below the task's data directory. A
+            folder's path ends in "/"; "a.json|b.json" is the first of the two that exists.
         load: paths by those names, and the protocol ("papers" or "openflamingo") -> the task.
         about: one line: what is asked, of which split, by which metric.
         optional: files that are used where they exist, as `files`.
+        for_queries: which of those names are not needed for demonstrations alone; `load` is then called without them.
+        splits: further splits to ask, by name: the paths that stand instead of those in `files`; "" for none.
     """
 
     name: str
@@ -120,3 +132,5 @@ class TaskFile:
     load: Callable[[Mapping[str, Path], str], Task]
     about: str
     optional: Mapping[str, str] = field(default_factory=dict)
+    for_queries: tuple[str, ...] = ()
+    splits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
