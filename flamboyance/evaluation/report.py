@@ -1,0 +1,203 @@
+"""Tables of one or more evaluations: scores beside published ones, differences between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from flamboyance.evaluation import published
+from flamboyance.evaluation.paired import Difference, compare
+from flamboyance.evaluation.runs import Line, Run
+
+USUAL = "OpenFlamingo-9B"
+NONE = "–"
+BY_RANDOM = "†"
+Key = tuple[str, str, int]  # task, mode, shots
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows, as the terminal and Markdown show it.
+
+    Attributes:
+        left: columns that are words; the others are numbers.
+        sections: groups of rows, with a line between them.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    left: int
+    sections: tuple[tuple[tuple[str, ...], ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What runs say, side by side.
+
+    Attributes:
+        beside: published models whose scores stand beside the runs', as `published.models` names them.
+    """
+
+    runs: tuple[Run, ...]
+    beside: tuple[str, ...]
+    lines: tuple[dict[Key, Line], ...]
+    differences: tuple[Difference, ...] = field(default=())
+
+    @property
+    def keys(self) -> list[Key]:
+        """Of all runs' lines; tasks in the order of the first run that has them."""
+        found = {key: None for lines in self.lines for key in lines}
+        tasks = list(dict.fromkeys(task for task, _, _ in found))
+        modes = list(dict.fromkeys(mode for _, mode, _ in found))
+        return sorted(found, key=lambda key: (tasks.index(key[0]), modes.index(key[1]), key[2]))
+
+    def title(self, task: str) -> str:
+        named = [run.title(task) for run in self.runs if task in run.tasks]
+        return named[0] if named else task
+
+    def metric(self, task: str) -> str:
+        named = [run.metric(task) for run in self.runs if task in run.tasks]
+        return next(filter(None, named), "")
+
+
+def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
+    """Puts runs side by side; two runs are also compared query by query.
+
+    Args:
+        beside: names of published models; None: the runs' own where they are published, else OpenFlamingo-9B. Of these
+            only those stand there that have a score of a task that was asked.
+
+    Raises:
+        ValueError: a name is of no published model, or a file of a run is damaged.
+        OSError: a finished cell's predictions are gone, and there are two runs.
+    """
+    names = [published.named(name) for name in beside] if beside is not None else default_beside(runs)
+    differences = compare(runs[0], runs[1]) if len(runs) == 2 else []
+    lines = tuple({line.key: line for line in run.lines()} for run in runs)
+    whole = Report(tuple(runs), (), lines, tuple(differences))
+    there = [name for name in dict.fromkeys(names) if any(_published(name, *key) for key in whole.keys)]
+    return Report(tuple(runs), tuple(there), lines, tuple(differences))
+
+
+def default_beside(runs: Sequence[Run]) -> list[str]:
+    return [name for run in runs if (name := published.find(run.model))] or [USUAL]
+
+
+def scores(report: Report) -> Table:
+    """Tasks × modes × shots: every run's mean (deviation) over seeds and interval, and what is published."""
+    columns = ["task", "demonstrations", "shots"]
+    for run in report.runs:
+        columns += [run.name if len(report.runs) > 1 else "score", "95 %"]
+    columns += ["seeds", "queries", *(f"{name} (paper)" for name in report.beside)]
+    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for task, mode, shots in report.keys:
+        rows = sections.setdefault((task, mode), [])
+        first = not rows
+        found = [lines.get((task, mode, shots)) for lines in report.lines]
+        row = [f"{report.title(task)}, {report.metric(task)}" if first else "", mode if first else "", str(shots)]
+        for line in found:
+            row += [_mean(line), _interval(None if line is None else line.interval)]
+        row += [_same(str(len(line.cells)) for line in found if line), _same(_count(line) for line in found if line)]
+        sections[task, mode].append((*row, *(_published(name, task, mode, shots) or NONE for name in report.beside)))
+    return Table("Scores", tuple(columns), 2, tuple(map(tuple, sections.values())), tuple(_notes(report)))
+
+
+def differences(report: Report) -> Table | None:
+    """The second run less the first; None unless there are two."""
+    if len(report.runs) != 2:
+        return None
+    first, second = report.runs
+    columns = ("task", "demonstrations", "shots", first.name, second.name, "difference", "95 %", "queries", "")
+    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for one in report.differences:
+        rows = sections.setdefault((one.task, one.mode), [])
+        head = (report.title(one.task), one.mode) if not rows else ("", "")
+        sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
+        told = one.why_not or ("" if sure else "not clear")
+        change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
+        numbers = (_number(one.first), _number(one.second), change, _interval(one.interval, "+.1f"))
+        rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", told))
+    note = (
+        f"Difference: {second.name} less {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
+        "over queries. Not clear: the interval holds 0."
+    )
+    if not report.differences:
+        note = "The runs have no task in common that was asked with as many demonstrations, chosen in the same way."
+    return Table("Difference", columns, 2, tuple(map(tuple, sections.values())), (note,))
+
+
+def unfinished(report: Report) -> list[str]:
+    """A sentence for each cell that is not done: it counts nowhere."""
+    told = []
+    for run in report.runs:
+        for one in run.unfinished:
+            # Counted without reading: a line a query, and the last may be cut.
+            files = list(one.folder.glob("predictions*.jsonl"))
+            there = sum(file.read_bytes().count(b"\n") for file in files)
+            asked = (run.about.get("tasks") or {}).get(one.cell.task, {}).get("queries")
+            of = f" of {asked:,}" if isinstance(asked, int) else ""
+            told.append(f"{run.name}: {one.cell}: {there:,}{of} queries answered")
+    return told
+
+
+def facts(report: Report) -> list[str]:
+    """What was run: a line for each run."""
+    lines = []
+    for run in report.runs:
+        about = run.about
+        numbers = [f"{one['parameters']:,} parameters" for one in [about.get("model") or {}] if one.get("parameters")]
+        known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None, *numbers]
+        known += [(about.get("model") or {}).get("dtype"), about.get("machine")]
+        lines.append(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})")
+    return lines
+
+
+def _published(name: str, task: str, mode: str, shots: int) -> str | None:
+    """As the table has it. Where there is none of a mode, that of random demonstrations, marked."""
+    found, mark = published.score(name, task, shots, mode), ""
+    if found is None and mode != "random":
+        found, mark = published.score(name, task, shots), BY_RANDOM
+    if found is None:
+        return None
+    return f"{found[0]:.1f}{mark}" if found[1] is None else f"{found[0]:.1f} ({found[1]:.1f}){mark}"
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [
+        "Mean (standard deviation over seeds); 95 %: confidence interval over queries, by the bootstrap, "
+        "the mean of the seeds' intervals."
+    ]
+    if any(BY_RANDOM in (_published(name, *key) or "") for name in report.beside for key in report.keys):
+        notes.append(f"{BY_RANDOM} With random demonstrations: nothing is published of that model with others.")
+    tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
+    modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
+    for name in report.beside:
+        found = [one for task in tasks for mode in {*modes, "random"} if (one := published.source(name, task, mode))]
+        tables = sorted({one.table for one in found})
+        splits = [f"{report.title(t)} {one.split}" for t in tasks if (one := published.source(name, t))]
+        notes.append(f"{name}: arXiv {found[0].arxiv}, {'; '.join(tables)}. Measured on {', '.join(splits)}.")
+    return notes
+
+
+def _mean(line: Line | None) -> str:
+    if line is None or line.mean is None:
+        return NONE
+    return f"{line.mean:.1f}" if line.std is None else f"{line.mean:.1f} ({line.std:.1f})"
+
+
+def _interval(ends: tuple[float, float] | None, form: str = ".1f") -> str:
+    return NONE if ends is None else " to ".join(f"{round(end, 1) + 0.0:{form}}" for end in ends)
+
+
+def _count(line: Line) -> str:
+    fewest, most = line.queries
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
+def _same(texts: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(texts))
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"

@@ -1,0 +1,218 @@
+"""Results directories, as they are read back: which cells are finished, and what they say over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flamboyance.evaluation.results import Cell, Row, read_rows
+
+ABOUT, SCORE = "run.json", "score.json"
+MODES = ("random", "rices", "balanced", "fixed")  # their order in tables; others come after
+_CELL = re.compile(r"(\d+)-([A-Za-z_]+)-(-?\d+)")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A cell's folder.
+
+    Attributes:
+        score: score.json's content; None while the cell is unfinished: its process was killed, or is still at work.
+    """
+
+    cell: Cell
+    folder: Path
+    score: Row | None
+
+    @property
+    def value(self) -> float | None:
+        """None for unfinished cells, and where there was nothing to measure by: a test server's split."""
+        return None if self.score is None else finite(self.score.get("value"))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        low, high = map(finite, (self.score or {}).get("interval") or (None, None))
+        return None if low is None or high is None else (low, high)
+
+    def rows(self) -> list[Row]:
+        """Its predictions, of an unfinished cell those that are there.
+
+        Raises:
+            ValueError: a line is damaged; names file and line.
+            OSError: a finished cell's predictions are gone.
+        """
+        if self.score is not None:
+            return read_rows(self.folder / "predictions.jsonl")
+        files = sorted(self.folder.glob("predictions*.jsonl"))
+        return list({row["id"]: row for file in files for row in read_rows(file)}.values())
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: a task's cells that differ in the seed alone.
+
+    Attributes:
+        mean, std: over seeds; the deviation is of the population, as in the papers' code, and None for a single seed.
+        interval: 95 % confidence over queries: the mean of the seeds' intervals, for all seeds ask of the same queries.
+        queries: answered in each cell; the fewest and the most.
+    """
+
+    task: str
+    mode: str
+    shots: int
+    cells: tuple[Done, ...]
+    mean: float | None
+    std: float | None
+    interval: tuple[float, float] | None
+    queries: tuple[int, int]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.mode, self.shots
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation of a model.
+
+    Attributes:
+        model: its name: of the hub, or where it was.
+        name: the last part of it, with the run's folder where several of that name are read.
+        about: run.json's content.
+        cells: finished, in the order of tables.
+        unfinished: cells without score.json; they count nowhere.
+    """
+
+    folder: Path
+    model: str
+    name: str
+    about: Row
+    cells: tuple[Done, ...]
+    unfinished: tuple[Done, ...]
+
+    def title(self, task: str) -> str:
+        return self._told(task).get("title") or task
+
+    def metric(self, task: str) -> str:
+        named = [one.score["metric"] for one in self.cells if one.cell.task == task and one.score]
+        return self._told(task).get("metric") or (named[0] if named else "")
+
+    def labels(self, task: str) -> list[str] | None:
+        return self._told(task).get("labels")
+
+    def _told(self, task: str) -> Row:
+        return (self.about.get("tasks") or {}).get(task) or {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those with cells, in run.json's order."""
+        return list(dict.fromkeys(one.cell.task for one in (*self.cells, *self.unfinished)))
+
+    def lines(self) -> list[Line]:
+        """The finished cells over seeds, a line for each task, mode and number of shots."""
+        together: dict[tuple[str, str, int], list[Done]] = {}
+        for one in self.cells:
+            together.setdefault((one.cell.task, one.cell.mode, one.cell.shots), []).append(one)
+        return [_line(*key, cells) for key, cells in together.items()]
+
+
+def read(folder: Path) -> Run:
+    """Reads what `flamboyance evaluate` has written so far.
+
+    Raises:
+        OSError: there is no run.
+        ValueError: a file of it is damaged; names it.
+    """
+    if not (folder / ABOUT).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no results directory: it has no {ABOUT}; give what `flamboyance evaluate --output` wrote"
+        )
+    about = _object(folder / ABOUT)
+    found = list(_cells(folder, list(about.get("tasks") or {})))
+    name = str((about.get("model") or {}).get("name") or folder.name)
+    # Neither a hub's organisation nor where somebody keeps a model says what it is.
+    short = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
+    finished = tuple(one for one in found if one.score is not None)
+    unfinished = tuple(one for one in found if one.score is None)
+    return Run(folder, name, short, about, finished, unfinished)
+
+
+def read_all(folders: Sequence[Path]) -> list[Run]:
+    """Several runs; those of one model are told apart by their folders.
+
+    Raises:
+        ValueError: a folder is given twice; and as `read`.
+    """
+    for place, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:place]]:
+            raise ValueError(f"{folder} is given twice; give other results directories to compare with")
+    runs = [read(folder) for folder in folders]
+    names = [run.name for run in runs]
+    places = [run.folder.resolve() for run in runs]
+    short = len({place.name for place in places}) == len(places)
+    return [
+        replace(run, name=f"{run.name} ({place.name if short else place})") if names.count(run.name) > 1 else run
+        for run, place in zip(runs, places, strict=True)
+    ]
+
+
+def _cells(folder: Path, order: Sequence[str]) -> Iterator[Done]:
+    tasks = sorted(
+        (path.name for path in folder.iterdir() if path.is_dir()),
+        key=lambda name: (order.index(name) if name in order else len(order), name),
+    )
+    for task in tasks:
+        cells = []
+        for path in (folder / task).iterdir():
+            match = _CELL.fullmatch(path.name)
+            if match and path.is_dir():
+                cells.append(Cell(task, int(match[1]), match[2], int(match[3])))
+        for cell in sorted(cells, key=lambda one: (_rank(one.mode), one.shots, one.seed)):
+            place = cell.folder(folder)
+            if (place / SCORE).is_file():
+                yield Done(cell, place, _object(place / SCORE))
+            elif any(place.glob("predictions*.jsonl")):
+                yield Done(cell, place, None)
+
+
+def _rank(mode: str) -> tuple[int, str]:
+    return (MODES.index(mode) if mode in MODES else len(MODES), mode)
+
+
+def _line(task: str, mode: str, shots: int, cells: list[Done]) -> Line:
+    values = [one.value for one in cells if one.value is not None]
+    intervals = [one.interval for one in cells if one.interval is not None]
+    counts = [int((one.score or {}).get("queries") or 0) for one in cells]
+    ends = tuple(statistics.fmean(end) for end in zip(*intervals, strict=True)) if intervals else None
+    return Line(
+        task,
+        mode,
+        shots,
+        tuple(cells),
+        statistics.fmean(values) if values else None,
+        statistics.pstdev(values) if len(values) > 1 else None,
+        None if ends is None else (ends[0], ends[1]),
+        (min(counts), max(counts)),
+    )
+
+
+def finite(value: Any) -> float | None:
+    """A number, or None for what is none: null, NaN, infinity."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def _object(file: Path) -> Row:
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}; remove it, and evaluate again into the same folder") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: expected an object; remove it, and evaluate again into the same folder")
+    return found
