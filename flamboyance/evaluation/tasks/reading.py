@@ -1,0 +1,196 @@
+"""Files of benchmarks: JSON, JSON-lines and folders of images, with errors that name the file and the item."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flamboyance.evaluation.task import Example
+from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SHOWN = 3  # of the items that are wrong in the same way
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        ValueError: it is not UTF-8 or not JSON; names line and column.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}, line {error.lineno}, column {error.colno} is not JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text, at byte {error.start}; is it the right file?") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ValueError(f"{file} is not JSON that can be read: {error}") from error
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[str, Record]]:
+    """The objects of a JSON-lines file, each with its place: "FILE, line 3". Empty lines are left out.
+
+    Raises:
+        ValueError: a line is not a JSON object.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text, at byte {error.start}; is it the right file?") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}, column {error.colno} is not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place} is not JSON that can be read: {error}") from error
+        yield place, _is(record, dict, place)
+
+
+def records(content: Any, key: str, file: Path) -> Iterator[tuple[str, Record]]:
+    """The objects of the list `content[key]`, each with its place: "FILE, images[3]".
+
+    Raises:
+        ValueError: the file's content is no object with such a list.
+    """
+    if not isinstance(content, dict) or key not in content:
+        found = f"the keys {', '.join(map(str, content)) or 'none'}" if isinstance(content, dict) else _kind(content)
+        raise ValueError(f"{file} holds {found}; expected an object with the key {key!r}; is it the right file?")
+    yield from listed(content[key], file, key)
+
+
+def listed(found: Any, file: Path, name: str = "") -> Iterator[tuple[str, Record]]:
+    """The objects of a list, each with its place."""
+    for number, record in enumerate(_is(found, list, f"{file}, {name}" if name else f"{file}")):
+        place = f"{file}, {name}[{number}]"
+        yield place, _is(record, dict, place)
+
+
+def value(record: Record, key: str, kind: type[T] | tuple[type[T], ...], place: str) -> T:
+    """`record[key]`.
+
+    Raises:
+        ValueError: it is missing, or of another type.
+    """
+    if key not in record:
+        raise ValueError(f"{place} has no {key!r}; it has {', '.join(map(str, record)) or 'no keys'}")
+    return _is(record[key], kind, f"{place}: {key}")
+
+
+_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+
+
+def _kind(found: object) -> str:
+    return "null" if found is None else _NAMES.get(type(found), "a number")
+
+
+def _is(found: Any, kind: type[T] | tuple[type[T], ...], place: str) -> T:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+        shown = f" ({found!r})" if isinstance(found, str | int | float) and len(repr(found)) < 60 else ""
+        expected = " or ".join(_NAMES[one] for one in kinds)
+        raise ValueError(f"{place} is {_kind(found)}{shown}; expected {expected}")
+    return found
+
+
+def number_or_text(record: Record, key: str, place: str) -> str:
+    """An id, as text: files have numbers and texts."""
+    return str(value(record, key, (int, str), place))
+
+
+def file_name(record: Record, key: str, place: str) -> str:
+    """The name of an image in its folder.
+
+    Raises:
+        ValueError: it leads to another folder.
+    """
+    name = value(record, key, str, place)
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError(f"{place}: {key} is {name!r}; expected the name of an image, without folders")
+    return name
+
+
+def unique(pairs: Iterable[tuple[str, str, T]], what: str) -> dict[str, T]:
+    """(id, place, item) -> items by their id.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    found: dict[str, T] = {}
+    for key, place, item in pairs:
+        if key in found:
+            raise ValueError(f"{place}: the {what} {key} is there twice; remove one of the two")
+        found[key] = item
+    return found
+
+
+def some(things: Sequence[str]) -> str:
+    """`a, b, c and 7 more`."""
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return ", ".join(things[:SHOWN]) + more
+
+
+def check(examples: Sequence[Example], template: Template, file: Path, split: str, solved: bool) -> None:
+    """What every reader makes sure of before a model is loaded.
+
+    Args:
+        split: as an error calls the examples: "train", "test".
+        solved: whether answers are shown too, as in demonstrations.
+
+    Raises:
+        ValueError: there are no examples, two have one id, or a text would alter the prompt.
+        FileNotFoundError: an image does not exist.
+    """
+    if not examples:
+        raise ValueError(f"{file} holds nothing to read for the split {split!r}; is it the right file?")
+    unique(((one.id, f"{file}, {split}", None) for one in examples), "id")
+    for one in examples:
+        if any("<" in text for text in (*one.asked, one.answer)):
+            _check_texts(one, template, f"{file}, {split}, item {one.id}", solved)
+    check_images(examples, file)
+
+
+def _check_texts(example: Example, template: Template, place: str, solved: bool) -> None:
+    """A text from outside that holds `<image>` would shift every later picture: it is refused, never altered."""
+    try:
+        template.query(*example.asked)
+        if solved:
+            template.demonstration(*example.asked, example.answer)
+    except ValueError as error:
+        raise ValueError(
+            f"{place}: {error}. No question or caption needs {IMAGE_TOKEN} or {END_OF_CHUNK_TOKEN}: edit the file"
+        ) from error
+
+
+def check_images(examples: Iterable[Example], file: Path) -> None:
+    """Makes sure that every image is a file; a folder is listed once, however many images it holds.
+
+    Raises:
+        FileNotFoundError: some are not; names the first of them, and how many.
+    """
+    inside = cache(_files)
+    missing = [one for one in examples if one.image.name not in inside(one.image.parent)]
+    if missing:
+        count = len({one.image for one in missing})
+        more = f" (and {count - 1} other images that it names do not exist)" if count > 1 else ""
+        first = missing[0]
+        raise FileNotFoundError(f"{file}, item {first.id} names the image {first.image}, which does not exist{more}")
+
+
+def _files(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
