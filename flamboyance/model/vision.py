@@ -83,10 +83,10 @@ class VisionTower(nn.Module):
             if spec["config"] is not None:
                 config["hidden_act"] = spec["config"]["hidden_act"]  # OpenAI's towers: QuickGELU
             spec["config"] = config
-            module = vision_transformers.load(spec["name"], config, dtype=dtype, **options)
-            if not projection:
-                return cls(module, spec)
-            return cls(module, spec, vision_transformers.load_projection(spec["name"], config, dtype=dtype, **options))
+            module, linear = vision_transformers.load(
+                spec["name"], config, dtype=dtype, projection=projection, **options
+            )
+            return cls(module, spec, linear)
         load = vision_libraries.openclip_load if spec["library"] == "openclip" else vision_libraries.timm_load
         model, spec["config"] = load(spec, **options)
         return cls(model if dtype in (None, "auto") else model.to(_torch_dtype(dtype)), spec)

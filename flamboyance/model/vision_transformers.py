@@ -8,6 +8,8 @@ Shapes: n images, C H W pixels, P patches, D width.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,11 +106,24 @@ def load(
     cache_dir: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype | str | None = None,
-) -> nn.Module:
-    """A tower with the weights of a hub name or directory; ValueError if some are not there."""
+    projection: bool = False,
+) -> tuple[nn.Module, nn.Linear | None]:
+    """A tower with the weights of a hub name or directory; ValueError if some are not there.
+
+    projection: also CLIP's of the pooled feature, to the space that it shares with text; None where there is none.
+    """
     family = family_of(config, name)
     hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-    module, missing = _load(family.model_class, name, AutoConfig.for_model(**config), dtype, **hub)
+    linear = None
+    if projection and config["model_type"] == "clip_vision_model":
+        width = AutoConfig.from_pretrained(name, **hub).projection_dim  # a whole CLIP's own counts, not its tower's
+        hf_config = AutoConfig.for_model(**config | {"projection_dim": width})
+        with _no_report():
+            module, missing = _load("CLIPVisionModelWithProjection", name, hf_config, dtype, **hub)
+        linear = None if "visual_projection.weight" in missing else module.visual_projection
+        module, missing = module.vision_model, [k for k in missing if not k.startswith("visual_projection.")]
+    else:
+        module, missing = _load(family.model_class, name, AutoConfig.for_model(**config), dtype, **hub)
     # Patch features need no pooling head; files without one are as good.
     headless = any(k.startswith("head.") for k in missing)
     missing = [k for k in missing if not k.startswith(("pooler.", "head."))]
@@ -118,24 +134,18 @@ def load(
         )
     if headless:
         module.head = None  # and not random weights, by which `pooled` would pool
-    return module
+    return module, linear
 
 
-def load_projection(
-    name: str,
-    config: dict[str, Any],
-    cache_dir: str | None = None,
-    local_files_only: bool = False,
-    dtype: torch.dtype | str | None = None,
-) -> nn.Linear | None:
-    """CLIP's projection of the pooled feature to what it shares with text; None where the files hold none."""
-    if config["model_type"] != "clip_vision_model":
-        return None
-    hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-    stored = AutoConfig.from_pretrained(name, **hub)  # a whole CLIP's own size counts, not its tower's
-    hf_config = AutoConfig.for_model(**config | {"projection_dim": stored.projection_dim})
-    module, missing = _load("CLIPVisionModelWithProjection", name, hf_config, dtype, **hub)
-    return None if "visual_projection.weight" in missing else module.visual_projection
+@contextmanager
+def _no_report() -> Generator[None]:
+    """Without the library's table of weights that are missing: a projection may be."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _load(
