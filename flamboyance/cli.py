@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from flamboyance.commands.arguments import add_generation, add_images, add_model, at_least
+
 EPILOG = """\
 examples:
   flamboyance demo
@@ -30,6 +32,20 @@ output:
   row with `error`, and the run goes on; the exit status is 1 only if none could be read.
 """
 
+# Commands whose modules hold their arguments: name, summary, an example.
+MODULES = (
+    ("evaluate", "few-shot benchmarks by the papers' protocol", "flamboyance evaluate birds.csv --shots 0,4,8"),
+    (
+        "plan",
+        "memory, time and data that a training run will take, without a GPU",
+        "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB",
+    ),
+    (
+        "plot",
+        "draw losses, gates and evaluations of training runs",
+        "flamboyance plot runs/first runs/second --output curves.png",
+    ),
+)
 CONVERSIONS = (["mmc4"], ["folder"])
 
 
@@ -97,8 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_info(commands)
     _add_convert(commands)
-    _add_plan(commands)
-    _add_plot(commands)
+    for name, summary, line in MODULES:
+        _add_module(commands, name, summary, line)
     _add_convert_mmc4(commands)
     _add_convert_folder(commands)
     _add_train(commands)
@@ -140,52 +156,43 @@ def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
     return call
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(given: str) -> int:
-        if not given.lstrip("-").isdecimal() or int(given) < least:
-            raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from {least} up")
-        return int(given)
-
-    return number
-
-
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", "demo", "show the embedded model on held-out images: a table, a page, a plot")
     parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
     parser.add_argument(
-        "--queries", type=_at_least(1), default=64, metavar="N", help="of each task (default: %(default)s)"
+        "--queries", type=at_least(1), default=64, metavar="N", help="of each task (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another seed (default: 0)")
-    _add_model(parser)
+    add_model(parser)
 
 
 def _add_caption(commands: Any) -> None:
     line = "flamboyance caption photos/ --demonstrations captioned/ --shots 4 --output captions.jsonl"
     parser = _add(commands, "caption", "describe", "describe images", _example(line) + DEMONSTRATIONS)
-    _add_images(parser)
-    _add_generation(parser)
+    add_images(parser)
+    add_generation(parser)
 
 
 def _add_ask(commands: Any) -> None:
     line = 'flamboyance ask photos/ --question "What colour is the car?" --output answers.csv'
     parser = _add(commands, "ask", "describe", "answer a question about images", _example(line) + DEMONSTRATIONS)
     parser.add_argument("--question", required=True, help="what to ask about each image")
-    _add_images(parser)
-    _add_generation(parser)
+    add_images(parser)
+    add_generation(parser)
 
 
 def _add_classify(commands: Any) -> None:
     line = "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv"
     parser = _add(commands, "classify", "describe", "say which label fits each image", _example(line) + DEMONSTRATIONS)
     parser.add_argument("--labels", required=True, help="a,b,c, or a text file with a label on each line")
-    _add_images(parser)
+    add_images(parser)
 
 
 def _add_info(commands: Any) -> None:
     summary = "what a model is made of, what trains, how much memory it takes"
     parser = _add(commands, "info", "info", summary, "Released models are not downloaded for this.\n")
     parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
-    _add_model(parser, device=False)
+    add_model(parser, device=False)
 
 
 def _add_convert(commands: Any) -> None:
@@ -225,7 +232,7 @@ def _add_convert_mmc4(commands: Any) -> None:
     _add_tars(parser)
     parser.add_argument("--base64", action="store_true", help="images inside the JSON, as open_flamingo reads them")
     parser.add_argument("--unchecked", action="store_true", help="do not decode images to find the damaged ones")
-    parser.add_argument("--workers", type=_at_least(1), default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes (default: 1)")
 
 
 def _add_convert_folder(commands: Any) -> None:
@@ -239,59 +246,16 @@ def _add_convert_folder(commands: Any) -> None:
 def _add_tars(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="the folder to write; a stopped conversion goes on there")
     parser.add_argument(
-        "--records", type=_at_least(1), default=1000, metavar="N", help="records of a tar (default: 1000)"
+        "--records", type=at_least(1), default=1000, metavar="N", help="records of a tar (default: 1000)"
     )
 
 
-def _add_plan(commands: Any) -> None:
-    from flamboyance.commands import plan
+def _add_module(commands: Any, name: str, summary: str, line: str) -> None:
+    """A command whose module says itself what it takes."""
+    from importlib import import_module
 
-    line = "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB"
-    summary = "memory, time and data that a training run will take, without a GPU"
-    plan.add_arguments(_add(commands, "plan", "plan", summary, _example(line)))
-
-
-def _add_plot(commands: Any) -> None:
-    from flamboyance.commands import plot
-
-    line = "flamboyance plot runs/first runs/second --output curves.png"
-    summary = "draw losses, gates and evaluations of training runs"
-    plot.add_arguments(_add(commands, "plot", "plot", summary, _example(line)))
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
-    group = parser.add_argument_group("demonstrations")
-    group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
-    group.add_argument("--shots", type=_at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
-    _add_model(parser)
-    parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
-    parser.add_argument("--batch-size", type=_at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
-
-
-def _add_generation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=_at_least(1), default=20, metavar="N", help="default: 20")
-    group.add_argument("--beams", type=_at_least(1), default=3, metavar="N", help="1 is greedy (default: 3)")
-
-
-def _add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        default="mini",
-        metavar="NAME|DIR",
-        help="mini (embedded; the default), a directory, or a released name such as "
-        "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
-    )
-    if device:
-        group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-        group.add_argument(
-            "--dtype",
-            choices=("auto", "float32", "bfloat16", "float16"),
-            default="auto",
-            help="default: bfloat16 on CUDA, float32 on a CPU",
-        )
+    module = import_module(f"flamboyance.commands.{name}")
+    module.add_arguments(_add(commands, name, name, summary, _example(line)))
 
 
 if __name__ == "__main__":

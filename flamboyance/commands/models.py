@@ -18,12 +18,11 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
         ValueError: CUDA was asked for and there is none.
         OSError: no such model.
     """
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the command's own bar counts images
-    place = _device(device)
-    kind = getattr(torch, dtype if dtype != "auto" else "bfloat16" if place.type == "cuda" else "float32")
+    place = device_of(device)
+    kind = dtype_of(dtype, place)
     if name == MINI:
         from flamboyance.mini import load_mini
 
@@ -41,7 +40,36 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
     return model.to(device=place, dtype=kind).eval(), processor
 
 
-def _device(name: str) -> Any:
+def dtype_of(name: str, device: Any) -> Any:
+    """torch's dtype; `auto` is bfloat16 on CUDA and float32 on a CPU."""
+    import torch
+
+    return getattr(torch, name if name != "auto" else "bfloat16" if device.type == "cuda" else "float32")
+
+
+def is_flamingo(name: str) -> bool:
+    """Whether a model is opened by this package, not one of transformers' own.
+
+    Raises:
+        OSError: there is no such model.
+    """
+    from flamboyance.checkpoints import released
+
+    if name == MINI or released.is_released(name):
+        return True
+    from transformers import AutoConfig
+
+    import flamboyance
+
+    return AutoConfig.from_pretrained(_expanded(name)).model_type == flamboyance.FlamingoConfig.model_type
+
+
+def device_of(name: str) -> Any:
+    """torch's device; `auto` is CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA was asked for and there is none.
+    """
     import torch
 
     if name == "auto":

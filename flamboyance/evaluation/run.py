@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flamboyance.evaluation import results, shots
+from flamboyance.evaluation.feature_store import Features
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.ranks import Ranks
 from flamboyance.evaluation.results import Cell
@@ -66,12 +67,24 @@ class Settings:
             for seed in (self.seeds if mode != "rices" or by_chance else self.seeds[:1])
         ]
 
-    def asked(self, task: Task, seed: int) -> Task:
-        """The task with the queries that are asked."""
-        if self.queries is None:
-            return task
-        chosen = shots.choose_queries(task, self.queries, seed, self.protocol)
-        return replace(task, queries=[task.queries[i] for i in chosen])
+    def asked(self, task: Task) -> int:
+        """Queries of a cell."""
+        return len(task.queries) if self.queries is None else min(self.queries, len(task.queries))
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """
+        Raises:
+            ValueError: something that was asked for cannot be done; before a model is loaded for it.
+        """
+        for task in tasks:
+            most = max(self.shots)
+            if most > len(task.support):
+                raise ValueError(
+                    f"{task.name} has {len(task.support)} demonstrations to choose from, and {most} shots were asked "
+                    f"for. Give fewer: --shots {','.join(str(n) for n in self.shots if n <= len(task.support))}"
+                )
+            if "balanced" in self.modes and task.labels is None:
+                shots.select(task, 0, "balanced")  # says why not
 
 
 def evaluate(
@@ -79,7 +92,7 @@ def evaluate(
     answers: Answers,
     settings: Settings,
     about: dict[str, Any],
-    features: Callable[[Task], Any] | None = None,
+    features: Callable[[Task, Sequence[int]], Features] | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
     say: Callable[[str], None] = print,
     advance: Callable[[int], None] = lambda _: None,
@@ -88,7 +101,7 @@ def evaluate(
 
     Args:
         about: the content of run.json.
-        features: of a task's images, for RICES.
+        features: of the images of a task and some of its queries, for RICES.
         say: told of every finished cell, in a line.
         advance: told of queries as they are answered.
 
@@ -99,16 +112,17 @@ def evaluate(
         results.begin(settings.output, about)
     ranks.wait()
     cells = [(task, cell) for task in tasks for cell in settings.cells(task.name)]
-    for whole_task, cell in cells:
-        task = settings.asked(whole_task, cell.seed)
+    for task, cell in cells:
+        queries = shots.choose_queries(task, settings.queries, cell.seed, settings.protocol)
         if (cell.folder(settings.output) / "score.json").exists():
-            advance(len(ranks.share(task.queries)))
+            advance(len(ranks.share(queries)))
             continue
-        found = features(task) if cell.mode == "rices" and features is not None else None
-        _ask(task, cell, answers, settings, found, ranks, advance)
+        found = features(task, queries) if cell.mode == "rices" and features is not None else None
+        _ask(task, queries, cell, answers, settings, found, ranks, advance)
         ranks.wait()
         if ranks.first:
-            score = results.finish(cell, settings.output, task, dict(answers.seconds))
+            asked = replace(task, queries=[task.queries[i] for i in queries])
+            score = results.finish(cell, settings.output, asked, dict(answers.seconds))
             say(_line(task, cell, score))
         ranks.wait()
     whole = results.summary(settings.output, [cell for _, cell in cells]) if ranks.first else {}
@@ -118,10 +132,11 @@ def evaluate(
 
 def _ask(
     task: Task,
+    queries: Sequence[int],
     cell: Cell,
     answers: Answers,
     settings: Settings,
-    features: Any,
+    features: Features | None,
     ranks: Ranks,
     advance: Callable[[int], None],
 ) -> None:
@@ -130,9 +145,9 @@ def _ask(
     began = time.perf_counter()
     rows = results.Rows(cell.folder(settings.output), ranks.rank)
     done = rows.read()
-    chosen = shots.select(task, cell.shots, cell.mode, cell.seed, settings.protocol, features=features)
-    mine = ranks.share(range(len(task.queries)))
-    todo = [Prompt.of(task, i, chosen[i], cell.shots) for i in mine if task.queries[i].id not in done]
+    chosen = shots.select(task, cell.shots, cell.mode, cell.seed, settings.protocol, features, queries)
+    mine = ranks.share(list(zip(queries, chosen, strict=True)))
+    todo = [Prompt.of(task, i, shown, cell.shots) for i, shown in mine if task.queries[i].id not in done]
     advance(len(mine) - len(todo))
     try:
         for start in range(0, len(todo), WINDOW):

@@ -1,0 +1,246 @@
+"""`evaluate`: few-shot benchmarks by the papers' protocol."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+NAMES = "coco flickr30k vqav2 ok_vqa textvqa vizwiz hateful_memes imagenet"
+EPILOG = f"""\
+tasks:
+  {NAMES}, or all of them: `all`
+  a CSV or JSONL file, or a folder:
+    image,label             one of the labels that occur; share that is right
+    image,text              captions; CIDEr
+    image,question,answer   answers; exact match, or VQA accuracy where there are ten
+  Demonstrations of your own data come from --support, or from the file itself, never a query's own image.
+
+examples:
+  flamboyance evaluate birds.csv --shots 0,4,8
+  flamboyance evaluate coco vqav2 --data benchmarks/ --model openflamingo/OpenFlamingo-3B-vitl-mpt1b --queries 1000
+  flamboyance evaluate all --data benchmarks/ --demonstrations random,rices --output runs/9b --model …
+  torchrun --nproc-per-node 8 -m flamboyance.cli evaluate all --data benchmarks/ --output runs/9b --model …
+
+The same command goes on with a run that was stopped, on any number of processes.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help="see below")
+    parser.add_argument("--output", default="flamboyance-evaluation", metavar="DIR", help="default: %(default)s")
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="DIR", help="folder of the benchmarks' official files, as DIR/coco/…")
+    group.add_argument(
+        "--file", action="append", default=[], metavar="TASK.NAME=PATH", help="a file or folder that lies elsewhere"
+    )
+    group.add_argument("--support", metavar="FILE", help="demonstrations for a file of your own")
+    group.add_argument("--queries", type=_count, metavar="N", help="ask a random part of each task (default: all)")
+    group = parser.add_argument_group("protocol")
+    group.add_argument("--shots", type=_numbers, default=(0, 4, 8, 16, 32), metavar="N,…", help="default: 0,4,8,16,32")
+    group.add_argument(
+        "--demonstrations", type=_words, default=("random",), metavar="WAY,…",
+        help="random, rices (the most similar ones), fixed (the same for all), balanced (by label); default: random",
+    )  # fmt: skip
+    group.add_argument("--seeds", type=_numbers, default=(0, 1, 2), metavar="N,…", help="default: 0,1,2")
+    group.add_argument(
+        "--protocol", choices=("papers", "openflamingo"), default="papers",
+        help="openflamingo: what produced its published tables, errors included (default: papers)",
+    )  # fmt: skip
+    group.add_argument("--beams", type=_count, default=3, metavar="N", help="default: 3")
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default="mini", metavar="NAME|DIR",
+        help="a Flamingo, as in other commands, or any image-text-to-text model of transformers (default: mini)",
+    )  # fmt: skip
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    group.add_argument("--batch-size", type=_count, default=8, metavar="N", help="prompts at a time (default: 8)")
+    group.add_argument(
+        "--media-gb", type=float, default=2.0, metavar="X", help="memory for encoded images (default: %(default)s)"
+    )
+    group.add_argument("--media-folder", metavar="DIR", help="keep encoded images there between runs")
+    group = parser.add_argument_group("RICES")
+    group.add_argument("--tower", metavar="NAME|DIR", help="whose features are compared (default: the model's own)")
+    group.add_argument("--tower-pretrained", metavar="TAG", help="its weights, for OpenCLIP's names")
+    group.add_argument("--features", metavar="DIR", help="where features are kept (default: the user's cache folder)")
+
+
+def _count(given: str) -> int:
+    if not given.isdecimal() or not int(given):
+        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 1 up")
+    return int(given)
+
+
+def _numbers(given: str) -> tuple[int, ...]:
+    parts = given.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{given!r}: expected whole numbers with commas between, as 0,4,8")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _words(given: str) -> tuple[str, ...]:
+    ways = tuple(dict.fromkeys(given.split(",")))
+    for way in ways:
+        if way not in ("random", "rices", "fixed", "balanced"):
+            raise argparse.ArgumentTypeError(f"{way!r}: expected some of random, rices, fixed, balanced")
+    return ways
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate a model."""
+    from flamboyance.commands.progress import progress
+    from flamboyance.evaluation.ranks import ranks
+    from flamboyance.evaluation.run import Settings
+    from flamboyance.evaluation.run import evaluate as run
+
+    # Everything that can be wrong with files comes before a model is loaded.
+    tasks = read_tasks(arguments)
+    settings = Settings(
+        Path(arguments.output), arguments.shots, arguments.demonstrations, arguments.seeds, arguments.queries,
+        arguments.batch_size, arguments.protocol,
+    )  # fmt: skip
+    settings.check(tasks)
+    with ranks() as here:
+        answers = open_answers(arguments, here)
+        about = describe(arguments, tasks, answers)
+        whole = sum(len(here.share(range(settings.asked(task)))) for task in tasks for _ in settings.cells(task.name))
+        with progress(whole, "queries") as advance:
+            run(
+                tasks, answers, settings, about, _features(arguments, answers, here), here,
+                say=lambda line: print(line, flush=True), advance=advance if here.first else lambda _: None,
+            )  # fmt: skip
+        if here.first:
+            print(f"results in {arguments.output}; flamboyance report {arguments.output} makes tables and pictures")
+    return 0
+
+
+def read_tasks(arguments: argparse.Namespace) -> list[Any]:
+    """The tasks that are named, read from their files.
+
+    Raises:
+        ValueError, OSError: anything that is wrong with them.
+    """
+    from flamboyance.evaluation.tasks import TASKS, open_task, own
+
+    files: dict[str, dict[str, str]] = {}
+    for given in arguments.file:
+        name, separator, path = given.partition("=")
+        task, dot, what = name.partition(".")
+        if not separator or not dot:
+            raise ValueError(f"--file {given}: expected TASK.NAME=PATH, as coco.karpathy=/data/dataset_coco.json")
+        files.setdefault(task, {})[what] = path
+    names = [one for name in arguments.tasks for one in (list(TASKS) if name == "all" else [name])]
+    tasks = []
+    for name in dict.fromkeys(names):
+        if name.partition(":")[0] in TASKS:
+            if arguments.data is None:
+                raise ValueError(f"--data is missing: the folder that holds {name}/ with the benchmark's files")
+            tasks.append(open_task(name, Path(arguments.data), files.pop(name, {}), arguments.protocol))
+        elif Path(name).exists():
+            tasks.append(own.load(name, arguments.support, protocol=arguments.protocol))
+        else:
+            raise ValueError(f"{name} is no task ({', '.join(TASKS)}), and no file or folder of that name exists")
+    if files:
+        raise ValueError(f"--file names {next(iter(files))}, which is not among the tasks asked: {', '.join(names)}")
+    twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
+    if twice:
+        raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")
+    return tasks
+
+
+def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
+    """The model that answers: a Flamingo, or one of transformers."""
+    import torch
+
+    from flamboyance.commands import models
+    from flamboyance.evaluation.flamingo import FlamingoAnswers
+
+    if models.is_flamingo(arguments.model):
+        model, processor = models.load(arguments.model, arguments.device, arguments.dtype)
+        if model.device.type == "cuda":
+            model.to(torch.device("cuda", here.local))
+        return FlamingoAnswers(
+            model, processor, arguments.beams, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
+            arguments.media_folder and Path(arguments.media_folder),
+        )  # fmt: skip
+    from flamboyance.evaluation.transformers_vlm import TransformersAnswers
+
+    place = models.device_of(arguments.device)
+    if place.type == "cuda":
+        place = torch.device("cuda", here.local)
+    return TransformersAnswers.open(arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams)
+
+
+def _features(arguments: argparse.Namespace, answers: Any, here: Any) -> Callable[[Any, Sequence[int]], Any]:
+    """Features of images by the tower that was asked for, built where they are not there yet: by the first process,
+    then read by all."""
+    opened: list[Any] = []
+
+    def features(task: Any, queries: Sequence[int]) -> Any:
+        from flamboyance.evaluation.features import build, default_cache
+
+        if not opened:
+            opened.append(_encoder(arguments, answers))
+        images = [one.image for one in task.support] + [task.queries[i].image for i in queries]
+        cache = Path(arguments.features) if arguments.features else default_cache()
+        if not here.first:
+            here.wait()
+        found = build(images, opened[0], cache)
+        if here.first:
+            here.wait()
+        return found
+
+    return features
+
+
+def _encoder(arguments: argparse.Namespace, answers: Any) -> Any:
+    from flamboyance.evaluation.features import Encoder
+
+    device = answers.model.device
+    if arguments.tower:
+        return Encoder.open(arguments.tower, arguments.tower_pretrained, device=device)
+    if not hasattr(answers.model, "vision"):
+        raise ValueError("RICES needs a tower for this model: --tower openai/clip-vit-large-patch14, for example")
+    spec = answers.model.vision.spec
+    if spec["name"] is None:  # a tower without a name of its own: the one in memory
+        return Encoder(answers.model.vision, answers.processor.image_processor)
+    return Encoder.open(spec["name"], spec["pretrained"], spec["library"], answers.processor.image_processor, device)
+
+
+def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) -> dict[str, Any]:
+    """The content of run.json."""
+    packages = ("flamboyance", "torch", "transformers", "scikit-learn", "pillow", "numpy")
+    return {
+        "command": ["flamboyance", *sys.argv[1:]],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": {"name": arguments.model, **answers.describe()},
+        "protocol": arguments.protocol,
+        "fixed": {"beams": arguments.beams, "queries": arguments.queries, "tower": arguments.tower},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "machine": {"processor": platform.processor() or platform.machine(), "device": str(answers.model.device)},
+        "settings": {
+            "shots": list(arguments.shots), "demonstrations": list(arguments.demonstrations),
+            "seeds": list(arguments.seeds), "batch_size": arguments.batch_size,
+        },
+        "tasks": {
+            task.name: {
+                "title": task.title, "metric": task.metric.name, "support": len(task.support),
+                "queries": len(task.queries), "labels": task.labels and list(task.labels),
+            }
+            for task in tasks
+        },
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
