@@ -1,0 +1,246 @@
+"""A whole evaluation: the same answers however it is batched, shared out, cut off and gone on with."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flamboyance.evaluation import results, run, shots
+from flamboyance.evaluation.prompts import Prompt
+from flamboyance.evaluation.ranks import Ranks
+from flamboyance.evaluation.run import Settings
+from tests.evaluation.asked import captions, questions, tiny_answers
+
+ABOUT = {"model": {"fingerprint": "f"}, "protocol": "papers", "fixed": {}, "tasks": {}}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    return tiny_answers(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    return [captions(folder / "captions"), questions(folder / "questions", permutations=3)]
+
+
+def asked(tasks, answers, output: Path, **settings) -> dict:
+    settings = {"shots": (0, 3), "seeds": (0,), **settings}
+    return run.evaluate(tasks, answers, Settings(output, **settings), dict(ABOUT), say=lambda _: None)
+
+
+def rows(output: Path) -> dict[str, list[dict]]:
+    files = sorted(output.glob("*/*/predictions.jsonl"))
+    return {str(file.parent.relative_to(output)): results.read_rows(file) for file in files}
+
+
+def assert_same(left: dict[str, list[dict]], right: dict[str, list[dict]]) -> None:
+    assert left.keys() == right.keys() and left
+    for cell, found in left.items():
+        for one, other in zip(found, right[cell], strict=True):
+            scores, others = one.pop("scores"), other.pop("scores")
+            assert one == other
+            if scores:
+                assert list(scores.values()) == pytest.approx(list(others.values()), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(tasks, answers, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    asked(tasks, answers, output)
+    return output
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_batch_size_changes_nothing(tasks, answers, whole, tmp_path, size):
+    asked(tasks, answers, tmp_path, batch_size=size)
+    assert_same(rows(whole), rows(tmp_path))
+
+
+def test_answers_are_those_of_the_plain_model(tasks, answers, whole):
+    """Each query alone, its full prompt and pixels, without any cache."""
+    processor, model = answers.processor, answers.model
+    for cell in ("captions/0-random-0", "captions/3-random-0"):
+        for row in rows(whole)[cell]:
+            images = [shot["image"] for shot in row["demonstrations"] if shot["image"]] + [row["image"]]
+            inputs = processor([row["prompt"]], [images])
+            out = model.generate(**inputs, max_new_tokens=4, num_beams=3, length_penalty=0.0, do_sample=False)
+            text = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+            assert row["generated"] == text
+
+
+def test_scores_are_those_of_the_plain_model(tasks, answers):
+    prompts = [Prompt.of(tasks[1], i, range(i, i + 3), 3) for i in range(4)]
+    for prompt, found in zip(prompts, answers.score(prompts), strict=True):
+        for label, score in zip(tasks[1].labels, found, strict=True):
+            alone = answers.processor([prompt.text], [prompt.images])
+            both = answers.processor([prompt.text + label], [prompt.images])
+            new = both["input_ids"].shape[1] - alone["input_ids"].shape[1]
+            logits = answers.model(**both).logits[0, -new - 1 : -1].log_softmax(-1)
+            assert score == pytest.approx(logits.gather(1, both["input_ids"][0, -new:, None]).mean().item(), abs=1e-5)
+
+
+def test_labels_are_averaged_over_orders(tasks, answers, whole):
+    task = tasks[1]
+    chosen = shots.select(task, 3, "random", 0)
+    row = rows(whole)["questions/3-random-0"][4]
+    orders = shots.permutations(3, 3, 0, "q4")
+    assert len(set(orders)) == 3
+    prompts = [Prompt.of(task, 4, chosen[4], 3).in_order(order) for order in orders]
+    alone = [answers.score([prompt])[0] for prompt in prompts]
+    assert list(row["scores"].values()) == pytest.approx(np.mean(alone, axis=0).tolist(), abs=1e-5)
+    assert row["answer"] == task.labels[int(np.argmax(np.mean(alone, axis=0)))]
+    assert not np.allclose(alone[0], alone[1], atol=1e-4)  # orders do count
+
+
+def test_no_shots_are_two_texts_without_images(whole):
+    row = rows(whole)["captions/0-random-0"][0]
+    assert [shot["image"] for shot in row["demonstrations"]] == [None, None]
+    assert row["prompt"].count("<image>") == 1 and row["prompt"].endswith("<image>Output:")
+    assert row["prompt"].count("<|endofchunk|>") == 2
+    assert row["prompt"].startswith(f"Output:{row['demonstrations'][0]['answer']}<|endofchunk|>")
+
+
+def test_ranks_share_every_query_once(tasks, answers, whole, tmp_path):
+    """Processes one after the other; `test_command.py` has real ones."""
+    cell, task = results.Cell("captions", 3, "random", 0), tasks[0]
+    settings = Settings(tmp_path, shots=(3,), seeds=(0,))
+    queries = list(range(len(task.queries)))
+    for rank in (1, 0):
+        run._ask(task, queries, cell, answers, settings, None, Ranks(rank, 2), lambda _: None)
+    parts = sorted(cell.folder(tmp_path).glob("predictions-*.jsonl"))
+    assert [len(results.read_rows(part)) for part in parts] == [5, 4]
+    results.finish(cell, tmp_path, task, {})
+    assert_same({"captions/3-random-0": rows(whole)["captions/3-random-0"]}, rows(tmp_path))
+
+
+class Killed(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("resumed_as", [Ranks(), Ranks(1, 2)])
+def test_a_killed_run_goes_on(tasks, answers, whole, tmp_path, monkeypatch, resumed_as):
+    left = iter(range(2))
+
+    def dies(batch):
+        if next(left, None) is None:
+            raise Killed
+        return type(answers).generate(answers, batch)
+
+    monkeypatch.setattr(answers, "generate", dies)
+    with pytest.raises(Killed):
+        asked(tasks[:1], answers, tmp_path, shots=(3,), batch_size=2)
+    monkeypatch.undo()
+    part = tmp_path / "captions/3-random-0/predictions-0.jsonl"
+    done = results.read_rows(part)
+    assert len(done) == 4
+    with part.open("a") as file:
+        file.write('{"id": "q8", "answ')  # cut off in writing
+    again = []
+    monkeypatch.setattr(
+        answers,
+        "generate",
+        lambda batch: again.extend(p.query.id for p in batch) or type(answers).generate(answers, batch),
+    )
+    if resumed_as.size == 2:  # on another number of processes
+        cell, queries = results.Cell("captions", 3, "random", 0), list(range(9))
+        for rank in (0, 1):
+            settings = Settings(tmp_path, shots=(3,), seeds=(0,))
+            run._ask(tasks[0], queries, cell, answers, settings, None, Ranks(rank, 2), lambda _: None)
+    asked(tasks[:1], answers, tmp_path, shots=(3,), batch_size=2)
+    assert sorted(again) == sorted({f"q{i}" for i in range(9)} - {row["id"] for row in done})
+    assert_same({"captions/3-random-0": rows(whole)["captions/3-random-0"]}, rows(tmp_path))
+    assert not list(tmp_path.glob("*/*/predictions-*.jsonl"))
+
+
+def test_what_is_done_is_not_asked_again(tasks, answers, tmp_path, monkeypatch):
+    first = asked(tasks[:1], answers, tmp_path)
+    monkeypatch.setattr(answers, "generate", None)
+    assert asked(tasks[:1], answers, tmp_path) == first
+
+
+def test_further_settings_join_a_run(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    found = asked(tasks[:1], answers, tmp_path, shots=(2,), seeds=(0, 1))
+    assert set(found["captions"]["random"]["2"]["seeds"]) == {"0", "1"}
+    values = list(found["captions"]["random"]["2"]["seeds"].values())
+    assert found["captions"]["random"]["2"]["mean"] == pytest.approx(np.mean(values))
+    assert found["captions"]["random"]["2"]["std"] == pytest.approx(np.std(values))
+
+
+def test_another_model_is_refused(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    about = {**ABOUT, "model": {"fingerprint": "other"}}
+    with pytest.raises(ValueError, match="another model: fingerprint: 'f' there, 'other' now"):
+        run.evaluate(tasks[:1], answers, Settings(tmp_path, shots=(2,)), about)
+
+
+def test_other_data_are_refused(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    (tmp_path / "captions/2-random-0/score.json").unlink()
+    fewer = dataclasses.replace(tasks[0], queries=tasks[0].queries[:5])
+    with pytest.raises(ValueError, match="9 predictions for 5 queries"):
+        asked([fewer], answers, tmp_path, shots=(2,))
+
+
+def test_a_damaged_line_is_named(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    folder = tmp_path / "captions/2-random-0"
+    (folder / "score.json").unlink()
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    (folder / "predictions.jsonl").write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 4 is not JSON"):
+        asked(tasks[:1], answers, tmp_path, shots=(2,))
+
+
+def test_demonstrations_go_before_the_query_is_cut(tasks, answers, tmp_path, monkeypatch):
+    task = tasks[0]
+    whole = Prompt.of(task, 0, range(8), 8)
+    monkeypatch.setattr(answers, "context", answers.lengths([whole.without_first(3)])[0] + task.max_new_tokens)
+    found = asked([task], answers, tmp_path, shots=(8,))
+    assert found["captions"]["random"]["8"]["mean"] is not None
+    for row in rows(tmp_path)["captions/8-random-0"]:
+        assert row["dropped"] > 0 and len(row["demonstrations"]) == 8 - row["dropped"]
+        assert row["prompt"].endswith("<image>Output:")
+        assert answers.lengths([whole])[0] > answers.context - 4
+    score = json.loads((tmp_path / "captions/8-random-0/score.json").read_text())
+    assert score["dropped"] == sum(row["dropped"] for row in rows(tmp_path)["captions/8-random-0"])
+    monkeypatch.setattr(answers, "context", 5)
+    with pytest.raises(ValueError, match="query 'q0' alone has"):
+        asked([task], answers, tmp_path / "short", shots=(2,))
+
+
+def test_subsets_of_queries(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,), queries=4)
+    found = rows(tmp_path)["captions/2-random-0"]
+    assert len(found) == 4 and len({row["id"] for row in found}) == 4
+
+
+def test_queries_without_references_are_answered(tasks, answers, tmp_path):
+    blank = [dataclasses.replace(query, references=()) for query in tasks[0].queries]
+    sent = lambda examples, said: [{"id": e.id, "answer": p.answer} for e, p in zip(examples, said, strict=True)]  # noqa: E731
+    task = dataclasses.replace(tasks[0], queries=blank, test_server=sent)
+    assert asked([task], answers, tmp_path, shots=(2,)) == {}
+    content = json.loads((tmp_path / "captions/2-random-0/test_server.json").read_text())
+    assert [one["id"] for one in content] == [query.id for query in blank]
+
+
+def test_too_many_shots_are_told_beforehand(tasks, tmp_path):
+    with pytest.raises(ValueError, match="captions has 12 demonstrations to choose from, and 32 shots"):
+        Settings(tmp_path).check(tasks)
+    with pytest.raises(ValueError, match="balanced by label need labels"):
+        Settings(tmp_path, shots=(4,), modes=("balanced",)).check(tasks)
+
+
+def test_bf16_counts_as_another_model(answers):
+    before = answers.describe()
+    assert before["dtype"] == "float32" and before["parameters"] == sum(p.numel() for p in answers.model.parameters())
+    answers.model.to(torch.bfloat16)
+    try:
+        assert answers.describe()["fingerprint"] != before["fingerprint"]
+    finally:
+        answers.model.to(torch.float32)
