@@ -36,6 +36,11 @@ output:
 MODULES = (
     ("evaluate", "few-shot benchmarks by the papers' protocol", "flamboyance evaluate birds.csv --shots 0,4,8"),
     (
+        "report",
+        "tables, figures and a page of predictions from evaluations, beside published scores",
+        "flamboyance report runs/3b --beside OpenFlamingo-3B,Flamingo-3B",
+    ),
+    (
         "plan",
         "memory, time and data that a training run will take, without a GPU",
         "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB",

@@ -1,0 +1,130 @@
+"""`report`: tables, figures and a page of predictions from results directories."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flamboyance.evaluation.report import Report, Table
+
+FILES = """\
+files, in the first DIR or in --output:
+  report.md    the tables, the figures, and what the published scores were measured on
+  scores.csv   a line for each run, task, way of choosing demonstrations and number of shots
+  figure-*     OpenFlamingo's Figures 1, 6 and 7 for these runs (.png, .svg)
+  index.html   every query: images, demonstrations, prompt, answer, references, score; filtered, searched, sorted
+
+Two runs are also compared query by query, where they asked the same ones.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{parser.epilog}{FILES}"
+    parser.add_argument("runs", nargs="+", metavar="DIR", help="results directories of `flamboyance evaluate`")
+    parser.add_argument("--output", metavar="DIR", help="folder to write to (default: the first run's)")
+    parser.add_argument(
+        "--beside", metavar="MODEL,…", help="published models whose scores stand beside the runs', such as "
+        "OpenFlamingo-9B,Flamingo-80B (default: the same model if it is published, else OpenFlamingo-9B)",
+    )  # fmt: skip
+    parser.add_argument("--open", choices=("yes", "no"), default="no", help="show the page in a browser (default: no)")
+    group = parser.add_argument_group("page")
+    group.add_argument(
+        "--items", type=_count, metavar="N", help="predictions in the page; of more, the first of each cell"
+    )
+    group.add_argument(
+        "--thumbnails", type=_count, metavar="N",
+        help="images copied small into the page; it links to the others where they are (default: 300)",
+    )  # fmt: skip
+
+
+def _count(given: str) -> int:
+    if not given.isdecimal():
+        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 0 up")
+    return int(given)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Read the runs, print their tables, and write report.md, scores.csv, figures and index.html."""
+    from flamboyance.evaluation import browse, report_files
+    from flamboyance.evaluation.report import build
+    from flamboyance.evaluation.runs import read_all
+
+    runs = read_all([Path(run) for run in arguments.runs])
+    beside = (
+        None if arguments.beside is None else [name.strip() for name in arguments.beside.split(",") if name.strip()]
+    )
+    whole = build(runs, beside)
+    _print(whole)
+    folder = Path(arguments.output) if arguments.output else runs[0].folder
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = _draw(whole, folder)
+    (folder / report_files.MARKDOWN).write_text(report_files.markdown(whole, pictures), encoding="utf-8")
+    report_files.write_csv(whole, folder / report_files.CSV)
+    links = [(report_files.MARKDOWN, "tables"), (report_files.CSV, "as CSV"), *pictures]
+    page = browse.write_page(
+        runs,
+        folder,
+        links,
+        browse.ITEMS if arguments.items is None else arguments.items,
+        browse.THUMBNAILS if arguments.thumbnails is None else arguments.thumbnails,
+    )
+    print(
+        f"wrote {report_files.MARKDOWN}, {report_files.CSV} and {len(pictures)} figures; the page is {page.resolve()}"
+    )
+    if arguments.open == "yes":
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def _draw(whole: Report, folder: Path) -> list[tuple[str, str]]:
+    """The tables do not wait for a library."""
+    from flamboyance.evaluation.figures import draw
+
+    try:
+        return draw(whole, folder)
+    except ImportError as error:
+        print(f"no figures: {error}", file=sys.stderr)
+        return []
+
+
+def _print(whole: Report) -> None:
+    from rich.console import Console
+
+    from flamboyance.evaluation.report import differences, facts, scores, unfinished
+    from flamboyance.evaluation.shares import shares_of_flamingo, told
+
+    # A file gets the whole width that the tables take.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    for fact in facts(whole):
+        console.print(fact, soft_wrap=True)
+    for table in (scores(whole), differences(whole)):
+        if table is not None:
+            console.print()
+            _print_table(console, table)
+    for share in shares_of_flamingo(whole):
+        console.print(told(share), soft_wrap=True)
+    for line in unfinished(whole):
+        console.print(f"unfinished, not counted: {line}", soft_wrap=True)
+
+
+def _print_table(console: Any, table: Table) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=SIMPLE, show_edge=False, pad_edge=False)
+    for place, column in enumerate(table.columns):
+        grid.add_column(Text(column), justify="left" if place < table.left else "right", overflow="fold")
+    for section in table.sections:
+        for row in section:
+            grid.add_row(*map(Text, row))
+        grid.add_section()
+    if table.sections:
+        console.print(grid)
+    for note in table.notes:
+        console.print(note, soft_wrap=True)

@@ -1,0 +1,260 @@
+"""`index.html`: every query of an evaluation with what was shown, said and expected, in one file without anything from
+elsewhere.
+
+Thousands of predictions stay small because texts are written once a task and referred to by number (a prompt is a list
+of such numbers), and each cell is gzipped, and unpacked by the page when it is looked at. Images are links to where
+they were; small copies of the first ones are in the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from html import escape as e
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flamboyance.evaluation.results import Row
+from flamboyance.evaluation.runs import Done, Run, finite
+from flamboyance.images.loading import ImageError, load_image
+from flamboyance.model.files import replacing
+
+PAGE = "index.html"
+STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")
+ITEMS = 50_000  # predictions in a page
+THUMBNAILS = 300
+SIDE = 256  # pixels, of a small copy
+LABELS = 8  # of which the probabilities are shown
+# A prompt's pieces recur: its demonstrations' texts.
+_PIECES = re.compile(r"(?<=<\|endofchunk\|>)|(?<=\n)")
+
+
+def write_page(
+    runs: Sequence[Run],
+    folder: Path,
+    links: Sequence[tuple[str, str]] = (),
+    items: int = ITEMS,
+    thumbnails: int = THUMBNAILS,
+) -> Path:
+    """Writes `index.html`, which also works from a file system.
+
+    Args:
+        links: (file beside the page, words) to show at its top.
+        items: predictions in all; if there are more, each cell's first ones.
+        thumbnails: images that stand in the page themselves, so that they are seen where the originals are not.
+
+    Raises:
+        ValueError: a line of predictions is damaged; names file and line.
+        OSError: predictions are gone, or the page cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [(number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.unfinished)]
+    share = max(1, items // max(1, len(cells)))
+    tasks: dict[str, _Task] = {}
+    blobs: list[tuple[str, str]] = []
+    told = []
+    for number, run, done in cells:
+        name = done.cell.task
+        task = tasks.setdefault(name, _Task(run, name, folder))
+        rows = done.rows()
+        blobs.append((f"c{len(told)}", _packed([task.row(row) for row in rows[:share]])))
+        told.append(_told(number, list(tasks).index(name), done, rows, min(share, len(rows))))
+    _add_thumbnails(list(tasks.values()), thumbnails)
+    blobs += [(f"t{number}", _packed(task.tables())) for number, task in enumerate(tasks.values())]
+    meta = {
+        "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
+        "tasks": [{"name": name, "title": task.title, "metric": task.metric} for name, task in tasks.items()],
+        "cells": told,
+    }
+    with replacing(folder / PAGE) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(_document(runs, links, meta, blobs))
+    return folder / PAGE
+
+
+class _Task:
+    """A task's texts, images, demonstrations and queries, each once and known by its place."""
+
+    def __init__(self, run: Run, name: str, folder: Path) -> None:
+        self.title, self.metric, self.labels = run.title(name), run.metric(name), run.labels(name)
+        self.run, self.folder = run, folder
+        self.texts: dict[str, int] = {}
+        self.images: dict[str, list[Any]] = {}
+        self.places: dict[str, int] = {}
+        self.shown: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+
+    def row(self, row: Row) -> list[Any]:
+        """A prediction as the page's script reads it: [query, prompt, demonstrations, generated, answer, value,
+        probabilities, dropped]."""
+        query = self._example(self.asked, row, [self._text(one) for one in row.get("references") or []])
+        shown = [
+            self._example(self.shown, one, self._text(one.get("answer"))) for one in row.get("demonstrations") or []
+        ]
+        prompt = [self._text(piece) for piece in _PIECES.split(str(row.get("prompt") or "")) if piece]
+        said = [None if row.get(key) is None else self._text(row[key]) for key in ("generated", "answer")]
+        value = finite(row.get("score"))
+        chances = self._chances(row)
+        return [
+            query,
+            prompt,
+            shown,
+            *said,
+            None if value is None else round(value, 2),
+            chances,
+            row.get("dropped") or 0,
+        ]
+
+    def tables(self) -> dict[str, Any]:
+        """What rows refer to."""
+        return {
+            "texts": list(self.texts),
+            "images": list(self.images.values()),
+            "shown": [json.loads(one) for one in self.shown],
+            "asked": [json.loads(one) for one in self.asked],
+        }
+
+    def paths(self) -> Iterator[str]:
+        """Images, the queries' before the demonstrations'."""
+        images = list(self.images)
+        numbers = [json.loads(one)[1] for one in chain(self.asked, self.shown)]
+        yield from dict.fromkeys(images[number] for number in numbers if number is not None)
+
+    def _example(self, table: dict[str, int], one: Row, last: Any) -> int:
+        asked = [self._text(text) for text in one.get("asked") or []]
+        image = None if one.get("image") is None else self._image(str(one["image"]))
+        return table.setdefault(json.dumps([self._text(one.get("id")), image, asked, last]), len(table))
+
+    def _text(self, text: Any) -> int:
+        return self.texts.setdefault("" if text is None else str(text), len(self.texts))
+
+    def _image(self, path: str) -> int:
+        if path not in self.images:
+            self.places[path] = len(self.images)
+            self.images[path] = [_link(_found(path, self.run), self.folder), os.path.basename(path), 0]
+        return self.places[path]
+
+    def _chances(self, row: Row) -> list[list[float]] | None:
+        """[[label, probability]], the likeliest and the right one: the softmax over the labels that were written."""
+        scores = {label: finite(score) for label, score in (row.get("scores") or {}).items()}
+        known = {label: score for label, score in scores.items() if score is not None}
+        if not known:
+            return None
+        most = max(known.values())
+        whole = sum(math.exp(score - most) for score in known.values())
+        order = sorted(known, key=lambda label: -known[label])
+        # Two labels stay in their order, so that bars can be compared from card to card.
+        shown = list(known) if len(known) <= LABELS else order[:LABELS]
+        shown += [label for label in row.get("references") or [] if label in known and label not in shown]
+        return [[self._text(label), round(math.exp(known[label] - most) / whole, 4)] for label in shown]
+
+
+def _told(run: int, task: int, done: Done, rows: Sequence[Row], there: int) -> dict[str, Any]:
+    """What the page says of a cell before it unpacks it."""
+    values = [value for row in rows if (value := finite(row.get("score"))) is not None]
+    # How a value reads: a share of right, as VQA accuracy; a score without an upper end, as CIDEr; or there is none.
+    kind = (
+        "score"
+        if values and (max(values) > 100 or "cider" in str((done.score or {}).get("metric")).lower())
+        else "share"
+    )
+    if not values:
+        kind = (
+            "label" if any(row.get("scores") for row in rows) and any(row.get("references") for row in rows) else "none"
+        )
+    cell = done.cell
+    return {
+        "run": run,
+        "task": task,
+        "mode": cell.mode,
+        "shots": cell.shots,
+        "seed": cell.seed,
+        "value": done.value,
+        "interval": done.interval,
+        "queries": len(rows),
+        "there": there,
+        "finished": done.score is not None,
+        "kind": kind,
+        "middle": statistics.median(values) if values else None,
+    }
+
+
+def _found(path: str, run: Run) -> Path:
+    """An image's file. A relative path is one from the run, or else from where the evaluation was called."""
+    inside = run.folder / path
+    return inside if not os.path.isabs(path) and inside.exists() else Path(path)
+
+
+def _link(path: Path, folder: Path) -> str:
+    """A URL relative to the page; of another drive an absolute one."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:
+        return path.absolute().as_uri()
+    return quote(os.fsencode(relative.replace(os.sep, "/")))
+
+
+def _add_thumbnails(tasks: Sequence[_Task], most: int) -> None:
+    """Puts small copies of the first images into the tables, the same number of every task."""
+    turns = zip_longest(*(task.paths() for task in tasks))
+    queue = [(task, path) for turn in turns for task, path in zip(tasks, turn, strict=True) if path is not None]
+    for task, path in queue[:most]:
+        try:
+            image = load_image(_found(path, task.run))
+        except ImageError:
+            continue  # its card says that it is not there
+        image = image.copy()
+        image.thumbnail((SIDE, SIDE))
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=72)
+        task.images[path][2] = base64.b64encode(data.getvalue()).decode()
+
+
+def _packed(value: Any) -> str:
+    # Deterministic, so that the same run gives the same page.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "surrogatepass"), 6, mtime=0)).decode()
+
+
+def _document(
+    runs: Sequence[Run], links: Sequence[tuple[str, str]], meta: dict[str, Any], blobs: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    page = files("flamboyance.evaluation").joinpath("page")
+    css, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))
+    names = " and ".join(run.name for run in runs)
+    anchors = "".join(f'<a href="{e(quote(file))}">{e(words)}</a>' for file, words in links)
+    yield f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src * file: data:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{e(names)}: predictions</title>
+<style>
+{css}</style>
+</head>
+<body>
+<header>
+<h1><em>{e(names)}</em>, query by query</h1>
+<nav>{anchors}</nav>
+</header>
+<noscript><p>This page needs JavaScript: it holds the predictions packed. The scores are in report.md.</p></noscript>
+<div id="app"></div>
+<footer><p>Written by flamboyance {e(version("flamboyance"))}.</p></footer>
+"""
+    told = json.dumps(meta, allow_nan=False).replace("<", "\\u003c")  # a script element ends at "</", quoted or not
+    yield f'<script type="application/json" id="meta">{told}</script>\n'
+    for name, data in blobs:
+        yield f'<script type="text/plain" id="{name}">{data}</script>\n'
+    yield f"<script>\n{''.join(scripts)}</script>\n</body>\n</html>\n"
