@@ -36,6 +36,11 @@ output:
 MODULES = (
     ("evaluate", "few-shot benchmarks by the papers' protocol", "flamboyance evaluate birds.csv --shots 0,4,8"),
     (
+        "rices",
+        "features of images, to find similar demonstrations by, ahead of an evaluation",
+        "flamboyance rices coco vqav2 --data benchmarks/ --tower ViT-L-14 --tower-pretrained openai",
+    ),
+    (
         "report",
         "tables, figures and a page of predictions from evaluations, beside published scores",
         "flamboyance report runs/3b --beside OpenFlamingo-3B,Flamingo-3B",

@@ -79,6 +79,23 @@ def device_of(name: str) -> Any:
     return torch.device(name)
 
 
+def tower_of(name: str) -> tuple[dict[str, Any], Any]:
+    """The spec of a Flamingo's tower, its name as it is found from here; and how the model prepares images.
+
+    Nothing is opened but the configuration.
+    """
+    from flamboyance.checkpoints import released
+    from flamboyance.images import ImageProcessor
+    from flamboyance.mini import DIRECTORY
+    from flamboyance.model.files import local_directory, read_config, resolve
+
+    if released.is_released(name) and not Path(name).is_dir():
+        return released.config_for(name).vision, released.image_processor()
+    directory = DIRECTORY if name == MINI else local_directory(_expanded(name))
+    vision = read_config(directory).vision
+    return dict(vision, name=resolve(vision["name"], directory)), ImageProcessor.from_pretrained(directory)
+
+
 Gates = list[tuple[float, float]]
 """Of each block: the attention's gate and the feed-forward's, before tanh."""
 

@@ -1,0 +1,152 @@
+"""RICES: features of images a second, and the time of finding the most similar of COCO's training images.
+
+    python -m benchmarks.rices [--images N] [--threads N] [--json FILE]
+
+Pictures are JPEG files of 640 x 480 pixels. Features are built on one core, by the embedded model's tower and by one of
+ViT-B/32's shape with random weights: first all of it, then what has been built and is found again, then copies of the
+files, which are read and known by their content. Retrieval is 32 images for each of 5,000 queries among 82,783, 768
+wide, beside products and a full argsort by batches of 8 queries, which is what open_flamingo 2.0.1 does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from benchmarks import results
+from flamboyance.commands.models import tower_of
+from flamboyance.evaluation.features import Encoder, build
+from flamboyance.evaluation.rices import top_k
+from flamboyance.images import ImageProcessor
+
+QUERIES, SUPPORT, WIDTH, K = 5_000, 82_783, 768, 32
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What it gives, seconds by the clock, and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    found = run()
+    return found, time.perf_counter() - clock, time.process_time() - processor
+
+
+def pictures(folder: Path, number: int) -> list[Path]:
+    """Smooth ground with some grain, so that a file has a photograph's size: 60 to 80 kB."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    paths = []
+    for i in range(number):
+        ground = Image.fromarray(random.integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize((640, 480))
+        grain = random.normal(0, 6, (480, 640, 1))
+        paths.append(folder / f"{i:05}.jpg")
+        Image.fromarray((np.asarray(ground) + grain).clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def encoders(folder: Path) -> dict[str, Encoder]:
+    spec, processor = tower_of("mini")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=224, patch_size=32)).save_pretrained(folder)
+    return {
+        "mini's tower": Encoder.open(spec["name"], processor=processor),
+        "ViT-B/32's shape": Encoder.open(str(folder), processor=ImageProcessor.clip(224)),
+    }
+
+
+def building(number: int) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        images = pictures(home / "pictures", number)
+        size = sum(image.stat().st_size for image in images) / number
+        for name, encoder in encoders(home / "tower").items():
+            shutil.rmtree(home / "moved", ignore_errors=True)
+            shutil.copytree(home / "pictures", home / "moved", copy_function=shutil.copyfile)
+            moved = [home / "moved" / image.name for image in images]
+            _, alone, _ = timed(lambda encoder=encoder: encoder.about)
+            decoded, _, reading = timed(lambda encoder=encoder: [encoder.processor.levels(i) for i in images[:64]])
+            encoder(decoded)
+            _, _, encoding = timed(lambda encoder=encoder, levels=decoded: encoder(levels))
+            found = {"tower": name, "bytes": size, "hash_s": alone}
+            found |= {"decode_ms": reading / 64 * 1e3, "encode_ms": encoding / 64 * 1e3}
+            for what, paths in (("build", images), ("again", images), ("moved", moved)):
+                _, clock, processor = timed(
+                    lambda encoder=encoder, paths=paths: build(paths, encoder, home / "cache", threads=1)
+                )
+                found |= {f"{what}_per_s": number / clock, f"{what}_per_core_s": number / processor}
+            rows.append(found)
+    return rows
+
+
+def reference(queries: torch.Tensor, support: torch.Tensor) -> np.ndarray:
+    """As open_flamingo finds them, float32 features."""
+    found = []
+    for start in range(0, len(queries), 8):
+        similarity = queries[start : start + 8] @ support.T
+        found.append(similarity.argsort(dim=-1, descending=True)[:, :K])
+    return torch.cat(found).numpy()
+
+
+def retrieval() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    # A common part, as CLIP's features have one: unlike images have a cosine of 0.6 or so.
+    common = 1.2 * torch.randn(1, WIDTH, generator=generator)
+    queries, support = (
+        torch.nn.functional.normalize(torch.randn(n, WIDTH, generator=generator) + common).half()
+        for n in (QUERIES, SUPPORT)
+    )
+    ours, clock, processor = timed(lambda: top_k(queries, lambda i: support[torch.from_numpy(i)], SUPPORT, K))
+    whole_queries, whole = queries.float(), support.float()
+    theirs, their_clock, their_processor = timed(lambda: reference(whole_queries, whole))
+    _, product, _ = timed(lambda: [whole_queries[i : i + 1024] @ whole.T for i in range(0, QUERIES, 1024)])
+    return [
+        {"way": "exact top 32", "seconds": clock, "processor_seconds": processor},
+        {"way": "products, full argsort", "seconds": their_clock, "processor_seconds": their_processor},
+        {"way": "products alone, by 1024", "seconds": product},
+        {"way": "queries whose 32 are not the same", "queries": int((ours != theirs).any(1).sum())},
+    ]
+
+
+def table(built: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
+    lines = [
+        "| images/s of a core | build | of it: decode ms | tower ms | found again | moved files |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['tower']} | {row['build_per_core_s']:.0f} | {row['decode_ms']:.1f} | {row['encode_ms']:.1f} "
+        f"| {row['again_per_core_s']:,.0f} | {row['moved_per_core_s']:,.0f} |"
+        for row in built
+    ]
+    lines += ["", f"| {QUERIES:,} queries, {SUPPORT:,} images, {WIDTH} wide | seconds |", "|---|---|"]
+    lines += [f"| {row['way']} | {row.get('queries', round(row.get('seconds', 0), 1))} |" for row in found]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512, metavar="N")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="for retrieval (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    built = building(arguments.images)
+    torch.set_num_threads(arguments.threads)
+    found = retrieval()
+    text = table(built, found)
+    print(text)
+    about = {"images": arguments.images, "threads": arguments.threads}
+    results.write("rices", [*built, *found], text, about, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
