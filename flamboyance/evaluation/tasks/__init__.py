@@ -79,10 +79,12 @@ def _find(name: str) -> tuple[TaskFile, str]:
 def _resolve(task: TaskFile, split: str, data: Path, given: Mapping[str, str], support_only: bool) -> dict[str, Path]:
     """The paths of what is read, each there and of the right kind."""
     usual = {**task.files, **task.splits.get(split, {})}
-    known = {**usual, **task.optional}
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"{task.name} reads no {unknown[0]!r}; its files are {', '.join(known)}")
+    known = {**task.optional, **usual}
+    for name, path in given.items():
+        if name not in known:
+            raise ValueError(f"{task.name} reads no {name!r}; its files are {', '.join(known)}")
+        if not path and name in task.files and name != "annotations":
+            raise ValueError(f"{task.name}.{name} is empty; expected the path of a {_kind(known[name])}")
     home = data / task.name if (data / task.name).is_dir() else data
     found, missing = {}, []
     for name, default in known.items():
@@ -90,11 +92,10 @@ def _resolve(task: TaskFile, split: str, data: Path, given: Mapping[str, str], s
         if not path or (support_only and name in task.for_queries):
             continue
         path = Path(given[name]).expanduser() if name in given else _first(home, default)
-        folder = known[name].endswith("/")
-        if path.is_dir() if folder else path.is_file():
+        if path.is_dir() if _kind(default) == "folder" else path.is_file():
             found[name] = path
         elif name in usual or name in given:
-            missing.append(_missing(task.name, name, path, default, folder))
+            missing.append(_missing(task.name, name, path, default))
     if missing:
         raise FileNotFoundError(f"{task.title} needs what is not there:\n" + "\n".join(missing))
     return found
@@ -106,8 +107,11 @@ def _first(home: Path, default: str) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def _missing(task: str, name: str, path: Path, default: str, folder: bool) -> str:
-    kind, other = ("folder", "file") if folder else ("file", "folder")
-    why = f" is a {other}" if path.exists() else ""
+def _kind(default: str) -> str:
+    return "folder" if default.endswith("/") else "file"
+
+
+def _missing(task: str, name: str, path: Path, default: str) -> str:
+    why = " is not one:" if path.exists() else ":"
     alternatives = "".join(f" or {one}" for one in default.split("|")[1:])
-    return f"  {path}{alternatives}{why}: expected a {kind}; if it lies elsewhere, say {task}.{name}=PATH"
+    return f"  {path}{alternatives}{why} expected a {_kind(default)}; if it lies elsewhere, say {task}.{name}=PATH"

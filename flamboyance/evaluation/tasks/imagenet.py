@@ -9,7 +9,7 @@ from pathlib import Path
 from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task, TaskFile
-from flamboyance.evaluation.tasks.reading import IMAGE_SUFFIXES, read_json, some
+from flamboyance.evaluation.tasks.reading import IMAGE_SUFFIXES, images_in, read_json, some
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 
 CLASSES = 1000
@@ -46,8 +46,7 @@ def _read(root: Path, names: Mapping[str, str], asked: bool) -> list[Example]:
     """One example an image, in the order of the folders' and files' names."""
     made = []
     for folder, name in names.items():
-        inside = sorted((root / folder).iterdir()) if (root / folder).is_dir() else []
-        images = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+        images = images_in(root / folder)
         if not images and not asked:
             raise ValueError(f"{root / folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
         made += [Example(f"{folder}/{path.name}", path, name, (), (name,) if asked else ()) for path in images]

@@ -22,5 +22,5 @@ def shown_answer(answers: Sequence[str], protocol: str) -> str:
     """What a demonstration answers: what most annotators say, the first of equals; the code took the first one's."""
     if protocol == OPENFLAMINGO:
         return answers[0]
-    said = [answer for answer in answers if answer.strip()]
-    return Counter(said).most_common(1)[0][0] if said else answers[0]
+    counts = Counter(answer for answer in answers if answer.strip())
+    return max(counts, key=counts.__getitem__, default=answers[0])

@@ -70,7 +70,7 @@ def records(content: Any, key: str, file: Path) -> Iterator[tuple[str, Record]]:
     yield from listed(content[key], file, key)
 
 
-def listed(found: Any, file: Path, name: str = "") -> Iterator[tuple[str, Record]]:
+def listed(found: Any, file: Path | str, name: str = "") -> Iterator[tuple[str, Record]]:
     """The objects of a list, each with its place."""
     for number, record in enumerate(_is(found, list, f"{file}, {name}" if name else f"{file}")):
         place = f"{file}, {name}[{number}]"
@@ -88,7 +88,13 @@ def value(record: Record, key: str, kind: type[T] | tuple[type[T], ...], place: 
     return _is(record[key], kind, f"{place}: {key}")
 
 
-_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+_NAMES: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def _kind(found: object) -> str:
@@ -135,6 +141,12 @@ def unique(pairs: Iterable[tuple[str, str, T]], what: str) -> dict[str, T]:
     return found
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder, in the order of their names."""
+    names = (name for name in files_in(f"{folder}") if not name.startswith("."))
+    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+
+
 def some(things: Sequence[str]) -> str:
     """`a, b, c and 7 more`."""
     more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
@@ -179,18 +191,20 @@ def check_images(examples: Iterable[Example], file: Path) -> None:
     Raises:
         FileNotFoundError: some are not; names the first of them, and how many.
     """
-    inside = cache(_files)
-    missing = [one for one in examples if one.image.name not in inside(one.image.parent)]
+    inside = cache(files_in)
+    places = ((one, *os.path.split(one.image)) for one in examples)
+    missing = [one for one, folder, name in places if name not in inside(folder)]
     if missing:
         count = len({one.image for one in missing})
-        more = f" (and {count - 1} other images that it names do not exist)" if count > 1 else ""
+        more = f" (nor {count - 1} more)" if count > 1 else ""
         first = missing[0]
         raise FileNotFoundError(f"{file}, item {first.id} names the image {first.image}, which does not exist{more}")
 
 
-def _files(folder: Path) -> frozenset[str]:
+def files_in(folder: str) -> frozenset[str]:
+    """The names of a folder's files; none where there is no such folder."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(folder or ".") as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 # Found by comparing `raw_answer` with `answer` in OK-VQA's files, by the authors of Flamingo.
 _TABLE = """
@@ -37,7 +37,7 @@ _TABLE = """
     vacationing:vacate vandalizers:vandal vastness:vast vegas:vegas veteran's:veteran wading:wade walle:wall waves:wave
     weddings:wed wetness:wet wilderness:wilder womens:women yes:yes
 """
-TABLE = dict(pair.split(":") for pair in _TABLE.split())
+TABLE = {word: stem for word, _, stem in (pair.partition(":") for pair in _TABLE.split())}
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
@@ -103,7 +103,7 @@ def _verb(word: str) -> str:
 
 @cache
 def _verbs() -> frozenset[str]:
-    lines = resources.files(__package__).joinpath("verbs.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).with_name("verbs.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(" ".join(line for line in lines if not line.startswith("#")).split())
 
 

@@ -1,0 +1,174 @@
+"""A user's own CSV, JSONL or folder as a task."""
+
+import json
+import re
+
+import pytest
+
+from flamboyance import templates
+from flamboyance.evaluation.tasks import own
+from flamboyance.templates import Template
+from tests.evaluation.tasks.files import picture, put
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.jpg", "in/c.png"):
+        picture(tmp_path / name)
+    return tmp_path
+
+
+def csv(folder, *lines):
+    return put(folder / "mine.csv", "\n".join(lines) + "\n")
+
+
+def jsonl(folder, *records):
+    return put(folder / "mine.jsonl", "".join(json.dumps(one) + "\n" for one in records))
+
+
+def test_labels(folder):
+    task = own.load(csv(folder, "image, label,note", "a.jpg,dog,x", "b.jpg,cat,y", "in/c.png, dog ,z"))
+    assert task.name == "mine" and task.labels == ("cat", "dog")
+    assert task.template == templates.classification and task.support == task.queries
+    assert [one.references for one in task.queries] == [("dog",), ("cat",), ("dog",)]
+    assert task.queries[2].image == folder / "in" / "c.png"
+    assert task.metric.name == own.metrics.TOP_1.name
+
+
+def test_labels_with_questions(folder):
+    task = own.load(csv(folder, "image,question,label", "a.jpg,Is it?,yes", "b.jpg,Is it?,no"), protocol="openflamingo")
+    assert task.labels == ("no", "yes") and task.template == templates.vqa and task.separator == "\n"
+    assert task.queries[0].asked == ("Is it?",)
+
+
+def test_captions(folder):
+    task = own.load(jsonl(folder, {"image": "a.jpg", "captions": ["A.", "B."]}, {"image": "b.jpg", "text": "C."}))
+    assert [(one.answer, one.references) for one in task.queries] == [("A.", ("A.", "B.")), ("C.", ("C.",))]
+    assert task.metric is own.metrics.CIDER and task.labels is None
+
+
+def test_answers_by_exact_match(folder):
+    task = own.load(csv(folder, "image,question,answer", 'a.jpg,"What, then?",a dog'))
+    assert task.queries[0].asked == ("What, then?",) and task.queries[0].references == ("a dog",)
+    assert task.metric is own.metrics.EXACT_MATCH
+    assert task.post_process(" a dog, a cat ") == "a dog, a cat"
+
+
+def test_ten_answers_by_vqa_accuracy(folder):
+    answers = ["b"] * 4 + ["a"] * 6
+    task = own.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers}))
+    assert task.metric is own.metrics.VQA_ACCURACY and task.max_new_tokens == 5
+    assert task.queries[0].references == tuple(answers) and task.queries[0].answer == "a"
+    nine = own.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers[:9]}))
+    assert nine.metric is own.metrics.EXACT_MATCH
+
+
+def test_numbers_may_be_labels(folder):
+    assert own.load(jsonl(folder, {"image": "a.jpg", "label": 7}, {"image": "b.jpg", "label": 10})).labels == (
+        "10",
+        "7",
+    )
+
+
+def test_support_from_another_file(folder):
+    shown = put(folder / "shown.csv", "image,label\nin/c.png,bird\n")
+    task = own.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)
+    assert [one.answer for one in task.support] == ["bird"] and task.labels == ("bird", "dog")
+
+
+def test_a_template_names_columns(folder):
+    file = csv(folder, "image,where,label", "a.jpg,left,dog", "b.jpg,right,cat")
+    task = own.load(file, template=Template("<image>On the {where} is a {animal}"))
+    assert task.template.demonstration(*task.support[0].asked, task.support[0].answer).startswith(
+        "<image>On the left is a dog"
+    )
+
+
+def test_a_folder_of_labels(tmp_path):
+    for name in ("pets/dog/1.jpg", "pets/dog/more/2.jpg", "pets/cat/1.jpg", "pets/.hidden.jpg"):
+        picture(tmp_path / name)
+    task = own.load(tmp_path / "pets")
+    assert task.name == "pets" and [one.answer for one in task.queries] == ["cat", "dog", "dog"]
+
+
+def test_a_folder_of_texts(folder):
+    for name in ("a.txt", "b.txt", "in/c.txt"):
+        put(folder / name, f"text of {name}\n")
+    task = own.load(folder)
+    assert [one.answer for one in task.queries] == ["text of a.txt", "text of b.txt", "text of in/c.txt"]
+
+
+def test_images_outside_of_the_folder(folder):
+    picture(folder.parent / "secret.jpg")
+    file = csv(folder, "image,label", "a.jpg,dog", "../secret.jpg,cat")
+    with pytest.raises(ValueError, match=r"line 3: the image \.\./secret\.jpg is outside of the folder of mine\.csv"):
+        own.load(file)
+    assert len(own.load(file, outside=True).queries) == 2
+    link = folder / "link.jpg"
+    link.symlink_to(folder.parent / "secret.jpg")
+    with pytest.raises(ValueError, match=r"link\.jpg is outside"):
+        own.load(csv(folder, "image,label", "link.jpg,dog"))
+
+
+def test_bytes_before_a_spreadsheets_csv(folder):
+    (folder / "mine.csv").write_bytes(b"\xef\xbb\xbfimage,label\r\na.jpg,dog\r\nb.jpg,cat\r\n")
+    assert own.load(folder / "mine.csv").labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ([], "mine.csv is empty; expected image,label or"),
+        (["image,label"], "mine.csv is empty"),
+        (["picture,label", "a.jpg,dog"], "line 2 has no 'image'; it has picture, label"),
+        (["image,what", "a.jpg,dog"], "has the columns image,what; expected image,label or image,text or"),
+        (["image;label", "a.jpg;dog"], "line 2 has no 'image'; it has image;label"),
+        (["image,label,label", "a.jpg,dog,cat"], "line 1 names a column twice: image,label,label"),
+        (["image,label", "a.jpg,dog,cat"], "line 2 has 3 values for the 2 columns; a value with a comma in it"),
+        (["image,label", "a.jpg"], "line 2 has 1 values for the 2 columns"),
+        (["image,label", "a.jpg,"], "line 2: label is empty; expected some text"),
+        (["image,label", ",dog"], "line 2: image is empty; expected some text"),
+        (["image,label", '"a.jpg,dog'], "line 2 is not CSV: unexpected end of data"),
+        (["image,label", "a.jpg,dog", "b.jpg,dog"], "has the label 'dog' alone; expected two or more"),
+        (["image,text", "a.jpg,<image>"], "queries, item 1: text='<image>' holds '<image>', which would alter"),
+    ],
+)
+def test_bad_csv(folder, lines, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        own.load(csv(folder, *lines) if lines else put(folder / "mine.csv", ""))
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("[1]", "mine.jsonl, line 2 is a list; expected an object"),
+        ("{", "mine.jsonl, line 2, column 2 is not JSON"),
+        ('{"image": "b.jpg"}', "line 2 has no 'text'; it has image"),
+        ('{"image": 3.5, "text": "a"}', "line 2: image is a number (3.5); expected a text or a whole number"),
+        ('{"image": "b.jpg", "captions": []}', "line 2: captions is []; expected a list of texts"),
+        ('{"image": "b.jpg", "captions": "one"}', "line 2: captions is a text ('one'); expected a list"),
+    ],
+)
+def test_bad_jsonl(folder, line, message):
+    file = put(folder / "mine.jsonl", json.dumps({"image": "a.jpg", "text": "A."}) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        own.load(file)
+
+
+def test_what_is_not_there(folder, tmp_path_factory):
+    with pytest.raises(FileNotFoundError, match=r"line 2 names the image .*z\.jpg, which does not exist"):
+        own.load(csv(folder, "image,label", "z.jpg,dog"))
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: nothing\.csv"):
+        own.load("nothing.csv")
+    with pytest.raises(ValueError, match=r"mine\.txt: expected a \.csv or \.jsonl file"):
+        own.load(put(folder / "mine.txt", "image,label"))
+    with pytest.raises(ValueError, match="holds no image"):
+        own.load(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(ValueError, match=r"a\.jpg has no text beside it \(a\.txt\), and is in no folder named after"):
+        own.load(folder)
+
+
+def test_support_of_another_kind(folder):
+    shown = put(folder / "shown.csv", "image,text\nin/c.png,bird\n")
+    with pytest.raises(ValueError, match=r"shown\.csv has no 'label' as .*mine\.csv has"):
+        own.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)

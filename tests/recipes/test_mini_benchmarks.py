@@ -1,0 +1,86 @@
+"""The benchmarks in small: what the recipe writes is read as the official files are, and holds what it says."""
+
+import json
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from flamboyance.demo.world.words import made_up_words
+from flamboyance.evaluation.tasks import TASKS, open_task
+from flamboyance.recipes import mini_benchmarks
+
+SUPPORT, QUERIES = 32, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return mini_benchmarks.write(tmp_path_factory.mktemp("mini"), SUPPORT, QUERIES)
+
+
+@pytest.mark.parametrize("protocol", ["papers", "openflamingo"])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_there(name, protocol, folder):
+    task = open_task(name, folder, protocol=protocol)
+    assert len(task.support) == SUPPORT and len(task.queries) == QUERIES
+    with Image.open(task.queries[0].image) as image:
+        assert image.size == (64, 64) and image.format == ("PNG" if name == "hateful_memes" else "JPEG")
+
+
+def test_captions_have_five_references(folder):
+    for name in ("coco", "flickr30k"):
+        task = open_task(name, folder)
+        assert all(len(one.references) == 5 and one.answer in ("", one.references[0]) for one in task.queries)
+
+
+@pytest.mark.parametrize("name", ["vqav2", "ok_vqa", "textvqa", "vizwiz"])
+def test_ten_annotators_answer_and_most_are_right(name, folder):
+    task = open_task(name, folder)
+    assert all(len(one.references) == 10 for one in task.queries)
+    assert all(Counter(one.references).most_common(1)[0][1] >= 6 for one in task.queries)
+    first = open_task(name, folder, protocol="openflamingo")
+    assert [one.answer for one in task.support] != [one.answer for one in first.support]  # they err now and then
+
+
+def test_vizwiz_has_unanswerable_questions_and_no_ids(folder):
+    assert "unanswerable" in {one.answer for one in open_task("vizwiz", folder).support}
+    (entry, *_) = json.loads((folder / "vizwiz" / "Annotations" / "val.json").read_text())
+    assert entry["answers"][0].keys() == {"answer", "answer_confidence"}
+
+
+def test_made_up_words_name_the_classes(folder):
+    task = open_task("imagenet", folder)
+    assert len(task.labels) == mini_benchmarks.CLASSES and set(task.labels) <= set(made_up_words("test"))
+    assert Counter(one.answer for one in task.support) == dict.fromkeys(task.labels, SUPPORT // len(task.labels))
+
+
+def test_test_splits_are_there(folder):
+    assert len(open_task("vqav2:test-dev", folder).queries) == QUERIES // 2
+    assert len(open_task("vqav2:test", folder).queries) == QUERIES
+    assert len(open_task("vizwiz:test", folder).queries) == QUERIES
+    assert len(open_task("hateful_memes:dev", folder).queries) == QUERIES
+
+
+def test_the_same_numbers_give_the_same_files(folder, tmp_path):
+    again = mini_benchmarks.write(tmp_path / "again", SUPPORT, QUERIES)
+    other = mini_benchmarks.write(tmp_path / "other", SUPPORT, QUERIES, seed=1)
+
+    def content(where):
+        return {str(file.relative_to(where)): file.read_bytes() for file in where.rglob("*") if file.is_file()}
+
+    assert content(again) == content(folder) != content(other)
+
+
+def test_a_folder_is_not_written_twice_with_other_numbers(folder):
+    assert mini_benchmarks.write(folder, SUPPORT, QUERIES) == folder
+    with pytest.raises(ValueError, match=r"was written with .*'support': 32.*; give another folder"):
+        mini_benchmarks.write(folder, SUPPORT + 1, QUERIES)
+    with pytest.raises(ValueError, match="support=3, queries=6: expected 16 and 1, or more"):
+        mini_benchmarks.write(folder, 3, QUERIES)
+
+
+def test_the_command(folder, capsys):
+    mini_benchmarks.main([str(folder), "--support", str(SUPPORT), "--queries", str(QUERIES)])
+    assert f"{SUPPORT} pictures to show and {QUERIES} to ask about" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="give another folder"):
+        mini_benchmarks.main([str(folder)])
