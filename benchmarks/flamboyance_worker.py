@@ -33,7 +33,7 @@ def load(paths: dict[str, str], threads: int) -> dict[str, str]:
         paths["vision"], paths["language"], processor, interval=1, dtype=torch.float32
     )
     openflamingo.load(model, openflamingo.read(paths["checkpoint"]))
-    held.update(model=model)
+    held.update(model=model, processor=processor)
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 

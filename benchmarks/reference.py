@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM
 
 from benchmarks.processes import Worker
@@ -115,15 +115,14 @@ class Weights:
 def weights(directory: Path, python: Path) -> Weights:
     """OPT-125M and ViT-B/32 with random weights, gates open; written when missing."""
     found = Weights(directory / "opt-125m-vit-b-32")
+    write_tokenizer(found.tokenizer)
     if found.checkpoint.is_file():
         return found
-    found.directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     # Dropout would draw different numbers on the two sides. (The reference trains with the frozen model's dropout on.)
     # Weights are larger than OPT starts with: next tokens are then far from equally likely, and losses tell more.
     config = OPTConfig(dropout=0.0, attention_dropout=0.0, init_std=0.06)
     OPTForCausalLM(config).save_pretrained(found.language)
-    write_tokenizer(found.tokenizer)
     with worker(python, directory / "reference_weights.log") as reference:
         reference("make_clip", tower=TOWER, file=str(found.clip))
         write_tower(found.clip, found.vision)
@@ -135,9 +134,11 @@ def weights(directory: Path, python: Path) -> Weights:
 def write_tokenizer(directory: Path) -> None:
     """A list of words, in files that the tokenizers of both sides read."""
     special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, WORDS)}
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "Output": 3, ":": 4} | {f"w{i}": i for i in range(5, WORDS)}
     directory.mkdir(parents=True, exist_ok=True)
-    Tokenizer(models.WordLevel(words, unk_token="</s>")).save(str(directory / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (directory / "tokenizer_config.json").write_text(json.dumps(about))
 

@@ -35,13 +35,13 @@ def load(paths: dict[str, str], threads: int, checkpoint: bool = False) -> dict[
     """Builds the model; with the trained parts of `paths["checkpoint"]` when asked for."""
     torch.set_num_threads(threads)
     torch.manual_seed(2)
-    model, _, tokenizer = create_model_and_transforms(
+    model, processor, tokenizer = create_model_and_transforms(
         paths["tower"], paths["clip"], paths["language"], paths["tokenizer"], cross_attn_every_n_layers=1
     )
     if checkpoint:
         result = model.load_state_dict(torch.load(paths["checkpoint"], weights_only=True), strict=False)
         assert not result.unexpected_keys, result.unexpected_keys
-    held.update(model=model, tokenizer=tokenizer)
+    held.update(model=model, processor=processor, tokenizer=tokenizer)
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 

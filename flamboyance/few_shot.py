@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamboyance import templates
+from flamboyance.model.cache import roomy
 from flamboyance.model.files import replacing
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
@@ -42,7 +43,7 @@ class Prefix:
         So every row stays one stretch of real tokens behind its padding, whatever the lengths of the queries: exact for
         relative (ALiBi) as for absolute positions.
         """
-        cache = DynamicCache()
+        cache = roomy()
         for i, (keys, values) in enumerate(self.layers):
             cache.update(_shifted(keys[:, :, :length], shifts), _shifted(values[:, :, :length], shifts), i)
         return cache

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from flamboyance.configuration import FlamingoConfig
+from flamboyance.model.cache import branch, roomy
 from flamboyance.model.media import Media, count_seen
-from flamboyance.model.scoring import branch, score_candidates
+from flamboyance.model.scoring import score_candidates
 
 
 class Generating(GenerationMixin):
@@ -60,8 +61,10 @@ class Generating(GenerationMixin):
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
         seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
         cache, sequences = kwargs.get("past_key_values"), self._sequences(kwargs)
-        if sequences > 1 and cache is None and input_ids.shape[1] > 1 and self._plain(kwargs):
-            cache = self.prefill(input_ids, attention_mask, media, seen)
+        if cache is None and self._plain(kwargs):
+            several = sequences > 1 and input_ids.shape[1] > 1
+            cache = self.prefill(input_ids, attention_mask, media, seen) if several else roomy()
+            kwargs["past_key_values"] = cache
         if cache is not None and sequences > 1:
             kwargs["past_key_values"] = branch(cache, sequences)
         processors = LogitsProcessorList(logits_processor or [])

@@ -1,6 +1,5 @@
 """Log-probabilities of candidate completions, with what candidates share computed once."""
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from flamboyance.model.cache import branch
 from flamboyance.model.media import Media, count_seen
 
 if TYPE_CHECKING:
@@ -114,19 +114,3 @@ def candidate_tokens(
         if not ids:
             raise ValueError(f"Candidate {candidate!r} has no tokens, so it has no probability. Remove it.")
     return tokens
-
-
-def branch(cache: Any, times: int) -> Any:
-    """A cache that goes its own way from here, every row `times` times; the given one stays as it is.
-
-    Dynamic layers grow by making new tensors, so sharing the old ones is safe.
-    """
-    if not isinstance(cache, DynamicCache):
-        raise ValueError(
-            f"Expected a DynamicCache, which can be continued in several ways; got {type(cache).__name__}."
-        )
-    new = copy.copy(cache)
-    new.layers = [copy.copy(layer) for layer in cache.layers]
-    if times > 1:
-        new.batch_repeat_interleave(times)
-    return new
