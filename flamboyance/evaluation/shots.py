@@ -194,14 +194,15 @@ def _balanced(
     groups: dict[str, list[int]] = {}
     for place, example in enumerate(task.support):
         groups.setdefault(example.answer, []).append(place)
-    examples = list(groups.values())
+    examples, number = list(groups.values()), {label: i for i, label in enumerate(groups)}
+    whole = [len(group) for group in examples]
     chosen = []
     for i in asked:
         query = task.queries[i]
         generator, itself = _generator("balanced", seed, query.id), own.get(query.image, frozenset())
-        sizes = [len(group) for group in examples]
+        sizes = whole.copy()
         for place in itself:
-            sizes[list(groups).index(task.support[place].answer)] -= 1
+            sizes[number[task.support[place].answer]] -= 1
         found = []
         for label, share in _shares(sizes, k, generator).items():
             group = examples[label]
