@@ -28,13 +28,29 @@ class Prefix:
 
     Attributes:
         ids: (P,) their tokens.
-        media: their images, as the one row of a Media.
+        media: their images, as the one row of a Media; None without any.
         layers: per layer of the language model keys and values, (1, heads, P, width of a head) each.
     """
 
     ids: Tensor
-    media: Media
+    media: Media | None
     layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: FlamingoForConditionalGeneration, ids: Tensor, media: Media | None) -> "Prefix":
+        """Computes (P,) tokens, whose images are the one row of `media`."""
+        cache = DynamicCache()
+        model(input_ids=ids[None], media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        layers: list[Any] = cache.layers
+        return cls(ids, media, tuple((layer.keys, layer.values) for layer in layers))
+
+    def shared(self, row: list[int]) -> int:
+        """How many of these tokens a row begins with; all, unless the tokenizer joins their end with what follows. At
+        least one token of the row is left to compute."""
+        pairs = zip(row, self.ids.tolist(), strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(row), len(self.ids)))
+        return min(same, len(row) - 1)
 
     def cache(self, shifts: Sequence[int], length: int) -> DynamicCache:
         """A cache of `length` tokens for a batch: in row i the demonstrations start `shifts[i]` places later, behind
@@ -89,10 +105,7 @@ class FewShotTask:
             return None
         inputs = self.processor(["".join(self.texts)], [self._images]).to(self.model.device)
         media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
-        cache = DynamicCache()
-        self.model(input_ids=inputs.input_ids, media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers: list[Any] = cache.layers
-        return Prefix(inputs.input_ids[0], media, tuple((layer.keys, layer.values) for layer in layers))
+        return Prefix.of(self.model, inputs.input_ids[0], media)
 
     def __call__(
         self,
@@ -164,13 +177,13 @@ class FewShotTask:
         device = self.model.device
         queries = [self.template.query(*fields) for _, *fields in batch]
         inputs = self.processor(queries, [[image] for image, *_ in batch]).to(device)
-        if self.prefix is None:
+        if self.prefix is None or self.prefix.media is None:
             return dict(inputs)
         own = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
         shots = self.prefix.media.rows[0]
         media = Media.join([self.prefix.media, own], tuple((*shots, len(shots) + i) for i in range(len(batch))))
         rows = self.processor.tokenize(["".join([*self.texts, query]) for query in queries])
-        known = min(_shared(row, self.prefix.ids.tolist()) for row in rows)
+        known = min(self.prefix.shared(row) for row in rows)
         padded = {name: tensor.to(device) for name, tensor in self.processor.pad(rows).items()}
         shifts = [padded["input_ids"].shape[1] - len(row) for row in rows]
         return {**padded, "media": media, "past_key_values": self.prefix.cache(shifts, known)}
@@ -182,7 +195,7 @@ class FewShotTask:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {}
-        if self.prefix is not None:
+        if self.prefix is not None and self.prefix.media is not None:
             tensors["ids"], tensors["latents"] = self.prefix.ids, self.prefix.media.latents
             for name, pairs in (("media", self.prefix.media.keys_values), ("language", self.prefix.layers)):
                 for i, (keys, values) in enumerate(pairs):
@@ -251,13 +264,6 @@ def _read_prefix(file: Path, model: FlamingoForConditionalGeneration) -> Prefix:
     latents = tensors["latents"]
     media = Media(latents, pairs("media"), (tuple(range(len(latents))),))
     return Prefix(tensors["ids"], media, pairs("language"))
-
-
-def _shared(row: list[int], prefix: list[int]) -> int:
-    """How many tokens of the prefix a row begins with; all, unless the tokenizer joins its end with the query. At
-    least one token is left to compute."""
-    same = next((i for i, (a, b) in enumerate(zip(row, prefix, strict=False)) if a != b), min(len(row), len(prefix)))
-    return min(same, len(row) - 1)
 
 
 def _shifted(t: Tensor, shifts: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from flamboyance.evaluation.media_cache import MediaCache
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Task
-from flamboyance.few_shot import completion_tokens, fingerprint
+from flamboyance.few_shot import Prefix, completion_tokens, fingerprint
 
 ROWS = 32  # of text that are scored together
 
@@ -48,6 +48,8 @@ class FlamingoAnswers:
         self.cache = MediaCache(model, processor, media_bytes, media_folder)
         self.context = context_of(model.config.text_config)
         self.seconds: Counter[str] = Counter()
+        self._shown: tuple[str, tuple[Path, ...]] | None = None  # by the prompts before
+        self._computed: Prefix | None = None
 
     def describe(self) -> dict[str, Any]:
         """What results name the model by."""
@@ -98,7 +100,28 @@ class FlamingoAnswers:
         inputs = {name: tensor.to(device) for name, tensor in self.processor.pad(rows).items()}
         with self._timed("media"):
             inputs["media"] = self.cache.media([prompt.images for prompt in prompts])
+        prefix = self._prefix(prompts)
+        if prefix is not None:
+            shifts = [inputs["input_ids"].shape[1] - len(row) for row in rows]
+            inputs["past_key_values"] = prefix.cache(shifts, min(prefix.shared(row) for row in rows))
         return inputs
+
+    def _prefix(self, prompts: Sequence[Prompt]) -> Prefix | None:
+        """The demonstrations, computed once, where all prompts have the same: several at a time, or again and again."""
+        shown = {(prompt.beginning, tuple(prompt.images[:-1])) for prompt in prompts}
+        if len(shown) > 1 or not prompts[0].demonstrations:
+            return None
+        (key,) = shown
+        again, self._shown = key == self._shown, key
+        if not again:
+            self._computed = None
+        if self._computed is None and (again or len(prompts) > 1):
+            ids = torch.tensor(self.processor.tokenize([key[0]])[0], device=self.model.device)
+            with self._timed("media"):
+                media = self.cache.media([list(key[1])]) if key[1] else None
+            with self._timed("answer"):
+                self._computed = Prefix.of(self.model, ids, media)
+        return self._computed
 
     @contextmanager
     def _timed(self, what: str) -> Generator[None]:

@@ -34,11 +34,15 @@ class Prompt:
     @property
     def text(self) -> str:
         """With `<image>` where a picture stands."""
+        return self.beginning + self.task.template.query(*self.query.asked)
+
+    @property
+    def beginning(self) -> str:
+        """The text of the demonstrations."""
         shown = [self.task.template.demonstration(*one.asked, one.answer) for one in self.demonstrations]
         if self.blind:
             shown = [text.replace(IMAGE_TOKEN, "") for text in shown]
-        parts = [text + self.task.separator for text in shown]
-        return "".join([*parts, self.task.template.query(*self.query.asked)])
+        return "".join(text + self.task.separator for text in shown)
 
     @property
     def images(self) -> list[Path]:

@@ -12,6 +12,7 @@ from flamboyance.evaluation import results, run, shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.ranks import Ranks
 from flamboyance.evaluation.run import Settings
+from flamboyance.few_shot import Prefix
 from tests.evaluation.asked import captions, questions, tiny_answers
 
 ABOUT = {"model": {"fingerprint": "f"}, "protocol": "papers", "fixed": {}, "tasks": {}}
@@ -155,6 +156,24 @@ def test_a_killed_run_goes_on(tasks, answers, whole, tmp_path, monkeypatch, resu
     assert sorted(again) == sorted({f"q{i}" for i in range(9)} - {row["id"] for row in done})
     assert_same({"captions/3-random-0": rows(whole)["captions/3-random-0"]}, rows(tmp_path))
     assert not list(tmp_path.glob("*/*/predictions-*.jsonl"))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("number", [0, 3])
+def test_fixed_demonstrations_are_computed_once(tasks, answers, tmp_path, monkeypatch, size, number):
+    """And the answers are those of the whole prompts."""
+    task = dataclasses.replace(tasks[1], permutations=1)
+    made = []
+    of = Prefix.of.__func__
+    monkeypatch.setattr(Prefix, "of", classmethod(lambda cls, *given: made.append(1) or of(cls, *given)))
+    for one in (tasks[0], task):
+        settings = {"shots": (number,), "modes": ("fixed",), "batch_size": size}
+        asked([one], answers, tmp_path / "shared", **settings)
+    assert len(made) == 2
+    monkeypatch.setattr(answers, "_prefix", lambda prompts: None)
+    for one in (tasks[0], task):
+        asked([one], answers, tmp_path / "whole", **settings)
+    assert_same(rows(tmp_path / "shared"), rows(tmp_path / "whole"))
 
 
 def test_what_is_done_is_not_asked_again(tasks, answers, tmp_path, monkeypatch):
