@@ -91,15 +91,15 @@ class _Task:
         self.texts: dict[str, int] = {}
         self.images: dict[str, list[Any]] = {}
         self.places: dict[str, int] = {}
-        self.shown: dict[str, int] = {}
-        self.asked: dict[str, int] = {}
+        self.shown: dict[Any, list[Any]] = {}
+        self.asked: dict[Any, list[Any]] = {}
 
     def row(self, row: Row) -> list[Any]:
         """A prediction as the page's script reads it: [query, prompt, demonstrations, generated, answer, value,
         probabilities, dropped]."""
-        query = self._example(self.asked, row, [self._text(one) for one in row.get("references") or []])
+        query = self._example(self.asked, row, tuple(map(str, row.get("references") or ())))
         shown = [
-            self._example(self.shown, one, self._text(one.get("answer"))) for one in row.get("demonstrations") or []
+            self._example(self.shown, one, str(one.get("answer") or "")) for one in row.get("demonstrations") or ()
         ]
         prompt = [self._text(piece) for piece in _PIECES.split(str(row.get("prompt") or "")) if piece]
         said = [None if row.get(key) is None else self._text(row[key]) for key in ("generated", "answer")]
@@ -120,20 +120,25 @@ class _Task:
         return {
             "texts": list(self.texts),
             "images": list(self.images.values()),
-            "shown": [json.loads(one) for one in self.shown],
-            "asked": [json.loads(one) for one in self.asked],
+            "shown": [one[1:] for one in self.shown.values()],
+            "asked": [one[1:] for one in self.asked.values()],
         }
 
     def paths(self) -> Iterator[str]:
         """Images, the queries' before the demonstrations'."""
         images = list(self.images)
-        numbers = [json.loads(one)[1] for one in chain(self.asked, self.shown)]
-        yield from dict.fromkeys(images[number] for number in numbers if number is not None)
+        examples = chain(self.asked.values(), self.shown.values())
+        yield from dict.fromkeys(images[image] for _, _, image, *_ in examples if image is not None)
 
-    def _example(self, table: dict[str, int], one: Row, last: Any) -> int:
-        asked = [self._text(text) for text in one.get("asked") or []]
-        image = None if one.get("image") is None else self._image(str(one["image"]))
-        return table.setdefault(json.dumps([self._text(one.get("id")), image, asked, last]), len(table))
+    def _example(self, table: dict[Any, list[Any]], one: Row, last: str | tuple[str, ...]) -> int:
+        """Its place in the table, whose rows are [place, id, image, asked, what is right]."""
+        asked, image = tuple(map(str, one.get("asked") or ())), one.get("image")
+        key = (str(one.get("id")), None if image is None else str(image), asked, last)
+        if key not in table:
+            right = self._text(last) if isinstance(last, str) else [self._text(each) for each in last]
+            place = None if key[1] is None else self._image(key[1])
+            table[key] = [len(table), self._text(key[0]), place, [self._text(each) for each in asked], right]
+        return table[key][0]
 
     def _text(self, text: Any) -> int:
         return self.texts.setdefault("" if text is None else str(text), len(self.texts))

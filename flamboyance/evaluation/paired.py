@@ -84,7 +84,7 @@ def _problem(rows: list[list[dict[str, Row]]], asked: list[set[str]]) -> str | N
         return f"other queries: {only[0]:,} only in the first, {only[1]:,} only in the second"
     changed = [i for i in asked[0] if rows[0][0][i].get("references") != rows[1][0][i].get("references")]
     if changed:
-        return f"the references of {len(changed):,} queries differ, such as {changed[0]!r}"
+        return f"the references of {len(changed):,} queries differ, such as {min(changed)!r}"
     return None
 
 

@@ -76,7 +76,7 @@ class WrittenRun:
         """A finished cell; returns its folder."""
         folder = self.folder / task / f"{shots}-{mode}-{seed}"
         folder.mkdir(parents=True)
-        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+        lines = "".join(json.dumps(one) + "\n" for one in rows)
         (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
         score = {
             "task": task,

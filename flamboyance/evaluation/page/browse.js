@@ -139,12 +139,18 @@ function stand(place, scroll) {
   remember();
 }
 
-// The address says what is looked at, so that it can be passed on.
+// The address says what is looked at, so that it can be passed on. Browsers refuse to change it very often.
+let later = 0;
 function remember() {
+  clearTimeout(later);
+  later = setTimeout(() => history.replaceState(null, "", "#" + address()), 300);
+}
+
+function address() {
   const { run, task, ...rest } = state;
-  const kept = { run: run ? run : "", task: META.tasks.length ? META.tasks[task].name : "", ...rest };
-  const query = new URLSearchParams(Object.entries(kept).filter(([key, value]) => value !== "" && !(key === "show" && value === "all") && !(key === "sort" && value === "order")));
-  try { history.replaceState(null, "", "#" + query); } catch { /* some browsers refuse, for files, or when it is done often */ }
+  const usual = { run: 0, show: "all", sort: "order", find: "", at: "" };
+  const kept = Object.entries({ run, task: META.tasks[task]?.name ?? "", ...rest });
+  return new URLSearchParams(kept.filter(([key, value]) => value !== usual[key]));
 }
 
 function recall() {
