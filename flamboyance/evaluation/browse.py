@@ -60,16 +60,20 @@ def write_page(
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = [(number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.unfinished)]
-    share = max(1, items // max(1, len(cells)))
+    share = _share([done.count() for _, _, done in cells], items)
     tasks: dict[str, _Task] = {}
     blobs: list[tuple[str, str]] = []
     told = []
     for number, run, done in cells:
         name = done.cell.task
         task = tasks.setdefault(name, _Task(run, name, folder))
-        rows = done.rows()
-        blobs.append((f"c{len(told)}", _packed([task.row(row) for row in rows[:share]])))
-        told.append(_told(number, list(tasks).index(name), done, rows, min(share, len(rows))))
+        rows, seen = [], _Seen()
+        for row in done.rows():
+            seen.add(row)
+            if len(rows) < share:
+                rows.append(task.row(row))
+        blobs.append((f"c{len(told)}", _packed(rows)))
+        told.append(_told(number, list(tasks).index(name), done, seen, len(rows)))
     _add_thumbnails(list(tasks.values()), thumbnails)
     blobs += [(f"t{number}", _packed(task.tables())) for number, task in enumerate(tasks.values())]
     meta = {
@@ -164,19 +168,42 @@ class _Task:
         return [[self._text(label), round(math.exp(known[label] - most) / whole, 4)] for label in shown]
 
 
-def _told(run: int, task: int, done: Done, rows: Sequence[Row], there: int) -> dict[str, Any]:
+def _share(counts: Sequence[int], items: int) -> int:
+    """How many of each cell's predictions fit: small cells leave room for large ones."""
+    left = items
+    for place, count in enumerate(sorted(counts)):
+        cells = len(counts) - place
+        if count * cells > left:
+            return left // cells
+        left -= count
+    return items
+
+
+class _Seen:
+    """What is told of a cell's predictions together."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.values: list[float] = []
+        self.scored = self.referred = False
+
+    def add(self, row: Row) -> None:
+        self.queries += 1
+        value = finite(row.get("score"))
+        self.values += [] if value is None else [value]
+        self.scored |= bool(row.get("scores"))
+        self.referred |= bool(row.get("references"))
+
+    def kind(self, metric: str) -> str:
+        """How a value reads: a share of right, as VQA accuracy; a score without an upper end, as CIDEr; a label
+        that is right or wrong where there is no value; or nothing to judge by."""
+        if self.values:
+            return "score" if max(self.values) > 100 or "cider" in metric.lower() else "share"
+        return "label" if self.scored and self.referred else "none"
+
+
+def _told(run: int, task: int, done: Done, seen: _Seen, there: int) -> dict[str, Any]:
     """What the page says of a cell before it unpacks it."""
-    values = [value for row in rows if (value := finite(row.get("score"))) is not None]
-    # How a value reads: a share of right, as VQA accuracy; a score without an upper end, as CIDEr; or there is none.
-    kind = (
-        "score"
-        if values and (max(values) > 100 or "cider" in str((done.score or {}).get("metric")).lower())
-        else "share"
-    )
-    if not values:
-        kind = (
-            "label" if any(row.get("scores") for row in rows) and any(row.get("references") for row in rows) else "none"
-        )
     cell = done.cell
     return {
         "run": run,
@@ -186,11 +213,11 @@ def _told(run: int, task: int, done: Done, rows: Sequence[Row], there: int) -> d
         "seed": cell.seed,
         "value": done.value,
         "interval": done.interval,
-        "queries": len(rows),
+        "queries": seen.queries,
         "there": there,
         "finished": done.score is not None,
-        "kind": kind,
-        "middle": statistics.median(values) if values else None,
+        "kind": seen.kind(str((done.score or {}).get("metric"))),
+        "middle": statistics.median(seen.values) if seen.values else None,
     }
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -115,23 +115,31 @@ class Rows:
             self._file = None
 
 
-def read_rows(file: Path) -> list[Row]:
-    """The complete lines of a file of predictions.
+def each_row(file: Path) -> Iterator[Row]:
+    """The complete lines of a file of predictions, one after the other.
 
     Raises:
         ValueError: a line is not a prediction; names file and line.
     """
-    rows = []
-    # Split at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number} is not JSON ({error}); delete it to have it made again") from None
-        if not isinstance(found, dict) or not {"id", "answer", "scores"} <= found.keys():
-            raise ValueError(f"{file}, line {number} is no prediction; delete that line to have it made again")
-        rows.append(found)
-    return rows
+    # Binary lines end at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"{file}, line {number} is not JSON ({error}); delete it to have it made again"
+                ) from None
+            if not isinstance(found, dict) or not {"id", "answer", "scores"} <= found.keys():
+                raise ValueError(f"{file}, line {number} is no prediction; delete that line to have it made again")
+            yield found
+
+
+def read_rows(file: Path) -> list[Row]:
+    """All of them; errors as `each_row`."""
+    return list(each_row(file))
 
 
 def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> Row:

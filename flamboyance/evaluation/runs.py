@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flamboyance.evaluation.results import Cell, Row, read_rows
+from flamboyance.evaluation.results import Cell, Row, each_row
 
 ABOUT, SCORE = "run.json", "score.json"
 MODES = ("random", "rices", "balanced", "fixed")  # their order in tables; others come after
@@ -40,17 +40,30 @@ class Done:
         low, high = map(finite, (self.score or {}).get("interval") or (None, None))
         return None if low is None or high is None else (low, high)
 
-    def rows(self) -> list[Row]:
-        """Its predictions, of an unfinished cell those that are there.
+    def rows(self) -> Iterator[Row]:
+        """Its predictions, of an unfinished cell those that are there, without holding them all.
 
         Raises:
             ValueError: a line is damaged; names file and line.
             OSError: a finished cell's predictions are gone.
         """
         if self.score is not None:
-            return read_rows(self.folder / "predictions.jsonl")
-        files = sorted(self.folder.glob("predictions*.jsonl"))
-        return list({row["id"]: row for file in files for row in read_rows(file)}.values())
+            yield from each_row(self.folder / "predictions.jsonl")
+            return
+        seen = set()  # in another process's file too, where the number of processes has changed
+        for row in (row for file in self._parts() for row in each_row(file)):
+            if row["id"] not in seen:
+                seen.add(row["id"])
+                yield row
+
+    def count(self) -> int:
+        """Of its predictions; of an unfinished cell's lines."""
+        if self.score is not None:
+            return int(finite(self.score.get("queries")) or 0)
+        return sum(file.read_bytes().count(b"\n") for file in self._parts())
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("predictions*.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ def _rank(mode: str) -> tuple[int, str]:
 def _line(task: str, mode: str, shots: int, cells: list[Done]) -> Line:
     values = [one.value for one in cells if one.value is not None]
     intervals = [one.interval for one in cells if one.interval is not None]
-    counts = [int((one.score or {}).get("queries") or 0) for one in cells]
+    counts = [one.count() for one in cells]
     ends = tuple(statistics.fmean(end) for end in zip(*intervals, strict=True)) if intervals else None
     return Line(
         task,
