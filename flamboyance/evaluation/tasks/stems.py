@@ -37,7 +37,7 @@ _TABLE = """
     vacationing:vacate vandalizers:vandal vastness:vast vegas:vegas veteran's:veteran wading:wade walle:wall waves:wave
     weddings:wed wetness:wet wilderness:wilder womens:women yes:yes
 """
-TABLE = {word: stem for word, _, stem in (pair.partition(":") for pair in _TABLE.split())}
+TABLE: dict[str, str] = {word: stem for word, _, stem in (pair.partition(":") for pair in _TABLE.split())}
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flamboyance import templates
+from flamboyance.evaluation.metrics.vqa import normalize_answer
 from flamboyance.evaluation.task import Example, Prediction
 from flamboyance.evaluation.tasks.protocols import shown_answer
 from flamboyance.evaluation.tasks.reading import (
@@ -97,7 +98,7 @@ def read_answers(record: Record, place: str) -> tuple[Record, ...]:
     return answers
 
 
-def _check_pairs(asked: Sequence[str], questions: Path, answered: Sequence[str], annotations: Path) -> None:
+def _check_pairs(asked: Collection[str], questions: Path, answered: Collection[str], annotations: Path) -> None:
     alone = [key for key in asked if key not in answered]
     if alone:
         raise ValueError(
@@ -188,7 +189,8 @@ def answers_by_question(every: Sequence[str]) -> Callable[[Sequence[Example], Se
     def file(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
         said = {query.id: one.answer for query, one in zip(queries, predictions, strict=True)}
         return [
-            {"question_id": int(key) if key.isdecimal() else key, "answer": normal(said.get(key, ""))} for key in every
+            {"question_id": int(key) if key.isdecimal() else key, "answer": normalize_answer(said.get(key, ""))}
+            for key in every
         ]
 
     return file
@@ -197,13 +199,6 @@ def answers_by_question(every: Sequence[str]) -> Callable[[Sequence[Example], Se
 def answers_by_image(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
     """The file that VizWiz's test server takes."""
     return [
-        {"image": query.image.name, "answer": normal(one.answer)}
+        {"image": query.image.name, "answer": normalize_answer(one.answer)}
         for query, one in zip(queries, predictions, strict=True)
     ]
-
-
-def normal(answer: str) -> str:
-    """An answer as VQA's metric compares it."""
-    from flamboyance.evaluation.metrics.vqa import normalize_answer
-
-    return normalize_answer(answer)
