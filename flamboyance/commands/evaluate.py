@@ -6,7 +6,7 @@ import argparse
 import datetime
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     settings.check(tasks)
     with ranks() as here:
+        features = build_features(arguments, tasks, settings, here) if "rices" in settings.modes else {}
         answers = open_answers(arguments, here)
         about = describe(arguments, tasks, answers)
         whole = sum(len(here.share(range(settings.asked(task)))) for task in tasks for _ in settings.cells(task.name))
         with progress(whole, "queries") as advance:
             run(
-                tasks, answers, settings, about, _features(arguments, answers, here), here,
+                tasks, answers, settings, about, features, here,
                 say=lambda line: print(line, flush=True), advance=advance if here.first else lambda _: None,
             )  # fmt: skip
         if here.first:
@@ -178,40 +179,28 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     return TransformersAnswers.open(arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams)
 
 
-def _features(arguments: argparse.Namespace, answers: Any, here: Any) -> Callable[[Any, Sequence[int]], Any]:
-    """Features of images by the tower that was asked for, built where they are not there yet: by the first process,
-    then read by all."""
-    opened: list[Any] = []
+def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings: Any, here: Any) -> dict[str, Any]:
+    """Features of each task's images, for RICES: those of the cache, and what is missing, which all processes share."""
+    from flamboyance.commands.models import is_flamingo
+    from flamboyance.commands.progress import progress
+    from flamboyance.commands.rices import open_encoder, tell_broken
+    from flamboyance.evaluation.features import build, default_cache
 
-    def features(task: Any, queries: Sequence[int]) -> Any:
-        from flamboyance.evaluation.features import build, default_cache
-
-        if not opened:
-            opened.append(_encoder(arguments, answers))
-        images = [one.image for one in task.support] + [task.queries[i].image for i in queries]
-        cache = Path(arguments.features) if arguments.features else default_cache()
-        if not here.first:
-            here.wait()
-        found = build(images, opened[0], cache)
-        if here.first:
-            here.wait()
-        return found
-
-    return features
-
-
-def _encoder(arguments: argparse.Namespace, answers: Any) -> Any:
-    from flamboyance.evaluation.features import Encoder
-
-    device = answers.model.device
-    if arguments.tower:
-        return Encoder.open(arguments.tower, arguments.tower_pretrained, device=device)
-    if not hasattr(answers.model, "vision"):
-        raise ValueError("RICES needs a tower for this model: --tower openai/clip-vit-large-patch14, for example")
-    spec = answers.model.vision.spec
-    if spec["name"] is None:  # a tower without a name of its own: the one in memory
-        return Encoder(answers.model.vision, answers.processor.image_processor)
-    return Encoder.open(spec["name"], spec["pretrained"], spec["library"], answers.processor.image_processor, device)
+    if not arguments.tower and not is_flamingo(arguments.model):
+        raise ValueError("RICES needs a tower to compare images by: --tower openai/clip-vit-large-patch14, for example")
+    encoder = open_encoder(arguments, here.local)
+    cache = Path(arguments.features) if arguments.features else default_cache()
+    images = {task.name: settings.images(task) for task in tasks}
+    whole = list(dict.fromkeys(image for some in images.values() for image in some))
+    mine = here.share(whole)
+    with progress(len(mine) if here.first else None, "images") as advance:
+        build(mine, encoder, cache, advance=advance if here.first else lambda _: None)
+    here.wait()
+    found = {name: build(some, encoder, cache) for name, some in images.items()}
+    if here.first:
+        for features in found.values():
+            tell_broken(features)
+    return found
 
 
 def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def report(arguments: argparse.Namespace) -> int:
     pictures = _draw(whole, folder)
     (folder / report_files.MARKDOWN).write_text(report_files.markdown(whole, pictures), encoding="utf-8")
     report_files.write_csv(whole, folder / report_files.CSV)
-    links = [(report_files.MARKDOWN, "tables"), (report_files.CSV, "as CSV"), *pictures]
+    links = [(report_files.MARKDOWN, "tables"), (report_files.CSV, "as CSV")]
+    links += [(name, Path(name).stem.replace("-", " ")) for name, _ in pictures]
     page = browse.write_page(
         runs,
         folder,

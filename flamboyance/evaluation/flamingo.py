@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +47,7 @@ class FlamingoAnswers:
         self.beams, self.bare_labels = beams, bare_labels
         self.cache = MediaCache(model, processor, media_bytes, media_folder)
         self.context = context_of(model.config.text_config)
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._shown: tuple[str, tuple[Path, ...]] | None = None  # by the prompts before
         self._computed: Prefix | None = None
 

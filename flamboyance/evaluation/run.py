@@ -6,8 +6,8 @@ What is done is on the disk: the same command goes on with a run that was stoppe
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ class Answers(Protocol):
     """What a model has to be able to do; see FlamingoAnswers."""
 
     context: int | None
-    seconds: Counter[str]
+    seconds: defaultdict[str, float]
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]: ...
     def ahead(self, prompts: Sequence[Prompt]) -> None: ...
@@ -71,6 +71,14 @@ class Settings:
         """Queries of a cell."""
         return len(task.queries) if self.queries is None else min(self.queries, len(task.queries))
 
+    def images(self, task: Task) -> list[Path]:
+        """What RICES compares: the images of the support set, and of the queries that are asked."""
+        cells = [cell for cell in self.cells(task.name) if cell.mode == "rices"]
+        seeds = dict.fromkeys(cell.seed for cell in cells)
+        asked = {i for seed in seeds for i in shots.choose_queries(task, self.queries, seed, self.protocol)}
+        found = [one.image for one in task.support] + [task.queries[i].image for i in sorted(asked)]
+        return list(dict.fromkeys(found))
+
     def check(self, tasks: Sequence[Task]) -> None:
         """
         Raises:
@@ -92,7 +100,7 @@ def evaluate(
     answers: Answers,
     settings: Settings,
     about: dict[str, Any],
-    features: Callable[[Task, Sequence[int]], Features] | None = None,
+    features: Mapping[str, Features] | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
     say: Callable[[str], None] = print,
     advance: Callable[[int], None] = lambda _: None,
@@ -101,7 +109,7 @@ def evaluate(
 
     Args:
         about: the content of run.json.
-        features: of the images of a task and some of its queries, for RICES.
+        features: of the images of each task, by its name, for RICES.
         say: told of every finished cell, in a line.
         advance: told of queries as they are answered.
 
@@ -117,7 +125,7 @@ def evaluate(
         if (cell.folder(settings.output) / "score.json").exists():
             advance(len(ranks.share(queries)))
             continue
-        found = features(task, queries) if cell.mode == "rices" and features is not None else None
+        found = (features or {}).get(task.name)
         _ask(task, queries, cell, answers, settings, found, ranks, advance)
         ranks.wait()
         if ranks.first:

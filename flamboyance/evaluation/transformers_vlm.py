@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +44,7 @@ class TransformersAnswers:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.chat = bool(getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
         self.context = context_of(model.config.get_text_config())
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._of_an_image: int | None = None
 
     @classmethod

@@ -26,6 +26,9 @@ class RoomyLayer(DynamicLayer):
         prompt: tokens at the beginning that are the same in all rows that may be exchanged for each other.
     """
 
+    keys: Any  # (R, H, T, K), as values
+    values: Any
+
     def __init__(self, prompt: int = 0):
         super().__init__()
         self.prompt = prompt

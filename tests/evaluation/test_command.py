@@ -1,0 +1,149 @@
+"""`flamboyance evaluate`, as it is called: on one process and two, killed and gone on with, on data that is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flamboyance.cli import main
+from flamboyance.evaluation.results import read_rows
+from tests.evaluation.asked import WORDS, draw
+from tests.tiny import save_tiny_flamingo
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_flamingo(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """Forty pictures with labels, and the same with captions."""
+    folder = tmp_path_factory.mktemp("pets")
+    images = draw(folder / "images", 40, 0)
+    for kind, texts in (("label", ("cat", "dog")), ("text", WORDS)):
+        lines = [f"images/{image.name},{texts[i % len(texts)]}" for i, image in enumerate(images)]
+        (folder / f"{kind}.csv").write_text("\n".join([f"image,{kind}", *lines]) + "\n")
+    return folder
+
+
+def arguments(pets, model, output, *more) -> list[str]:
+    tasks = [str(pets / "label.csv"), str(pets / "text.csv")]
+    options = ["--model", str(model), "--output", str(output), "--shots", "0,3", "--seeds", "0,1"]
+    return ["evaluate", *tasks, *options, "--demonstrations", "random,rices", "--features", str(pets / "f"), *more]
+
+
+@pytest.fixture(scope="module")
+def whole(pets, model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    assert main(arguments(pets, model, output)) == 0
+    return output
+
+
+def results(output) -> dict:
+    found = {}
+    for file in sorted(output.glob("*/*/predictions.jsonl")):
+        for row in read_rows(file):
+            row["scores"] = row["scores"] and {k: round(v, 4) for k, v in row["scores"].items()}
+            found[str(file.relative_to(output)), row["id"]] = row
+    return found
+
+
+def test_what_is_written(whole, pets, model):
+    run = json.loads((whole / "run.json").read_text())
+    assert run["model"]["name"] == str(model) and run["versions"]["torch"] and run["command"][0] == "flamboyance"
+    assert run["tasks"]["label"]["labels"] == ["cat", "dog"] and run["tasks"]["text"]["metric"] == "CIDEr"
+    assert run["settings"]["shots"] == [0, 3]
+    cells = sorted(str(file.parent.relative_to(whole)) for file in whole.glob("*/*/score.json"))
+    ways = ["0-random-0", "0-random-1", "0-rices-0", "3-random-0", "3-random-1", "3-rices-0"]
+    assert cells == [f"{task}/{way}" for task in ("label", "text") for way in ways]
+    rows = read_rows(whole / "label/3-rices-0/predictions.jsonl")
+    assert [row["id"] for row in rows] == [str(i + 1) for i in range(40)]
+    for row in rows:
+        shown = [shot["image"] for shot in row["demonstrations"]]
+        assert len(set(shown)) == 3 and row["image"] not in shown and row["score"] in (0, 100)
+    score = json.loads((whole / "label/3-rices-0/score.json").read_text())
+    assert score["value"] == pytest.approx(sum(row["score"] for row in rows) / 40)
+    assert score["interval"][0] <= score["value"] <= score["interval"][1]
+
+
+def test_two_processes_give_the_same(whole, pets, model, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "flamboyance.cli"]
+    done = subprocess.run(
+        [*command, *arguments(pets, model, tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert results(tmp_path) == results(whole)
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((whole / "scores.json").read_text())
+    assert done.stdout.count("label, 3 shots, random, seed 0: top-1") == 1
+
+
+def test_killed_and_gone_on_with(whole, pets, model, tmp_path):
+    command = [sys.executable, "-m", "flamboyance.cli", *arguments(pets, model, tmp_path, "--batch-size", "1")]
+    for cell in ("label/3-random-0", "text/0-rices-0"):
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 200
+        while not (tmp_path / cell).is_dir() and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "scores.json").exists()
+    assert main(arguments(pets, model, tmp_path)) == 0
+    assert results(tmp_path) == results(whole)
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((whole / "scores.json").read_text())
+
+
+def complaint(capsys, *given) -> str:
+    assert main([*map(str, given)]) == 2
+    return capsys.readouterr().err
+
+
+def test_mistakes_are_told_before_a_model_is_loaded(pets, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flamboyance.commands.evaluate.open_answers", None)
+    assert "no task" in complaint(capsys, "evaluate", "cocoa")
+    assert "--data is missing" in complaint(capsys, "evaluate", "coco")
+    told = complaint(capsys, "evaluate", "coco", "--data", tmp_path)
+    assert "dataset_coco.json" in told and "train2014" in told and "val2014" in told
+    assert "40 demonstrations to choose from, and 64 shots" in complaint(
+        capsys, "evaluate", pets / "label.csv", "--shots", "64"
+    )
+    assert "balanced by label need labels" in complaint(
+        capsys, "evaluate", pets / "text.csv", "--shots", "2", "--demonstrations", "balanced"
+    )
+    assert "expected TASK.NAME=PATH" in complaint(capsys, "evaluate", pets / "text.csv", "--file", "x")
+    assert "--file names coco" in complaint(capsys, "evaluate", pets / "text.csv", "--file", "coco.karpathy=a.json")
+    (tmp_path / "label.csv").write_text("image,label\nnone.png,cat\n")
+    assert "line 2 names the image" in complaint(capsys, "evaluate", tmp_path / "label.csv")
+    assert "two tasks are called label" in complaint(
+        capsys, "evaluate", pets / "label.csv", pets / "images" / ".." / "label.csv"
+    )
+
+
+def test_wrong_options(capsys):
+    for given in (["--shots", "a"], ["--demonstrations", "nearest"], ["--seeds", "-1"], ["--protocol", "mine"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate", "coco", *given])
+        assert stopped.value.code == 2
+        assert given[0] in capsys.readouterr().err
+
+
+def test_a_truncated_query_image_is_named_and_the_rest_is_kept(pets, model, tmp_path, capsys):
+    images = draw(tmp_path / "images", 12, 5)
+    lines = [f"images/{image.name},{('cat', 'dog')[i % 2]}" for i, image in enumerate(images)]
+    (tmp_path / "label.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    good = images[11].read_bytes()
+    images[11].write_bytes(good[:70])
+    given = ["evaluate", tmp_path / "label.csv", "--model", model, "--output", tmp_path / "run", "--shots", "0"]
+    given += ["--seeds", "0", "--batch-size", "1"]
+    assert "11.png" in complaint(capsys, *given)
+    images[11].write_bytes(good)
+    assert main([*map(str, given)]) == 0
+    assert len(read_rows(tmp_path / "run/label/0-random-0/predictions.jsonl")) == 12
