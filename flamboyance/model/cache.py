@@ -54,7 +54,8 @@ class RoomyLayer(DynamicLayer):
         assert self._room is not None
         for buffer, states in zip(self._room, (key_states, value_states), strict=True):
             buffer[:, :, old : old + new] = states
-        self.keys, self.values = (buffer[:, :, : old + new] for buffer in self._room)
+        keys, values = self._room
+        self.keys, self.values = keys[:, :, : old + new], values[:, :, : old + new]
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
