@@ -1,1 +1,81 @@
 """Metrics: CIDEr, VQA accuracy, ROC AUC, accuracy; numbers as the official tools give them, without Java."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from flamboyance.evaluation.metrics import classification
+from flamboyance.evaluation.metrics.bootstrap import interval_of_mean
+from flamboyance.evaluation.metrics.cider import cider
+from flamboyance.evaluation.metrics.ptb import ptb_tokenize
+from flamboyance.evaluation.metrics.vqa import vqa_accuracy, vqa_accuracy_without_ids
+from flamboyance.evaluation.task import Example, Metric, Prediction, Score
+
+__all__ = [
+    "CIDER",
+    "EXACT_MATCH",
+    "TOP_1",
+    "VQA_ACCURACY",
+    "cider",
+    "ptb_tokenize",
+    "roc_auc",
+    "vqa_accuracy",
+    "vqa_accuracy_by_entry",
+]
+
+
+def _score(items: Mapping[str, float]) -> Score:
+    """Times 100: the mean of items of 0 to 1 (CIDEr: to 10)."""
+    scaled = {key: 100 * value for key, value in items.items()}
+    values = list(scaled.values())
+    return Score(float(np.mean(values)), scaled, interval_of_mean(values))
+
+
+def _cider(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
+    # The interval draws queries again with the scores that they have here: n-grams keep their weights.
+    references = {example.id: list(example.references) for example in examples}
+    said = {example.id: one.answer for example, one in zip(examples, predictions, strict=True)}
+    return _score(cider(references, said)[1])
+
+
+def _vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
+    pairs = zip(examples, predictions, strict=True)
+    return _score({example.id: vqa_accuracy(example.references, one.answer) for example, one in pairs})
+
+
+def vqa_accuracy_by_entry(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Metric:
+    """VQA accuracy with the error that OpenFlamingo's has for VizWiz: see `vqa_accuracy_without_ids`.
+
+    Args:
+        entries: of each question's annotators, by its id, in the order of the references, as the file has them.
+    """
+
+    def measure(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
+        items = {}
+        for example, one in zip(examples, predictions, strict=True):
+            rest = [_without_answer(entry) for entry in entries[example.id]]
+            items[example.id] = vqa_accuracy_without_ids(example.references, rest, one.answer)
+        return _score(items)
+
+    return Metric("VQA accuracy", measure)
+
+
+def _without_answer(entry: Mapping[str, Any]) -> str:
+    """What tells entries apart beside their answers, which are compared once they are normalised."""
+    return json.dumps({key: entry[key] for key in sorted(entry) if key != "answer"})
+
+
+def roc_auc(positive: str, labels: Sequence[str]) -> Metric:
+    """Area under the ROC curve of a label's probability among the task's labels."""
+    return Metric("ROC AUC", partial(classification.area, labels=tuple(labels), positive=positive))
+
+
+CIDER = Metric("CIDEr", _cider)
+VQA_ACCURACY = Metric("VQA accuracy", _vqa)
+TOP_1 = Metric("top-1", classification.right)
+EXACT_MATCH = Metric("exact match", classification.right)

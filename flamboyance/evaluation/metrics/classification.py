@@ -1,0 +1,67 @@
+"""Metrics of a choice among labels: area under the ROC curve, and the share that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flamboyance.evaluation.metrics.bootstrap import interval, interval_of_mean
+from flamboyance.evaluation.task import Example, Prediction, Score
+
+
+def right(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
+    """The share of answers that are among the references, letter for letter; times 100."""
+    items = {
+        example.id: 100.0 * (prediction.answer in example.references)
+        for example, prediction in zip(examples, predictions, strict=True)
+    }
+    values = list(items.values())
+    return Score(float(np.mean(values)), items, interval_of_mean(values))
+
+
+def probability(prediction: Prediction, labels: Sequence[str], label: str) -> float:
+    """Of a label among all: the softmax of their scores."""
+    if prediction.scores is None or len(prediction.scores) != len(labels):
+        raise ValueError(f"a prediction has no scores of all the labels {', '.join(labels)}; this metric needs them")
+    scores = np.asarray(prediction.scores)
+    shares = np.exp(scores - scores.max())
+    return float((shares / shares.sum())[list(labels).index(label)])
+
+
+def area(examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str], positive: str) -> Score:
+    """Area under the ROC curve of the positive label's probability; times 100. No example has a value of its own.
+
+    Raises:
+        ValueError: all examples are positive, or none is.
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.metrics import roc_auc_score
+    except ImportError as error:
+        raise ImportError("ROC AUC needs scikit-learn: pip install flamboyance[eval]") from error
+    truth = np.array([positive in example.references for example in examples])
+    if truth.all() or not truth.any():
+        raise ValueError(f"{int(truth.sum())} of {len(truth)} examples are {positive!r}; a ROC curve needs both kinds")
+    said = np.array([probability(one, labels, positive) for one in predictions])
+    order = np.argsort(said, kind="stable")
+    return Score(100 * float(roc_auc_score(truth, said)), {}, interval(len(truth), _areas(said[order], truth[order])))
+
+
+def _areas(said: np.ndarray, truth: np.ndarray):
+    """Areas of resamples of examples in rising order of what was said of them: pairs in the right order, and half of
+    those that tie."""
+    groups = np.unique(said, return_inverse=True)[1]
+
+    def measure(drawn: np.ndarray) -> np.ndarray:
+        rows = np.arange(len(drawn))[:, None] * (groups.max() + 1)
+        size = len(drawn) * (groups.max() + 1)
+        key = (rows + groups[drawn]).ravel()
+        positives = np.bincount(key, weights=truth[drawn].ravel(), minlength=size).reshape(len(drawn), -1)
+        negatives = np.bincount(key, minlength=size).reshape(len(drawn), -1) - positives
+        below = negatives.cumsum(1) - negatives
+        pairs = (positives * (below + negatives / 2)).sum(1)
+        with np.errstate(invalid="ignore"):
+            return 100 * pairs / (positives.sum(1) * negatives.sum(1))
+
+    return measure

@@ -1,0 +1,121 @@
+"""Captions as COCO's evaluation splits them into tokens: pycocoevalcap's PTBTokenizer, without Java.
+
+Its tokens are those of Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) less punctuation. The rules
+stand in `ptb_rules.py`; here is what becomes of a token that one of them found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+from .lexer import Lexer
+from .ptb_rules import MACROS, RULES
+
+# Left out of the tokens. Brackets stay: this list of pycocoevalcap's has them in capitals.
+PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+
+_BRACKETS = str.maketrans(
+    {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
+)
+_PARENTHESES = str.maketrans({"(": "-lrb-", ")": "-rrb-"})
+_QUOTES = str.maketrans(
+    dict.fromkeys("‘‹‛\x91", "`")
+    | dict.fromkeys("’›\x92", "'")
+    | dict.fromkeys("“«\x93", "``")
+    | dict.fromkeys("”»\x94", "''")
+)
+_SIGNS = str.maketrans(
+    {"¢": "cents", "£": "#", "\x80": "$", "¤": "$", "€": "$", "\u20a0": "$"}
+    | {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
+)
+# What a line break is to the Java process; one inside a caption would give its end to the next caption.
+_BREAKS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
+_AMPERSAND = re.compile("&amp;", re.IGNORECASE)
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&nbsp;": "''"}  # in capitals too
+_QUOTE_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # not in capitals
+
+
+def _entity(token: str) -> str:
+    return _QUOTE_ENTITIES.get(token) or _ENTITIES.get(token.lower(), token)
+
+
+def _hyphens(token: str) -> str:
+    return "--" if 2 <= len(token) <= 4 else token
+
+
+# What becomes of a token. Spaces inside one turn into no-break spaces, at which CIDEr splits it after all.
+ACTIONS: dict[str, Callable[[str], str]] = {
+    "as is": lambda token: token,
+    "word": lambda token: token.replace("\xad", "") or "-",
+    "number": lambda token: token.replace("\xad", ""),
+    "spaced": lambda token: token.replace(" ", "\xa0"),
+    "telephone": lambda token: token.replace(" ", "\xa0").translate(_PARENTHESES),
+    "bracket": lambda token: token.translate(_BRACKETS),
+    "parentheses": lambda token: token.translate(_PARENTHESES),
+    "sign": lambda token: token.translate(_SIGNS),
+    "entity": _entity,
+    "ampersands": lambda token: _AMPERSAND.sub("&", token),
+    "quote": lambda token: "''",
+    "quotes": lambda token: token.replace("&apos;", "'").translate(_QUOTES),
+    "hyphens": _hyphens,
+    "dash": lambda token: "--",
+    "dots": lambda token: "...",
+}
+
+
+def ptb_tokenize(text: str) -> str:
+    """A caption's tokens in small letters, without punctuation: "It's a dog-house." -> "it 's a dog-house".
+
+    It is what pycocoevalcap gives for a caption among others; see `ptb_tokenize_all` for what others change.
+    """
+    return ptb_tokenize_all([text, ""])[0]
+
+
+def ptb_tokenize_all(captions: Sequence[str]) -> list[str]:
+    """The tokens of captions that one process of pycocoevalcap's tokenizer reads, a line each.
+
+    Lines are not wholly apart there, and so not here: "B." at the end of a caption keeps its period, unless the next
+    caption begins with a word like "The"; the last caption has no line break behind it, so ":)" at its end is two
+    tokens.
+    """
+    text = "\n".join(_BREAKS.sub(" ", caption) for caption in captions)
+    if not text.isascii():
+        # Java's characters: those beyond the first 65,536 are two.
+        text = re.sub("[\U00010000-\U0010ffff]", _surrogates, text)
+    lines = "".join(_tokens(text)).split("\n")
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION) for line in lines]
+
+
+def _tokens(text: str) -> Iterator[str]:
+    """Tokens, each with a space behind it, and line breaks."""
+    lexer, place = _lexer(), 0
+    while place < len(text):
+        if text[place] == "\n":
+            yield "\n"
+            place += 1
+            continue
+        found = lexer.match(text, place)
+        if found is None:
+            place += 1
+            continue
+        rule, end = found
+        token = ACTIONS[rule.action](text[place:end])
+        yield (token if token.isascii() else _whole(token)).lower() + " "
+        place = end
+
+
+def _surrogates(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-le")
+    return chr(units[0] | units[1] << 8) + chr(units[2] | units[3] << 8)
+
+
+def _whole(token: str) -> str:
+    """Pairs of surrogates as characters again; one without its other half as what Java writes for it."""
+    return token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\ufffd", "?")
+
+
+@cache
+def _lexer() -> Lexer:
+    return Lexer(RULES, MACROS)

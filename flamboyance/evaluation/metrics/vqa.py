@@ -1,0 +1,100 @@
+"""VQA accuracy: how many of the annotators gave the same answer (Antol et al., arXiv:1505.00468)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+
+ENOUGH = 3  # annotators who agree with an answer make it wholly right
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+NUMBERS = {"none": "0"} | {
+    word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+ARTICLES = {"a", "an", "the"}
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+# The official script hands `re.UNICODE` to `sub` where the number of replacements belongs: 32 periods go, no more.
+_PERIODS = int(re.UNICODE)
+
+# Contractions that answers lack an apostrophe of: each is found by what is left when one of its apostrophes is
+# dropped ("dont"; "couldnt've" and "couldn'tve", but not "couldntve").
+_CONTRACTIONS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()
+CONTRACTIONS = (
+    {"somebody'd": "somebodyd"}
+    | {  # the official list has this one the wrong way round
+        whole[:i] + whole[i + 1 :]: whole for whole in _CONTRACTIONS for i, letter in enumerate(whole) if letter == "'"
+    }
+)
+
+
+def normalize_answer(answer: str) -> str:
+    """An answer as VQA accuracy compares it: without punctuation, case, articles; number words as digits."""
+    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    bare = answer
+    for mark in PUNCTUATION:
+        # A mark beside a space, or any where a number has a comma, goes; between words it parts them.
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        bare = bare.replace(mark, "" if beside_space or _COMMA_IN_NUMBER.search(answer) else " ")
+    bare = _PERIOD.sub("", bare, count=_PERIODS)
+    words = (NUMBERS.get(word, word) for word in bare.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def vqa_accuracy(answers: Sequence[str], prediction: str) -> float:
+    """The official VQA accuracy of one question, from 0 to 1.
+
+    Each annotator in turn is left out; the prediction earns min(1, annotators among the others who said it / 3); the
+    mean over annotators counts. So an answer that 1, 2, 3 or 4 of ten gave is worth 0.3, 0.6, 0.9 or 1.
+
+    Args:
+        answers: what each annotator said, usually ten.
+        prediction: the answer to judge.
+
+    Raises:
+        ValueError: there is no answer, or `answers` is one string.
+    """
+    _check(answers)
+    return _accuracy(answers, list(range(len(answers))), prediction)
+
+
+def vqa_accuracy_without_ids(answers: Sequence[str], confidences: Sequence[str], prediction: str) -> float:
+    """VQA accuracy as OpenFlamingo computes it for VizWiz: what its published numbers were made with, and too low.
+
+    Its annotations lack the number of each answer, by which the script tells the annotator who is left out from the
+    others: everyone who gave the same answer with the same confidence is left out at once. So an answer that all ten
+    gave with one confidence is worth 0.
+
+    Args:
+        answers: what each annotator said.
+        confidences: "yes", "maybe" or "no" of each.
+        prediction: the answer to judge.
+    """
+    _check(answers)
+    if len(confidences) != len(answers):
+        raise ValueError(f"{len(answers)} answers have {len(confidences)} confidences; give one for each.")
+    return _accuracy(answers, confidences, prediction)
+
+
+def _check(answers: Sequence[str]) -> None:
+    if isinstance(answers, str):
+        raise ValueError(f"A question's answers are a list of strings, one an annotator; got the string {answers!r}.")
+    if not answers:
+        raise ValueError("VQA accuracy needs the annotators' answers to the question; got none.")
+
+
+def _accuracy(answers: Sequence[str], tags: Sequence[Hashable], prediction: str) -> float:
+    """Left out with an annotator is everyone with the same answer and the same tag."""
+    annotators = [(normalize_answer(answer), tag) for answer, tag in zip(answers, tags, strict=True)]
+    predicted = normalize_answer(prediction)
+    earned = [
+        min(1, sum(other != one and other[0] == predicted for other in annotators) / ENOUGH) for one in annotators
+    ]
+    return sum(earned) / len(earned)
