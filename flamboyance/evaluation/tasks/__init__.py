@@ -50,17 +50,18 @@ def open_task(
     given = dict(files or {})
     found = _resolve(task_file, split, Path(data), given, support_only)
     task = task_file.load(found, protocol)
-    if (
-        not support_only
-        and not split
-        and given.get("annotations") != ""
-        and not any(q.references for q in task.queries)
-    ):
-        raise ValueError(
-            f"{name}: the queries have no answers to compare with. Give {name}.annotations=FILE, or nothing as FILE to "
-            f"get predictions alone{''.join(f', or ask for {name}:{one}' for one in task_file.splits)}"
-        )
+    measured = support_only or split or given.get("annotations") == "" or any(one.references for one in task.queries)
+    if not measured:
+        raise ValueError(_unanswered(name, task_file))
     return dataclasses.replace(task, name=f"{task.name}-{split}", title=f"{task.title} ({split})") if split else task
+
+
+def _unanswered(name: str, task: TaskFile) -> str:
+    said = f"{name}: the queries have no answers to compare with. "
+    if "annotations" not in {**task.files, **task.optional}:
+        return said + f"Give a file that has them as --file {name}.queries=PATH"
+    others = "".join(f", or ask for {name}:{split}" for split in task.splits)
+    return said + f"Give --file {name}.annotations=PATH, or no PATH to get predictions alone{others}"
 
 
 def _find(name: str) -> tuple[TaskFile, str]:
@@ -114,4 +115,4 @@ def _kind(default: str) -> str:
 def _missing(task: str, name: str, path: Path, default: str) -> str:
     why = " is not one:" if path.exists() else ":"
     alternatives = "".join(f" or {one}" for one in default.split("|")[1:])
-    return f"  {path}{alternatives}{why} expected a {_kind(default)}; if it lies elsewhere, say {task}.{name}=PATH"
+    return f"  {path}{alternatives}{why} expected a {_kind(default)}; if it lies elsewhere, --file {task}.{name}=PATH"

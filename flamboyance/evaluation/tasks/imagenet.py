@@ -109,7 +109,7 @@ def _openai_names() -> Sequence[str]:
     except ImportError as error:
         raise ImportError(
             "the names of ImageNet's classes come with OpenCLIP: install flamboyance[openclip], or give a file with "
-            "lines like 'n01440764 tench' as imagenet.class_names"
+            "lines like 'n01440764 tench' as --file imagenet.class_names=PATH"
         ) from error
     return IMAGENET_CLASSNAMES
 

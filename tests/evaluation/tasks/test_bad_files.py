@@ -65,8 +65,8 @@ def empty_path(folder):
     "vqav2",
     FileNotFoundError,
     "VQAv2 needs what is not there:\n"
-    "  …/vqav2/train2014: expected a folder; if it lies elsewhere, say vqav2.train_images=PATH\n"
-    f"  …/{QUESTIONS}: expected a file; if it lies elsewhere, say vqav2.questions=PATH",
+    "  …/vqav2/train2014: expected a folder; if it lies elsewhere, --file vqav2.train_images=PATH\n"
+    f"  …/{QUESTIONS}: expected a file; if it lies elsewhere, --file vqav2.questions=PATH",
 )
 def missing_files_all_at_once(folder):
     (folder / "train2014").rename(folder / "pictures")
@@ -233,11 +233,16 @@ def no_answers_to_show(folder):
 @case(
     "vizwiz",
     ValueError,
-    "vizwiz: the queries have no answers to compare with. Give vizwiz.annotations=FILE, or nothing as FILE to get "
+    "vizwiz: the queries have no answers to compare with. Give --file vizwiz.annotations=PATH, or no PATH to get "
     "predictions alone, or ask for vizwiz:test",
 )
 def queries_without_answers(folder):
     (folder / "val.json").write_text((folder / "test.json").read_text().replace("VizWiz_test", "VizWiz_val"))
+
+
+@case("hateful_memes", ValueError, "hateful_memes: the queries have no answers…as --file hateful_memes.queries=PATH")
+def memes_without_labels(folder):
+    put(folder / "test_seen.jsonl", '{"id": 4, "img": "img/00004.png", "text": "a"}')
 
 
 @case("coco", ValueError, "…dataset_coco.json, images[0]: sentences holds no caption")
