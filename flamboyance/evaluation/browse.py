@@ -35,7 +35,7 @@ STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")
 ITEMS = 50_000  # predictions in a page
 THUMBNAILS = 300
 SIDE = 256  # pixels, of a small copy
-LABELS = 8  # of which the probabilities are shown
+LABELS = 10  # of which the probabilities are shown
 # A prompt's pieces recur: its demonstrations' texts.
 _PIECES = re.compile(r"(?<=<\|endofchunk\|>)|(?<=\n)")
 

@@ -71,12 +71,15 @@ def _alone(one: Series, series: Sequence[Series]) -> bool:
 
 def _panels(report: Report, series: list[Series], title: str, by_mode: bool = False) -> Any:
     """A panel a task; the last is the average over tasks."""
-    own = [key for one in series if not one.published for key in one.values]
-    tasks = [task for task in dict.fromkeys(t for t, _, _ in report.keys) if any(t == task for t, _ in own)]
-    shots = sorted({number for _, number in own})
+    own = [one for one in series if not one.published]
+    tasks = [task for task in dict.fromkeys(t for t, _, _ in report.keys) if any(_has(one, task) for one in own)]
+    shots = sorted({number for one in own for _, number in one.values})
+    if by_mode:  # where a run has both ways
+        ways = {task: {one.mode for one in series if not one.published and _has(one, task)} for task in tasks}
+        tasks = [task for task in tasks if len(ways[task]) > 1]
     if not tasks:
         return None
-    averaged = [task for task in tasks if all(any(t == task for t, _ in one.values) for one in series)]
+    averaged = [task for task in tasks if all(_has(one, task) for one in series)]
     panels = [*tasks, AVERAGE] if len(averaged) > 1 else tasks
     columns = min(len(panels), 4 if len(panels) > 6 else 3)
     rows = math.ceil(len(panels) / columns)
@@ -101,6 +104,10 @@ def _panels(report: Report, series: list[Series], title: str, by_mode: bool = Fa
             handles.setdefault(label, handle)
     legend(figure, list(handles.values()), list(handles))
     return figure
+
+
+def _has(one: Series, task: str) -> bool:
+    return any(name == task for name, _ in one.values)
 
 
 def _averaged(one: Series, tasks: Sequence[str], shots: Sequence[int]) -> Values:

@@ -145,7 +145,9 @@ def facts(report: Report) -> list[str]:
         about = run.about
         numbers = [f"{one['parameters']:,} parameters" for one in [about.get("model") or {}] if one.get("parameters")]
         known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None, *numbers]
-        known += [(about.get("model") or {}).get("dtype"), about.get("machine")]
+        machine = about.get("machine")
+        known += [(about.get("model") or {}).get("dtype")]
+        known += list(machine.values()) if isinstance(machine, dict) else [machine]
         lines.append(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})")
     return lines
 
