@@ -53,13 +53,13 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
     query = prompt.query
     return {
         "id": query.id,
-        "image": str(query.image),
+        "image": str(query.image.absolute()),
         "asked": list(query.asked),
         "prompt": prompt.text,
         "demonstrations": [
             {
                 "id": one.id,
-                "image": None if prompt.blind else str(one.image),
+                "image": None if prompt.blind else str(one.image.absolute()),
                 "asked": list(one.asked),
                 "answer": one.answer,
             }
