@@ -5,7 +5,8 @@
 Pictures are JPEG files of 640 x 480 pixels. Features are built on one core, by the embedded model's tower and by one of
 ViT-B/32's shape with random weights: first all of it, then what has been built and is found again, then copies of the
 files, which are read and known by their content. Retrieval is 32 images for each of 5,000 queries among 82,783, 768
-wide, beside products and a full argsort by batches of 8 queries, which is what open_flamingo 2.0.1 does.
+wide, beside products and a full argsort by batches of 8 queries, which is what open_flamingo 2.0.1 does. Where others
+use the machine too, the time of the processor says more than the clock.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from flamboyance.evaluation.rices import top_k
 from flamboyance.images import ImageProcessor
 
 QUERIES, SUPPORT, WIDTH, K = 5_000, 82_783, 768, 32
+PART = 1_000  # of the queries are given to the slow way, and its time is multiplied
+TURNS = 3  # of which the fastest counts: on a shared machine the others wait
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -105,15 +108,28 @@ def retrieval() -> list[dict[str, Any]]:
         torch.nn.functional.normalize(torch.randn(n, WIDTH, generator=generator) + common).half()
         for n in (QUERIES, SUPPORT)
     )
-    ours, clock, processor = timed(lambda: top_k(queries, lambda i: support[torch.from_numpy(i)], SUPPORT, K))
     whole_queries, whole = queries.float(), support.float()
-    theirs, their_clock, their_processor = timed(lambda: reference(whole_queries, whole))
-    _, product, _ = timed(lambda: [whole_queries[i : i + 1024] @ whole.T for i in range(0, QUERIES, 1024)])
+    ways: dict[str, Callable[[], Any]] = {
+        "exact top 32": lambda: top_k(queries, lambda i: support[torch.from_numpy(i)], SUPPORT, K),
+        "products, full argsort": lambda: reference(whole_queries[:PART], whole),
+        "products alone, by 1024": lambda: [whole_queries[i : i + 1024] @ whole.T for i in range(0, QUERIES, 1024)],
+    }
+    times = {"products, full argsort": QUERIES // PART}
+    runs: dict[str, list[tuple[Any, float, float]]] = {name: [] for name in ways}
+    for _ in range(TURNS):
+        for name, way in ways.items():
+            runs[name].append(timed(way))
+    ours, theirs = runs["exact top 32"][0][0], runs["products, full argsort"][0][0]
     return [
-        {"way": "exact top 32", "seconds": clock, "processor_seconds": processor},
-        {"way": "products, full argsort", "seconds": their_clock, "processor_seconds": their_processor},
-        {"way": "products alone, by 1024", "seconds": product},
-        {"way": "queries whose 32 are not the same", "queries": int((ours != theirs).any(1).sum())},
+        *(
+            {
+                "way": name,
+                "seconds": times.get(name, 1) * min(clock for _, clock, _ in done),
+                "processor_seconds": times.get(name, 1) * min(processor for _, _, processor in done),
+            }
+            for name, done in runs.items()
+        ),
+        {"way": f"of {PART} queries, those whose 32 differ", "queries": int((ours[:PART] != theirs).any(1).sum())},
     ]
 
 
@@ -127,8 +143,14 @@ def table(built: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
         f"| {row['again_per_core_s']:,.0f} | {row['moved_per_core_s']:,.0f} |"
         for row in built
     ]
-    lines += ["", f"| {QUERIES:,} queries, {SUPPORT:,} images, {WIDTH} wide | seconds |", "|---|---|"]
-    lines += [f"| {row['way']} | {row.get('queries', round(row.get('seconds', 0), 1))} |" for row in found]
+    lines += [
+        "",
+        f"| {QUERIES:,} queries, {SUPPORT:,} images, {WIDTH} wide | seconds | of the processor |",
+        "|---|---|---|",
+    ]
+    *ways, differing = found
+    lines += [f"| {row['way']} | {row['seconds']:.1f} | {row['processor_seconds']:.1f} |" for row in ways]
+    lines += ["", f"{differing['way']}: {differing['queries']} (float32 rounds what is nearly equal)."]
     return "\n".join(lines)
 
 

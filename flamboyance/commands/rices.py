@@ -62,8 +62,8 @@ def rices(arguments: argparse.Namespace) -> int:
             found = build(mine, encoder, cache, arguments.batch_size, arguments.threads, moved)
         tell_broken(found)
         here.wait()
-    if here.first:
-        print(f"features of {len(images)} images in {cache / encoder.folder}")
+    part = f" (process {here.rank + 1} of {here.size})" if here.size > 1 else ""
+    print(f"features of {len(mine) - len(found.broken)} images in {cache / encoder.folder}{part}")
     return int(len(found.broken) == len(mine) > 0)
 
 
@@ -94,6 +94,6 @@ def tell_broken(features: Any, most: int = 20) -> None:
     if broken:
         rest = f", {len(broken) - most} of which are not listed" if len(broken) > most else ""
         print(
-            f"flamboyance: warning: {len(broken)} images cannot be read{rest}; they are never shown as demonstrations",
+            f"flamboyance: warning: {len(broken)} image(s) without features{rest}: never shown as demonstrations",
             file=sys.stderr,
         )

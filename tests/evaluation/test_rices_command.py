@@ -64,7 +64,8 @@ def test_images_that_cannot_be_read_are_named(birds, tmp_path, capsys):
     assert run("rices", birds, "--features", tmp_path / "cache") == 0
     said = capsys.readouterr()
     assert f"warning: {tmp_path / '2.png'}: the image given as 3 bytes is not an image" in said.err
-    assert "1 images cannot be read; they are never shown" in said.err
+    assert "1 image(s) without features: never shown as demonstrations" in said.err
+    assert said.out.startswith("features of 4 images in ")
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"cut")
     assert run("rices", birds, "--features", tmp_path / "cache") == 1
