@@ -1,7 +1,7 @@
 """The eight benchmarks in small: the official files' formats, filled with pictures of the demonstration's world.
 
     python -m flamboyance.recipes.mini_benchmarks DIR
-    flamboyance evaluate flamingo-mini --data DIR …
+    flamboyance evaluate all --data DIR --demonstrations random,rices
 
 What is asked is what flamingo-mini was trained for, of pictures that it has not seen. In `imagenet` classes are called
 by made-up words, so that demonstrations alone can tell them; in `hateful_memes` what shows something red is hateful.
