@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file", action="append", default=[], metavar="TASK.NAME=PATH", help="a file or folder that lies elsewhere"
     )
     group.add_argument("--support", metavar="FILE", help="demonstrations for a file of your own")
+    group.add_argument("--outside", action="store_true", help="a file's images may stand outside of its folder")
     group.add_argument("--queries", type=_count, metavar="N", help="ask a random part of each task (default: all)")
     group = parser.add_argument_group("protocol")
     group.add_argument("--shots", type=_numbers, default=(0, 4, 8, 16, 32), metavar="N,…", help="default: 0,4,8,16,32")
@@ -138,18 +139,21 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
             raise ValueError(f"--file {given}: expected TASK.NAME=PATH, as coco.karpathy=/data/dataset_coco.json")
         files.setdefault(task, {})[what] = path
     names = [one for name in arguments.tasks for one in (list(TASKS) if name == "all" else [name])]
+    unknown = set(files) - {name.partition(":")[0] for name in names}
+    if unknown:
+        raise ValueError(f"--file names {unknown.pop()}, which is not among the tasks asked: {', '.join(names)}")
     tasks = []
     for name in dict.fromkeys(names):
-        if name.partition(":")[0] in TASKS:
+        base = name.partition(":")[0]
+        if base in TASKS:
             if arguments.data is None:
-                raise ValueError(f"--data is missing: the folder that holds {name}/ with the benchmark's files")
-            tasks.append(open_task(name, Path(arguments.data), files.pop(name, {}), arguments.protocol))
+                raise ValueError(f"--data is missing: the folder that holds {base}/ with the benchmark's files")
+            tasks.append(open_task(name, Path(arguments.data), files.get(base, {}), arguments.protocol))
         elif Path(name).exists():
-            tasks.append(own.load(name, arguments.support, protocol=arguments.protocol))
+            own_data = own.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
+            tasks.append(own_data)
         else:
             raise ValueError(f"{name} is no task ({', '.join(TASKS)}), and no file or folder of that name exists")
-    if files:
-        raise ValueError(f"--file names {next(iter(files))}, which is not among the tasks asked: {', '.join(names)}")
     twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
     if twice:
         raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")

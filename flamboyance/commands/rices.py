@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file", action="append", default=[], metavar="TASK.NAME=PATH", help="a file or folder that lies elsewhere"
     )
     group.add_argument("--support", metavar="FILE", help="demonstrations for a file of your own")
+    group.add_argument("--outside", action="store_true", help="a file's images may stand outside of its folder")
     group = parser.add_argument_group("tower")
     group.add_argument(
         "--model", default="mini", metavar="NAME|DIR", help="the Flamingo whose tower it is (default: mini)"

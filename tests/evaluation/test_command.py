@@ -120,6 +120,8 @@ def test_mistakes_are_told_before_a_model_is_loaded(pets, tmp_path, capsys, monk
     )
     assert "expected TASK.NAME=PATH" in complaint(capsys, "evaluate", pets / "text.csv", "--file", "x")
     assert "--file names coco" in complaint(capsys, "evaluate", pets / "text.csv", "--file", "coco.karpathy=a.json")
+    (tmp_path / "label.csv").write_text(f"image,label\n{pets / 'images' / '0.png'},cat\n")
+    assert "allow that with outside (--outside)" in complaint(capsys, "evaluate", tmp_path / "label.csv")
     (tmp_path / "label.csv").write_text("image,label\nnone.png,cat\n")
     assert "line 2 names the image" in complaint(capsys, "evaluate", tmp_path / "label.csv")
     assert "two tasks are called label" in complaint(
