@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
+from .java_lower import java_lower
 from .lexer import Lexer
 from .ptb_rules import MACROS, RULES
 
@@ -48,6 +49,7 @@ def _hyphens(token: str) -> str:
 # What becomes of a token. Spaces inside one turn into no-break spaces, at which CIDEr splits it after all.
 ACTIONS: dict[str, Callable[[str], str]] = {
     "as is": lambda token: token,
+    "nothing": lambda token: "''",
     "word": lambda token: token.replace("\xad", "") or "-",
     "number": lambda token: token.replace("\xad", ""),
     "spaced": lambda token: token.replace(" ", "\xa0"),
@@ -102,7 +104,7 @@ def _tokens(text: str) -> Iterator[str]:
             continue
         rule, end = found
         token = ACTIONS[rule.action](text[place:end])
-        yield (token if token.isascii() else _whole(token)).lower() + " "
+        yield (token.lower() if token.isascii() else java_lower(_whole(token))) + " "
         place = end
 
 
@@ -113,7 +115,8 @@ def _surrogates(match: re.Match[str]) -> str:
 
 def _whole(token: str) -> str:
     """Pairs of surrogates as characters again; one without its other half as what Java writes for it."""
-    return token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\ufffd", "?")
+    whole = token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return re.sub("[\ud800-\udfff]", "?", whole)
 
 
 @cache

@@ -117,6 +117,8 @@ _IN_MAIL = r"[^ \t\n\f\r\u00A0\"<>|(){}.]"
 _DOMAIN = any_case("(com|net|org|edu)")
 
 RULES = [
+    # Spaces in a row are passed at once: behind a plain one, a no-break space cannot begin a host's name.
+    Rule("nothing", "{SPACE}+"),
     # Two words written as one: the action gives the second back to the text.
     Rule("as is", any_case("cannot"), gives_back=3),
     Rule("as is", _one_of("gonna gotta lemme gimme wanna 'tis"), gives_back=2),
@@ -165,7 +167,7 @@ RULES = [
     Rule("as is", "{LAST_WORD}", _ANY + _ANY),
     Rule("as is", "(" + _one_of(TITLES) + "|" + any_case(r"a\.k\.a") + r"|[Mm][ft][Gg])\."),
     Rule("as is", "{LAST_WORD}"),
-    Rule("as is", _one_of(BEFORE_NUMBERS) + r"\.", "{SPACE}?{DIGIT}"),
+    Rule("as is", _one_of(BEFORE_NUMBERS) + r"\.", "{GAP}?{DIGIT}"),
     # "plan B. The": the period ended a sentence.
     Rule("as is", r"[A-Za-z]\.", "{GAP}+{FIRST_WORD}{GAP}", gives_back=1),
     Rule("as is", r"[A-Za-z]\.|{ACRONYM}\."),
@@ -193,6 +195,6 @@ RULES = [
     Rule("quote", "'", r"[A-Za-z][^ \t\n\r\u00A0\u2028\u2029]"),
     Rule("quotes", "{CLITIC}|{NOT}"),
     Rule("quote", "''?|\""),
-    Rule("quotes", r"[`\u0091-\u0094\u2018-\u201E\u2039\u203A\u00AB\u00BB]{1,2}"),
+    Rule("quotes", r"[`\u0091-\u0094\u2018-\u201F\u2039\u203A\u00AB\u00BB]{1,2}"),
     Rule("as is", rf"<<|>>|[{_ranges(SYMBOLS)}]"),
 ]

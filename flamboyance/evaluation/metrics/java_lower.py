@@ -1,0 +1,46 @@
+"""Small letters as Java makes them: as Python does, but for the capital sigma that ends a word."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Words as Java's BreakIterator parts text: letters with single joiners between them, and numbers.
+_WORD = re.compile("(?:L(?:[-.]?L)*|N(?:[.,]N)*)+")
+_JOINERS = {"Pd", "Pc"}
+_IDEOGRAPHS = re.compile("[\u3005\u3041-\u3094\u309d\u309e\u30a1-\u30fa\u30fc-\u30fe\u4e00-\u9fa5\uf900-\ufa2d]")
+_MORE_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f\u24b6-\u24e9]")
+
+
+def java_lower(text: str) -> str:
+    """Java's `text.toLowerCase()`.
+
+    A capital sigma becomes the final form where a letter with cases stands before it in its word and none behind;
+    what a word is decides Java's BreakIterator, by which Python does not go: "A_\u03a3" ends in the final form.
+    """
+    if "Σ" not in text:
+        return text.lower()
+    letters = list(text)
+    for word in _WORD.finditer("".join(map(_kind, text))):
+        cased = [place for place in range(*word.span()) if _is_cased(text[place])]
+        for place in cased:
+            if text[place] == "Σ" and cased[0] < place == cased[-1]:
+                letters[place] = "ς"
+    return "".join(letter if letter == "ς" else letter.lower() for letter in letters)
+
+
+def _kind(character: str) -> str:
+    if character in ".,":
+        return character
+    category = unicodedata.category(character)
+    if character in "'\u2027\xad" or category in _JOINERS:
+        return "-"
+    if category in {"Nd", "No"}:
+        return "N"
+    if category[0] in "LM" or category in {"Nl", "Cf"}:
+        return " " if _IDEOGRAPHS.match(character) else "L"
+    return " "
+
+
+def _is_cased(character: str) -> bool:
+    return unicodedata.category(character) in {"Lu", "Ll", "Lt"} or _MORE_CASED.match(character) is not None
