@@ -4,13 +4,14 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all bench check format clean
 
 help:
 	@echo "make setup     the virtual environment in .venv"
 	@echo "make demo      show the embedded model on held-out images (flamboyance-demo/index.html)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test"
+	@echo "make bench     time and memory beside open_flamingo and Idefics, an hour (JSON=FILE: the figures there too)"
 	@echo "make check     ruff and ty"
 	@echo "make format    put the sources into ruff's format"
 	@echo "make clean     remove .venv and caches"
@@ -37,6 +38,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.bench $(if $(JSON),--json $(JSON))
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-from benchmarks.processes import peak_memory, serve, watch_memory
+from benchmarks.processes import clocks, peak_memory, serve, watch_memory
 from flamboyance.checkpoints import openflamingo
 from flamboyance.data.batch import Batch
 from flamboyance.data.pairs import Pairs
@@ -25,12 +25,12 @@ from flamboyance.training.step import Stepper
 held: dict[str, Any] = {}
 
 
-def load(paths: dict[str, str], threads: int) -> dict[str, str]:
+def load(paths: dict[str, str], threads: int, interval: int = 1) -> dict[str, str]:
     """Opens the reference's model, trained parts and all."""
     torch.set_num_threads(threads)
     processor = FlamingoProcessor(None, AutoTokenizer.from_pretrained(paths["tokenizer"]))
     model = FlamingoForConditionalGeneration.from_backbones(
-        paths["vision"], paths["language"], processor, interval=1, dtype=torch.float32
+        paths["vision"], paths["language"], processor, interval=interval, dtype=torch.float32
     )
     openflamingo.load(model, openflamingo.read(paths["checkpoint"]))
     held.update(model=model, processor=processor)
@@ -96,5 +96,5 @@ def matrix_rate(precision: str, threads: int, clock: str, side: int = 2048, seco
 
 
 if __name__ == "__main__":
-    functions = (load, prepare, step, operations, matrix_rate, peak_memory)
+    functions = (load, prepare, step, operations, matrix_rate, clocks, peak_memory, watch_memory)
     serve({function.__name__: function for function in functions})

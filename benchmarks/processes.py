@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ SILENCE = {
     "PYTHONWARNINGS": "ignore",
     "PYTHONNOUSERSITE": "1",
 }
+
+# What may be counted as time, and which of `timed`'s figures it is.
+CLOCKS = {"wall": "seconds", "processor": "processor_seconds"}
 
 
 class Worker:
@@ -82,6 +86,18 @@ def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
             raise
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def clocks() -> dict[str, float]:
+    """What all clocks show now."""
+    return {"seconds": time.perf_counter(), "processor_seconds": time.process_time()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What the work returns; `seconds` that it took, and `processor_seconds` of all cores."""
+    began = clocks()
+    out = work()
+    return out, {name: now - began[name] for name, now in clocks().items()}
 
 
 def watch_memory() -> int:

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM
 
 from benchmarks.processes import Worker
+from benchmarks.sizes import OPT_125M, Size
 
 HERE = Path(__file__).parent
 DEFAULT = Path.home() / ".cache" / "flamboyance-bench"
@@ -41,7 +42,6 @@ PACKAGES = (
     "tqdm",
 )
 PINNED_TOO_OLD = ("open_flamingo==2.0.1", "open_clip_torch==2.20.0")
-TOWER = "ViT-B-32-quickgelu"  # the reference's name for OpenAI's ViT-B/32
 WORDS = 50265  # of OPT's tokenizer; its table has 50272 rows
 GATE = 0.5
 
@@ -63,13 +63,13 @@ def environment(directory: Path) -> Path:
     return python
 
 
-def worker(python: Path, log: Path) -> Worker:
-    return Worker([python, HERE / "reference_worker.py"], log)
+def worker(python: Path, log: Path, script: str = "reference_worker.py") -> Worker:
+    return Worker([python, HERE / script], log)
 
 
-def own_worker(log: Path) -> Worker:
+def own_worker(log: Path, module: str = "flamboyance_worker") -> Worker:
     """The other side: Flamboyance, in the environment that runs this."""
-    return Worker([sys.executable, "-m", "benchmarks.flamboyance_worker"], log)
+    return Worker([sys.executable, "-m", f"benchmarks.{module}"], log)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Weights:
     """
 
     directory: Path
+    size: Size
 
     @property
     def language(self) -> Path:
@@ -109,24 +110,24 @@ class Weights:
     def paths(self) -> dict[str, str]:
         """What workers are told."""
         names = ("language", "tokenizer", "clip", "vision", "checkpoint")
-        return {"tower": TOWER} | {name: str(getattr(self, name)) for name in names}
+        return {"tower": self.size.tower} | {name: str(getattr(self, name)) for name in names}
 
 
-def weights(directory: Path, python: Path) -> Weights:
-    """OPT-125M and ViT-B/32 with random weights, gates open; written when missing."""
-    found = Weights(directory / "opt-125m-vit-b-32")
+def weights(directory: Path, python: Path, size: Size = OPT_125M) -> Weights:
+    """Backbones of a size with random weights, gates open; written when missing."""
+    found = Weights(directory / size.name, size)
     write_tokenizer(found.tokenizer)
     if found.checkpoint.is_file():
         return found
     torch.manual_seed(0)
     # Dropout would draw different numbers on the two sides. (The reference trains with the frozen model's dropout on.)
     # Weights are larger than OPT starts with: next tokens are then far from equally likely, and losses tell more.
-    config = OPTConfig(dropout=0.0, attention_dropout=0.0, init_std=0.06)
+    config = OPTConfig(dropout=0.0, attention_dropout=0.0, init_std=0.06, **size.language)
     OPTForCausalLM(config).save_pretrained(found.language)
     with worker(python, directory / "reference_weights.log") as reference:
-        reference("make_clip", tower=TOWER, file=str(found.clip))
-        write_tower(found.clip, found.vision)
-        reference("load", paths=found.paths, threads=2)
+        reference("make_clip", tower=size.tower, file=str(found.clip))
+        write_tower(found.clip, found.vision, CLIPVisionConfig(hidden_act="quick_gelu", **size.vision))
+        reference("load", paths=found.paths, threads=2, interval=size.interval)
         reference("make_checkpoint", file=str(found.checkpoint), gate=GATE)
     return found
 
@@ -143,7 +144,7 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(about))
 
 
-def write_tower(clip: Path, directory: Path) -> None:
+def write_tower(clip: Path, directory: Path, config: CLIPVisionConfig) -> None:
     """The vision tower of OpenCLIP's state dict, as transformers stores it."""
     state = torch.load(clip, weights_only=True)
     w = {key.removeprefix("visual."): t for key, t in state.items() if key.startswith("visual.")}
@@ -153,7 +154,7 @@ def write_tower(clip: Path, directory: Path) -> None:
         "embeddings.position_embedding.weight": w["positional_embedding"],
     }
     pairs = [("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")]
-    for i in range(12):
+    for i in range(config.num_hidden_layers):
         new, old = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
         pairs += [(f"{new}.layer_norm1", f"{old}.ln_1"), (f"{new}.layer_norm2", f"{old}.ln_2")]
         pairs += [(f"{new}.mlp.fc1", f"{old}.mlp.c_fc"), (f"{new}.mlp.fc2", f"{old}.mlp.c_proj")]
@@ -162,7 +163,7 @@ def write_tower(clip: Path, directory: Path) -> None:
             parts = w[f"{old}.attn.in_proj_{kind}"].chunk(3)
             renamed |= {f"{new}.self_attn.{n}_proj.{kind}": t.clone() for n, t in zip("qkv", parts, strict=True)}
     renamed |= {f"{new}.{kind}": w[f"{old}.{kind}"] for new, old in pairs for kind in ("weight", "bias")}
-    model = CLIPVisionModel(CLIPVisionConfig(hidden_act="quick_gelu"))
+    model = CLIPVisionModel(config)
     prefix = "vision_model." if hasattr(model, "vision_model") else ""
     model.load_state_dict({prefix + key: tensor for key, tensor in renamed.items()})
     model.save_pretrained(directory)

@@ -11,7 +11,7 @@ import time
 import types
 from typing import Any
 
-from processes import peak_memory, serve, watch_memory
+from processes import clocks, peak_memory, serve, watch_memory
 
 # The trainer imports it, and calls it only when told to report there.
 sys.modules["wandb"] = types.ModuleType("wandb")
@@ -31,12 +31,12 @@ def make_clip(tower: str, file: str) -> None:
     torch.save(open_clip.create_model(tower).state_dict(), file)
 
 
-def load(paths: dict[str, str], threads: int, checkpoint: bool = False) -> dict[str, str]:
+def load(paths: dict[str, str], threads: int, checkpoint: bool = False, interval: int = 1) -> dict[str, str]:
     """Builds the model; with the trained parts of `paths["checkpoint"]` when asked for."""
     torch.set_num_threads(threads)
     torch.manual_seed(2)
     model, processor, tokenizer = create_model_and_transforms(
-        paths["tower"], paths["clip"], paths["language"], paths["tokenizer"], cross_attn_every_n_layers=1
+        paths["tower"], paths["clip"], paths["language"], paths["tokenizer"], cross_attn_every_n_layers=interval
     )
     if checkpoint:
         result = model.load_state_dict(torch.load(paths["checkpoint"], weights_only=True), strict=False)
@@ -139,5 +139,5 @@ def step() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    functions = (make_clip, load, make_checkpoint, prepare, step, peak_memory)
+    functions = (make_clip, load, make_checkpoint, prepare, step, clocks, peak_memory, watch_memory)
     serve({function.__name__: function for function in functions})

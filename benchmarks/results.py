@@ -49,4 +49,8 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
     title = f"# {name.replace('_', ' ').capitalize()}: {here['processor']}, {here['cores']} cores, {today}\n\n"
     stem.with_suffix(".md").write_text(title + table + "\n")
     if extra:
-        extra.write_text(json.dumps(rows, indent=1) + "\n")
+        write_rows(rows, extra)
+
+
+def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
+    file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import reference, results
-from benchmarks.processes import Worker
+from benchmarks.processes import CLOCKS, Worker
 from flamboyance.images import ImageProcessor
 
 EOC, IMAGE, EOS, SIDE = reference.WORDS, reference.WORDS + 1, 2, 224
@@ -31,7 +31,6 @@ LOSS_WEIGHTS = {"pairs": 0.2, "documents": 1.0}
 RATE = 1e-4
 CHECKED = 2  # steps whose losses are compared; the second depends on gradients
 SLOTS = 6
-CLOCKS = {"wall": "seconds", "processor": "processor_seconds"}
 
 
 def text(tokens: int, images: list[int], random: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,80 @@
+"""Flamboyance beside its peers: `make bench`, which is
+
+    python -m benchmarks.bench [--work a,b,…] [--repeats 5] [--json FILE] [--env DIR] [--threads N] [--clock processor]
+
+open_flamingo 2.0.1 runs in an environment of its own, made when missing, with the same weights and the same prompts;
+in fp32, for its bf16 is for CUDA. Transformers' Idefics has random weights of the same shape, which is all it can have.
+Where the processor multiplies in bfloat16 itself, Flamboyance in bf16 stands beside both.
+
+    a  4-shot caption, beam 3, 20 tokens        e  2 and 1,000 candidates scored
+    b  the same at 32 shots                     f  a training step (benchmarks.training_step)
+    c  32 shots that were computed before       g  a 32-shot evaluation, once (benchmarks.evaluation; wall time)
+    d  greedy, batch of 4                       h  import and load time
+
+Every answer has 20 tokens, whatever the model would have liked. A run of all works goes to benchmarks/results/, and the
+README's table is written from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks import answers, evaluation, reference, results, starting, table, training_step
+from benchmarks.processes import CLOCKS
+from benchmarks.sizes import OPT_125M
+
+LETTERS = "abcdefgh"
+
+
+def measure(given: argparse.Namespace, letters: set[str]) -> list[dict[str, Any]]:
+    """Results of the works with these letters, in their order."""
+    rows, how = [], (given.repeats, given.threads, given.clock)
+    if letters & set("abcde"):
+        rows += answers.measure(given.env, OPT_125M, letters, *how)
+    for checkpointed in (False, True) if "f" in letters else ():
+        found = training_step.measure(given.env, *how, checkpoint_activations=checkpointed)
+        kept = "checkpointed" if checkpointed else "kept"
+        rows += [{**row, "work": f"{row['work']}, activations {kept}"} for row in found]
+    if "g" in letters:
+        rows += evaluation.measure(given.env, queries=64, support=256, shots=32, threads=given.threads)
+    if "h" in letters:
+        rows += starting.measure(given.env, OPT_125M, *how)
+    return rows
+
+
+NOTE = """{size}. Times are medians of {repeats} ({clock} time, {threads} threads), the ways in turns; (g) and the
+reference's 16 queries of (c) ran once, and its 1,000 candidates of (e) are timed on 50 and scaled. The machine's load
+was {load:.1f} at the start. GB: the most that was resident, models included. σ: standard deviation of the logits.
+In brackets: the least time that the machine could take for a part, of the time taken: its operations at the rate of a
+large matrix product, or its bytes at the memory's rate, whichever is longer; both rates are measured beside it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--work", default=",".join(LETTERS), help="letters of the works (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed answers of each way (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--env", type=Path, default=reference.DEFAULT, help="where the peers are kept")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what is counted as time (default: wall)")
+    given = parser.parse_args()
+    letters = set(given.work.split(","))
+    if unknown := sorted(letters - set(LETTERS)):
+        parser.error(f"there is no work {unknown[0]!r}; they are {', '.join(LETTERS)}")
+    about = {"size": OPT_125M.title, "threads": given.threads, "clock": given.clock, "repeats": given.repeats}
+    about["load"] = os.getloadavg()[0]
+    rows = measure(given, letters)
+    text = "\n\n".join([table.full(rows), table.parts(rows), NOTE.format(**about)])
+    print(text)
+    if letters == set(LETTERS):
+        results.write("bench", rows, text, about, given.json)
+        table.main()
+    elif given.json:
+        results.write_rows(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The tables of `make bench`, and the README's, which is written from the newest full run:
+
+python -m benchmarks.table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- make bench: from here -->", "<!-- make bench: to here -->"
+REFERENCE = "open_flamingo 2.0.1"
+PARTS = ("vision", "resampler", "prefill", "decoding", "rest")
+
+
+def full(rows: list[dict[str, Any]]) -> str:
+    """Times and memory of all works, in Markdown."""
+    head = "| work | peer | ours in | peer, s | ours, s | times as fast | peer, GB | ours, GB | outputs |"
+    lines = [head, "|---|---|---|" + "---:|" * 5 + "---|"]
+    for r in rows:
+        peer = r["peer"] + (f", {r['peer_dtype']}" if "peer_dtype" in r else "")
+        lines.append(
+            f"| {r['work']} | {peer} | {r['dtype']} | {r['peer_seconds']:.3g} | {r['seconds']:.3g} "
+            f"| {r['ratio']:.2f} | {r['peer_peak_gb']:.2f} | {r['peak_gb']:.2f} | {outputs(r)} |"
+        )
+    return "\n".join(lines)
+
+
+def outputs(row: dict[str, Any]) -> str:
+    """How what ours gave compares with what the peer gave."""
+    words = []
+    if "same_answers" in row:
+        words.append("equal" if row["same_answers"] == 1 else f"{row['same_answers']:.0%} equal")
+    if "scores_max" in row:
+        words.append(f"scores ± {row['scores_max']:.0e}")
+    if "loss_difference" in row:
+        words.append(f"losses ± {row['loss_difference']:.0e}")
+    if "logits_mean_of_std" in row:
+        words.append(f"logits ± {row['logits_mean_of_std']:.0e} σ")
+    return ", ".join(words)
+
+
+def parts(rows: list[dict[str, Any]]) -> str:
+    """Where our time goes; in brackets what each part achieves of the machine's ceiling. In Markdown."""
+    lines = [f"| work | in | {' | '.join(PARTS)} |", "|---|---|" + "---:|" * len(PARTS)]
+    for r in rows:
+        if "of_ceiling" in r and r["peer"] == REFERENCE:
+            cells = [f"{r['shares'][name]:.0%}" + _bracket(r["of_ceiling"].get(name)) for name in PARTS]
+            lines.append(f"| {r['work']} | {r['dtype']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _bracket(value: float | None) -> str:
+    return "" if value is None else f" ({value:.2f})"
+
+
+def short(content: dict[str, Any]) -> str:
+    """The README's: for each work how many times as fast, and the peak memory, beside each peer. In Markdown.
+
+    Args:
+        content: of a results file.
+    """
+    rows = content["rows"]
+    peers = list(dict.fromkeys((r["peer"], r["dtype"]) for r in rows))
+    heads = [f"beside {peer}, ours in {dtype}" for peer, dtype in peers]
+    lines = [f"| times as fast (peak memory, of the peer's) | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    found = {(r["work"], r["peer"], r["dtype"]): r for r in rows}
+    for work in dict.fromkeys(r["work"] for r in rows):
+        cells = []
+        for key in peers:
+            r = found.get((work, *key))
+            cells.append(f"**{r['ratio']:.1f}** ({r['peak_gb'] / r['peer_peak_gb']:.0%})" if r else "")
+        lines.append(f"| {work} | {' | '.join(cells)} |")
+    machine = content["machine"]
+    below = (
+        f"{content['size']}, {content['threads']} threads of {machine['processor']}, {content['date']}; medians of "
+        f"{content['repeats']}, in turns. open_flamingo has the same weights and runs in fp32; Idefics has random "
+        "weights of the same shape, and our precision."
+    )
+    return "\n".join(lines) + "\n\n" + below
+
+
+def newest(folder: Path) -> Path:
+    """The results of the latest date.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted(folder.glob("bench-*.json"), key=lambda file: (json.loads(file.read_text())["date"], file.name))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no bench-….json: run `make bench` first.")
+    return files[-1]
+
+
+def write(results: Path, readme: Path = README) -> bool:
+    """Puts the table of a results file between the README's two marks; False where it has none."""
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        return False
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{short(json.loads(results.read_text()))}\n{END}{after}")
+    return True
+
+
+def main() -> None:
+    file = newest(FOLDER)
+    written = write(file)
+    print(f"README: table of {file.name}" if written else f"README.md has no marks {BEGIN} and {END}; nothing written")
+
+
+if __name__ == "__main__":
+    main()
