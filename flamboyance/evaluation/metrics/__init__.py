@@ -12,7 +12,7 @@ import numpy as np
 from flamboyance.evaluation.metrics import classification
 from flamboyance.evaluation.metrics.bootstrap import interval_of_mean
 from flamboyance.evaluation.metrics.cider import cider
-from flamboyance.evaluation.metrics.ptb import ptb_tokenize
+from flamboyance.evaluation.metrics.ptb import ptb_tokenize, ptb_tokenize_all
 from flamboyance.evaluation.metrics.vqa import vqa_accuracy, vqa_accuracy_without_ids
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score
 
@@ -23,9 +23,11 @@ __all__ = [
     "VQA_ACCURACY",
     "cider",
     "ptb_tokenize",
+    "ptb_tokenize_all",
     "roc_auc",
     "vqa_accuracy",
     "vqa_accuracy_by_entry",
+    "vqa_accuracy_without_ids",
 ]
 
 
@@ -45,7 +47,12 @@ def _cider(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Sc
 
 def _vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
     pairs = zip(examples, predictions, strict=True)
-    return _score({example.id: vqa_accuracy(example.references, one.answer) for example, one in pairs})
+    return _rounded(_score({example.id: vqa_accuracy(example.references, one.answer) for example, one in pairs}))
+
+
+def _rounded(score: Score) -> Score:
+    """To two decimals, as the official script gives its accuracies: of all questions, and of each."""
+    return Score(round(score.value, 2), {key: round(value, 2) for key, value in score.items.items()}, score.interval)
 
 
 def vqa_accuracy_by_entry(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Metric:
@@ -60,7 +67,7 @@ def vqa_accuracy_by_entry(entries: Mapping[str, Sequence[Mapping[str, Any]]]) ->
         for example, one in zip(examples, predictions, strict=True):
             rest = [_without_answer(entry) for entry in entries[example.id]]
             items[example.id] = vqa_accuracy_without_ids(example.references, rest, one.answer)
-        return _score(items)
+        return _rounded(_score(items))
 
     return Metric("VQA accuracy", measure)
 
