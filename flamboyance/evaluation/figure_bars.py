@@ -46,7 +46,8 @@ def share_of_fine_tuned(report: Report, series: list[Series]) -> tuple[str, Any]
     """(title, figure): bars by task, and their average, at the largest number of shots that all runs have of each
     task; without a figure where there is none.
     """
-    tasks = [t for t in dict.fromkeys(t for t, _, _ in report.keys) if published.fine_tuned(t)]
+    known = (t for t, _, _ in report.keys if report.comparable and published.fine_tuned(t))
+    tasks = list(dict.fromkeys(known))
     own = [one for one in series if not one.published and any(t in tasks for t, _ in one.values)]
     numbers = {number for one in own for _, number in one.values}
     shared = [number for number in numbers if all(_has(one, tasks, number) for one in own)]

@@ -37,7 +37,7 @@ def series_of(report: Report) -> list[Series]:
     """Runs, then what they stand beside, then the Flamingos that these are compared with."""
     tasks_and_shots = {(task, shots) for task, _, shots in report.keys}
     modes = list(dict.fromkeys(mode for _, mode, _ in report.keys))
-    flamingos = [published.counterpart(name) or "" for name in (report.beside or [USUAL])]
+    flamingos = [published.counterpart(name) or "" for name in (report.beside or [USUAL]) if report.comparable]
     names = list(dict.fromkeys([*report.beside, *flamingos]))
     found = []
     for number, (run, lines) in enumerate(zip(report.runs, report.lines, strict=True)):

@@ -17,6 +17,11 @@ from typing import Any
 PAPERS = ("openflamingo", "flamingo")
 MODES = ("random", "rices")
 IMAGENET = "imagenet"
+# Queries of the splits that are asked here, by which other data under a benchmark's name are told from it.
+QUERIES = {
+    "coco": (5_000,), "flickr30k": (1_000,), "vqav2": (214_354,), "ok_vqa": (5_046,), "textvqa": (5_000,),
+    "vizwiz": (4_319,), "hateful_memes": (1_000, 500), "imagenet": (50_000,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

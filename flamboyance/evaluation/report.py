@@ -45,6 +45,11 @@ class Report:
     differences: tuple[Difference, ...] = field(default=())
 
     @property
+    def comparable(self) -> bool:
+        """Whether published scores may stand beside: the data are the benchmarks', or a published model was named."""
+        return bool(self.beside) or not other_data(self.runs)
+
+    @property
     def keys(self) -> list[Key]:
         """Of all runs' lines; tasks in the order of the first run that has them."""
         found = {key: None for lines in self.lines for key in lines}
@@ -65,8 +70,9 @@ def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
     """Puts runs side by side; two runs are also compared query by query.
 
     Args:
-        beside: names of published models; None: the runs' own where they are published, else OpenFlamingo-9B. Of these
-            only those stand there that have a score of a task that was asked.
+        beside: names of published models; None: the runs' own where they are published, else OpenFlamingo-9B, if what
+            was asked are the benchmarks' own splits. Of these only those stand there that have a score of a task that
+            was asked.
 
     Raises:
         ValueError: a name is of no published model, or a file of a run is damaged.
@@ -81,7 +87,21 @@ def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
 
 
 def default_beside(runs: Sequence[Run]) -> list[str]:
+    if other_data(runs):
+        return []
     return [name for run in runs if (name := published.find(run.model))] or [USUAL]
+
+
+def other_data(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each task that bears a benchmark's name and has another number of queries than its split."""
+    told = {}
+    for run in runs:
+        for task, about in (run.about.get("tasks") or {}).items():
+            whole = published.QUERIES.get(task)
+            asked = about.get("queries")
+            if whole and isinstance(asked, int) and asked and asked not in whole:
+                told[task] = f"{run.title(task)} has {asked:,} queries here, the benchmark {whole[0]:,}"
+    return list(told.values())
 
 
 def scores(report: Report) -> Table:
@@ -169,6 +189,8 @@ def _notes(report: Report) -> list[str]:
     ]
     if any(BY_RANDOM in (_published(name, *key) or "") for name in report.beside for key in report.keys):
         notes.append(f"{BY_RANDOM} With random demonstrations: nothing is published of that model with others.")
+    if not report.beside and (other := other_data(report.runs)):
+        notes.append(f"No published scores beside: {'; '.join(other)}. --beside {USUAL} shows them all the same.")
     tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
     modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
     for name in report.beside:

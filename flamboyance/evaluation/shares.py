@@ -31,9 +31,12 @@ class Share:
 def shares_of_flamingo(report: Report) -> list[Share]:
     """Each run and OpenFlamingo of `beside` as a share of the Flamingo that it is compared with, whose demonstrations
     are random always: the papers have none with RICES. All of a mode over the same settings: those that all runs with
-    that mode have. A run of a model that is not published is compared with the first published model's Flamingo.
+    that mode have. A run of a model that is not published is compared with the first published model's Flamingo. None
+    where runs asked other data than the benchmarks' and no published model was named.
     """
-    found = []
+    found: list[Share] = []
+    if not report.comparable:
+        return found
     usual = published.counterpart(report.beside[0] if report.beside else USUAL) or ""
     for mode in dict.fromkeys(mode for _, mode, _ in report.keys):
         runs = [(run, lines) for run, lines in zip(report.runs, report.lines, strict=True) if _has(lines, mode)]

@@ -33,7 +33,7 @@ def valued(values: list[float], **changes) -> list[Row]:
 
 
 def test_mean_deviation_and_interval_over_seeds(tmp_path: Path) -> None:
-    run = WrittenRun(tmp_path, "openflamingo/OpenFlamingo-9B-vitl-mpt7b").task("coco", "COCO", "CIDEr", 2)
+    run = WrittenRun(tmp_path, "openflamingo/OpenFlamingo-9B-vitl-mpt7b").task("coco", "COCO", "CIDEr", 5_000)
     for seed, value in enumerate((88.0, 89.0, 93.0)):
         run.cell("coco", 4, "random", seed, valued([1, 2]), value, [value - 2, value + 3])
     run.cell("coco", 0, "random", 0, valued([1, 2]), 80.04, [70.0, 90.0])
@@ -85,15 +85,15 @@ def test_a_task_that_nobody_published_has_no_columns(tmp_path: Path) -> None:
 
 
 def test_unfinished_cells_are_told_and_not_counted(tmp_path: Path) -> None:
-    run = WrittenRun(tmp_path).task("coco", "COCO", "CIDEr", 500)
+    run = WrittenRun(tmp_path).task("coco", "COCO", "CIDEr", 5_000)
     run.cell("coco", 4, "random", 0, valued([60.0]), 60.0)
     run.killed("coco", 4, "random", 1, valued([0, 0, 0]))
     (tmp_path / "coco" / "4-random-2").mkdir()  # nothing answered yet
     (tmp_path / "features").mkdir()  # not a task
     report = build([read(tmp_path)])
     assert report.lines[0]["coco", "random", 4].mean == 60.0
-    assert unfinished(report) == ["flamingo-mini: coco, 4 shots, random, seed 1: 3 of 500 queries answered"]
-    assert "3 of 500" in markdown(report)
+    assert unfinished(report) == ["flamingo-mini: coco, 4 shots, random, seed 1: 3 of 5,000 queries answered"]
+    assert "3 of 5,000" in markdown(report)
     assert [one["id"] for one in report.runs[0].unfinished[0].rows()] == ["q0", "q1", "q2"]
 
 
@@ -385,3 +385,14 @@ def test_run_json_may_lack_what_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({}))
     report = build([read(tmp_path)])
     assert cells(scores(report))[0][0] == "coco, CIDEr" and report.runs[0].name == tmp_path.name
+
+
+def test_other_data_under_a_benchmarks_name_have_nothing_beside_them(tmp_path: Path) -> None:
+    written = WrittenRun(tmp_path)
+    written.task("coco", "COCO", "CIDEr", queries=48)
+    written.cell("coco", 4, "random", 0, [row("1", 50.0)], 50.0)
+    run = read(tmp_path)
+    report = build([run])
+    assert report.beside == () and not shares_of_flamingo(report)
+    assert any("COCO has 48 queries here, the benchmark 5,000" in note for note in scores(report).notes)
+    assert build([run], ["OpenFlamingo-9B"]).beside == ("OpenFlamingo-9B",)  # asked for
