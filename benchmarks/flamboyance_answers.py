@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks import flamboyance_worker
 from benchmarks.flamboyance_worker import held
 from benchmarks.parts import Parts, cache_bytes, machine_rates, weight_bytes
-from benchmarks.processes import peak_memory, serve, timed, watch_memory
+from benchmarks.processes import anonymous_memory, peak_memory, serve, timed, watch_memory
 from flamboyance.few_shot import FewShotTask
 from flamboyance.images import ImageProcessor
 from flamboyance.templates import caption
@@ -38,10 +38,10 @@ def prepare(images: str, asked: dict[str, Any], known: bool) -> None:
     held["asked"] = asked
     if known:
         pictures = [Image.fromarray(levels.permute(1, 2, 0).numpy()) for levels in content["levels"]]
-        first = asked["first_query"]
-        shots = list(zip(pictures, asked["demonstrations"], strict=False))
+        *shown, _ = asked["images"][0]
+        shots = [(pictures[i], text) for i, text in zip(shown, asked["demonstrations"], strict=True)]
         held["task"] = FewShotTask(held["model"], held["processor"], shots)
-        held["queries"] = pictures[first : first + asked["queries"]]
+        held["queries"] = [pictures[row[-1]] for row in asked["images"]]
         held["answer"] = _ask
         assert held["task"].prefix is not None
     else:
@@ -50,16 +50,11 @@ def prepare(images: str, asked: dict[str, Any], known: bool) -> None:
 
 
 def _inputs(pixels: torch.Tensor, asked: dict[str, Any]) -> dict[str, Any]:
-    shots, first = asked["demonstrations"], asked["first_query"]
-    prompt = "".join(caption.demonstration(shot) for shot in shots) + caption.query()
-    rows = held["processor"].tokenize([prompt] * asked["queries"])
-    order = [[*range(len(shots)), first + query] for query in range(asked["queries"])]
-    counts = torch.tensor([len(shots) + 1] * asked["queries"])
-    return {
-        **held["processor"].pad(rows),
-        "pixel_values": pixels[torch.tensor(order)][:, :, None],
-        "media_counts": counts,
-    }
+    images = torch.tensor(asked["images"])
+    prompt = "".join(caption.demonstration(shot) for shot in asked["demonstrations"]) + caption.query()
+    rows = held["processor"].tokenize([prompt] * len(images))
+    counts = torch.tensor([images.shape[1]] * len(images))
+    return {**held["processor"].pad(rows), "pixel_values": pixels[images][:, :, None], "media_counts": counts}
 
 
 def _generate() -> list[str]:
@@ -77,12 +72,12 @@ def _score() -> list[list[float]]:
 
 
 def answer() -> dict[str, Any]:
-    """Answers all prompts: seconds, those of all cores, and by part; `output`: texts, or scores."""
+    """Answers all prompts: seconds, those of all cores, and by part; calls by part; `output`: texts, or scores."""
     parts = held["parts"]
     parts.begin()
     held["model"].tokenizer = held["processor"].tokenizer
     output, seconds = timed(held["answer"])
-    return {**seconds, "parts": parts.end(), "output": output}
+    return {**seconds, "parts": parts.end(), "calls": parts.calls, "output": output}
 
 
 def logits(file: str) -> None:
@@ -90,6 +85,15 @@ def logits(file: str) -> None:
     with torch.no_grad():
         out = held["model"](**held["inputs"], logits_to_keep=1)
     torch.save(out.logits[:, -1].float(), file)
+
+
+def kept(images: str, asked: dict[str, Any]) -> int:
+    """Bytes that computed demonstrations take, as FewShotTask keeps them."""
+    for name in ("task", "inputs", "queries"):
+        held.pop(name, None)
+    before = anonymous_memory()
+    prepare(images, asked, known=True)
+    return anonymous_memory() - before
 
 
 def counts() -> dict[str, Any]:
@@ -105,5 +109,5 @@ def counts() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    functions = (load, prepare, answer, logits, counts, machine_rates, peak_memory, watch_memory)
+    functions = (load, prepare, answer, logits, kept, counts, machine_rates, peak_memory, watch_memory)
     serve({function.__name__: function for function in functions})

@@ -49,16 +49,17 @@ def load(vision: dict[str, Any], language: dict[str, Any], interval: int, thread
 def prepare(images: str, asked: dict[str, Any], tokens: int) -> None:
     """Ready to answer prompts of so many tokens each, with the work's images."""
     pixels = torch.load(images, weights_only=True)["pixels"]
-    shots, first, queries = len(asked["demonstrations"]), asked["first_query"], asked["queries"]
+    order = torch.tensor(asked["images"])
+    queries, count = order.shape
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 50000, (queries, tokens), generator=random)
     # An image every so many tokens, seen by those that follow, up to the next one.
-    each = -(-tokens // (shots + 1))
-    seen = torch.nn.functional.one_hot(torch.arange(tokens) // each, shots + 1)
+    each = -(-tokens // count)
+    seen = torch.nn.functional.one_hot(torch.arange(tokens) // each, count)
     held["prompts"] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": pixels[torch.tensor([[*range(shots), first + query] for query in range(queries)])],
+        "pixel_values": pixels[order],
         "image_attention_mask": seen.expand(queries, -1, -1),
     }
     held["generation"] = asked["generation"]

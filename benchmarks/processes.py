@@ -107,6 +107,12 @@ def watch_memory() -> int:
     return _status("VmRSS")
 
 
+def anonymous_memory() -> int:
+    """Bytes of this process's own that are resident now: files that it has mapped, which come and go, aside."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("RssAnon")
+
+
 def peak_memory() -> int:
     """Bytes: the most that was resident since `watch_memory`."""
     return _status("VmHWM")

@@ -24,12 +24,10 @@ def load(paths: dict[str, str], threads: int, interval: int) -> None:
 def prepare(images: str, asked: dict[str, Any]) -> None:
     """Ready to answer a work's prompts."""
     pixels = torch.load(images, weights_only=True)["pixels"]
-    shots, first, queries = asked["demonstrations"], asked["first_query"], asked["queries"]
-    prompt = "".join(SHOT.format(shot) for shot in shots) + "<image>Output:"
-    read = held["tokenizer"]([prompt] * queries, padding="longest", return_tensors="pt")
-    order = [[*range(len(shots)), first + query] for query in range(queries)]
+    prompt = "".join(SHOT.format(shot) for shot in asked["demonstrations"]) + "<image>Output:"
+    read = held["tokenizer"]([prompt] * len(asked["images"]), padding="longest", return_tensors="pt")
     held["asked"] = asked
-    held["prompts"] = (pixels[torch.tensor(order)][:, :, None], read["input_ids"], read["attention_mask"])
+    held["prompts"] = (pixels[torch.tensor(asked["images"])][:, :, None], read["input_ids"], read["attention_mask"])
 
 
 def answer(candidates: int = 0) -> dict[str, Any]:

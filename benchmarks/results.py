@@ -38,8 +38,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, Any], extra: Path | None) -> None:
-    """Rows and table to the results folder; the rows alone also to `extra`."""
+def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, Any], extra: Path | None) -> Path:
+    """Rows and table to the results folder; the rows alone also to `extra`. The files' path, without its ending."""
     here, today = machine(), datetime.date.today().isoformat()
     kind = re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['cores']} cores".lower()).strip("-")
     stem = FOLDER / f"{name}-{kind}-{today}"
@@ -50,6 +50,7 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
     stem.with_suffix(".md").write_text(title + table + "\n")
     if extra:
         write_rows(rows, extra)
+    return stem
 
 
 def write_rows(rows: list[dict[str, Any]], file: Path) -> None:

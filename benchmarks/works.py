@@ -43,11 +43,11 @@ class Work:
         return f"{self.letter}: {self.title}"
 
     def asked(self) -> dict[str, Any]:
-        """What workers are told: demonstrations' and queries' texts, images by number, and how to answer."""
+        """What workers are told: the demonstrations' texts; for each query all images by number, its own last; and how
+        to answer."""
         return {
             "demonstrations": [caption(number) for number in range(self.shots)],
-            "queries": self.queries,
-            "first_query": SHOTS,
+            "images": [[*range(self.shots), SHOTS + query] for query in range(self.queries)],
             "generation": {"num_beams": self.beams, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS},
             "candidates": [candidate(number) for number in range(self.candidates)],
             "batch_size": BATCH,
@@ -70,9 +70,9 @@ WORKS = (
 )
 
 
-def caption(number: int) -> str:
+def caption(number: int, words: int = WORDS) -> str:
     random = torch.Generator().manual_seed(number)
-    return " ".join(f"w{i}" for i in torch.randint(5, 20000, (WORDS,), generator=random).tolist())
+    return " ".join(f"w{i}" for i in torch.randint(5, 20000, (words,), generator=random).tolist())
 
 
 def candidate(number: int) -> str:
