@@ -71,11 +71,15 @@ class Settings:
         """Queries of a cell."""
         return len(task.queries) if self.queries is None else min(self.queries, len(task.queries))
 
+    def chosen(self, task: Task, seed: int) -> list[int]:
+        """The queries that are asked: the same for all seeds, but under "openflamingo" drawn with each."""
+        return shots.choose_queries(task, self.queries, seed if self.protocol == "openflamingo" else 0, self.protocol)
+
     def images(self, task: Task) -> list[Path]:
         """What RICES compares: the images of the support set, and of the queries that are asked."""
         cells = [cell for cell in self.cells(task.name) if cell.mode == "rices"]
         seeds = dict.fromkeys(cell.seed for cell in cells)
-        asked = {i for seed in seeds for i in shots.choose_queries(task, self.queries, seed, self.protocol)}
+        asked = {i for seed in seeds for i in self.chosen(task, seed)}
         found = [one.image for one in task.support] + [task.queries[i].image for i in sorted(asked)]
         return list(dict.fromkeys(found))
 
@@ -121,7 +125,7 @@ def evaluate(
     ranks.wait()
     cells = [(task, cell) for task in tasks for cell in settings.cells(task.name)]
     for task, cell in cells:
-        queries = shots.choose_queries(task, settings.queries, cell.seed, settings.protocol)
+        queries = settings.chosen(task, cell.seed)
         if (cell.folder(settings.output) / "score.json").exists():
             advance(len(ranks.share(queries)))
             continue
