@@ -34,7 +34,7 @@ _SIGNS = str.maketrans(
 # What a line break is to the Java process; one inside a caption would give its end to the next caption.
 _BREAKS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 _AMPERSAND = re.compile("&amp;", re.IGNORECASE)
-_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&nbsp;": "''"}  # in capitals too
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}  # in capitals too
 _QUOTE_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # not in capitals
 
 
@@ -49,7 +49,7 @@ def _hyphens(token: str) -> str:
 # What becomes of a token. Spaces inside one turn into no-break spaces, at which CIDEr splits it after all.
 ACTIONS: dict[str, Callable[[str], str]] = {
     "as is": lambda token: token,
-    "nothing": lambda token: "''",
+    "nothing": lambda token: "",
     "word": lambda token: token.replace("\xad", "") or "-",
     "number": lambda token: token.replace("\xad", ""),
     "spaced": lambda token: token.replace(" ", "\xa0"),
@@ -103,8 +103,8 @@ def _tokens(text: str) -> Iterator[str]:
             place += 1
             continue
         rule, end = found
-        token = ACTIONS[rule.action](text[place:end])
-        yield (token.lower() if token.isascii() else java_lower(_whole(token))) + " "
+        if token := ACTIONS[rule.action](text[place:end]):
+            yield (token.lower() if token.isascii() else java_lower(_whole(token))) + " "
         place = end
 
 

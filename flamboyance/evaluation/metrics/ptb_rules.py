@@ -118,14 +118,14 @@ _DOMAIN = any_case("(com|net|org|edu)")
 
 RULES = [
     # Spaces in a row are passed at once: behind a plain one, a no-break space cannot begin a host's name.
-    Rule("nothing", "{SPACE}+"),
+    Rule("nothing", "{SPACE}+|" + any_case("&nbsp;")),
     # Two words written as one: the action gives the second back to the text.
     Rule("as is", any_case("cannot"), gives_back=3),
     Rule("as is", _one_of("gonna gotta lemme gimme wanna 'tis"), gives_back=2),
     Rule("as is", any_case("'twas"), gives_back=3),
     Rule("spaced", "{TAG}"),
     Rule("dash", any_case("&(md|mdash|ndash);") + r"|[\u0096\u0097\u2013\u2014\u2015]"),
-    Rule("entity", any_case("&(amp|lt|gt|quot|nbsp);")),
+    Rule("entity", any_case("&(amp|lt|gt|quot);")),
     Rule("as is", any_case("&(ht|tl|ur|lr|qc|ql|qr|odq|cdq|#[0-9]+);")),
     Rule("word", "{WORD}", "{CLITIC}"),
     # "wo" of "won't", but "cann't" is not of this kind.
