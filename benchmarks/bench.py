@@ -19,12 +19,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import flamboyance
 from benchmarks import answers, evaluation, reference, results, starting, table, training_step
 from benchmarks.processes import CLOCKS
 from benchmarks.sizes import OPT_125M
+from flamboyance.recipes.mini_evaluation import evaluate
 
 LETTERS = "abcdefgh"
 
@@ -43,6 +48,15 @@ def measure(given: argparse.Namespace, letters: set[str]) -> list[dict[str, Any]
     if "h" in letters:
         rows += starting.measure(given.env, OPT_125M, *how)
     return rows
+
+
+def mini_accuracy(trials: int = 64) -> dict[str, float]:
+    """What bf16 costs a model that has learned something: flamingo-mini's accuracy, over all its tasks, by precision."""
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model, processor = flamboyance.load_mini()
+        found[name] = statistics.mean(evaluate(model.to(dtype), processor, trials).values())
+    return found
 
 
 NOTE = """{size}. Times are medians of {repeats} ({clock} time, {threads} threads), the ways in turns; (g) and the
@@ -64,10 +78,16 @@ def main() -> None:
     letters = set(given.work.split(","))
     if unknown := sorted(letters - set(LETTERS)):
         parser.error(f"there is no work {unknown[0]!r}; they are {', '.join(LETTERS)}")
-    about = {"size": OPT_125M.title, "threads": given.threads, "clock": given.clock, "repeats": given.repeats}
+    about: dict[str, Any] = {"size": OPT_125M.title}
+    about |= {"threads": given.threads, "clock": given.clock, "repeats": given.repeats}
     about["load"] = os.getloadavg()[0]
     rows = measure(given, letters)
     text = "\n\n".join([table.full(rows), table.parts(rows), NOTE.format(**about)])
+    if results.has_bf16():
+        about["mini_accuracy"] = mini_accuracy()
+        text += "\nflamingo-mini is right in {fp32:.1%} in fp32 and {bf16:.1%} in bf16.".format(
+            **about["mini_accuracy"]
+        )
     print(text)
     if letters == set(LETTERS):
         results.write("bench", rows, text, about, given.json)
