@@ -26,9 +26,14 @@ def full(rows: list[dict[str, Any]]) -> str:
         peer = r["peer"] + (f", {r['peer_dtype']}" if "peer_dtype" in r else "")
         lines.append(
             f"| {r['work']} | {peer} | {r['dtype']} | {r['peer_seconds']:.3g} | {r['seconds']:.3g} "
-            f"| {r['ratio']:.2f} | {r['peer_peak_gb']:.2f} | {r['peak_gb']:.2f} | {outputs(r)} |"
+            f"| {r['ratio']:.2f} | {memory(r, 'peer_')} | {memory(r, '')} | {outputs(r)} |"
         )
     return "\n".join(lines)
+
+
+def memory(row: dict[str, Any], side: str) -> str:
+    """Peak memory; in brackets, where it was measured, what the work added to the model and the libraries."""
+    return f"{row[f'{side}peak_gb']:.2f}" + _bracket(row.get(f"{side}added_gb"))
 
 
 def outputs(row: dict[str, Any]) -> str:
