@@ -58,7 +58,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, : old + new], values[:, :, : old + new]
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Rows take each other's places, but for the prompt, which they share."""
         if self._room is None or self.keys.data_ptr() != self._room[0].data_ptr():
             super().reorder_cache(beam_idx)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Words as Java's BreakIterator parts text: letters with single joiners between them, and numbers.
-_WORD = re.compile("(?:L(?:[-.]?L)*|N(?:[.,]N)*)+")
-_JOINERS = {"Pd", "Pc"}
+# Words as Java's BreakIterator parts text, by kind of character: letters (L) and numbers (N) with single joiners
+# between them and marks (M, formats F) behind them; a character beyond the first 65,536 (S) ends a word.
+_WORD = re.compile("(?:[LF][MF]*(?:[-.']?[LF][MF]*)*|N[MF]*(?:[.,']?N[MF]*)*)+(?:S|(?<=[LMF])[-.']S)?")
+_KINDS = {"Pd": "-", "Pc": "-", "Nd": "N", "No": "N", "Nl": "N", "Mn": "M", "Me": "M", "Mc": "L", "Cf": "F"}
 _IDEOGRAPHS = re.compile("[\u3005\u3041-\u3094\u309d\u309e\u30a1-\u30fa\u30fc-\u30fe\u4e00-\u9fa5\uf900-\ufa2d]")
 _MORE_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f\u24b6-\u24e9]")
 
@@ -30,16 +31,15 @@ def java_lower(text: str) -> str:
 
 
 def _kind(character: str) -> str:
-    if character in ".,":
+    if character in ".,'":
         return character
-    category = unicodedata.category(character)
-    if character in "'\u2027\xad" or category in _JOINERS:
+    if character in "\u2027\xad":
         return "-"
-    if category in {"Nd", "No"}:
-        return "N"
-    if category[0] in "LM" or category in {"Nl", "Cf"}:
-        return " " if _IDEOGRAPHS.match(character) else "L"
-    return " "
+    if _IDEOGRAPHS.match(character):
+        return " "
+    category = unicodedata.category(character)
+    kind = _KINDS.get(category, "L" if category[0] == "L" else " ")
+    return "S" if kind in "LNMF" and character > "\uffff" else kind
 
 
 def _is_cased(character: str) -> bool:

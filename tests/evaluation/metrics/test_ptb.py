@@ -43,7 +43,7 @@ def test_every_action_is_there() -> None:
 def test_small_letters_are_javas() -> None:
     assert java_lower("ÉCOLE İ") == "École İ".lower()
     assert java_lower("ΑΣ ΑΣΑ Σ") == "ας ασα σ"
-    assert java_lower("A_Σ ΣA A1.5Σ A$Σ AΣ-B") == "a_ς σa a1.5ς a$σ aσ-b"
+    assert java_lower("A_Σ ΣA A1.5Σ A$Σ AΣ-B A𝟽Σ") == "a_ς σa a1.5ς a$σ aσ-b a𝟽σ"
 
 
 def test_longest_match_wins_then_the_earliest_rule() -> None:
