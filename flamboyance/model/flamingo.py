@@ -19,6 +19,7 @@ from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import language
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.generation import Generating
+from flamboyance.model.linear import adopt
 from flamboyance.model.loading import Checkpointing
 from flamboyance.model.media import Media, count_seen, decoding_sight, prefill_sight
 from flamboyance.model.resampler import PerceiverResampler
@@ -72,6 +73,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
+        adopt(self)
         self.train(False)
 
     # Parts ------------------------------------------------------------------------------------------------------

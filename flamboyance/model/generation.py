@@ -19,7 +19,6 @@ from transformers import (
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model.cache import branch, roomy
-from flamboyance.model.few_rows import FewRows
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.scoring import score_candidates
 
@@ -72,8 +71,7 @@ class Generating(GenerationMixin):
         processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=str(input_ids.device)))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
         generate: Any = super().generate
-        with FewRows():
-            return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
+        return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
 
     @torch.no_grad()
     def prefill(

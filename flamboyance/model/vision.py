@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flamboyance.model import vision_libraries, vision_transformers
+from flamboyance.model.linear import adopt
 
 LIBRARIES = ("transformers", "openclip", "timm")
 
@@ -40,6 +41,7 @@ class VisionTower(nn.Module):
             self.width, self.image_size, self.patches = vision_libraries.openclip_geometry(model)
         else:
             self.width, self.image_size, self.patches = vision_libraries.timm_geometry(model)
+        adopt(self)
         self.requires_grad_(False).eval()
 
     @classmethod
