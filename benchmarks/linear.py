@@ -44,12 +44,16 @@ def main() -> None:
     for outputs, inputs in WEIGHTS:
         weights = [torch.randn(outputs, inputs) for _ in range(max(1, int(BYTES / (4 * outputs * inputs))))]
         for rows in ROWS:
-            some = weights if rows < 100 else weights[:4]
-            x, back = torch.randn(rows, inputs), torch.randn(rows, outputs)
-            show(outputs, inputs, rows, "y = x Wᵀ", some, lambda w: F.linear(x, w), lambda w: _product(x, w))
-            if rows >= 200:
-                show(outputs, inputs, rows, "g W", some, lambda w: back @ w, lambda w: _product(back, w.t()))
-                show(outputs, inputs, rows, "gᵀ x", some, lambda w: back.t() @ x, lambda w: _product(back.t(), x.t()))
+            compare(outputs, inputs, rows, weights if rows < 100 else weights[:4])
+
+
+def compare(outputs: int, inputs: int, rows: int, weights: list[torch.Tensor]) -> None:
+    x, back = torch.randn(rows, inputs), torch.randn(rows, outputs)
+    size = (outputs, inputs, rows)
+    show(*size, "y = x Wᵀ", weights, lambda w: F.linear(x, w), lambda w: _product(x, w))
+    if rows >= 200:
+        show(*size, "g W", weights, lambda w: back @ w, lambda w: _product(back, w.t()))
+        show(*size, "gᵀ x", weights, lambda w: back.t() @ x, lambda w: _product(back.t(), x.t()))
 
 
 def show(
