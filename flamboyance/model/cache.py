@@ -1,4 +1,4 @@
-"""Keys and values of the language model while it generates: room to grow, and a prompt that beams share.
+"""Keys and values of the language model while it generates: room to grow, and prompts that rows share.
 
 Transformers' own cache makes a new tensor of everything for each token, and reorders everything with the beams. At 32
 shots that is most of the bytes that a decode step moves.
@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from flamboyance.model.attention import Pairs, joined
+
 ROOM = 64  # tokens that are added to a tensor's end when it is full
 
 
@@ -23,15 +25,19 @@ class RoomyLayer(DynamicLayer):
     """One layer's keys and values, at the beginning of tensors with room behind them.
 
     Attributes:
-        prompt: tokens at the beginning that are the same in all rows that may be exchanged for each other.
+        before: keys and values (B, H, T, K) of texts that the rows continue, the first text first; R is a multiple of
+            each B, and row r continues text r // (R / B). `keys` and `values` hold what came after them. Only for
+            language models that can attend to it (flamboyance.model.attention).
+        prompt: tokens at the beginning of `keys` that are the same in all rows that may be exchanged for each other.
     """
 
     keys: Any  # (R, H, T, K), as values
     values: Any
 
-    def __init__(self, prompt: int = 0):
+    def __init__(self, prompt: int = 0, before: Pairs = ()):
         super().__init__()
         self.prompt = prompt
+        self.before = tuple(before)
         self._room: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -44,7 +50,7 @@ class RoomyLayer(DynamicLayer):
         return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends (R, H, new, K); returns all."""
+        """Appends (R, H, new, K); returns all that is the rows' own, and `before` with the keys."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -56,10 +62,20 @@ class RoomyLayer(DynamicLayer):
             buffer[:, :, old : old + new] = states
         keys, values = self._room
         self.keys, self.values = keys[:, :, : old + new], values[:, :, : old + new]
-        return self.keys, self.values
+        if not self.before:
+            return self.keys, self.values
+        told: Any = self.keys[:]
+        told.before = self.before
+        return told, self.values
+
+    def get_seq_length(self) -> int:
+        own = self.keys.shape[2] if self.is_initialized else 0
+        return own + sum(keys.shape[2] for keys, _ in self.before)
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Rows take each other's places, but for the prompt, which they share."""
+        """Rows take each other's places, but for what they share."""
+        if not self.is_initialized:
+            return
         if self._room is None or self.keys.data_ptr() != self._room[0].data_ptr():
             super().reorder_cache(beam_idx)
             return
@@ -67,11 +83,38 @@ class RoomyLayer(DynamicLayer):
         for buffer in self._room:
             buffer[:, :, own] = buffer[:, :, own].index_select(0, beam_idx.to(buffer.device))
 
+    def crop(self, *given: Any, **named: Any) -> None:
+        self._gather()
+        super().crop(*given, **named)
+
+    def reset(self) -> None:
+        self.before, self.prompt, self._room = (), 0, None
+        super().reset()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._gather()
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._gather()
+        super().batch_select_indices(indices)
+
+    def _gather(self) -> None:
+        """What is shared becomes each row's own."""
+        if self.before and self.is_initialized:
+            parts = (*self.before, (self.keys, self.values))
+            self.keys, self.values = (joined([pair[i] for pair in parts], len(self.keys)) for i in range(2))
+            self.before, self.prompt, self._room = (), 0, None
+
     def __copy__(self) -> RoomyLayer:
         """Goes its own way: what either writes next, the other does not see."""
         other = type(self)(self.prompt)
         other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "_room"}
         return other
+
+    def shared(self) -> RoomyLayer:
+        """A layer to go on from, with any multiple of these rows; nothing is copied."""
+        return RoomyLayer(before=(*self.before, (self.keys, self.values)) if self.is_initialized else self.before)
 
     def _fits(self, length: int) -> bool:
         """Whether keys still stand at the beginning of the tensors, in the same rows, and these are long enough."""
@@ -100,8 +143,11 @@ def roomy() -> DynamicCache:
     return cache
 
 
-def branch(cache: Any, times: int) -> Any:
+def branch(cache: Any, times: int, share: bool = False) -> Any:
     """A cache that goes its own way from here, every row `times` times; the given one stays as it is.
+
+    Args:
+        share: keep once what rows share, for a language model that can attend to it.
 
     Raises:
         ValueError: a cache of another kind.
@@ -111,18 +157,18 @@ def branch(cache: Any, times: int) -> Any:
             f"Expected a DynamicCache, which can be continued in several ways; got {type(cache).__name__}."
         )
     new = copy.copy(cache)
-    # Layers of other kinds grow by making new tensors, so sharing the old ones is safe.
-    new.layers = [copy.copy(layer) for layer in cache.layers]
-    if times > 1:
-        new.layers = [
-            RoomyLayer.of(layer.keys, layer.values, times)
-            if type(layer) in (DynamicLayer, RoomyLayer) and layer.get_seq_length()
-            else _repeated(layer, times)
-            for layer in new.layers
-        ]
+    new.layers = [_branch(layer, times, share) for layer in cache.layers]
     return new
 
 
-def _repeated(layer: Any, times: int) -> Any:
-    layer.batch_repeat_interleave(times)
-    return layer
+def _branch(layer: Any, times: int, share: bool) -> Any:
+    plain = type(layer) in (DynamicLayer, RoomyLayer) and layer.get_seq_length()
+    if plain and share:
+        return layer.shared() if isinstance(layer, RoomyLayer) else RoomyLayer(before=((layer.keys, layer.values),))
+    # Layers of other kinds grow by making new tensors, so sharing the old ones is safe.
+    new = copy.copy(layer)
+    if times > 1 and plain:
+        new = RoomyLayer.of(layer.keys, layer.values, times)
+    elif times > 1:
+        new.batch_repeat_interleave(times)
+    return new

@@ -28,6 +28,7 @@ class Generating(GenerationMixin):
 
     config: FlamingoConfig
     generation_config: GenerationConfig
+    shares_prompts: bool  # whether the language model attends to what rows share (flamboyance.model.attention)
     _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's
 
     @torch.no_grad()
@@ -60,38 +61,41 @@ class Generating(GenerationMixin):
         told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
         seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
-        cache, sequences = kwargs.get("past_key_values"), self._sequences(kwargs)
-        if cache is None and self._plain(kwargs):
-            several = sequences > 1 and input_ids.shape[1] > 1
-            cache = self.prefill(input_ids, attention_mask, media, seen) if several else roomy()
-            kwargs["past_key_values"] = cache
+        cache, sequences, plain = kwargs.get("past_key_values"), self._sequences(kwargs), self._plain(kwargs)
+        if cache is None and plain:
+            cache = kwargs["past_key_values"] = roomy() if sequences == 1 else DynamicCache()
         if cache is not None and sequences > 1:
-            kwargs["past_key_values"] = branch(cache, sequences)
+            known = cache.get_seq_length()
+            if plain and known < seen.shape[1] - 1:
+                cache = branch(cache, 1, self.shares_prompts)
+                self.read_prompts(input_ids[:, known - told :], attention_mask, media, seen, cache)
+            kwargs["past_key_values"] = branch(cache, sequences, self.shares_prompts)
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=str(input_ids.device)))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
         generate: Any = super().generate
         return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
 
-    @torch.no_grad()
-    def prefill(
-        self, input_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: np.ndarray
-    ) -> DynamicCache:
-        """A cache of each prompt but for its last token, to go on from in as many ways as wanted. Arguments as in
-        `forward`."""
-        cache = DynamicCache()
+    def read_prompts(
+        self, new_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: np.ndarray, cache: Any
+    ) -> None:
+        """Computes what a cache lacks of the prompts but for their last token, to go on from in as many ways as wanted.
+
+        Args:
+            new_ids: (B, T) the prompts' tokens that the cache lacks.
+            attention_mask, images_seen: of the whole prompts.
+        """
         mask = None if attention_mask is None else attention_mask[:, :-1]
         model: Any = self
         model(
-            input_ids=input_ids[:, :-1],
+            input_ids=new_ids[:, :-1],
             attention_mask=mask,
             media=media,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            images_seen=images_seen[:, :-1],
+            images_seen=images_seen[:, -new_ids.shape[1] : -1],
         )
-        return cache
 
     @staticmethod
     def _plain(options: dict[str, Any]) -> bool:

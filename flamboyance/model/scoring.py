@@ -31,7 +31,7 @@ def score_candidates(
     tokens = candidate_tokens(model, candidates)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     seen = count_seen(input_ids, model.config.image_token_id, media)
-    cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1)
+    cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1, model.shares_prompts)
     past = cache.get_seq_length()
     if past >= input_ids.shape[1]:
         raise ValueError(
@@ -81,7 +81,7 @@ def _rest(
         input_ids=ids[:, :-1],
         attention_mask=torch.cat([mask.repeat_interleave(n, 0), real[:, :-1]], dim=1),
         media=media,
-        past_key_values=branch(cache, n),
+        past_key_values=branch(cache, n, model.shares_prompts),
         images_seen=seen.repeat(longest - 1, 1),
         use_cache=True,
     ).logits
