@@ -120,8 +120,8 @@ def keep_wanted(head: nn.Module, args: tuple) -> tuple | None:
         return (args[0].flatten(0, 1).index_select(0, on.keep), *args[1:])
     if not on.keep:
         return None
-    # Rows that do not lie one after another would have the head copied for each, in bfloat16 on a CPU.
-    return (args[0][..., -on.keep :, :].contiguous(), *args[1:])
+    # A slice's strides would have the whole head copied for each row, in bfloat16 on a CPU.
+    return (args[0][..., -on.keep :, :].clone(memory_format=torch.contiguous_format), *args[1:])
 
 
 def extend_head(head: nn.Module, args: tuple, logits: Tensor) -> Tensor | None:
