@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamboyance import templates
-from flamboyance.model.cache import roomy
+from flamboyance.model.cache import RoomyLayer, roomy
 from flamboyance.model.files import replacing
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
@@ -52,14 +52,18 @@ class Prefix:
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(row), len(self.ids)))
         return min(same, len(row) - 1)
 
-    def cache(self, shifts: Sequence[int], length: int) -> DynamicCache:
+    def cache(self, shifts: Sequence[int], length: int, share: bool) -> DynamicCache:
         """A cache of `length` tokens for a batch: in row i the demonstrations start `shifts[i]` places later, behind
         padding, and lose as many tokens at their end.
 
         So every row stays one stretch of real tokens behind its padding, whatever the lengths of the queries: exact for
-        relative (ALiBi) as for absolute positions.
+        relative (ALiBi) as for absolute positions. Where all start at once, rows share one copy if the model can attend
+        to it (`share`).
         """
         cache = roomy()
+        if share and not any(shifts):
+            cache.layers = [RoomyLayer(before=((k[:, :, :length], v[:, :, :length]),)) for k, v in self.layers]
+            return cache
         for i, (keys, values) in enumerate(self.layers):
             cache.update(_shifted(keys[:, :, :length], shifts), _shifted(values[:, :, :length], shifts), i)
         return cache
@@ -186,7 +190,8 @@ class FewShotTask:
         known = min(self.prefix.shared(row) for row in rows)
         padded = {name: tensor.to(device) for name, tensor in self.processor.pad(rows).items()}
         shifts = [padded["input_ids"].shape[1] - len(row) for row in rows]
-        return {**padded, "media": media, "past_key_values": self.prefix.cache(shifts, known)}
+        cache = self.prefix.cache(shifts, known, self.model.shares_prompts)
+        return {**padded, "media": media, "past_key_values": cache}
 
     # Keeping ----------------------------------------------------------------------------------------------------
 

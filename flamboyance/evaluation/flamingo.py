@@ -103,7 +103,8 @@ class FlamingoAnswers:
         prefix = self._prefix(prompts)
         if prefix is not None:
             shifts = [inputs["input_ids"].shape[1] - len(row) for row in rows]
-            inputs["past_key_values"] = prefix.cache(shifts, min(prefix.shared(row) for row in rows))
+            known = min(prefix.shared(row) for row in rows)
+            inputs["past_key_values"] = prefix.cache(shifts, known, self.model.shares_prompts)
         return inputs
 
     def _prefix(self, prompts: Sequence[Prompt]) -> Prefix | None:

@@ -78,7 +78,7 @@ def attend(
     """
     parts = [*before, (key, value)]
     counts = [keys.shape[2] for keys, _ in parts]
-    if query.shape[:3].numel() * sum(counts) > MOST_SCORES:
+    if query[..., 0].numel() * sum(counts) > MOST_SCORES:
         return _whole(query, parts, mask, scaling)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.cat([_product(query, keys.transpose(-1, -2)) for keys, _ in parts], dim=-1)

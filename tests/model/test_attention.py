@@ -1,0 +1,152 @@
+"""Attention to what rows share gives what every row with its own copy gives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flamboyance.model import attention
+from flamboyance.model.attention import attend, joined
+from flamboyance.model.cache import branch, roomy
+
+from . import families
+
+HEADS, WIDTH = 4, 6
+
+
+def pair(rows: int, heads: int, tokens: int, random: torch.Generator):
+    return tuple(torch.randn(rows, heads, tokens, WIDTH, generator=random) for _ in range(2))
+
+
+def whole(query, parts, mask, scale=None):
+    keys, values = (joined([p[i] for p in parts], len(query)) for i in range(2))
+    keys, values = (t.repeat_interleave(HEADS // t.shape[1], 1) for t in (keys, values))
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+
+
+@pytest.mark.parametrize("heads", [HEADS, 2, 1])  # of keys
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("texts", [(), (1,), (2,), (1, 2), (1, 2, 6)])
+@pytest.mark.parametrize("most", [attention.MOST_SCORES, 0])
+def test_equals_a_copy_for_each_row(monkeypatch, heads, tokens, texts, most):
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    random = torch.Generator().manual_seed(0)
+    query = torch.randn(6, HEADS, tokens, WIDTH, generator=random)
+    before = [pair(count, heads, 5 + count, random) for count in texts]
+    own = pair(6, heads, 4, random)
+    length = sum(keys.shape[2] for keys, _ in (*before, own))
+    seen = torch.rand(6, 1, tokens, length, generator=random) < 0.7
+    seen[..., -1] = True  # a row that sees nothing has no meaning
+    bias = torch.randn(1, HEADS, tokens, length, generator=random)
+    for mask, scale in ((seen, None), (bias, 0.3), (None, None)):
+        found = attend(query, *own, before, mask, scale)
+        assert torch.allclose(found, whole(query, [*before, own], mask, scale), atol=1e-5)
+
+
+def test_which_families_share():
+    sharing = {name for name in families.FAMILIES if families.make(name).shares_prompts}
+    assert sharing == set(families.FAMILIES) & attention.SHARING
+    assert sharing == set(families.FAMILIES) - {"mpt", "gptj", "gpt_neo"}
+
+
+def test_a_language_model_with_another_attention_keeps_it():
+    model = families.make("llama").language_model
+    model.set_attn_implementation("eager")
+    assert not attention.adopt(model) and model.config._attn_implementation == "eager"
+
+
+@pytest.fixture(params=sorted(set(families.FAMILIES) & attention.SHARING))
+def model(request):
+    return families.make(request.param)
+
+
+def prompts(model):
+    """Two prompts, of different lengths, with an image each."""
+    random = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, families.VOCABULARY, (2, 9), generator=random)
+    ids[0, 3], ids[1, 1] = families.IMAGE, families.IMAGE
+    mask = torch.ones_like(ids)
+    ids[0, :2], mask[0, :2] = families.PAD, 0
+    pixels = torch.randn(2, 1, 1, 3, families.PIXELS, families.PIXELS, generator=random)
+    return {"input_ids": ids, "attention_mask": mask, "media": model.encode_media(pixels)}
+
+
+def test_beams_and_candidates(model, monkeypatch):
+    given, used = prompts(model), []
+    plain = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *a, **k: used.append(len(a[3])) or plain(*a, **k))
+    monkeypatch.setattr("flamboyance.model.mosaic_gpt.attend", attention.attend)
+    options = {"do_sample": False, "num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 6}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
+    candidates = [[5, 6, 7], [5], [9, 4], [11, 3, 2, 8], [5, 6, 8]]
+
+    def answers():
+        out = model.generate(**given, **options)
+        return out.sequences, torch.stack(out.scores), model.score(**given, candidates=candidates, batch_size=6)
+
+    sequences, scores, likelihoods = answers()
+    assert used and set(used) == {1}
+    used.clear()
+    model.shares_prompts = False
+    expected = answers()
+    assert not used
+    assert torch.equal(sequences, expected[0])
+    assert torch.allclose(scores, expected[1], atol=1e-4)
+    assert torch.allclose(likelihoods, expected[2], atol=1e-4)
+
+
+def test_a_cache_that_is_continued_in_two_ways(model):
+    """A beginning for both prompts, then their own tokens, then candidates: three levels."""
+    given = prompts(model)
+    ids, mask, media = given["input_ids"], given["attention_mask"], given["media"]
+    ids[0], mask[0] = ids[1], 1  # the same beginning
+    ids[1, 7] = 5
+    start = roomy()
+    media = media.select([0, 0], ((0,), (1,)))
+    with torch.no_grad():
+        model(input_ids=ids[:1, :6], media=media.select([0], ((0,),)), past_key_values=start, use_cache=True)
+    known = branch(start, 1, share=True)
+    candidates = [[5, 6, 7], [9, 4]]
+    expected = model.score(ids, candidates, mask, media=media)
+    found = model.score(ids, candidates, mask, media=media, past_key_values=known)
+    assert torch.allclose(found, expected, atol=1e-4)
+    options = {"do_sample": False, "num_beams": 2, "max_new_tokens": 4, "min_new_tokens": 4}
+    wanted = model.generate(ids, media=media, attention_mask=mask, **options)
+    assert torch.equal(model.generate(ids, media=media, attention_mask=mask, past_key_values=known, **options), wanted)
+    assert known.get_seq_length() == 6  # as it was
+
+
+def test_what_is_shared_becomes_the_rows_own_when_they_part():
+    random = torch.Generator().manual_seed(0)
+    trunk = roomy()
+    trunk.update(*pair(2, HEADS, 5, random), 0)
+    for change in ("crop", "select", "repeat"):
+        shared, copied = branch(trunk, 3, share=True), branch(trunk, 3)
+        new = pair(6, HEADS, 2, random)
+        for cache in (shared, copied):
+            cache.update(*new, 0)
+            if change == "crop":
+                cache.crop(-3)
+            elif change == "select":
+                cache.batch_select_indices(torch.tensor([4, 1]))
+            else:
+                cache.batch_repeat_interleave(2)
+        assert not shared.layers[0].before
+        assert torch.equal(shared.layers[0].keys, copied.layers[0].keys)
+        assert torch.equal(shared.layers[0].values, copied.layers[0].values)
+    shared = branch(trunk, 3, share=True)
+    shared.reset()
+    assert shared.get_seq_length() == 0 and trunk.get_seq_length() == 5
+
+
+def test_single_tokens_in_bfloat16_are_written_out(monkeypatch):
+    """And give what fused attention gives, to the precision."""
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    random = torch.Generator().manual_seed(0)
+    query = torch.randn(3, HEADS, 1, WIDTH, generator=random).bfloat16()
+    keys, values = (t.bfloat16() for t in pair(3, 2, 9, random))
+    seen = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    seen[1, ..., :4] = False
+    with torch.no_grad():
+        found, _ = attention.attention(None, query, keys, values, seen)
+    wanted = whole(query.float(), [(keys.float(), values.float())], seen).transpose(1, 2)
+    assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.03)
