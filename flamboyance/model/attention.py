@@ -57,7 +57,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: (R, H, T, K) -> (R, T, H, K)."""
     before = shared(key)
-    if not before and not _is_slow(query, dropout):
+    if not before and not is_slow(query, dropout):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return attend(query, key, value, before, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
@@ -112,7 +112,8 @@ def joined(parts: Sequence[Tensor], rows: int) -> Tensor:
     return torch.cat([part.repeat_interleave(rows // len(part), 0) for part in parts], dim=2)
 
 
-def _is_slow(query: Tensor, dropout: float) -> bool:
+def is_slow(query: Tensor, dropout: float) -> bool:
+    """Whether scores that are written out are faster than fused attention."""
     one = query.shape[2] == 1 and query.device.type == "cpu" and query.dtype == torch.bfloat16
     return one and not dropout and not torch.is_grad_enabled()
 

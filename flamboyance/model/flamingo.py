@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import attention, language
+from flamboyance.model import attention, language, mpt
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.generation import Generating
 from flamboyance.model.linear import adopt
@@ -74,7 +74,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
         adopt(self)
-        self.shares_prompts = attention.adopt(language_model)
+        self.shares_prompts = mpt.adopt(language_model) or attention.adopt(language_model)
         self.train(False)
 
     # Parts ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
-from flamboyance.model.attention import attend, shared
+from flamboyance.model.attention import attend, is_slow, shared
 from flamboyance.model.mosaic_gpt_config import MosaicGPTConfig
 
 logger = logging.get_logger(__name__)
@@ -61,8 +61,8 @@ class MosaicGPTAttention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, self.layer_index)
-            if before := shared(k):
-                out = attend(q, k, v, before, attention_bias.to(q.dtype), self.scale)
+            if shared(k) or is_slow(q, self.dropout if self.training else 0.0):
+                out = attend(q, k, v, shared(k), attention_bias.to(q.dtype), self.scale)
                 return self.out_proj(out.transpose(1, 2).flatten(2))
             seen = attention_bias.shape[-1]
             k, v = k[:, :, :seen], v[:, :, :seen]  # a preallocated cache returns its unused slots too

@@ -1,10 +1,13 @@
 """Attention to what rows share gives what every row with its own copy gives."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from flamboyance.model import attention
+from flamboyance.model import attention, mpt
 from flamboyance.model.attention import attend, joined
 from flamboyance.model.cache import branch, roomy
 
@@ -44,8 +47,8 @@ def test_equals_a_copy_for_each_row(monkeypatch, heads, tokens, texts, most):
 
 def test_which_families_share():
     sharing = {name for name in families.FAMILIES if families.make(name).shares_prompts}
-    assert sharing == set(families.FAMILIES) & attention.SHARING
-    assert sharing == set(families.FAMILIES) - {"mpt", "gptj", "gpt_neo"}
+    assert sharing == set(families.FAMILIES) & attention.SHARING | {"mpt"}
+    assert sharing == set(families.FAMILIES) - {"gptj", "gpt_neo"}
 
 
 def test_a_language_model_with_another_attention_keeps_it():
@@ -54,7 +57,7 @@ def test_a_language_model_with_another_attention_keeps_it():
     assert not attention.adopt(model) and model.config._attn_implementation == "eager"
 
 
-@pytest.fixture(params=sorted(set(families.FAMILIES) & attention.SHARING))
+@pytest.fixture(params=sorted(set(families.FAMILIES) & attention.SHARING | {"mpt"}))
 def model(request):
     return families.make(request.param)
 
@@ -74,7 +77,8 @@ def test_beams_and_candidates(model, monkeypatch):
     given, used = prompts(model), []
     plain = attention.attend
     monkeypatch.setattr(attention, "attend", lambda *a, **k: used.append(len(a[3])) or plain(*a, **k))
-    monkeypatch.setattr("flamboyance.model.mosaic_gpt.attend", attention.attend)
+    for module in ("mosaic_gpt", "mpt"):
+        monkeypatch.setattr(f"flamboyance.model.{module}.attend", attention.attend)
     options = {"do_sample": False, "num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 6}
     options |= {"return_dict_in_generate": True, "output_scores": True}
     candidates = [[5, 6, 7], [5], [9, 4], [11, 3, 2, 8], [5, 6, 8]]
@@ -150,3 +154,33 @@ def test_single_tokens_in_bfloat16_are_written_out(monkeypatch):
         found, _ = attention.attention(None, query, keys, values, seen)
     wanted = whole(query.float(), [(keys.float(), values.float())], seen).transpose(1, 2)
     assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.03)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_mpt_by_fused_attention_is_transformers(clip):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mpt", **families.FAMILIES["mpt"], attn_config={"clip_qkv": clip})
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    fused = copy.deepcopy(plain)
+    mpt.adopt(fused)
+    ids, mask = torch.randint(0, 90, (2, 11)), torch.ones(2, 11, dtype=torch.long)
+    mask[0, :4] = 0
+    caches, real = [DynamicCache(), DynamicCache()], mask.bool()
+    with torch.no_grad():
+        for columns in (slice(0, 8), slice(8, 11)):
+            given = {"input_ids": ids[:, columns], "attention_mask": mask[:, : columns.stop]}
+            wanted, found = (m(**given, past_key_values=c).logits for m, c in zip((plain, fused), caches, strict=True))
+            assert torch.allclose(found[real[:, columns]], wanted[real[:, columns]], atol=1e-5)
+            assert found.isfinite().all()
+
+
+def test_mpt_learns_through_fused_attention_as_through_transformers():
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **families.FAMILIES["mpt"]))
+    fused = copy.deepcopy(plain)
+    mpt.adopt(fused)
+    ids = torch.randint(0, 90, (2, 11))
+    for model in (plain, fused):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for name, p in plain.named_parameters():
+        assert torch.allclose(fused.get_parameter(name).grad, p.grad, atol=1e-6), name
