@@ -59,12 +59,12 @@ def mini_accuracy(trials: int = 64) -> dict[str, float]:
     return found
 
 
-NOTE = """{size}. Times are medians of {repeats} ({clock} time, {threads} threads), the ways in turns; (g) and the
-reference's 16 queries of (c) ran once, and its 1,000 candidates of (e) are timed on 50 and scaled. The machine's load
-was {load:.1f} at the start. GB: the most that was resident, in brackets what of it was for the work alone. σ: standard
-deviation of the logits. Brackets behind a share of time: the least time that the machine could take for the part, of
-the time taken. That is its operations at the rate of a large matrix product, or its bytes at the memory's rate,
-whichever is longer; both rates are measured beside it."""
+NOTE = """{size}. Times are medians of {repeats} ({clock} time, {threads} threads), the ways in turns; (g) ran once.
+Of the reference's queries 16 of 64 in (g) and 8 of 16 in (c), once, stand for all, and its 1,000 candidates of (e) are
+timed on 50 and scaled. The machine's load was {load:.1f} at the start. GB: the most that was resident, in brackets what
+of it was for the work alone. σ: standard deviation of the logits. Brackets behind a share of time: the least time that
+the machine could take for the part, of the time taken. That is its operations at the rate of a large matrix product, or
+its bytes at the memory's rate, whichever is longer; both rates are measured beside it."""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
+from benchmarks.parts import UNCOUNTED, machine_rates
 from benchmarks.processes import clocks, peak_memory, serve, watch_memory
 from flamboyance.checkpoints import openflamingo
 from flamboyance.data.batch import Batch
@@ -76,23 +77,15 @@ def step() -> dict[str, Any]:
 
 def operations() -> int:
     """Floating-point operations of a step's matrix products, recomputation included; takes a step."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         held["stepper"]([held["item"]], held["rate"])
     return counter.get_total_flops()
 
 
-def matrix_rate(precision: str, threads: int, clock: str, side: int = 2048, seconds: float = 2.0) -> float:
+def matrix_rate(precision: str, threads: int, clock: str) -> float:
     """Operations a second of a large square product: the machine's ceiling."""
-    now = time.process_time if clock == "processor" else time.perf_counter
     torch.set_num_threads(threads)
-    a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    a @ a
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = now()
-        a @ a
-        best = min(best, now() - began)
-    return 2 * side**3 / best
+    return machine_rates(precision, clock)["matrix"]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ generated, or candidates that are scored), and `rest` (search, tokenizer, copies
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from flamboyance.model.linear import linear
 
 NAMES = ("vision", "resampler", "prefill", "decoding", "rest")
 TIMERS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
@@ -61,7 +64,7 @@ class Parts:
         setattr(owner, name, watched)
 
     def _counted(self, part: str, plain: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
             out = plain(*given, **named)
         self.operations[part] += counter.get_total_flops()
         return out
@@ -77,8 +80,15 @@ def _attention_operations(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None
     return sdpa_flop_count(q, k, v)
 
 
-# torch counts the fused attention of accelerators only.
-FUSED_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations}
+def _linear_operations(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+# torch counts the fused attention of accelerators only, and not oneDNN's linear layers.
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
+    torch.ops.mkldnn._linear_pointwise: _linear_operations,
+}
 
 
 def weight_bytes(model: Any) -> dict[str, int]:
@@ -126,11 +136,14 @@ def floor(operations: float, nbytes: float, rates: dict[str, float]) -> float:
 
 
 def machine_rates(precision: str, clock: str, side: int = 2048, seconds: float = 1.0) -> dict[str, float]:
-    """The machine's ceilings, measured now: operations a second of a large square product, bytes a second of memory."""
+    """The machine's ceilings, measured now: operations a second of a large square product, by the faster of torch's and
+    oneDNN's, and bytes a second of memory."""
     a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     big, copy = torch.zeros(2, 2**26)  # 256 MiB each: beyond any cache
     return {
-        "matrix": 2 * side**3 / _fastest(lambda: a @ a, clock, seconds),
+        "matrix": 2
+        * side**3
+        / min(_fastest(lambda: a @ a, clock, seconds), _fastest(lambda: linear(a, a), clock, seconds)),
         "memory": max(
             big.nbytes / _fastest(lambda: torch.dot(big, big), clock, seconds / 2),
             2 * big.nbytes / _fastest(lambda: copy.copy_(big), clock, seconds / 2),

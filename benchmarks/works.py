@@ -25,6 +25,7 @@ class Work:
         known: Flamboyance has computed the demonstrations before; its peer cannot.
         candidates: scored after each prompt; 0: 20 tokens are generated.
         peer_repeats: at most so many runs of the peer, where one takes minutes.
+        peer_queries: what the peer is timed on, which computes every query by itself; the rest is taken to be as fast.
         peer_candidates: what the peer is timed on; the rest is added at the rate of these.
     """
 
@@ -36,18 +37,19 @@ class Work:
     known: bool = False
     candidates: int = 0
     peer_repeats: int | None = None
+    peer_queries: int | None = None
     peer_candidates: int | None = None
 
     @property
     def name(self) -> str:
         return f"{self.letter}: {self.title}"
 
-    def asked(self) -> dict[str, Any]:
-        """What workers are told: the demonstrations' texts; for each query all images by number, its own last; and how
-        to answer."""
+    def asked(self, queries: int | None = None) -> dict[str, Any]:
+        """What workers are told: the demonstrations' texts; for each query (or the first so many) all images by number,
+        its own last; and how to answer."""
         return {
             "demonstrations": [caption(number) for number in range(self.shots)],
-            "images": [[*range(self.shots), SHOTS + query] for query in range(self.queries)],
+            "images": [[*range(self.shots), SHOTS + query] for query in range(queries or self.queries)],
             "generation": {"num_beams": self.beams, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS},
             "candidates": [candidate(number) for number in range(self.candidates)],
             "batch_size": BATCH,
@@ -63,7 +65,9 @@ WORKS = (
     Work("a", "4-shot caption, beam 3", 4, beams=3),
     Work("b", "32-shot caption, beam 3", 32, beams=3),
     Work("c", "32 shots computed before, 1 query, beam 3", 32, beams=3, known=True),
-    Work("c", "32 shots computed before, 16 queries, beam 3", 32, 16, beams=3, known=True, peer_repeats=1),
+    Work(
+        "c", "32 shots computed before, 16 queries, beam 3", 32, 16, beams=3, known=True, peer_repeats=1, peer_queries=8
+    ),
     Work("d", "4-shot captions, greedy, batch of 4", 4, 4),
     Work("e", "scores of 2 candidates, 4 shots", 4, candidates=2),
     Work("e", "scores of 1,000 candidates, 4 shots", 4, candidates=1000, peer_candidates=MEASURED_CANDIDATES),
