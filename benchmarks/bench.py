@@ -37,17 +37,23 @@ LETTERS = "abcdefgh"
 def measure(given: argparse.Namespace, letters: set[str]) -> list[dict[str, Any]]:
     """Results of the works with these letters, in their order."""
     rows, how = [], (given.repeats, given.threads, given.clock)
+
+    def keep(found: list[dict[str, Any]]) -> None:
+        """An hour is long: what was measured before a power cut is not lost."""
+        rows.extend(found)
+        results.write_rows(rows, given.env / "bench-unfinished.json")
+
     if letters & set("abcde"):
-        rows += answers.measure(given.env, OPT_125M, letters, *how)
+        keep(answers.measure(given.env, OPT_125M, letters, *how))
     for checkpointed in (False, True) if "f" in letters else ():
         found = training_step.measure(given.env, *how, checkpoint_activations=checkpointed)
         kept = "checkpointed" if checkpointed else "kept"
-        rows += [{**row, "work": f"{row['work']}, activations {kept}"} for row in found]
-    if "g" in letters:
-        rows += evaluation.measure(given.env, queries=64, support=256, shots=32, threads=given.threads)
+        keep([{**row, "work": f"{row['work']}, activations {kept}"} for row in found])
     if "h" in letters:
-        rows += starting.measure(given.env, OPT_125M, *how)
-    return rows
+        keep(starting.measure(given.env, OPT_125M, *how))
+    if "g" in letters:
+        keep(evaluation.measure(given.env, queries=64, support=256, shots=32, threads=given.threads))
+    return sorted(rows, key=lambda row: row["work"][0])
 
 
 def mini_accuracy(trials: int = 64) -> dict[str, float]:
