@@ -35,7 +35,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, (B, H/G, S, K) each
 
 
 def adopt(language_model: PreTrainedModel) -> bool:
-    """Makes a language model attend by this function, if it can; says whether it calls `attend` without being made to."""
+    """Makes a language model attend by this function, if it can; says whether it does so by itself."""
     kind = language_model.config.model_type
     if kind in SHARING and language_model.config._attn_implementation == "sdpa" and kind != "mosaic_gpt":
         language_model.set_attn_implementation(NAME)
