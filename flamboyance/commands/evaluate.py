@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import platform
 import sys
 from collections.abc import Sequence
@@ -215,7 +216,8 @@ def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) 
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": {"name": arguments.model, **answers.describe()},
         "protocol": arguments.protocol,
-        "fixed": {"beams": arguments.beams, "queries": arguments.queries, "tower": arguments.tower},
+        "fixed": {"beams": arguments.beams, "queries": arguments.queries, "tower": arguments.tower,
+                  "tower_pretrained": arguments.tower_pretrained},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "machine": {"processor": platform.processor() or platform.machine(), "device": str(answers.model.device)},
         "settings": {
@@ -225,11 +227,22 @@ def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) 
         "tasks": {
             task.name: {
                 "title": task.title, "metric": task.metric.name, "support": len(task.support),
-                "queries": len(task.queries), "labels": task.labels and list(task.labels),
+                "queries": len(task.queries), "labels": task.labels and list(task.labels), "content": content(task),
             }
             for task in tasks
         },
     }  # fmt: skip
+
+
+def content(task: Any) -> str:
+    """Tells apart data that are asked alike; wherever they lie."""
+    digest = hashlib.sha256()
+    for part in (task.support, task.queries):
+        for one in part:
+            digest.update(
+                repr((one.id, one.image.name, one.answer, one.asked, one.references)).encode("utf-8", "replace")
+            )
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str | None:

@@ -35,7 +35,8 @@ class MediaCache:
 
     Args:
         most_bytes: of what is kept in memory. What a single batch of prompts needs is held beyond that.
-        folder: where latents are kept between runs; None: nowhere. Keyed by model, path, size and time of change.
+        folder: where latents are kept between runs; None: nowhere. Keyed by model, tower, preprocessing, and the
+            image's path, size and time of change.
     """
 
     def __init__(self, model: Any, processor: Any, most_bytes: float = 2e9, folder: Path | None = None):
@@ -46,13 +47,14 @@ class MediaCache:
         self._bytes = 0
         self._decoding: dict[Path, Future[Tensor]] = {}
         self._threads = ThreadPoolExecutor(DECODERS)
-        self._model = fingerprint(model) if folder else ""
+        self._model = f"{fingerprint(model)} {model.vision.spec} {processor.image_processor}" if folder else ""
 
     def ahead(self, images: Sequence[Path]) -> None:
         """Starts to read images that will be asked for, beside the computing."""
         for image in dict.fromkeys(images):
-            if image not in self._kept and image not in self._decoding:
-                self._decoding[image] = self._threads.submit(self._read, image)
+            if image in self._kept or image in self._decoding or self._is_stored(image):
+                continue
+            self._decoding[image] = self._threads.submit(self._read, image)
 
     @torch.no_grad()
     def media(self, prompts: Sequence[Sequence[Path]]) -> Media:
@@ -62,7 +64,7 @@ class MediaCache:
             ImageError: an image cannot be read; names its file.
         """
         places = {image: place for place, image in enumerate(dict.fromkeys(i for row in prompts for i in row))}
-        self.ahead([image for image in places if self.folder is None or not self._file(image).exists()])
+        self.ahead(list(places))
         missing = [image for image in places if image not in self._kept]
         fresh: dict[Path, Media] = {}
         for start in range(0, len(missing), AT_ONCE):
@@ -120,13 +122,19 @@ class MediaCache:
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.safetensors"
 
+    def _is_stored(self, image: Path) -> bool:
+        # A file that is not there is told of by whoever reads it.
+        return self.folder is not None and image.exists() and self._file(image).exists()
+
     def _stored(self, image: Path) -> Tensor | None:
-        if self.folder is None or not (file := self._file(image)).exists():
+        if not self._is_stored(image):
             return None
         try:
-            return load_file(file, device=str(self.model.device))["latents"]
+            latents = load_file(self._file(image), device=str(self.model.device))["latents"]
         except (SafetensorError, OSError, KeyError):  # damaged: it is made again
             return None
+        self._decoding.pop(image, None)  # another process may have stored it meanwhile
+        return latents
 
     def _store(self, image: Path, latents: Tensor) -> None:
         if self.folder is not None:

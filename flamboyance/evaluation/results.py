@@ -101,12 +101,16 @@ class Rows:
         files = sorted(self.folder.glob("predictions*.jsonl"))
         return {found["id"]: found for file in files for found in read_rows(file)}
 
+    def ids(self) -> set[str]:
+        """Those of the rows of all processes."""
+        return {found["id"] for file in self.folder.glob("predictions*.jsonl") for found in each_row(file)}
+
     def append(self, rows: Iterable[Row]) -> None:
         """Writes rows, and lets them reach the file."""
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
         for one in rows:
-            self._file.write(json.dumps(one, ensure_ascii=False) + "\n")
+            self._file.write(_json_line(one))
         self._file.flush()
 
     def close(self) -> None:
@@ -137,6 +141,15 @@ def each_row(file: Path) -> Iterator[Row]:
             yield found
 
 
+def _json_line(content: Row) -> str:
+    text = json.dumps(content, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, of a file's name or of a damaged text
+        text = json.dumps(content)
+    return text + "\n"
+
+
 def read_rows(file: Path) -> list[Row]:
     """All of them; errors as `each_row`."""
     return list(each_row(file))
@@ -164,7 +177,7 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
     for one in rows:
         one["score"] = None if measured is None else measured.items.get(one["id"])
     with replacing(folder / "predictions.jsonl") as part, open(part, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+        file.writelines(map(_json_line, rows))
     if task.test_server is not None:
         _write(folder / "test_server.json", task.test_server(examples, predictions))
     score = {
@@ -192,14 +205,15 @@ def _measured(task: Task, examples: Sequence[Any], predictions: Sequence[Predict
     return task.metric.measure(examples, predictions)
 
 
-def summary(output: Path, cells: Iterable[Cell]) -> Row:
-    """Mean and deviation (of the population, as the papers' code has it) over seeds; also written to scores.json."""
+def summary(output: Path) -> Row:
+    """Mean and deviation (of the population, as the papers' code has it) over seeds, of all cells that are finished, by
+    whichever command; also written to scores.json."""
     found: Row = {}
-    for cell in cells:
-        file = cell.folder(output) / "score.json"
-        if file.exists() and (value := json.loads(file.read_text())["value"]) is not None:
-            shots = found.setdefault(cell.task, {}).setdefault(cell.mode, {}).setdefault(str(cell.shots), {"seeds": {}})
-            shots["seeds"][str(cell.seed)] = value
+    scores = [json.loads(file.read_text()) for file in output.glob("*/*/score.json")]
+    for score in sorted(scores, key=lambda s: (s["task"], s["mode"], s["shots"], s["seed"])):
+        if (value := score["value"]) is not None:
+            modes = found.setdefault(score["task"], {}).setdefault(score["mode"], {})
+            modes.setdefault(str(score["shots"]), {"seeds": {}})["seeds"][str(score["seed"])] = value
     for modes in found.values():
         for counts in modes.values():
             for shots in counts.values():
@@ -224,7 +238,10 @@ def begin(output: Path, about: Row) -> None:
     """
     file = output / "run.json"
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}): give another --output, or remove {output}") from None
         for name in ("model", "protocol", "fixed", "tasks"):
             old, new = before.get(name), about[name]
             if name == "tasks":  # further tasks may join

@@ -5,6 +5,7 @@ What is done is on the disk: the same command goes on with a run that was stoppe
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -89,12 +90,22 @@ class Settings:
             ValueError: something that was asked for cannot be done; before a model is loaded for it.
         """
         for task in tasks:
-            most = max(self.shots)
-            if most > len(task.support):
+            own = shots.own_images(task, range(len(task.queries)))
+            there = len(task.support) - max(map(len, own.values()), default=0)
+            most = max(n or shots.TEXT_ONLY for n in self.shots)
+            if most > there:
                 raise ValueError(
-                    f"{task.name} has {len(task.support)} demonstrations to choose from, and {most} shots were asked "
-                    f"for. Give fewer: --shots {','.join(str(n) for n in self.shots if n <= len(task.support))}"
+                    f"{task.name} has {there} demonstrations to choose from beside a query's own, and {most} shots "
+                    f"were asked for. Give fewer: --shots {','.join(str(n) for n in self.shots if n <= there)}"
                 )
+            without = [one.id for one in task.queries if not one.references]
+            if 0 < len(without) < len(task.queries):
+                raise ValueError(
+                    f"{task.name}: {len(without)} of {len(task.queries)} queries have no answer to compare with, such "
+                    f"as {without[0]!r}, and the others have. Mend the file, or leave those out of it."
+                )
+            if task.metric.name == "ROC AUC" and importlib.util.find_spec("sklearn") is None:
+                raise ImportError(f"{task.name} is measured by scikit-learn: pip install 'flamboyance[eval]'")
             if "balanced" in self.modes and task.labels is None:
                 shots.select(task, 0, "balanced")  # says why not
 
@@ -137,7 +148,7 @@ def evaluate(
             score = results.finish(cell, settings.output, asked, dict(answers.seconds))
             say(_line(task, cell, score))
         ranks.wait()
-    whole = results.summary(settings.output, [cell for _, cell in cells]) if ranks.first else {}
+    whole = results.summary(settings.output) if ranks.first else {}
     ranks.wait()
     return whole
 
@@ -156,7 +167,7 @@ def _ask(
     answers.seconds.clear()
     began = time.perf_counter()
     rows = results.Rows(cell.folder(settings.output), ranks.rank)
-    done = rows.read()
+    done = rows.ids()
     chosen = shots.select(task, cell.shots, cell.mode, cell.seed, settings.protocol, features, queries)
     mine = ranks.share(list(zip(queries, chosen, strict=True)))
     todo = [Prompt.of(task, i, shown, cell.shots) for i, shown in mine if task.queries[i].id not in done]

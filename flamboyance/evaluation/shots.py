@@ -19,8 +19,10 @@ the demonstrations of one batch and the next, are drawn for each query by itself
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from math import factorial
@@ -71,7 +73,7 @@ def select(
                 "demonstrations by rices need features of the images: features=build(images, encoder, cache)"
             )
         return rices.retrieve(task, k, features, asked, repeated=protocol == "openflamingo")
-    own = _own(task, asked)
+    own = own_images(task, asked)
     for i in asked:
         _check_number(task, i, k, len(own.get(task.queries[i].image, ())))
     if mode == "balanced":
@@ -134,14 +136,18 @@ def permutations(
     return list(found)
 
 
-def _own(task: Task, asked: Sequence[int]) -> dict[Path, frozenset[int]]:
-    """Images that are both asked about and shown: the examples that show them."""
-    images = {task.queries[i].image for i in asked}
-    found: dict[Path, set[int]] = {}
+def own_images(task: Task, asked: Sequence[int]) -> dict[Path, frozenset[int]]:
+    """Images that are both asked about and shown: the examples that show them, however their paths are written."""
+    places: dict[str, set[int]] = {}
     for place, example in enumerate(task.support):
-        if example.image in images:
-            found.setdefault(example.image, set()).add(place)
-    return {image: frozenset(places) for image, places in found.items()}
+        places.setdefault(_real(example.image), set()).add(place)
+    images = {task.queries[i].image for i in asked}
+    return {image: frozenset(places[_real(image)]) for image in images if _real(image) in places}
+
+
+@cache
+def _real(image: Path) -> str:
+    return os.path.realpath(image)
 
 
 def _check_number(task: Task, query: int, k: int, own: int) -> None:

@@ -57,6 +57,8 @@ class TransformersAnswers:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        if model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder:
+            raise ValueError(f"{name} is an encoder with a decoder, which answers beside the prompt, not after it")
         return cls(model.to(device), AutoProcessor.from_pretrained(name), beams)
 
     def describe(self) -> dict[str, Any]:

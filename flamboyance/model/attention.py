@@ -29,20 +29,17 @@ NAME = "flamboyance"
 # Families whose attention takes keys from the cache to the register's function as they are, and this repository's own.
 SHARING = {"gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mosaic_gpt", "opt", "phi", "phi3"}
 SHARING |= {"qwen2", "qwen3", "smollm3"}
-MOST_SCORES = 2**24  # beyond it, scores are not written out: R·H·T·S
+MOST_SCORES = 2**24  # R·H·T·S; beyond it, scores are not written out where that is larger than a copy of the keys
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, (B, H/G, S, K) each
 
 
 def adopt(language_model: PreTrainedModel) -> bool:
-    """Makes a language model attend by this function, if it can; says whether rows may share what is in its cache."""
-    if language_model.config.model_type not in SHARING:
-        return False
-    if language_model.config.model_type == "mosaic_gpt":
-        return True  # calls `attend` itself
-    if language_model.config._attn_implementation == "sdpa":
+    """Makes a language model attend by this function, if it can; says whether it does so by itself."""
+    kind = language_model.config.model_type
+    if kind in SHARING and language_model.config._attn_implementation == "sdpa" and kind != "mosaic_gpt":
         language_model.set_attn_implementation(NAME)
-    return language_model.config._attn_implementation == NAME
+    return kind == "mosaic_gpt"
 
 
 def attention(
@@ -78,7 +75,7 @@ def attend(
     """
     parts = [*before, (key, value)]
     counts = [keys.shape[2] for keys, _ in parts]
-    if query[..., 0].numel() * sum(counts) > MOST_SCORES:
+    if query.shape[2] > query.shape[3] // 2 and query[..., 0].numel() * sum(counts) > MOST_SCORES:
         return _whole(query, parts, mask, scaling)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.cat([_product(query, keys.transpose(-1, -2)) for keys, _ in parts], dim=-1)

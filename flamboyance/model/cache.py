@@ -84,27 +84,33 @@ class RoomyLayer(DynamicLayer):
             buffer[:, :, own] = buffer[:, :, own].index_select(0, beam_idx.to(buffer.device))
 
     def crop(self, *given: Any, **named: Any) -> None:
-        self._gather()
+        self.gather()
         super().crop(*given, **named)
+        self._room = None  # others may go on from what is cut off
 
     def reset(self) -> None:
         self.before, self.prompt, self._room = (), 0, None
+        self.keys, self.values, self.is_initialized = None, None, False
         super().reset()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._gather()
+        self.gather()
         super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._gather()
+        self.gather()
         super().batch_select_indices(indices)
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """What is shared becomes each row's own."""
-        if self.before and self.is_initialized:
-            parts = (*self.before, (self.keys, self.values))
-            self.keys, self.values = (joined([pair[i] for pair in parts], len(self.keys)) for i in range(2))
-            self.before, self.prompt, self._room = (), 0, None
+        if not self.before:
+            return
+        if not self.is_initialized:
+            self.lazy_initialization(*self.before[-1])
+        own = ((self.keys, self.values),) if self.keys.numel() else ()
+        rows = max(len(keys) for keys, _ in (*self.before, *own))
+        self.keys, self.values = (joined([pair[i] for pair in (*self.before, *own)], rows) for i in range(2))
+        self.before, self.prompt, self._room = (), 0, None
 
     def __copy__(self) -> RoomyLayer:
         """Goes its own way: what either writes next, the other does not see."""
@@ -167,8 +173,10 @@ def _branch(layer: Any, times: int, share: bool) -> Any:
         return layer.shared() if isinstance(layer, RoomyLayer) else RoomyLayer(before=((layer.keys, layer.values),))
     # Layers of other kinds grow by making new tensors, so sharing the old ones is safe.
     new = copy.copy(layer)
+    if isinstance(new, RoomyLayer) and not share:
+        new.gather()
     if times > 1 and plain:
-        new = RoomyLayer.of(layer.keys, layer.values, times)
+        new = RoomyLayer.of(new.keys, new.values, times)
     elif times > 1:
         new.batch_repeat_interleave(times)
     return new

@@ -74,7 +74,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
         adopt(self)
-        self.shares_prompts = mpt.adopt(language_model) or attention.adopt(language_model)
+        self._attends_itself = mpt.adopt(language_model) or attention.adopt(language_model)
         self.train(False)
 
     # Parts ------------------------------------------------------------------------------------------------------
@@ -84,6 +84,12 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
 
     def get_output_embeddings(self) -> nn.Module:
         return language.output_head(self.language_model)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows may share what they continue: the language model attends by flamboyance.model.attention (until
+        it is told to attend otherwise)."""
+        return self._attends_itself or self.language_model.config._attn_implementation == attention.NAME
 
     @property
     def blocks(self) -> list[GatedCrossAttentionBlock]:
@@ -213,7 +219,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 wanted, row·T + t; the result is then (K, V), and the loss is the caller's own.
             images_seen: (B, T) how many images each token has met; counted from the text when not given.
             return_dict: accepted for transformers' callers; the result is always an output object.
-            outputs: output_hidden_states, output_attentions: of the language model's layers.
+            outputs: output_hidden_states, output_attentions: of the language model's layers. (MPT has no attentions to
+                show: its attention is fused.)
 
         Returns:
             `.logits` (R, T, V) or those kept, `.loss`, `.past_key_values`.

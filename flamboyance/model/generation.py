@@ -28,7 +28,7 @@ class Generating(GenerationMixin):
 
     config: FlamingoConfig
     generation_config: GenerationConfig
-    shares_prompts: bool  # whether the language model attends to what rows share (flamboyance.model.attention)
+    shares_prompts: bool  # FlamingoForConditionalGeneration's
     _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's
 
     @torch.no_grad()
@@ -66,10 +66,12 @@ class Generating(GenerationMixin):
             cache = kwargs["past_key_values"] = roomy() if sequences == 1 else DynamicCache()
         if cache is not None and sequences > 1:
             known = cache.get_seq_length()
-            if plain and known < seen.shape[1] - 1:
+            # transformers leaves out what is in the cache only where it is given the whole text.
+            if plain and not told and known < input_ids.shape[1] - 1:
                 cache = branch(cache, 1, self.shares_prompts)
-                self.read_prompts(input_ids[:, known - told :], attention_mask, media, seen, cache)
+                self.read_prompts(input_ids[:, known:], attention_mask, media, seen, cache)
             kwargs["past_key_values"] = branch(cache, sequences, self.shares_prompts)
+            del cache  # else its copy of the prompts, where rows cannot share it, stays to the end
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=str(input_ids.device)))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
@@ -97,10 +99,10 @@ class Generating(GenerationMixin):
             images_seen=images_seen[:, -new_ids.shape[1] : -1],
         )
 
-    @staticmethod
-    def _plain(options: dict[str, Any]) -> bool:
+    def _plain(self, options: dict[str, Any]) -> bool:
         """Whether nothing is asked of the prompt's own computation, nor another kind of cache."""
-        named = options | {k: v for k, v in vars(options.get("generation_config") or object).items() if v is not None}
+        places = (vars(self.generation_config), vars(options.get("generation_config") or object), options)
+        named = {name: value for place in places for name, value in place.items() if value is not None}
         wanted = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
         return named.get("use_cache") is not False and not any(named.get(name) for name in wanted)
 

@@ -1,8 +1,8 @@
 """Splicing gated cross-attention into a language model that stays what it is.
 
 The only file that knows language models' internals. Blocks and added tokens act through hooks on the language model's
-own modules, only inside `conditioned(...)`; called outside it, the language model is the one that was loaded, bit by
-bit. What a forward pass is conditioned on travels in a context variable, so threads do not meet.
+own modules, only inside `conditioned(...)`; called outside it, the language model computes what it did when it was
+loaded. What a forward pass is conditioned on travels in a context variable, so threads do not meet.
 """
 
 from collections.abc import Generator

@@ -24,7 +24,8 @@ SMALLEST = 2**16  # elements of a weight, below which the longer way to oneDNN c
 
 
 class Linear(nn.Linear):
-    """torch's, multiplied by oneDNN where that is faster."""
+    """torch's, multiplied by oneDNN where that is faster. (What asks for torch's exact class, as torch.ao's
+    quantize_dynamic, passes it by; what takes derivatives of derivatives, or torch.func's, is refused there.)"""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
@@ -56,6 +57,7 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype == torch.float32)
         and x.ndim > 1
         and x.numel() > 0
+        and not torch.compiler.is_compiling()  # it chooses for itself
         and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -61,11 +61,11 @@ class MosaicGPTAttention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, self.layer_index)
-            if shared(k) or is_slow(q, self.dropout if self.training else 0.0):
-                out = attend(q, k, v, shared(k), attention_bias.to(q.dtype), self.scale)
-                return self.out_proj(out.transpose(1, 2).flatten(2))
-            seen = attention_bias.shape[-1]
+            before, seen = shared(k), attention_bias.shape[-1]
             k, v = k[:, :, :seen], v[:, :, :seen]  # a preallocated cache returns its unused slots too
+            if before or is_slow(q, self.dropout if self.training else 0.0):
+                out = attend(q, k, v, before, attention_bias.to(q.dtype), self.scale)
+                return self.out_proj(out.transpose(1, 2).flatten(2))
         out = F.scaled_dot_product_attention(
             q,
             k,

@@ -6,6 +6,7 @@ additive mask here, in the precision of the queries.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -37,11 +38,7 @@ class FusedMptAttention(MptAttention):
             key, value = past_key_values.update(key, value, self.layer_idx)
         before = shared(key)
         length = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
-        mask = None if position_bias is None else position_bias[None, :, :, -length:].to(query.dtype)
-        if attention_mask is not None:
-            # Half the smallest number: a score added to it stays finite, so no row of padding becomes NaN.
-            bias = torch.zeros((), dtype=query.dtype, device=query.device) if mask is None else mask
-            mask = bias.masked_fill(attention_mask, torch.finfo(query.dtype).min / 2)
+        mask = _mask(query, length, position_bias, attention_mask)
         dropout = self.attn_dropout_p if self.training else 0.0
         if before or is_slow(query, dropout):
             out = attend(query, key, value, before, mask, self.softmax_scale)
@@ -50,9 +47,30 @@ class FusedMptAttention(MptAttention):
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
+def _mask(query: Tensor, length: int, position_bias: Tensor | None, hidden: Tensor | None) -> Tensor | None:
+    """ALiBi and the mask, to be added to scores (R, H, T, length); made once for all layers, which share `hidden`."""
+    known = getattr(hidden, "additive", None)
+    if known is not None and known.dtype == query.dtype and known.device == query.device:
+        return known
+    bias = torch.zeros((), device=query.device)
+    if position_bias is not None:
+        # Transformers counts from the last token. From the query's own, near keys keep their order in bfloat16.
+        bias = (position_bias[..., -length:] - position_bias[..., -query.shape[2] :].transpose(1, 2))[None]
+    bias = bias.to(query.dtype)
+    if hidden is None:
+        return None if position_bias is None else bias
+    # Half the smallest number: a score added to it stays finite, so no row of padding becomes NaN.
+    mask: Any = bias.masked_fill(hidden, torch.finfo(query.dtype).min / 2)
+    keeper: Any = hidden
+    keeper.additive = mask
+    return mask
+
+
 def adopt(language_model: nn.Module) -> bool:
     """Gives an MPT this attention; says whether the language model is one."""
     found = [module for module in language_model.modules() if type(module) is MptAttention]
     for module in found:
         module.__class__ = FusedMptAttention
+        if "_old_forward" in vars(module):  # accelerate's hooks, of a model on several devices, call it as it was
+            module._old_forward = MethodType(FusedMptAttention.forward, module)
     return bool(found)

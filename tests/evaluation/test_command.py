@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,3 +155,15 @@ def test_a_truncated_query_image_is_named_and_the_rest_is_kept(pets, model, tmp_
     images[11].write_bytes(good)
     assert main([*map(str, given)]) == 0
     assert len(read_rows(tmp_path / "run/label/0-random-0/predictions.jsonl")) == 12
+
+
+def test_data_that_changed_are_refused(pets, model, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(pets, data)
+    given = arguments(data, model, tmp_path / "out", "--shots", "0", "--seeds", "0", "--demonstrations", "random")
+    assert main(given) == 0
+    assert main(given) == 0  # nothing to do
+    table = data / "label.csv"
+    table.write_text(table.read_text().replace(",cat", ",dog", 1))  # a label was wrong: as many rows, the same labels
+    assert main(given) != 0
+    assert "another tasks" in capsys.readouterr().err

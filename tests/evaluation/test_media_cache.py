@@ -1,5 +1,7 @@
 """Images are encoded once, and what is kept is bounded."""
 
+import copy
+import dataclasses
 import os
 
 import pytest
@@ -64,6 +66,29 @@ def test_images_are_kept_on_disk_between_runs(tiny, images, tmp_path):
     third = MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media")
     check(tiny, third.media([images]), [images])
     assert third.encoded == 1
+
+
+def test_nothing_is_read_ahead_that_is_on_disk_or_stays_behind(tiny, images, tmp_path):
+    MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media").media([images[:4]])
+    cache = MediaCache(tiny.model, tiny.processor, most_bytes=0, folder=tmp_path / "media")
+    cache.ahead([*images, tmp_path / "not there.png"])
+    assert len(cache._decoding) == 3
+    cache._decoding.pop(tmp_path / "not there.png").exception()
+    for _ in range(2):
+        cache.ahead(images)
+        check(tiny, cache.media([images]), [images])
+        assert not cache._decoding
+    assert cache.encoded == 2
+
+
+def test_another_preprocessing_has_media_of_its_own(tiny, images, tmp_path):
+    first = MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media")
+    first.media([images])
+    other = copy.copy(tiny.processor)
+    other.image_processor = dataclasses.replace(tiny.processor.image_processor, mean=(0.1, 0.2, 0.3))
+    cache = MediaCache(tiny.model, other, folder=tmp_path / "media")
+    cache.media([images])
+    assert cache.encoded == 6
 
 
 def test_a_damaged_file_on_disk_is_made_again(tiny, images, tmp_path):

@@ -191,6 +191,45 @@ def test_further_settings_join_a_run(tasks, answers, tmp_path):
     assert found["captions"]["random"]["2"]["std"] == pytest.approx(np.std(values))
 
 
+def test_a_command_for_another_seed_alone_joins_a_run(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,), seeds=(0, 1))
+    found = asked(tasks[:1], answers, tmp_path, shots=(0,), seeds=(3,))
+    assert set(found["captions"]["random"]["2"]["seeds"]) == {"0", "1"}
+    assert set(found["captions"]["random"]["0"]["seeds"]) == {"3"}
+
+
+def test_what_utf8_cannot_write_is_kept(tasks, answers, tmp_path):
+    odd = dataclasses.replace(tasks[0].queries[0], id="caf\udce9")
+    task = dataclasses.replace(tasks[0], queries=[odd, *tasks[0].queries[1:]])
+    asked([task], answers, tmp_path, shots=(2,))
+    rows = results.read_rows(tmp_path / "captions/2-random-0/predictions.jsonl")
+    assert rows[0]["id"] == "caf\udce9"
+
+
+def test_a_query_without_an_answer_among_others_is_named(tasks, tmp_path):
+    queries = [tasks[0].queries[0], dataclasses.replace(tasks[0].queries[1], references=())]
+    task = dataclasses.replace(tasks[0], queries=queries)
+    with pytest.raises(ValueError, match=f"1 of 2 queries have no answer.*{queries[1].id!r}"):
+        Settings(tmp_path, shots=(2,)).check([task])
+    without = dataclasses.replace(task, queries=queries[1:])
+    Settings(tmp_path, shots=(2,)).check([without])  # a test split
+
+
+def test_a_querys_own_images_do_not_count_as_demonstrations(tasks, tmp_path):
+    task = dataclasses.replace(tasks[0], support=tasks[0].queries)
+    number = len(task.queries)
+    with pytest.raises(ValueError, match=f"has {number - 1} demonstrations.*and {number} shots"):
+        Settings(tmp_path, shots=(number,)).check([task])
+    Settings(tmp_path, shots=(number - 1,)).check([task])
+
+
+def test_a_damaged_run_is_named(tasks, answers, tmp_path):
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    (tmp_path / "run.json").write_text('{"model":')
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        asked(tasks[:1], answers, tmp_path, shots=(2,))
+
+
 def test_another_model_is_refused(tasks, answers, tmp_path):
     asked(tasks[:1], answers, tmp_path, shots=(2,))
     about = {**ABOUT, "model": {"fingerprint": "other"}}

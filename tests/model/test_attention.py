@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.models.mpt.modeling_mpt import MptAttention
 
 from flamboyance.model import attention, mpt
 from flamboyance.model.attention import attend, joined
@@ -57,6 +58,20 @@ def test_a_language_model_with_another_attention_keeps_it():
     assert not attention.adopt(model) and model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("other", ["sdpa", "eager"])
+def test_an_attention_that_is_chosen_later(other):
+    """Nothing is shared any more; what was shared before becomes the rows' own."""
+    model = families.make("llama")
+    given, options = prompts(model), {"do_sample": False, "num_beams": 3, "max_new_tokens": 5, "min_new_tokens": 5}
+    expected = model.generate(**given, **options)
+    assert model.shares_prompts
+    start = branch(_read(model, given, 6), 1, share=True)
+    model.language_model.set_attn_implementation(other)
+    assert not model.shares_prompts
+    assert torch.equal(model.generate(**given, **options), expected)
+    assert torch.equal(model.generate(**given, **options, past_key_values=start), expected)
+
+
 @pytest.fixture(params=sorted(set(families.FAMILIES) & attention.SHARING | {"mpt"}))
 def model(request):
     return families.make(request.param)
@@ -71,6 +86,27 @@ def prompts(model):
     ids[0, :2], mask[0, :2] = families.PAD, 0
     pixels = torch.randn(2, 1, 1, 3, families.PIXELS, families.PIXELS, generator=random)
     return {"input_ids": ids, "attention_mask": mask, "media": model.encode_media(pixels)}
+
+
+def _read(model, given, tokens: int):
+    """A cache of the prompts' first tokens."""
+    cache = roomy()
+    mask, media = given["attention_mask"][:, :tokens], given["media"]
+    with torch.no_grad():
+        ids = given["input_ids"][:, :tokens]
+        model(ids, attention_mask=mask, media=media, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def test_new_tokens_alone_after_a_cache(model):
+    """The mask says what the cache holds; beams must not read the new tokens twice."""
+    given = prompts(model)
+    options = {"do_sample": False, "num_beams": 3, "max_new_tokens": 4, "min_new_tokens": 4}
+    expected = model.generate(**given, **options)[:, 9:]
+    for known in (6, 8):
+        new = {**given, "input_ids": given["input_ids"][:, known:]}
+        found = model.generate(**new, **options, past_key_values=_read(model, given, known))
+        assert torch.equal(found[:, 9 - known :], expected)
 
 
 def test_beams_and_candidates(model, monkeypatch):
@@ -90,7 +126,7 @@ def test_beams_and_candidates(model, monkeypatch):
     sequences, scores, likelihoods = answers()
     assert used and set(used) == {1}
     used.clear()
-    model.shares_prompts = False
+    monkeypatch.setattr(type(model), "shares_prompts", False)
     expected = answers()
     assert not used
     assert torch.equal(sequences, expected[0])
@@ -142,6 +178,46 @@ def test_what_is_shared_becomes_the_rows_own_when_they_part():
     assert shared.get_seq_length() == 0 and trunk.get_seq_length() == 5
 
 
+def test_branches_do_not_see_what_is_cut_off_and_written_anew():
+    random = torch.Generator().manual_seed(0)
+    trunk = roomy()
+    trunk.update(*pair(2, HEADS, 5, random), 0)
+    kept = trunk.layers[0].keys.clone()
+    for share in (True, False):
+        lent = branch(trunk, 1, share=share)
+        other = branch(trunk, 1)
+        other.crop(-2)
+        other.update(*pair(2, HEADS, 2, random), 0)
+        own = branch(trunk, 1, share=share)
+        own.reset()
+        layer = lent.layers[0]
+        assert torch.equal(layer.before[0][0] if share else layer.keys, kept)
+    trunk.crop(-2)
+    lent = branch(trunk, 1, share=True)
+    before = lent.layers[0].before[0][0].clone()
+    trunk.crop(-1)
+    trunk.update(*pair(2, HEADS, 1, random), 0)
+    assert torch.equal(lent.layers[0].before[0][0], before)
+
+
+def test_changes_before_anything_is_added():
+    random = torch.Generator().manual_seed(0)
+    trunk = roomy()
+    trunk.update(*pair(2, HEADS, 5, random), 0)
+    for change, shape in (("crop", (2, 3)), ("select", (1, 5)), ("repeat", (4, 5))):
+        cache = branch(trunk, 3, share=True)
+        if change == "crop":
+            cache.crop(-2)
+        elif change == "select":
+            cache.batch_select_indices(torch.tensor([1]))
+        else:
+            cache.batch_repeat_interleave(2)
+        keys = cache.layers[0].keys
+        assert (len(keys), keys.shape[2]) == shape
+    again = branch(branch(trunk, 1, share=True), 3)
+    assert torch.equal(again.layers[0].keys, trunk.layers[0].keys.repeat_interleave(3, 0))
+
+
 def test_single_tokens_in_bfloat16_are_written_out(monkeypatch):
     """And give what fused attention gives, to the precision."""
     monkeypatch.setattr(attention, "sdpa_attention_forward", None)
@@ -184,3 +260,29 @@ def test_mpt_learns_through_fused_attention_as_through_transformers():
         model(input_ids=ids, labels=ids).loss.backward()
     for name, p in plain.named_parameters():
         assert torch.allclose(fused.get_parameter(name).grad, p.grad, atol=1e-6), name
+
+
+def test_mpt_in_bfloat16_tells_near_tokens_apart():
+    """ALiBi is counted from the query: from the last token, a thousand places on, neighbours would be one number."""
+    length = 1000
+    bias = torch.arange(1 - length, 1)[None, None] * 0.84
+    query = torch.zeros(1, 1, length, 8, dtype=torch.bfloat16)
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
+    mask = mpt._mask(query, length, bias, hidden)
+    for place in (0, 200, 999):
+        wanted = (torch.arange(place + 1) - place) * 0.84
+        near = slice(max(place - 8, 0), place + 1)
+        assert torch.allclose(mask[0, 0, place, near].float(), wanted[near], atol=0.02)
+    assert mpt._mask(query, length, bias, hidden) is mask  # once for all layers
+
+
+def test_mpt_behind_hooks_of_several_devices():
+    """accelerate calls a forward that it has kept."""
+    model = families.make("mpt").language_model
+    for module in model.modules():
+        if type(module) is mpt.FusedMptAttention:
+            module.__class__ = MptAttention
+            module._old_forward = module.forward
+    assert mpt.adopt(model)
+    kept = [m._old_forward.__func__ for m in model.modules() if "_old_forward" in vars(m)]
+    assert kept and set(kept) == {mpt.FusedMptAttention.forward}

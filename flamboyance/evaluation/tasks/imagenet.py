@@ -91,7 +91,11 @@ def _read_names(file: Path) -> dict[str, str]:
             raise ValueError(f'{file}: expected an object of folders and their names, as in {{"n01440764": "tench"}}')
         return {folder: name.strip() for folder, name in content.items()}
     names: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         folder, *rest = line.split(maxsplit=1)

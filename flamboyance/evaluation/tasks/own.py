@@ -59,6 +59,7 @@ def load(
     """
     check_protocol(protocol)
     path = Path(path)
+    name = Path(os.path.abspath(path)).stem
     rows = _read(path, outside)
     kind = _kind(rows[0], path)
     template = template or _template(kind, rows[0])
@@ -70,12 +71,12 @@ def load(
             raise ValueError(f"{support} has no {kind!r} as {path} has; the two are one task")
         shown = _examples(shown_rows, kind, template, protocol, Path(support), "support")
     if kind == "label":
-        return _classification(path, template, shown, queries, protocol)
+        return _classification(name, path, template, shown, queries, protocol)
     ten = all(len(one.references) == 10 for one in queries)
     exact = kind == "answer" and not ten
     return Task(
-        path.stem,
-        path.stem,
+        name,
+        name,
         template,
         shown,
         queries,
@@ -87,15 +88,15 @@ def load(
 
 
 def _classification(
-    path: Path, template: Template, support: Sequence[Example], queries: Sequence[Example], protocol: str
+    name: str, path: Path, template: Template, support: Sequence[Example], queries: Sequence[Example], protocol: str
 ) -> Task:
     labels = sorted({one.answer for one in (*support, *queries)})
     if len(labels) < 2:
         raise ValueError(f"{path} has the label {labels[0]!r} alone; expected two or more to choose from")
     asked = template.fields[:-1]
     return Task(
-        path.stem,
-        path.stem,
+        name,
+        name,
         template,
         support,
         queries,
@@ -174,7 +175,10 @@ def _read_folder(folder: Path) -> Iterator[_Row]:
         if texts:
             if not text.is_file():
                 raise FileNotFoundError(f"{image} has no text beside it, and others have: write it to {text}")
-            yield _Row(f"{text}", image, {"text": text.read_text(encoding="utf-8-sig")})
+            try:
+                yield _Row(f"{text}", image, {"text": text.read_text(encoding="utf-8-sig")})
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{text} is not UTF-8 text ({error}); save it as UTF-8") from None
         elif image.parent == folder:
             raise ValueError(f"{image} has no text beside it ({text.name}), and is in no folder named after its label")
         else:

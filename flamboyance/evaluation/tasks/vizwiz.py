@@ -27,7 +27,7 @@ def load(files: Mapping[str, Path], protocol: str) -> Task:
         vqa.MAX_NEW_TOKENS,
         separator=separator(protocol),
         post_process=vqa.first_part,
-        test_server=vqa.answers_by_image if queries and not measured else None,
+        test_server=vqa.answers_by_image([one.image.name for one in queries]) if queries and not measured else None,
     )
 
 

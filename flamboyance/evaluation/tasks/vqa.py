@@ -196,9 +196,15 @@ def answers_by_question(every: Sequence[str]) -> Callable[[Sequence[Example], Se
     return file
 
 
-def answers_by_image(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
-    """The file that VizWiz's test server takes."""
-    return [
-        {"image": query.image.name, "answer": normalize_answer(one.answer)}
-        for query, one in zip(queries, predictions, strict=True)
-    ]
+def answers_by_image(every: Sequence[str]) -> Callable[[Sequence[Example], Sequence[Prediction]], object]:
+    """The file that VizWiz's test server takes: an answer for every image of its split, "" where none was asked.
+
+    Args:
+        every: the names of the split's images.
+    """
+
+    def file(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
+        said = {query.image.name: one.answer for query, one in zip(queries, predictions, strict=True)}
+        return [{"image": name, "answer": normalize_answer(said.get(name, ""))} for name in every]
+
+    return file

@@ -106,6 +106,8 @@ def test_vqav2s_test_server_gets_an_answer_to_every_question(tmp_path):
 def test_vizwizs_test_server_gets_an_answer_to_every_image(tmp_path):
     files.vizwiz(tmp_path)
     task = opened("vizwiz:test", tmp_path)
+    some = task.test_server(task.queries[1:], [Prediction("no")])
+    assert [one["answer"] for one in some] == ["", "no"]
     assert task.test_server(task.queries, [Prediction("The bus."), Prediction("no")]) == [
         {"image": "VizWiz_test_00000025.jpg", "answer": "bus"},
         {"image": "VizWiz_test_00000026.jpg", "answer": "no"},
