@@ -91,12 +91,15 @@ class Settings:
         """
         for task in tasks:
             own = shots.own_images(task, range(len(task.queries)))
-            there = len(task.support) - max(map(len, own.values()), default=0)
+            itself = max(map(len, own.values()), default=0)
+            there = len(task.support) - itself
             most = max(n or shots.TEXT_ONLY for n in self.shots)
             if most > there:
+                beside = " beside a query's own image" if itself else ""
+                fewer = ",".join(str(n) for n in self.shots if n <= there) or there
                 raise ValueError(
-                    f"{task.name} has {there} demonstrations to choose from beside a query's own, and {most} shots "
-                    f"were asked for. Give fewer: --shots {','.join(str(n) for n in self.shots if n <= there)}"
+                    f"{task.name} has {there} demonstrations to choose from{beside}, and {most} shots were asked for. "
+                    f"Give fewer: --shots {fewer}"
                 )
             without = [one.id for one in task.queries if not one.references]
             if 0 < len(without) < len(task.queries):

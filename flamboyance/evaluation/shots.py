@@ -163,7 +163,7 @@ def _check_number(task: Task, query: int, k: int, own: int) -> None:
 
 
 def _hash(*key: object) -> int:
-    return int.from_bytes(blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest())
+    return int.from_bytes(blake2b("\0".join(map(str, key)).encode("utf-8", "surrogatepass"), digest_size=16).digest())
 
 
 def _generator(*key: object) -> random.Random:

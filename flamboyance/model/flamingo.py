@@ -86,12 +86,6 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         return language.output_head(self.language_model)
 
     @property
-    def shares_prompts(self) -> bool:
-        """Whether rows may share what they continue: the language model attends by flamboyance.model.attention (until
-        it is told to attend otherwise)."""
-        return self._attends_itself or self.language_model.config._attn_implementation == attention.NAME
-
-    @property
     def blocks(self) -> list[GatedCrossAttentionBlock]:
         """The gated cross-attention blocks, in the order of `spliced_layers`."""
         return [block for block in self.cross_attention if isinstance(block, GatedCrossAttentionBlock)]

@@ -3,7 +3,7 @@
 Shape letters: B prompts, N media of a prompt, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from flamboyance.configuration import FlamingoConfig
+from flamboyance.model import attention
 from flamboyance.model.cache import branch, roomy
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.scoring import score_candidates
@@ -28,8 +29,14 @@ class Generating(GenerationMixin):
 
     config: FlamingoConfig
     generation_config: GenerationConfig
-    shares_prompts: bool  # FlamingoForConditionalGeneration's
-    _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's
+    language_model: Any
+    _attends_itself: bool
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows may share what they continue: the language model attends by flamboyance.model.attention (until
+        it is told to attend otherwise)."""
+        return self._attends_itself or self.language_model.config._attn_implementation == attention.NAME
 
     @torch.no_grad()
     def generate(

@@ -68,7 +68,7 @@ def _mask(query: Tensor, length: int, position_bias: Tensor | None, hidden: Tens
 
 def adopt(language_model: nn.Module) -> bool:
     """Gives an MPT this attention; says whether the language model is one."""
-    found = [module for module in language_model.modules() if type(module) is MptAttention]
+    found: list[Any] = [module for module in language_model.modules() if type(module) is MptAttention]
     for module in found:
         module.__class__ = FusedMptAttention
         if "_old_forward" in vars(module):  # accelerate's hooks, of a model on several devices, call it as it was

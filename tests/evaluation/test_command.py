@@ -118,7 +118,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(pets, tmp_path, capsys, monk
     assert "--data is missing" in complaint(capsys, "evaluate", "coco")
     told = complaint(capsys, "evaluate", "coco", "--data", tmp_path)
     assert "dataset_coco.json" in told and "train2014" in told and "val2014" in told
-    assert "40 demonstrations to choose from, and 64 shots" in complaint(
+    assert "39 demonstrations to choose from beside a query's own image, and 64 shots" in complaint(
         capsys, "evaluate", pets / "label.csv", "--shots", "64"
     )
     assert "balanced by label need labels" in complaint(
