@@ -31,6 +31,7 @@ class Generating(GenerationMixin):
     generation_config: GenerationConfig
     language_model: Any
     _attends_itself: bool
+    _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's, as the two above
 
     @property
     def shares_prompts(self) -> bool:
