@@ -3,7 +3,7 @@
 Shape letters: B prompts, N media of a prompt, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
