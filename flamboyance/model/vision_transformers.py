@@ -120,9 +120,9 @@ def load(
         hf_config = AutoConfig.for_model(**config | {"projection_dim": width})
         with _no_report():
             module, missing = _load("CLIPVisionModelWithProjection", name, hf_config, dtype, **hub)
-        linear = None if "visual_projection.weight" in missing else module.visual_projection
-        module, missing = module.vision_model, [k for k in missing if not k.startswith("visual_projection.")]
-    else:
+        if "visual_projection.weight" not in missing:
+            linear, module = module.visual_projection, module.vision_model
+    if linear is None:  # a tower that was saved alone: older transformers do not find its weights in the other class
         module, missing = _load(family.model_class, name, AutoConfig.for_model(**config), dtype, **hub)
     # Patch features need no pooling head; files without one are as good.
     headless = any(k.startswith("head.") for k in missing)
