@@ -28,14 +28,10 @@ REFERENCE, IDEFICS = "open_flamingo 2.0.1", "Transformers' Idefics"
 
 @dataclass(frozen=True)
 class Way:
-    """Who answers, and in what precision. `name` tells ways apart."""
+    """Who answers, and in what precision."""
 
     who: str
     dtype: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.who}, {self.dtype}"
 
 
 OWN = "Flamboyance"
