@@ -23,7 +23,7 @@ def load(paths: dict[str, str], threads: int, interval: int, precision: str = "f
     held["processor"].image_processor = ImageProcessor.clip(model.vision.image_size)
     if precision == "bf16":
         model.to(torch.bfloat16)
-    held["parts"] = Parts(model, clock)
+    held["parts"] = Parts(model.pack(), clock)
 
 
 def prepare(images: str, asked: dict[str, Any], known: bool) -> None:

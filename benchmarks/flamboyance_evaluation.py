@@ -24,6 +24,7 @@ def load(paths: dict[str, str], threads: int, precision: str) -> dict[str, str]:
     held["processor"].image_processor = ImageProcessor.clip(held["model"].vision.image_size)
     if precision == "bf16":
         held["model"].to(torch.bfloat16)
+    held["model"].pack()
     return versions
 
 

@@ -37,7 +37,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
             processor = FlamingoProcessor.from_pretrained(name)
         except OSError as error:  # transformers and the hub do not always say what they were asked for
             raise OSError(f"cannot open the model {name}: {error}") from error
-    return model.to(device=place, dtype=kind).eval(), processor
+    return model.to(device=place, dtype=kind).eval().pack(), processor
 
 
 def dtype_of(name: str, device: Any) -> Any:

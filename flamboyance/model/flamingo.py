@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import attention, language, mpt
+from flamboyance.model import attention, language, linear, mpt
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.generation import Generating
-from flamboyance.model.linear import adopt
 from flamboyance.model.loading import Checkpointing
 from flamboyance.model.media import Media, count_seen, decoding_sight, prefill_sight
 from flamboyance.model.resampler import PerceiverResampler
@@ -73,7 +72,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
-        adopt(self)
+        linear.adopt(self)
         self._attends_itself = mpt.adopt(language_model) or attention.adopt(language_model)
         self.train(False)
 
@@ -97,9 +96,23 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
 
     def train(self, mode: bool = True) -> "FlamingoForConditionalGeneration":
         """The frozen backbones stay in evaluation mode: their dropout is off."""
+        if mode:
+            self.unpack()
         super().train(mode)
         self.vision.eval()
         self.language_model.eval()
+        return self
+
+    def pack(self) -> "FlamingoForConditionalGeneration":
+        """Rearranges weights for answering on a processor, in place: decoding is up to twice as fast, most so in
+        bfloat16, and takes no more memory. Elsewhere nothing happens. Saves, copies and moves as ever; training, and
+        whatever else records gradients, unpacks it."""
+        linear.pack(self)
+        return self
+
+    def unpack(self) -> "FlamingoForConditionalGeneration":
+        """Undoes `pack`, bit by bit."""
+        linear.unpack(self)
         return self
 
     # Media ------------------------------------------------------------------------------------------------------
@@ -136,7 +149,10 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 f"media_counts {counts} does not fit pixel_values of shape {shape}: expected "
                 f"{rows} counts between 0 and {most}."
             )
-        real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
+        if min(counts, default=most) == most:
+            real = pixel_values.flatten(0, 1)
+        else:
+            real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
         return self.resample(self._patches(real), counts)
 
     def _patches(self, pixels: Tensor) -> Tensor | None:

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    SuppressTokensLogitsProcessor,
-)
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import attention
@@ -81,7 +75,7 @@ class Generating(GenerationMixin):
             kwargs["past_key_values"] = branch(cache, sequences, self.shares_prompts)
             del cache  # else its copy of the prompts, where rows cannot share it, stays to the end
         processors = LogitsProcessorList(logits_processor or [])
-        processors.append(SuppressTokensLogitsProcessor(self._never_generated(), device=str(input_ids.device)))
+        processors.append(Barring(self._never_generated(), input_ids.device))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
         generate: Any = super().generate
         return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
@@ -171,6 +165,17 @@ class Generating(GenerationMixin):
         return score_candidates(
             model, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
         )
+
+
+class Barring(LogitsProcessor):
+    """Tokens that never come. (As transformers' SuppressTokensLogitsProcessor, which goes through the vocabulary for
+    them at every step: 4 of the 54 ms of a step of 24 rows.)"""
+
+    def __init__(self, tokens: Sequence[int], device: torch.device):
+        self.tokens = torch.tensor(tokens, device=device)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return scores.index_fill(1, self.tokens, float("-inf"))
 
 
 def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -6,11 +6,17 @@ weight of 3072 × 768: 1,000 rows at 190 and 420 billion operations a second, 3 
 weights a second; the products of the backward pass as the first (`python -m benchmarks.linear`).
 
 Which of the two computes follows from the machine alone, never from a timing, so that a run can be repeated bit by bit.
+
+oneDNN multiplies by blocks, and rearranges a weight that lies as PyTorch keeps it into blocks at every call. While
+decoding, with its few rows, little else takes time. `pack` rearranges weights once, and keeps them so.
 """
 
 from __future__ import annotations
 
 import platform
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+PACKED_FOR = 16  # rows; oneDNN's blocks are the same from two on
 SMALLEST = 2**16  # elements of a weight, below which the longer way to oneDNN costs more than it saves
 
 
@@ -28,7 +35,77 @@ class Linear(nn.Linear):
     quantize_dynamic, passes it by; what takes derivatives of derivatives, or torch.func's, is refused there.)"""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.weight.is_mkldnn and _records_gradients(input, self.weight, self.bias):
+            self.unpack()
         return linear(input, self.weight, self.bias)
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Keeps the weight in oneDNN's blocks, where that is faster. It stays the same Parameter, of the same shape and
+        precision, and whoever reads its values meets torch's error; see `unpack`."""
+        if self.weight.grad is None and _packs(self.weight):
+            with torch.inference_mode(False):
+                _replace(self.weight, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKED_FOR))
+
+    @torch.no_grad()
+    def unpack(self) -> None:
+        """The plain weight again, bit by bit. Moving, converting and loading do it by themselves, for a while; so does,
+        for good, a forward pass whose gradients are recorded. Copies and saved states are plain."""
+        if self.weight.is_mkldnn:
+            with torch.inference_mode(False):
+                _replace(self.weight, self.weight.detach().to_dense())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        with self._unpacked():
+            return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        with self._unpacked():
+            super()._load_from_state_dict(*given)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_mkldnn:
+            destination[f"{prefix}weight"] = self.weight.detach().to_dense()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.weight.is_mkldnn:
+            plain = nn.Parameter(self.weight.detach().to_dense(), self.weight.requires_grad)
+            state["_parameters"] = {**self._parameters, "weight": plain}
+        return state
+
+    @contextmanager
+    def _unpacked(self) -> Generator[None]:
+        packed = self.weight.is_mkldnn
+        self.unpack()
+        yield
+        if packed:
+            self.pack()
+
+
+def _replace(weight: Tensor, by: Tensor) -> None:
+    """Gives a Parameter other content of the same values. It stays the object that an optimizer may hold."""
+    torch.utils.swap_tensors(weight, nn.Parameter(by, weight.requires_grad))
+
+
+@torch.no_grad()
+def pack(model: nn.Module) -> None:
+    """Packs the weights of all `Linear` layers that are no other module's too, as those of a tied output head are."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    for module in model.modules():
+        if isinstance(module, Linear) and holders[id(module.weight)] == 1:
+            module.pack()
+    if any(p.is_mkldnn for p in model.parameters()):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if type(tensor) in (nn.Parameter, Tensor) and tensor.device.type == "cpu" and not tensor.is_mkldnn:
+                tensor.data = tensor.data.clone()  # one that lies in a mapped file keeps all of that file in memory
+
+
+def unpack(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.unpack()
 
 
 def adopt(model: nn.Module) -> None:
@@ -39,12 +116,21 @@ def adopt(model: nn.Module) -> None:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, K), weight (N, K), bias (N,) -> (…, N): F.linear, equal to rounding."""
+    """x (…, K), weight (N, K), plain or packed, bias (N,) -> (…, N): F.linear, equal to rounding."""
+    if weight.is_mkldnn:
+        alike = x.device.type == "cpu" and all(t is None or t.dtype == weight.dtype for t in (x, bias))
+        if alike and x.ndim > 1 and x.numel() and not torch.is_autocast_enabled("cpu"):
+            return _product(x, weight, bias)
+        return F.linear(x, weight.to_dense(), bias)
     if not _suits(x, weight, bias):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    if _records_gradients(x, weight, bias):
         return _Product.apply(x, weight, bias)
     return _product(x, weight, bias)
+
+
+def _records_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -61,6 +147,28 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _packs(weight: Tensor) -> bool:
+    """Whether a plain weight is one that oneDNN multiplies by, faster in blocks."""
+    return (
+        type(weight) is nn.Parameter
+        and weight.layout == torch.strided
+        and weight.device.type == "cpu"
+        and weight.numel() >= SMALLEST
+        and (
+            (weight.dtype == torch.float32 and onednn_is_faster())
+            or (weight.dtype == torch.bfloat16 and onednn_multiplies_bfloat16())
+        )
+    )
+
+
+@cache
+def onednn_multiplies_bfloat16() -> bool:
+    """Whether PyTorch's bfloat16 products are oneDNN's, on a processor whose instructions its blocks are made for."""
+    ours = torch.ops.mkldnn
+    known = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
+    return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and ours._is_mkldnn_bf16_supported()
 
 
 @cache

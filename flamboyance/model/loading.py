@@ -35,6 +35,7 @@ class Checkpointing:
     vision: VisionTower
     language_model: PreTrainedModel
     trained_parameters: Callable[[], dict[str, nn.Parameter]]
+    state_dict: Any
 
     @classmethod
     def from_backbones(
@@ -195,8 +196,8 @@ class Checkpointing:
             write_backbone(self.vision, directory / "vision")
             config.language = "./language"
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
-        trained = self.trained_parameters()
-        write_checkpoint(directory, config, trained if state_dict is None else {k: state_dict[k] for k in trained})
+        tensors = self.state_dict() if state_dict is None else state_dict  # plain ones of packed weights, too
+        write_checkpoint(directory, config, {name: tensors[name] for name in self.trained_parameters()})
         self.generation_config.save_pretrained(directory)
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from flamboyance.model.media import Media, count_seen, prefill_sight
-from tests.model.families import FAMILIES, IMAGE, PAD, VOCABULARY, images, make, pad_left, prompt
+from tests.model.families import EOC, FAMILIES, IMAGE, PAD, VOCABULARY, images, make, pad_left, prompt
 
 EVERY = list(FAMILIES)
 SEVERAL = ["opt", "mpt", "mosaic_gpt", "llama", "gemma3_text", "gpt_neo"]
@@ -295,3 +295,16 @@ def test_returned_sequences_sampling_and_streaming(models):
     one = {name: value[:1] for name, value in inputs.items()}
     out = model.generate(**one, max_new_tokens=4, do_sample=False, streamer=streamer)
     assert streamer.tokens == [*out[0].tolist(), "end"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_images_and_padding_never_come_and_raw_logits_stay_raw(models, beams):
+    out = models("opt").generate(
+        torch.tensor([prompt(3, 4)]), pixel_values=images(2), num_beams=beams, max_new_tokens=3, min_new_tokens=3,
+        do_sample=False, return_dict_in_generate=True, output_scores=True, output_logits=True,
+    )  # fmt: skip
+    for scores, logits in zip(out.scores, out.logits, strict=True):
+        barred = scores.isinf().all(0).nonzero().flatten().tolist()
+        assert {IMAGE, PAD} <= set(barred) <= {IMAGE, PAD, EOC}  # the end of a chunk has its turn after three tokens
+        assert logits.isfinite().all()

@@ -26,7 +26,7 @@ from transformers import (
     ViTModel,
 )
 
-from flamboyance.model import vision_transformers
+from flamboyance.model import vision, vision_transformers
 from flamboyance.model.vision import VisionTower, tower_preprocessing, tower_spec
 from tests.model.towers import pixels, plain_clip, randomise, saved
 
@@ -204,3 +204,19 @@ def test_mistakes_are_explained(tmp_path, call, message):
     saved(CLIPVisionModel(CLIPVisionConfig(**SIZED)), tmp_path)
     with pytest.raises(ValueError, match=message):
         call(str(tmp_path))
+
+
+@pytest.mark.parametrize("together, calls", [(1, 5), (16, 5), (32, 3), (48, 2), (1000, 1)])
+def test_images_are_computed_a_few_at_a_time(tmp_path, monkeypatch, together, calls):
+    """16 patches each; on a CPU at most so many patches together."""
+    tower = VisionTower.from_pretrained(saved(randomise(CLIPVisionModel(CLIPVisionConfig(**SIZED))), tmp_path))
+    five = torch.randn(5, 3, 32, 32)
+    wanted, embedded = tower(five), tower.embed(five)
+    batches = []
+    patching = next(m for m in tower.modules() if isinstance(m, nn.Conv2d))
+    patching.register_forward_pre_hook(lambda module, given: batches.append(1))
+    monkeypatch.setattr(vision, "TOGETHER", together)
+    torch.testing.assert_close(tower(five), wanted, atol=1e-5, rtol=1e-4)
+    assert len(batches) == calls
+    torch.testing.assert_close(tower.embed(five), embedded, atol=1e-5, rtol=1e-4)
+    assert len(batches) == 2 * calls
