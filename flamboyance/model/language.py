@@ -59,6 +59,10 @@ class AddedTokens(nn.Module):
         dropped, those of the added tokens appended."""
         rows = self.embedding if self.head is None else self.head
         added = F.linear(hidden.to(rows.dtype), rows, self.head_bias).to(logits)
+        end = self.first + added.shape[-1]
+        if logits.shape[-1] >= end and not torch.is_grad_enabled():
+            logits[..., self.first : end] = added  # in the place of spare rows: nothing of the vocabulary's size is made
+            return logits[..., :end]
         return torch.cat([logits[..., : self.first], added], dim=-1)
 
 

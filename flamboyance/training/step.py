@@ -70,7 +70,8 @@ class SummedCrossEntropy(torch.autograd.Function):
     """Logits (K, V), targets (K,) -> their cross-entropy, summed, in float32.
 
     Both ways go through a few rows at a time, which stay in a processor's cache. Nothing of the logits' size is made
-    beside them but their gradient, in their own precision: no float32 copy, no probabilities kept.
+    beside them: no float32 copy, no probabilities kept, and the gradient takes the logits' place, in their precision.
+    (Who keeps the graph for a second backward pass gets torch's error for what was changed in place.)
     """
 
     @staticmethod
@@ -83,14 +84,13 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        logits, target = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for part, rows, wanted in _few_rows(gradient, logits, target):
+        logits, target = (t.detach() for t in ctx.saved_tensors)
+        for rows, wanted in _few_rows(logits, target):
             with torch.enable_grad():
-                again = rows.detach().float().requires_grad_()
+                again = rows.float().detach().requires_grad_()
                 loss = F.cross_entropy(again, wanted, reduction="sum")
-            part.copy_(torch.autograd.grad(loss, again, scale)[0])
-        return gradient, None
+            rows.copy_(torch.autograd.grad(loss, again, scale)[0])
+        return logits, None
 
 
 def _few_rows(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from flamboyance.data.batch import Batch
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, World, checkpoint_activations, set_precision
-from flamboyance.training.step import Stepper, summed_loss
+from flamboyance.training.step import Stepper, SummedCrossEntropy, summed_loss
 from tests.model.families import FAMILIES, make
 from tests.training.batches import SOURCES, item, normalized, training
 
@@ -45,6 +45,25 @@ def test_the_loss_is_the_models_own_without_the_logits_nobody_asked_for(family):
     model = make(family).train()
     for batch in item(0).values():
         assert_close(summed_loss(model, batch, normalized, HERE.device) / batch.targets, mean_loss(model, batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_takes_the_logits_place(dtype):
+    torch.manual_seed(0)
+    hidden, target = torch.randn(300, 8).to(dtype).requires_grad_(), torch.randint(5000, (300,))
+    table = torch.randn(5000, 8).to(dtype)
+    logits = hidden @ table.t()
+    wanted = torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+    (expected,) = torch.autograd.grad(3 * wanted, logits, retain_graph=True)
+    place, found = logits.data_ptr(), []
+    logits.register_hook(found.append)
+    loss = SummedCrossEntropy.apply(logits, target)
+    assert_close(loss, wanted, rtol=1e-5, atol=0)
+    (3 * loss).backward(retain_graph=True)
+    assert_close(found[0], expected)
+    assert found[0].data_ptr() == place
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_step_on_two_sources_is_their_weighted_sum():
