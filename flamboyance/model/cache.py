@@ -55,18 +55,24 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         old, new = self.keys.shape[2], key_states.shape[2]
-        if not self._fits(old + new):
-            self._make_room(new)
-        assert self._room is not None
-        for buffer, states in zip(self._room, (key_states, value_states), strict=True):
-            buffer[:, :, old : old + new] = states
-        keys, values = self._room
-        self.keys, self.values = keys[:, :, : old + new], values[:, :, : old + new]
+        if not old:  # room is made when they grow: a candidate that is scored does not
+            self.keys, self.values, self._room = key_states.contiguous(), value_states.contiguous(), None
+        else:
+            self._append(old, new, key_states, value_states)
         if not self.before:
             return self.keys, self.values
         told: Any = self.keys[:]
         told.before = self.before
         return told, self.values
+
+    def _append(self, old: int, new: int, *states: Tensor) -> None:
+        if not self._fits(old + new):
+            self._make_room(new)
+        assert self._room is not None
+        for buffer, added in zip(self._room, states, strict=True):
+            buffer[:, :, old : old + new] = added
+        keys, values = self._room
+        self.keys, self.values = keys[:, :, : old + new], values[:, :, : old + new]
 
     def get_seq_length(self) -> int:
         own = self.keys.shape[2] if self.is_initialized else 0

@@ -260,9 +260,10 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 **options,
                 **{name: value for name, value in outputs.items() if name != "cache_position" and value},
             )
-        loss = None if labels is None else next_token_loss(out.logits, labels)
+        logits = out.logits[..., : self.config.vocab_size]
+        loss = None if labels is None else next_token_loss(logits, labels)
         rest = {name: out.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
-        return CausalLMOutputWithPast(loss=loss, logits=out.logits, **rest)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
     def _check_ids(self, input_ids: Tensor, labels: Tensor | None) -> None:
         if labels is not None and labels.shape != input_ids.shape:

@@ -55,14 +55,14 @@ class AddedTokens(nn.Module):
         return torch.where((ids >= self.first)[..., None], added, known)
 
     def extend_logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """hidden (…, D), logits (…, table rows) -> (…, first + count): rows of the table beyond the tokenizer's are
-        dropped, those of the added tokens appended."""
+        """hidden (…, D), logits (…, table rows) -> (…, first + count or more): in the place of the table's rows beyond the
+        tokenizer's, those of the added tokens. What comes after `first + count` means nothing."""
         rows = self.embedding if self.head is None else self.head
         added = F.linear(hidden.to(rows.dtype), rows, self.head_bias).to(logits)
         end = self.first + added.shape[-1]
         if logits.shape[-1] >= end and not torch.is_grad_enabled():
-            logits[..., self.first : end] = added  # in the place of spare rows: nothing of the vocabulary's size is made
-            return logits[..., :end]
+            logits[..., self.first : end] = added  # nothing of the vocabulary's size is made again
+            return logits
         return torch.cat([logits[..., : self.first], added], dim=-1)
 
 

@@ -179,12 +179,11 @@ def prefill_sight(seen: np.ndarray, media: Media) -> Sight | None:
         table[b, 1 : len(row) + 1] = row
     image = table[np.arange(len(seen))[:, None] // per_prompt, seen]
 
-    # Runs of neighbouring tokens that see the same image.
-    new_run = np.ones(image.shape, bool)
-    new_run[:, 1:] = image[:, 1:] != image[:, :-1]
-    starts = np.flatnonzero(new_run)
+    # Runs of neighbouring tokens that see the same image, rows (as candidates of one prompt) one after another.
+    image = image.ravel()
+    starts = np.flatnonzero(np.diff(image, prepend=-2))
     lengths = np.diff(np.append(starts, image.size))
-    images = image.ravel()[starts]
+    images = image[starts]
     starts, lengths, images = (a[images >= 0] for a in (starts, lengths, images))
     if not len(starts):
         return None

@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -130,6 +131,22 @@ def test_sparse_sight_equals_dense_masked_attention(models, lengths):
         own = torch.cumsum(ids[b] == IMAGE, 0) - 1
         latents = media.latents[b * len(lengths) : (b + 1) * len(lengths)]
         assert_close(got[b], dense_reference(block, x[b], latents, own), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_after_one_prompt_are_further_queries_of_its_image(models):
+    """40 candidates of three tokens, after two prompts: each prompt's 60 tokens are one block, of the last image."""
+    model = models("llama")
+    block, media = model.cross_attention[0], model.encode_media(images(2, 1))
+    x = torch.randn(40, 3, model.config.text_config.hidden_size)
+    seen = np.repeat([2, 1], 20)[:, None].repeat(3, 1)
+    sight = prefill_sight(seen, media)
+    assert sight.image_of_block.tolist() == [1, 2] and sight.token_of_query.shape == (2, 60)
+    got = block(x, *media.keys_values[0], sight)
+    for row in (0, 19, 20, 39):
+        one = prefill_sight(seen[[0, 20]], media)
+        alone = block(x[[row % 20, 20 + row % 20]], *media.keys_values[0], one)
+        assert_close(got[row], alone[row // 20], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
