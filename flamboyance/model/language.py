@@ -55,8 +55,8 @@ class AddedTokens(nn.Module):
         return torch.where((ids >= self.first)[..., None], added, known)
 
     def extend_logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """hidden (…, D), logits (…, table rows) -> (…, first + count or more): in the place of the table's rows beyond the
-        tokenizer's, those of the added tokens. What comes after `first + count` means nothing."""
+        """hidden (…, D), logits (…, table rows) -> (…, at least first + count): those of the added tokens come in the
+        place of the table's rows beyond the tokenizer's. What stands after `first + count` means nothing."""
         rows = self.embedding if self.head is None else self.head
         added = F.linear(hidden.to(rows.dtype), rows, self.head_bias).to(logits)
         end = self.first + added.shape[-1]
