@@ -133,12 +133,13 @@ def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
         step.plot(x, [row["step_seconds"] * 1e3 for row in points], "o-", color=COLORS["decoding"])
         memory.plot(x, [row["peak_gb"] for row in points], "o-", color=COLORS["vision"])
         memory.set_xlabel(f"images, {TEXT + 3} tokens of text" if axis == "images" else axis)
-        for panel in (seconds, step, memory):
-            panel.set_ylim(bottom=0)
-            panel.grid(color="#dddddd")
-            panel.set_axisbelow(True)
     for panel, label in zip(grid[:, 0], ("seconds", "decode step, ms", "peak memory, GB"), strict=True):
         panel.set_ylabel(label)
+    for panel in grid.flat:  # once everything is drawn, as the panels of a line share their limits
+        panel.set_ylim(bottom=0)
+        panel.locator_params(axis="x", integer=True)
+        panel.grid(color="#dddddd")
+        panel.set_axisbelow(True)
     figure.legend(grid[0, 0].collections, NAMES, loc="outside upper center", ncols=len(NAMES), title=title)
     figure.savefig(file, dpi=110)
 

@@ -1,12 +1,14 @@
 """Linear layers by torch and by flamboyance.model.linear, in turns: `python -m benchmarks.linear [--threads N]`.
 
-Rates of one product over weights that no cache holds, in float32: billions of operations and GB of weights a second;
-forward, and the two products of the backward pass.
+Rates of one product over weights that no cache holds: billions of operations and GB of weights a second. By torch, by
+oneDNN from plain weights and from packed ones, in float32 and bfloat16 (in which torch's are oneDNN's); and the two
+products of the backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from flamboyance.model.linear import _product, onednn_is_faster
+from flamboyance.model.linear import PACKED_FOR, _product, onednn_is_faster
 
 WEIGHTS = ((768, 768), (3072, 768), (768, 3072), (4096, 4096))  # outputs, inputs
 ROWS = (1, 3, 4, 12, 48, 200, 1000)
@@ -38,38 +40,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     torch.set_num_threads(parser.parse_args().threads)
-    print(f"torch {torch.__version__}; by oneDNN on this processor: {onednn_is_faster()}\n")
-    print("| weight | rows | product | torch, Gop/s | oneDNN, Gop/s | torch, GB/s | oneDNN, GB/s |")
-    print("|---|---:|---|---:|---:|---:|---:|")
-    for outputs, inputs in WEIGHTS:
-        weights = [torch.randn(outputs, inputs) for _ in range(max(1, int(BYTES / (4 * outputs * inputs))))]
-        for rows in ROWS:
-            compare(outputs, inputs, rows, weights if rows < 100 else weights[:4])
+    print(f"torch {torch.__version__}; float32 by oneDNN on this processor: {onednn_is_faster()}\n")
+    print("| in | weight | rows | product | torch, Gop/s | oneDNN | packed | torch, GB/s | oneDNN | packed |")
+    print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|")
+    for dtype in (torch.float32, torch.bfloat16):
+        for outputs, inputs in WEIGHTS:
+            weights = [torch.randn(outputs, inputs).to(dtype) for _ in range(max(1, int(BYTES / 4 / outputs / inputs)))]
+            for rows in ROWS:
+                compare(rows, weights if rows < 100 else weights[:4])
 
 
-def compare(outputs: int, inputs: int, rows: int, weights: list[torch.Tensor]) -> None:
-    x, back = torch.randn(rows, inputs), torch.randn(rows, outputs)
-    size = (outputs, inputs, rows)
-    show(*size, "y = x Wᵀ", weights, lambda w: F.linear(x, w), lambda w: _product(x, w))
-    if rows >= 200:
-        show(*size, "g W", weights, lambda w: back @ w, lambda w: _product(back, w.t()))
-        show(*size, "gᵀ x", weights, lambda w: back.t() @ x, lambda w: _product(back.t(), x.t()))
+def compare(rows: int, weights: list[torch.Tensor]) -> None:
+    outputs, inputs = weights[0].shape
+    x, back = (torch.randn(rows, side).to(weights[0].dtype) for side in (inputs, outputs))
+    packed = [torch.ops.mkldnn._reorder_linear_weight(w, PACKED_FOR) for w in weights]
+    forward = [lambda w: F.linear(x, w), lambda w: _product(x, w)]
+    show(rows, "y = x Wᵀ", [(way, weights) for way in forward] + [(forward[1], packed)])
+    if rows >= 200 and x.dtype == torch.float32:
+        show(rows, "g W", [(lambda w: back @ w, weights), (lambda w: _product(back, w.t()), weights)])
+        show(rows, "gᵀ x", [(lambda w: back.t() @ x, weights), (lambda w: _product(back.t(), x.t()), weights)])
 
 
-def show(
-    outputs: int,
-    inputs: int,
-    rows: int,
-    name: str,
-    weights: list[torch.Tensor],
-    theirs: Callable[[torch.Tensor], object],
-    ours: Callable[[torch.Tensor], object],
-) -> None:
-    seconds = fastest([lambda: [theirs(w) for w in weights], lambda: [ours(w) for w in weights]])
-    operations = 2e-9 * rows * outputs * inputs * len(weights)
-    size = 4e-9 * outputs * inputs * len(weights)
-    rates = [f"{operations / s:.0f}" for s in seconds] + [f"{size / s:.1f}" for s in seconds]
-    print(f"| {outputs} × {inputs} | {rows} | {name} | {' | '.join(rates)} |", flush=True)
+def show(rows: int, name: str, ways: list[tuple[Callable[[torch.Tensor], object], list[torch.Tensor]]]) -> None:
+    seconds = fastest([functools.partial(_each, way, weights) for way, weights in ways])
+    weights = ways[0][1]
+    operations, size = 2e-9 * rows * weights[0].numel() * len(weights), weights[0].nbytes * len(weights) / 1e9
+    blank = [""] * (3 - len(ways))
+    rates = [f"{operations / s:.0f}" for s in seconds] + blank + [f"{size / s:.1f}" for s in seconds] + blank
+    kind, (outputs, inputs) = str(weights[0].dtype).removeprefix("torch."), weights[0].shape
+    print(f"| {kind} | {outputs} × {inputs} | {rows} | {name} | {' | '.join(rates)} |", flush=True)
+
+
+def _each(way: Callable[[torch.Tensor], object], weights: list[torch.Tensor]) -> None:
+    for weight in weights:
+        way(weight)
 
 
 if __name__ == "__main__":
