@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flamboyance.checkpoints.layout import BLOCK, Layout
 from flamboyance.checkpoints.torch_file import read_torch_file
-from flamboyance.model import language
+from flamboyance.model import language, linear
 from flamboyance.model.loading import warn_if_shut
 
 RENAMES = (
@@ -161,6 +161,11 @@ def load(model: Any, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: as `translate`, or the tables of the checkpoint are those of another language model.
     """
+    with linear.unpacked(model):
+        _load(model, state)
+
+
+def _load(model: Any, state: Mapping[str, Any]) -> None:
     state, wanted = named_for(model, state), model.trained_parameters()
     result = translate(model, state)
     first = model.config.base_vocab_size
@@ -195,11 +200,11 @@ def export(model: Any, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
     Args:
         whole: gathers a tensor that is spread over devices.
     """
-    wanted = {name: whole(p.detach()) for name, p in model.trained_parameters().items()}
+    wanted = {name: whole(linear.plain(p).detach()) for name, p in model.trained_parameters().items()}
     state = {theirs: wanted[ours] for theirs, ours in expected(model).items()}
     first = model.config.base_vocab_size
     for theirs, (ours, table) in tables(model).items():
-        rows = whole(table.detach())
+        rows = whole(linear.plain(table).detach())
         state[theirs] = torch.cat([rows[:first], wanted[ours].to(rows)])
     return state
 

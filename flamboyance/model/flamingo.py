@@ -103,18 +103,6 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         self.language_model.eval()
         return self
 
-    def pack(self) -> "FlamingoForConditionalGeneration":
-        """Rearranges weights for answering on a processor, in place: decoding is up to twice as fast, most so in
-        bfloat16, and takes no more memory. Elsewhere nothing happens. Saves, copies and moves as ever; training, and
-        whatever else records gradients, unpacks it."""
-        linear.pack(self)
-        return self
-
-    def unpack(self) -> "FlamingoForConditionalGeneration":
-        """Undoes `pack`, bit by bit."""
-        linear.unpack(self)
-        return self
-
     # Media ------------------------------------------------------------------------------------------------------
 
     def encode_media(self, pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None = None) -> Media:
@@ -261,6 +249,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 **{name: value for name, value in outputs.items() if name != "cache_position" and value},
             )
         logits = out.logits[..., : self.config.vocab_size]
+        logits = logits if past_key_values is not None else logits.contiguous()  # a step need not copy its vocabulary
         loss = None if labels is None else next_token_loss(logits, labels)
         rest = {name: out.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)

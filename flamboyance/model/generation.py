@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import attention
+from flamboyance.model import attention, linear
 from flamboyance.model.cache import branch, roomy
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.scoring import score_candidates
+
+# Language models that call their linear layers as layers, and read no weight themselves: `pack` is tested on them.
+PACKED = attention.SHARING | {"gpt_neo", "gptj", "mpt"}
 
 
 class Generating(GenerationMixin):
@@ -24,8 +27,32 @@ class Generating(GenerationMixin):
     config: FlamingoConfig
     generation_config: GenerationConfig
     language_model: Any
+    vision: Any
+    resampler: nn.Module
+    cross_attention: nn.ModuleList
     _attends_itself: bool
     _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's, as the two above
+
+    def pack(self) -> Any:
+        """Rearranges weights for answering on a processor, in place; decoding takes less time, most so in bfloat16, and
+        no more memory. Saves, copies and moves as ever; training, and whatever else records gradients, unpacks. Unpack
+        before `torch.compile`, and for code that reads weights itself.
+
+        Done where it is known to help: in bfloat16 with AVX-512, in float32 with AVX-512 of AMD's, for backbones whose
+        layers are called as layers (transformers' towers, and the families of `PACKED`). Elsewhere nothing happens."""
+        parts: list[nn.Module] = [self.resampler, self.cross_attention]
+        if self.vision.spec["library"] == "transformers":
+            parts.append(self.vision)
+        if self.config.text_config.model_type in PACKED:
+            parts.append(self.language_model)
+        for part in parts:
+            linear.pack(part)
+        return self
+
+    def unpack(self) -> Any:
+        """Undoes `pack`, bit by bit."""
+        linear.unpack(self)
+        return self
 
     @property
     def shares_prompts(self) -> bool:

@@ -14,18 +14,22 @@ decoding, with its few rows, little else takes time. `pack` rearranges weights o
 from __future__ import annotations
 
 import platform
+import threading
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
+from weakref import getweakrefs
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_one_at_a_time = threading.RLock()  # threads that both find a weight packed
 PACKED_FOR = 16  # rows; oneDNN's blocks are the same from two on
 SMALLEST = 2**16  # elements of a weight, below which the longer way to oneDNN costs more than it saves
 
@@ -42,64 +46,66 @@ class Linear(nn.Linear):
     @torch.no_grad()
     def pack(self) -> None:
         """Keeps the weight in oneDNN's blocks, where that is faster. It stays the same Parameter, of the same shape and
-        precision, and whoever reads its values meets torch's error; see `unpack`."""
-        if self.weight.grad is None and _packs(self.weight):
-            with torch.inference_mode(False):
+        precision, and whoever reads its values meets torch's error. A weight that has a gradient, or that a graph or a
+        compiled function holds, stays plain."""
+        with _one_at_a_time, torch.inference_mode(False):
+            if _packs(self.weight):
                 _replace(self.weight, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKED_FOR))
 
     @torch.no_grad()
     def unpack(self) -> None:
-        """The plain weight again, bit by bit. Moving, converting and loading do it by themselves, for a while; so does,
-        for good, a forward pass whose gradients are recorded. Copies and saved states are plain."""
-        if self.weight.is_mkldnn:
-            with torch.inference_mode(False):
+        """The plain weight again, bit by bit. Moving, converting and loading unpack, do their work, and pack again; a
+        forward pass that records gradients unpacks for good. Copies and saved states are plain."""
+        with _one_at_a_time, torch.inference_mode(False):
+            if self.weight.is_mkldnn:
                 _replace(self.weight, self.weight.detach().to_dense())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        with self._unpacked():
+        with unpacked(self):
             return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *given: Any) -> None:
-        with self._unpacked():
+        with unpacked(self):
             super()._load_from_state_dict(*given)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:
-            destination[f"{prefix}weight"] = self.weight.detach().to_dense()
+            destination[f"{prefix}weight"] = plain(self.weight)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         if self.weight.is_mkldnn:
-            plain = nn.Parameter(self.weight.detach().to_dense(), self.weight.requires_grad)
-            state["_parameters"] = {**self._parameters, "weight": plain}
+            weight = nn.Parameter(plain(self.weight), self.weight.requires_grad)
+            state["_parameters"] = {**self._parameters, "weight": weight}
         return state
 
-    @contextmanager
-    def _unpacked(self) -> Generator[None]:
-        packed = self.weight.is_mkldnn
-        self.unpack()
-        yield
-        if packed:
-            self.pack()
+
+def plain(weight: Tensor) -> Tensor:
+    """A weight as PyTorch keeps it; a copy of a packed one."""
+    return weight.detach().to_dense() if weight.is_mkldnn else weight
 
 
 def _replace(weight: Tensor, by: Tensor) -> None:
     """Gives a Parameter other content of the same values. It stays the object that an optimizer may hold."""
-    torch.utils.swap_tensors(weight, nn.Parameter(by, weight.requires_grad))
+    other = nn.Parameter(by, weight.requires_grad)
+    other.__dict__.update(weight.__dict__)
+    torch.utils.swap_tensors(weight, other)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def pack(model: nn.Module) -> None:
-    """Packs the weights of all `Linear` layers that are no other module's too, as those of a tied output head are."""
+    """Packs every `Linear` whose weight no other module holds (a tied output head's stays plain)."""
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for module in model.modules():
         if isinstance(module, Linear) and holders[id(module.weight)] == 1:
             module.pack()
     if any(p.is_mkldnn for p in model.parameters()):
         for tensor in (*model.parameters(), *model.buffers()):
-            if type(tensor) in (nn.Parameter, Tensor) and tensor.device.type == "cpu" and not tensor.is_mkldnn:
-                tensor.data = tensor.data.clone()  # one that lies in a mapped file keeps all of that file in memory
+            ours = type(tensor) in (nn.Parameter, Tensor) and tensor.device.type == "cpu"
+            if ours and not tensor.is_mkldnn and not tensor.is_shared():
+                tensor.data = tensor.data.clone()  # else a mapped file that it lies in stays in memory as a whole
 
 
 def unpack(model: nn.Module) -> None:
@@ -108,11 +114,23 @@ def unpack(model: nn.Module) -> None:
             module.unpack()
 
 
+@contextmanager
+def unpacked(model: nn.Module) -> Generator[None]:
+    """Inside it, weights are plain; afterwards, those that were packed are so again."""
+    found = [module for module in model.modules() if isinstance(module, Linear) and module.weight.is_mkldnn]
+    unpack(model)
+    yield
+    for module in found:
+        module.pack()
+
+
 def adopt(model: nn.Module) -> None:
     """Turns all plain linear layers of a model into these. Other kinds (quantised ones, adapters) stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+            if "_old_forward" in vars(module):  # accelerate's hooks, of a model on several devices, call it as it was
+                vars(module)["_old_forward"] = MethodType(Linear.forward, module)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -153,6 +171,9 @@ def _packs(weight: Tensor) -> bool:
     """Whether a plain weight is one that oneDNN multiplies by, faster in blocks."""
     return (
         type(weight) is nn.Parameter
+        and weight.grad is None
+        and weight._use_count() == 1
+        and not getweakrefs(weight)
         and weight.layout == torch.strided
         and weight.device.type == "cpu"
         and weight.numel() >= SMALLEST

@@ -24,6 +24,7 @@ from flamboyance.model.files import (
     write_backbone,
     write_checkpoint,
 )
+from flamboyance.model.linear import plain
 from flamboyance.model.vision import VisionTower
 
 
@@ -35,7 +36,6 @@ class Checkpointing:
     vision: VisionTower
     language_model: PreTrainedModel
     trained_parameters: Callable[[], dict[str, nn.Parameter]]
-    state_dict: Any
 
     @classmethod
     def from_backbones(
@@ -196,8 +196,9 @@ class Checkpointing:
             write_backbone(self.vision, directory / "vision")
             config.language = "./language"
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
-        tensors = self.state_dict() if state_dict is None else state_dict  # plain ones of packed weights, too
-        write_checkpoint(directory, config, {name: tensors[name] for name in self.trained_parameters()})
+        trained = self.trained_parameters()
+        tensors = {name: plain(p) if state_dict is None else state_dict[name] for name, p in trained.items()}
+        write_checkpoint(directory, config, tensors)
         self.generation_config.save_pretrained(directory)
 
 

@@ -21,7 +21,7 @@ from flamboyance.model import vision_libraries, vision_transformers
 from flamboyance.model.linear import adopt
 
 LIBRARIES = ("transformers", "openclip", "timm")
-TOGETHER = 1024  # patches that a CPU computes at a time: of more, activations leave its caches, and 1.4 times the time
+TOGETHER = 1024  # patches that a CPU computes at a time; with more, activations leave its caches: 1.4 times as long
 
 
 class VisionTower(nn.Module):
@@ -135,9 +135,11 @@ class VisionTower(nn.Module):
         return nn.functional.normalize(pooled.float(), dim=-1)
 
     def _in_turns(self, pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-        """What the work makes of all images, on a CPU of a few at a time."""
+        """What the work makes of all images, on a CPU of a few at a time. (Not where other processes, of more images or
+        fewer, may have to take as many turns: those of a sharded tower.)"""
         self._check(pixels)
-        if pixels.device.type != "cpu":
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if pixels.device.type != "cpu" or not alone:
             return work(pixels.to(self.dtype))
         patches = (self.patches or 64) * pixels.shape[2] * pixels.shape[3] / self.image_size**2
         return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flamboyance.model.language import AddedTokens, find_decoder_layers
-from tests.model.families import FAMILIES
+from tests.model.families import FAMILIES, make
 
 NAMES = {
     "opt": "model.decoder.layers",
@@ -59,11 +59,22 @@ def test_added_rows_of_a_scaled_embedding_are_scaled_too():
                               model.get_input_embeddings()(torch.tensor([[7]])))  # fmt: skip
 
 
-def test_rows_beyond_the_tokenizer_are_not_predicted():
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("rows", [96, 93, 91])
+def test_rows_beyond_the_tokenizer_are_not_predicted(gradients, rows):
     model = build("llama")
     added = AddedTokens(90, 3, model)
-    hidden, logits = torch.randn(1, 2, 32), torch.randn(1, 2, 96)
-    out = added.extend_logits(hidden, logits)
-    assert out.shape == (1, 2, 93)
-    assert torch.equal(out[..., :90], logits[..., :90])
-    assert torch.allclose(out[..., 90:], hidden @ added.head.T, atol=1e-6)
+    hidden, logits = torch.randn(1, 2, 32), torch.randn(1, 2, rows)
+    before = logits.clone()
+    with torch.set_grad_enabled(gradients):
+        out = added.extend_logits(hidden, logits)
+    assert out.shape == (1, 2, 93 if gradients else max(93, rows))
+    assert torch.equal(out[..., :90], before[..., :90])
+    assert torch.allclose(out[..., 90:93], hidden @ added.head.T, atol=1e-6)
+
+
+@torch.no_grad()
+def test_logits_of_a_whole_text_lie_in_one_piece():
+    model = make("opt")
+    logits = model(torch.tensor([[5, 6, 7]])).logits
+    assert logits.shape == (1, 3, 93) and logits.is_contiguous()

@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from flamboyance import FlamingoForConditionalGeneration
+from flamboyance.checkpoints import openflamingo
+from flamboyance.model import generation
 from flamboyance.model import linear as module
 from flamboyance.model.linear import Linear, pack, unpack
 from tests.model.families import FAMILIES, images, make, pad_left, prompt
@@ -145,10 +148,70 @@ def test_moving_loading_copying():
     assert layer.to("meta").weight.is_meta
 
 
+def test_a_model_packed_in_inference_mode_is_trained_afterwards():
+    model = nn.Sequential(made(), nn.LayerNorm(40))
+    with torch.inference_mode():
+        pack(model)
+    assert model[0].weight.is_mkldnn and not any(p.is_inference() for p in model.parameters())
+    model(torch.randn(5, 24)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_what_a_graph_holds_stays_plain():
+    layers = nn.Sequential(made(24, 24).requires_grad_(False), made(24, 24).requires_grad_(False))
+    x = torch.randn(5, 24, requires_grad=True)
+    out = layers(x)
+    pack(layers)
+    out.sum().backward()
+    del out
+    pack(layers)
+    assert all(layer.weight.is_mkldnn for layer in layers)
+
+
+def test_threads_that_unpack_together():
+    layer, x = made(), torch.randn(50, 24)
+    wanted = layer(x).detach()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            layer.pack()
+            for found in pool.map(lambda _: layer(x).detach(), range(8)):
+                torch.testing.assert_close(found, wanted)
+
+
+def test_layers_behind_hooks_of_several_devices():
+    """accelerate calls a forward that it has kept."""
+    layer = nn.Linear(24, 40).requires_grad_(False)
+    layer._old_forward = layer.forward
+    layer.forward = lambda *given: layer._old_forward(*given)
+    x = torch.randn(3, 24)
+    wanted = layer(x)
+    module.adopt(layer)
+    layer.pack()
+    torch.testing.assert_close(layer(x), wanted)
+
+
+def test_notes_on_a_parameter_stay():
+    layer = made()
+    layer.weight.no_decay = True
+    layer.pack()
+    assert layer.weight.no_decay
+    layer.unpack()
+    assert layer.weight.no_decay
+
+
+def test_backbones_that_may_read_weights_stay_plain(monkeypatch):
+    model = make("llama")
+    monkeypatch.setattr(generation, "PACKED", {"opt"})
+    monkeypatch.setitem(model.vision.spec, "library", "timm")
+    packed = {name.split(".")[0] for name, p in model.pack().named_parameters() if p.is_mkldnn}
+    assert packed == {"resampler", "cross_attention"}
+
+
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_model_answers_alike(family):
-    model = make(family)
+def test_a_packed_model_answers_alike(family, dtype):
+    model = make(family).to(dtype)
     inputs = {**pad_left([prompt(3, 4), prompt(9, 2, seed=1, lead=2)]), "pixel_values": images(2, 2)}
     how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": 2}
     logits, texts = model(**inputs).logits, model.generate(**inputs, **how)
@@ -157,9 +220,11 @@ def test_a_packed_model_answers_alike(family):
     packed = {name.split(".")[0] for name, p in model.named_parameters() if p.is_mkldnn}
     without = {"language_model"} if family == "gpt2" else set()  # transposed layers of its own kind
     assert packed == {"vision", "language_model", "resampler", "cross_attention"} - without
-    torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
-    assert torch.equal(model.generate(**inputs, **how), texts)
-    torch.testing.assert_close(model.score(**inputs, candidates=[[5], [6, 7]]), scores, atol=1e-4, rtol=1e-4)
+    near = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 5e-2, "rtol": 5e-2}
+    torch.testing.assert_close(model(**inputs).logits, logits, **near)
+    assert dtype == torch.bfloat16 or torch.equal(model.generate(**inputs, **how), texts)
+    assert model.generate(**inputs, **how).shape == texts.shape
+    torch.testing.assert_close(model.score(**inputs, candidates=[[5], [6, 7]]), scores, **near)
 
 
 @pytest.mark.parametrize("family", ["opt", "mosaic_gpt"])
@@ -177,6 +242,15 @@ def test_a_packed_model_is_saved_and_trained_as_ever(family, tmp_path):
     for name, parameter in plain.named_parameters():
         assert torch.equal(dict(reopened.named_parameters())[name], parameter), name
         assert torch.equal(dict(copied.named_parameters())[name], parameter), name
+
+    exported = openflamingo.export(plain)
+    assert all(torch.equal(t, exported[name]) for name, t in openflamingo.export(model).items())
+    other = copy.deepcopy(plain)
+    for parameter in other.trained_parameters().values():
+        nn.init.zeros_(parameter)
+    openflamingo.load(other.pack(), exported)
+    assert any(p.is_mkldnn for p in other.parameters())
+    assert all(torch.equal(t, exported[name]) for name, t in openflamingo.export(other).items())
 
     held = model.trained_parameters()
     model.train()

@@ -220,3 +220,6 @@ def test_images_are_computed_a_few_at_a_time(tmp_path, monkeypatch, together, ca
     assert len(batches) == calls
     torch.testing.assert_close(tower.embed(five), embedded, atol=1e-5, rtol=1e-4)
     assert len(batches) == 2 * calls
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    tower(five)
+    assert len(batches) == 2 * calls + 1  # other processes may have more images or fewer

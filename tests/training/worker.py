@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from flamboyance.model import vision
 from flamboyance.training import parallel as parallelism
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, World, set_precision
@@ -45,6 +46,7 @@ def quantize(model) -> None:
 def run(
     here: World, kind: str, family: str, steps: int, packed: bool = False, evaluated: bool = False, **options
 ) -> dict:
+    vision.TOGETHER = 16  # images of a tiny tower: several turns, did it not know of the other processes
     config = training(parallel=kind, accumulate=BATCHES // here.size, **options)
     model = make(family).train()
     if packed:
