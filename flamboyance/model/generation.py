@@ -28,8 +28,8 @@ class Generating(GenerationMixin):
     generation_config: GenerationConfig
     language_model: Any
     vision: Any
-    resampler: nn.Module
-    cross_attention: nn.ModuleList
+    resampler: Any
+    cross_attention: Any
     _attends_itself: bool
     _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's, as the two above
 
@@ -51,7 +51,8 @@ class Generating(GenerationMixin):
 
     def unpack(self) -> Any:
         """Undoes `pack`, bit by bit."""
-        linear.unpack(self)
+        model: Any = self
+        linear.unpack(model)
         return self
 
     @property

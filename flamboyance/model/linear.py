@@ -167,7 +167,7 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _packs(weight: Tensor) -> bool:
+def _packs(weight: Any) -> bool:
     """Whether a plain weight is one that oneDNN multiplies by, faster in blocks."""
     return (
         type(weight) is nn.Parameter
