@@ -119,18 +119,26 @@ def unpacked(model: nn.Module) -> Generator[None]:
     """Inside it, weights are plain; afterwards, those that were packed are so again."""
     found = [module for module in model.modules() if isinstance(module, Linear) and module.weight.is_mkldnn]
     unpack(model)
-    yield
-    for module in found:
-        module.pack()
+    try:
+        yield
+    finally:
+        for module in found:
+            module.pack()
 
 
 def adopt(model: nn.Module) -> None:
     """Turns all plain linear layers of a model into these. Other kinds (quantised ones, adapters) stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = Linear
-            if "_old_forward" in vars(module):  # accelerate's hooks, of a model on several devices, call it as it was
-                vars(module)["_old_forward"] = MethodType(Linear.forward, module)
+            become(module, Linear)
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Gives a module another class, and its forward to accelerate's hooks (of a model on several devices), which call
+    the one that they have kept."""
+    module.__class__ = kind
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = MethodType(kind.forward, module)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,7 +6,6 @@ additive mask here, in the precision of the queries.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers.models.mpt.modeling_mpt import MptAttention
 
 from flamboyance.model.attention import attend, is_slow, shared
+from flamboyance.model.linear import become
 
 
 class FusedMptAttention(MptAttention):
@@ -68,9 +68,7 @@ def _mask(query: Tensor, length: int, position_bias: Tensor | None, hidden: Tens
 
 def adopt(language_model: nn.Module) -> bool:
     """Gives an MPT this attention; says whether the language model is one."""
-    found: list[Any] = [module for module in language_model.modules() if type(module) is MptAttention]
+    found = [module for module in language_model.modules() if type(module) is MptAttention]
     for module in found:
-        module.__class__ = FusedMptAttention
-        if "_old_forward" in vars(module):  # accelerate's hooks, of a model on several devices, call it as it was
-            module._old_forward = MethodType(FusedMptAttention.forward, module)
+        become(module, FusedMptAttention)
     return bool(found)

@@ -162,6 +162,7 @@ def test_what_a_graph_holds_stays_plain():
     x = torch.randn(5, 24, requires_grad=True)
     out = layers(x)
     pack(layers)
+    assert not any(layer.weight.is_mkldnn for layer in layers)
     out.sum().backward()
     del out
     pack(layers)
