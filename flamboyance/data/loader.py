@@ -21,7 +21,15 @@ from flamboyance.data.documents import Rejected, Source
 from flamboyance.data.examples import Reader, make_example
 from flamboyance.data.shards import expand
 from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
-from flamboyance.data.worker import DECODER_ERRORS, start_worker, threads_of_tokenizers
+from flamboyance.data.worker import (
+    DECODER_ERRORS,
+    WorkerDied,
+    death,
+    sheltered_start,
+    start_worker,
+    threads_of_tokenizers,
+    unwatch,
+)
 
 if TYPE_CHECKING:
     from flamboyance.processing import FlamingoProcessor
@@ -48,7 +56,7 @@ class Loader:
     Raises:
         ValueError: shards that are not found; a state that lacks ranks; and while iterating: a source of which
             nothing can be used, with what was dropped and why.
-        RuntimeError: while iterating: a worker died.
+        WorkerDied: while iterating: a worker died.
     """
 
     def __init__(
@@ -94,8 +102,9 @@ class Loader:
             generator=torch.Generator(),  # else torch would draw from the run's random numbers
         )
         others = set(multiprocessing.active_children())
-        with threads_of_tokenizers(off=workers > 0):
+        with threads_of_tokenizers(off=workers > 0), sheltered_start():
             self._iterator: Iterator[_Item | _Failure] | None = iter(loader)
+        unwatch(self._iterator)
         self._workers = [process for process in multiprocessing.active_children() if process not in others]
 
     def __iter__(self) -> Loader:
@@ -108,12 +117,13 @@ class Loader:
         try:
             item = next(self._iterator)
         except RuntimeError as error:
+            died = death(self._workers)
             self.close()
-            if "DataLoader worker" not in str(error):
+            if not died and "DataLoader worker" not in str(error):
                 raise
-            raise RuntimeError(
-                f"a process that loads data died: {error} If it was killed, memory may have run out (also /dev/shm's): "
-                "use fewer workers, a smaller prefetch, or a smaller shuffle buffer in the sources"
+            raise WorkerDied(
+                f"a process that loads data died: {died or error}. If it was killed, memory may have run out (also "
+                "/dev/shm's): use fewer workers, a smaller prefetch, or a smaller shuffle buffer in the sources"
             ) from error
         if isinstance(item, _Failure):
             self.close()

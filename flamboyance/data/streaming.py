@@ -132,7 +132,7 @@ class Stream:
 
     def accepted(self) -> None:
         """Tells that the last record became an example."""
-        if self._barren or self._passed or self._unreadable:
+        if self._begun_since or self._barren or self._passed or self._unreadable:
             self._accepted()
 
     def dropped(self, reason: str, example: str = "") -> None:

@@ -9,8 +9,10 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,6 +25,50 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 
 _EVERY = 1.0  # seconds between looks at whether the parent still lives
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
+
+
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+class WorkerDied(ChildProcessError, RuntimeError):
+    """A process that loads data ended by itself."""
+
+
+def unwatch(iterator: Any) -> None:
+    """Takes a DataLoader's workers off the list that torch's SIGCHLD handler watches.
+
+    The handler raises wherever the main thread happens to be when a worker dies: in another function's `finally`, in a
+    checkpoint, in a test's clean-up. Without it the iterator notices by itself, within some seconds of waiting, and
+    raises where the item is asked for.
+    """
+    remove = getattr(torch._C, "_remove_worker_pids", None)
+    if remove and getattr(iterator, "_worker_pids_set", False):
+        remove(id(iterator))
+        iterator._worker_pids_set = False
+
+
+def death(workers: Sequence[BaseProcess]) -> str:
+    """Which of the workers ended by itself, and how; empty where none did."""
+    for process in workers:
+        code = process.exitcode
+        if code:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            return f"worker {process.pid} {how}"
+    return ""
+
+
+@contextmanager
+def sheltered_start() -> Generator[None]:
+    """Processes started within are born with SIGTERM and SIGINT blocked, until `start_worker` says what they mean. Those
+    that reach this process meanwhile are delivered at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -47,8 +93,9 @@ def start_worker(_number: int, parent: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM go to all processes at once, but the parent may want to save and go on: the
     # worker ends when the parent tells it to, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if hasattr(signal, "pthread_sigmask"):  # blocked since birth; `_end_with` takes SIGTERM where it can wait for it
+        waited_for = {signal.SIGTERM} if hasattr(signal, "sigtimedwait") else set()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - waited_for)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

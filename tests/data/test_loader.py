@@ -1,7 +1,9 @@
 """Batches from worker processes: exactly resumed, and every way in which a process can end."""
 
+import gc
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from flamboyance.data.batch import Batch
 from flamboyance.data.documents import Document, Record, Rejected, Source
 from flamboyance.data.loader import Loader, merge_states
 from flamboyance.data.pairs import Pairs
+from flamboyance.data.worker import WorkerDied
 from flamboyance.images import ImageProcessor
 from tests.data.files import pair_shards
 from tests.tiny import tiny_tokenizer
@@ -253,9 +256,32 @@ def test_a_killed_worker_is_an_error_that_says_so(sources: dict[str, Source]) ->
     next(loader)
     victim = sorted(children() - before)[0]
     os.kill(victim, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=rf"(?s)DataLoader worker \(pid.* {victim}\).*memory may have run out"):
+    with pytest.raises(WorkerDied, match=rf"worker {victim} was killed by SIGKILL.*memory may have run out"):
         list(loader)
     wait_until(lambda: not children() - before)
+
+
+def test_a_worker_that_dies_raises_only_where_an_item_is_asked_for(sources: dict[str, Source]) -> None:
+    loader = make(sources, 2)
+    next(loader)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, signal.SIGKILL)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:  # the SIGCHLDs come here, and in what follows
+        time.sleep(0.001)
+    loader.close()
+    gc.collect()
+
+
+def test_workers_told_to_end_at_birth_do_not_count_as_killed(sources: dict[str, Source]) -> None:
+    for _ in range(5):
+        others = set(multiprocessing.active_children())
+        loader = make(sources, 2)
+        workers = set(multiprocessing.active_children()) - others
+        loader.close()
+        for process in workers:
+            process.join(20)
+        assert [process.exitcode for process in workers] == [0, 0]
 
 
 def test_signals_to_the_whole_group_leave_workers_to_their_parent(sources: dict[str, Source]) -> None:
@@ -290,6 +316,7 @@ def test_workers_end_with_their_parent(sources: dict[str, Source], tmp_path: Pat
 import os, signal
 from tests.data.test_loader import PROCESSOR, make, children
 from flamboyance.data.pairs import Pairs
+from flamboyance.data.worker import WorkerDied
 if __name__ == "__main__":
     loader = make({{"a": Pairs(shards={sources["a"].shards!r}, batch_size=3)}}, 2, prefetch=50)
     next(loader)

@@ -60,6 +60,34 @@ def test_each_epoch_gives_every_record_once(shards: list[str], shuffle: int) -> 
     assert len(set(map(tuple, orders))) == 4  # another order each time
 
 
+@pytest.mark.parametrize(
+    "options", [{"shuffle": 0}, {"shuffle": 1}, {"shuffle": 2}, {"shuffle": 0, "replacement": True}]
+)
+@pytest.mark.parametrize("sizes", [(1,), (3,), (300,), (2, 1)])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_small_source_is_read_again_and_again(
+    tmp_path: Path, sizes: tuple[int, ...], options: dict[str, Any], streams: int
+) -> None:
+    shards = line_shards(tmp_path, sizes)
+    for number in range(streams):
+        given = stream(shards, number=number, streams=streams, **options)
+        found = Counter(places(draw(given, 4 * sum(sizes))))
+        if streams == 1 and not options.get("replacement"):
+            assert set(found.values()) == {4}
+
+
+def test_one_good_record_a_pass_is_enough_without_shuffling(tmp_path: Path) -> None:
+    shards = line_shards(tmp_path, (400,))
+    given, accepted = stream(shards, shuffle=0), 0
+    for record, _ in itertools.islice(given, 1600):
+        if json.loads(record.fields["json"])[1] == 7:
+            given.accepted()
+            accepted += 1
+        else:
+            given.dropped("unlucky")
+    assert accepted == 4
+
+
 def test_without_shuffling_a_shard_keeps_its_order(shards: list[str]) -> None:
     for shard, lines in itertools.groupby(places(draw(stream(shards, shuffle=0), len(WHOLE))), lambda place: place[0]):
         assert [line for _, line in lines] == list(range(SIZES[shard]))
