@@ -228,6 +228,7 @@ def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) 
             task.name: {
                 "title": task.title, "metric": task.metric.name, "support": len(task.support),
                 "queries": len(task.queries), "labels": task.labels and list(task.labels), "content": content(task),
+                **({"variant": task.metric.variant} if task.metric.variant else {}),
             }
             for task in tasks
         },

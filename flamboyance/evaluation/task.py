@@ -63,10 +63,12 @@ class Metric:
     Attributes:
         name: as tables print it, e.g. "CIDEr".
         measure: examples and predictions, in the same order -> Score.
+        variant: what tells it from other metrics of that name; values of different variants are not compared.
     """
 
     name: str
     measure: Callable[[Sequence[Example], Sequence[Prediction]], Score]
+    variant: str = ""
 
 
 @dataclass(frozen=True)

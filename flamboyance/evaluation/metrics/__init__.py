@@ -13,7 +13,7 @@ from flamboyance.evaluation.metrics import classification
 from flamboyance.evaluation.metrics.bootstrap import interval_of_mean
 from flamboyance.evaluation.metrics.cider import cider
 from flamboyance.evaluation.metrics.ptb import ptb_tokenize, ptb_tokenize_all
-from flamboyance.evaluation.metrics.vqa import vqa_accuracy, vqa_accuracy_without_ids
+from flamboyance.evaluation.metrics.vqa import ALWAYS, OFFICIAL, vqa_accuracy, vqa_accuracy_without_ids
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "EXACT_MATCH",
     "TOP_1",
     "VQA_ACCURACY",
+    "VQA_ACCURACY_OFFICIAL",
     "cider",
     "ptb_tokenize",
     "ptb_tokenize_all",
@@ -45,9 +46,11 @@ def _cider(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Sc
     return _score(cider(references, said)[1])
 
 
-def _vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
+def _vqa(examples: Sequence[Example], predictions: Sequence[Prediction], normalize: str) -> Score:
     pairs = zip(examples, predictions, strict=True)
-    return _rounded(_score({example.id: vqa_accuracy(example.references, one.answer) for example, one in pairs}))
+    return _rounded(
+        _score({example.id: vqa_accuracy(example.references, one.answer, normalize) for example, one in pairs})
+    )
 
 
 def _rounded(score: Score) -> Score:
@@ -69,7 +72,7 @@ def vqa_accuracy_by_entry(entries: Mapping[str, Sequence[Mapping[str, Any]]]) ->
             items[example.id] = vqa_accuracy_without_ids(example.references, rest, one.answer)
         return _rounded(_score(items))
 
-    return Metric("VQA accuracy", measure)
+    return Metric("VQA accuracy", measure, "annotators told apart by their entries, all answers normalized")
 
 
 def _without_answer(entry: Mapping[str, Any]) -> str:
@@ -83,6 +86,7 @@ def roc_auc(positive: str, labels: Sequence[str]) -> Metric:
 
 
 CIDER = Metric("CIDEr", _cider)
-VQA_ACCURACY = Metric("VQA accuracy", _vqa)
+VQA_ACCURACY = Metric("VQA accuracy", partial(_vqa, normalize=ALWAYS), "all answers normalized")
+VQA_ACCURACY_OFFICIAL = Metric("VQA accuracy", partial(_vqa, normalize=OFFICIAL), "answers normalized where annotators differ")
 TOP_1 = Metric("top-1", classification.right)
 EXACT_MATCH = Metric("exact match", classification.right)

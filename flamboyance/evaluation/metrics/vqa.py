@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 ENOUGH = 3  # annotators who agree with an answer make it wholly right
+ALWAYS, OFFICIAL = "always", "official"  # which questions' answers are normalized
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"none": "0"} | {
     word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
@@ -37,7 +38,7 @@ CONTRACTIONS = (
 
 def normalize_answer(answer: str) -> str:
     """An answer as VQA accuracy compares it: without punctuation, case, articles; number words as digits."""
-    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    answer = _one_line(answer)
     bare = answer
     for mark in PUNCTUATION:
         # A mark beside a space, or any where a number has a comma, goes; between words it parts them.
@@ -48,8 +49,17 @@ def normalize_answer(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def vqa_accuracy(answers: Sequence[str], prediction: str) -> float:
-    """The official VQA accuracy of one question, from 0 to 1.
+def submitted_answer(answer: str) -> str:
+    """An answer as it is sent to a test server: normalized, unless that leaves nothing of it ("A", "...")."""
+    return normalize_answer(answer) or answer
+
+
+def _one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def vqa_accuracy(answers: Sequence[str], prediction: str, normalize: str = ALWAYS) -> float:
+    """The VQA accuracy of one question, from 0 to 1.
 
     Each annotator in turn is left out; the prediction earns min(1, annotators among the others who said it / 3); the
     mean over annotators counts. So an answer that 1, 2, 3 or 4 of ten gave is worth 0.3, 0.6, 0.9 or 1.
@@ -57,12 +67,20 @@ def vqa_accuracy(answers: Sequence[str], prediction: str) -> float:
     Args:
         answers: what each annotator said, usually ten.
         prediction: the answer to judge.
+        normalize: "always": the answers and the prediction are compared without punctuation, case and articles, as
+            open_flamingo 2.0.1 does. "official": only if the annotators gave different answers. Where all gave the same
+            one, the prediction must equal it, but for white space: "Yes" does not match ten times "yes". The
+            benchmark's own script, which also runs on its test server, does this.
 
     Raises:
-        ValueError: there is no answer, or `answers` is one string.
+        ValueError: there is no answer, `answers` is one string, or `normalize` is neither of the two.
     """
     _check(answers)
-    return _accuracy(answers, list(range(len(answers))), prediction)
+    _check_normalize(normalize)
+    form = normalize_answer
+    if normalize == OFFICIAL and len({_one_line(answer) for answer in answers}) == 1:
+        form = _one_line
+    return _accuracy(answers, list(range(len(answers))), prediction, form)
 
 
 def vqa_accuracy_without_ids(answers: Sequence[str], confidences: Sequence[str], prediction: str) -> float:
@@ -79,21 +97,32 @@ def vqa_accuracy_without_ids(answers: Sequence[str], confidences: Sequence[str],
     """
     _check(answers)
     if len(confidences) != len(answers):
-        raise ValueError(f"{len(answers)} answers have {len(confidences)} confidences; give one for each.")
-    return _accuracy(answers, confidences, prediction)
+        raise ValueError(f"{len(answers)} answers have {len(confidences)} confidences: expected one for each")
+    return _accuracy(answers, confidences, prediction, normalize_answer)
 
 
 def _check(answers: Sequence[str]) -> None:
     if isinstance(answers, str):
-        raise ValueError(f"A question's answers are a list of strings, one an annotator; got the string {answers!r}.")
+        raise ValueError(f"answers is the string {answers!r}: expected a list of strings, one per annotator")
     if not answers:
-        raise ValueError("VQA accuracy needs the annotators' answers to the question; got none.")
+        raise ValueError("VQA accuracy needs the annotators' answers to the question; got none")
 
 
-def _accuracy(answers: Sequence[str], tags: Sequence[Hashable], prediction: str) -> float:
-    """Left out with an annotator is everyone with the same answer and the same tag."""
-    annotators = [(normalize_answer(answer), tag) for answer, tag in zip(answers, tags, strict=True)]
-    predicted = normalize_answer(prediction)
+def _check_normalize(normalize: str) -> None:
+    if normalize not in (ALWAYS, OFFICIAL):
+        raise ValueError(f"normalize={normalize!r}: expected {ALWAYS!r} or {OFFICIAL!r}")
+
+
+def _accuracy(
+    answers: Sequence[str], tags: Sequence[Hashable], prediction: str, form: Callable[[str], str]
+) -> float:
+    """With an annotator everyone who has the same answer and the same tag is left out.
+
+    Args:
+        form: an answer -> what is compared of it.
+    """
+    annotators = [(form(answer), tag) for answer, tag in zip(answers, tags, strict=True)]
+    predicted = form(prediction)
     earned = [
         min(1, sum(other != one and other[0] == predicted for other in annotators) / ENOUGH) for one in annotators
     ]

@@ -80,7 +80,7 @@ def load(
         template,
         shown,
         queries,
-        metrics.CIDER if kind == "text" else metrics.EXACT_MATCH if exact else metrics.VQA_ACCURACY,
+        metrics.CIDER if kind == "text" else metrics.EXACT_MATCH if exact else vqa.accuracy(protocol),
         max_new_tokens=LONGEST_ANSWER if kind == "text" or exact else vqa.MAX_NEW_TOKENS,
         separator=separator(protocol),
         post_process=str.strip if kind == "text" or exact else vqa.first_part,

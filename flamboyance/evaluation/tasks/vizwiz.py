@@ -23,7 +23,7 @@ def load(files: Mapping[str, Path], protocol: str) -> Task:
         templates.vqa,
         support,
         queries,
-        _published_metric(files) if protocol == OPENFLAMINGO and measured else metrics.VQA_ACCURACY,
+        _published_metric(files) if protocol == OPENFLAMINGO and measured else vqa.accuracy(protocol),
         vqa.MAX_NEW_TOKENS,
         separator=separator(protocol),
         post_process=vqa.first_part,

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamboyance import templates
-from flamboyance.evaluation.metrics.vqa import normalize_answer
-from flamboyance.evaluation.task import Example, Prediction
-from flamboyance.evaluation.tasks.protocols import shown_answer
+from flamboyance.evaluation import metrics
+from flamboyance.evaluation.metrics.vqa import submitted_answer
+from flamboyance.evaluation.task import Example, Metric, Prediction
+from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, shown_answer
 from flamboyance.evaluation.tasks.reading import (
     Record,
     check,
@@ -48,6 +49,11 @@ class Asked:
     @property
     def said(self) -> tuple[str, ...]:
         return tuple(one["answer"] for one in self.answers)
+
+
+def accuracy(protocol: str) -> Metric:
+    """VQA accuracy: the benchmark's own; under "openflamingo" with every question's answers normalized."""
+    return metrics.VQA_ACCURACY if protocol == OPENFLAMINGO else metrics.VQA_ACCURACY_OFFICIAL
 
 
 def first_part(answer: str) -> str:
@@ -189,7 +195,7 @@ def answers_by_question(every: Sequence[str]) -> Callable[[Sequence[Example], Se
     def file(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
         said = {query.id: one.answer for query, one in zip(queries, predictions, strict=True)}
         return [
-            {"question_id": int(key) if key.isdecimal() else key, "answer": normalize_answer(said.get(key, ""))}
+            {"question_id": int(key) if key.isdecimal() else key, "answer": submitted_answer(said.get(key, ""))}
             for key in every
         ]
 
@@ -205,6 +211,6 @@ def answers_by_image(every: Sequence[str]) -> Callable[[Sequence[Example], Seque
 
     def file(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
         said = {query.image.name: one.answer for query, one in zip(queries, predictions, strict=True)}
-        return [{"image": name, "answer": normalize_answer(said.get(name, ""))} for name in every]
+        return [{"image": name, "answer": submitted_answer(said.get(name, ""))} for name in every]
 
     return file

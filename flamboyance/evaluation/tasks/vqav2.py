@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flamboyance import templates
-from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.protocols import separator
@@ -24,7 +23,7 @@ def load(files: Mapping[str, Path], protocol: str) -> Task:
         templates.vqa,
         support,
         queries,
-        metrics.VQA_ACCURACY,
+        vqa.accuracy(protocol),
         vqa.MAX_NEW_TOKENS,
         separator=separator(protocol),
         post_process=vqa.first_part,

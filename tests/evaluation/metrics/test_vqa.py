@@ -5,7 +5,7 @@ import re
 import pytest
 
 from flamboyance.evaluation.metrics import VQA_ACCURACY, vqa_accuracy, vqa_accuracy_by_entry
-from flamboyance.evaluation.metrics.vqa import CONTRACTIONS, normalize_answer, vqa_accuracy_without_ids
+from flamboyance.evaluation.metrics.vqa import CONTRACTIONS, normalize_answer, submitted_answer, vqa_accuracy_without_ids
 from flamboyance.evaluation.task import Example, Prediction
 
 
@@ -52,6 +52,44 @@ def test_contractions() -> None:
     assert CONTRACTIONS["aint"] == "ain't" and CONTRACTIONS["twas"] == "'twas"
     assert CONTRACTIONS["hed've"] == CONTRACTIONS["he'dve"] == "he'd've" and "hedve" not in CONTRACTIONS
     assert all(key.count("'") + 1 == whole.count("'") for key, whole in CONTRACTIONS.items() if key != "somebody'd")
+
+
+@pytest.mark.parametrize(
+    "answers, prediction, always, official",
+    [
+        # All gave the same answer: the official script compares it as it is, but for white space.
+        (["yes"] * 10, "Yes", 1, 0),
+        (["yes"] * 10, "yes", 1, 1),
+        (["yes"] * 10, " yes\n", 1, 1),
+        (["yes\n", " yes"] * 5, "yes", 1, 1),
+        (["ten"] * 10, "10", 1, 0),
+        (["a"] * 10, "", 1, 0),
+        (["New\tYork"] * 10, "New York", 1, 1),
+        (["New York."] * 10, "New York.", 1, 1),
+        (["yes"], "yes", 0, 0),
+        # They gave different answers: both sides are normalized.
+        (["yes"] * 9 + ["no"], "Yes", 1, 1),
+        (["yes"] * 9 + ["Yes"], "YES!", 1, 1),
+        (["ten"] * 9 + ["10"], "the 10", 1, 1),
+        (["a"] * 2 + ["b"] * 8, "the", 0.6, 0.6),
+        (["red/blue"] * 9 + ["red"], "red blue", 1, 1),
+    ],
+)
+def test_always_normalized_or_only_where_annotators_differ(answers, prediction, always, official) -> None:
+    assert vqa_accuracy(answers, prediction) == pytest.approx(always)
+    assert vqa_accuracy(answers, prediction, normalize="always") == pytest.approx(always)
+    assert vqa_accuracy(answers, prediction, normalize="official") == pytest.approx(official)
+
+
+def test_another_normalization_is_refused() -> None:
+    with pytest.raises(ValueError, match="'never'.*'always'.*'official'"):
+        vqa_accuracy(["yes"] * 10, "yes", normalize="never")
+
+
+def test_a_sent_answer_is_normalized_unless_nothing_is_left() -> None:
+    assert [submitted_answer(one) for one in ("Two, the dogs!", "A", "...", "the", "", "an a", "A.")] == [
+        "2 dogs", "A", "...", "the", "", "an a", "A.",
+    ]  # fmt: skip
 
 
 def test_both_sides_are_normalised() -> None:

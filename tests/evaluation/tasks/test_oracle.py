@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from flamboyance.evaluation.task import Prediction
+from flamboyance.evaluation.task import Example, Prediction
 from flamboyance.evaluation.tasks import open_task
 from tests.evaluation.tasks.files import WRITE, picture, put, vqa_pair
 
@@ -19,6 +19,21 @@ def oracle(task):
 def test_the_majority_is_right(name, tmp_path):
     WRITE[name](tmp_path)  # nine and seven of ten agree
     assert oracle(open_task(name, tmp_path)).value == pytest.approx(100)
+
+
+@pytest.mark.parametrize("name", ["vqav2", "ok_vqa", "textvqa", "vizwiz"])
+def test_answers_that_all_agree_on_are_normalized_under_one_protocol(name, tmp_path):
+    WRITE[name](tmp_path)
+    found = {}
+    for protocol in ("papers", "openflamingo"):
+        metric = open_task(name, tmp_path, protocol=protocol).metric
+        query = Example("1", tmp_path, "", (), ("yes",) * 10)
+        if metric.variant.startswith("annotators"):  # vizwiz's has the files' entries, by its queries' ids
+            continue
+        found[protocol] = metric.measure([query], [Prediction("Yes")]).value, metric.variant
+    assert found["papers"][0] == 0
+    assert "openflamingo" not in found or found["openflamingo"][0] == 100
+    assert len(set(found.values())) == len(found) >= 1 + (name != "vizwiz")
 
 
 @pytest.mark.parametrize("agree, value", [(1, 30), (2, 60), (3, 90), (4, 100)])

@@ -57,7 +57,7 @@ def test_answers_by_exact_match(folder):
 def test_ten_answers_by_vqa_accuracy(folder):
     answers = ["b"] * 4 + ["a"] * 6
     task = own.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers}))
-    assert task.metric is own.metrics.VQA_ACCURACY and task.max_new_tokens == 5
+    assert task.metric is own.metrics.VQA_ACCURACY_OFFICIAL and task.max_new_tokens == 5
     assert task.queries[0].references == tuple(answers) and task.queries[0].answer == "a"
     nine = own.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers[:9]}))
     assert nine.metric is own.metrics.EXACT_MATCH
