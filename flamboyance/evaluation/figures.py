@@ -3,7 +3,8 @@
 figure-1-share-of-flamingo   Figure 1: bars, scores as a share of the corresponding Flamingo's, averaged over tasks and
                              numbers of shots; error bars are deviations over these settings.
 figure-6-shots-random        Figure 6: a panel a task, score against shots with random demonstrations; error bars are
-                             deviations over seeds. The last panel is the average of the tasks that all lines have.
+                             deviations over seeds. The last panels are averages of the tasks that all lines have,
+                             one for each metric that several of these are measured by.
 figure-6-shots-rices         the same with RICES, its Figure 10; Flamingo's scores are with random demonstrations.
 figure-7-share-of-fine-tuned Figure 7: bars, scores as a share of the fine-tuned state of the art (Table 8), by task.
 random-against-rices         what Tables 9, 11 and 12 compare: a panel a task, both ways of choosing demonstrations.
@@ -70,7 +71,7 @@ def _alone(one: Series, series: Sequence[Series]) -> bool:
 
 
 def _panels(report: Report, series: list[Series], title: str, by_mode: bool = False) -> Any:
-    """A panel a task; the last is the average over tasks."""
+    """A panel per task, then one per metric: the average over the tasks that are measured by it."""
     own = [one for one in series if not one.published]
     tasks = [task for task in dict.fromkeys(t for t, _, _ in report.keys) if any(_has(one, task) for one in own)]
     shots = sorted({number for one in own for _, number in one.values})
@@ -79,19 +80,19 @@ def _panels(report: Report, series: list[Series], title: str, by_mode: bool = Fa
         tasks = [task for task in tasks if len(ways[task]) > 1]
     if not tasks:
         return None
-    averaged = [task for task in tasks if all(_has(one, task) for one in series)]
-    panels = [*tasks, AVERAGE] if len(averaged) > 1 else tasks
+    common = [task for task in tasks if all(_has(one, task) for one in series)]
+    panels = [[task] for task in tasks] + [group for group in report.like(common) if len(group) > 1]
     columns = min(len(panels), 4 if len(panels) > 6 else 3)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(max(3.3 * columns, 5.2), 2.8 * rows + 0.9)
-    for place, task in enumerate(panels, 1):
+    for place, group in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, place)
-        if task == AVERAGE:
-            dress(axes, "Average" if len(averaged) == len(tasks) else f"Average of the {len(averaged)} in common")
-        else:
-            dress(axes, report.title(task), report.metric(task))
+        task = group[0] if len(group) == 1 else AVERAGE
+        titles = [report.title(one) for one in group]
+        several = f"Average of {' and '.join(titles) if len(group) == 2 else f'{len(group)} tasks'}"
+        dress(axes, titles[0] if len(group) == 1 else several, report.metric(group[0]))
         for number, one in enumerate(series):
-            values = _averaged(one, averaged, shots) if task == AVERAGE else one.values
+            values = _averaged(one, group, shots) if task == AVERAGE else one.values
             _line(axes, one, values, task, shots, 0.05 * (number - (len(series) - 1) / 2), by_mode)
         axes.set_xticks(range(len(shots)), [str(one) for one in shots])
         axes.set_xlim(-0.35, len(shots) - 0.65)

@@ -47,13 +47,24 @@ def compare(first: Run, second: Run, resamples: int = RESAMPLES) -> list[Differe
     """
     others = {line.key: line for line in second.lines()}
     pairs = [(line, others[line.key]) for line in first.lines() if line.key in others]
-    return [_compared(a, b, first.labels(a.task), resamples) for a, b in pairs]
+    found = []
+    for a, b in pairs:
+        measures = [run.measure(a.task) for run in (first, second)]
+        other = _named(*measures) if measures[0] != measures[1] else None
+        found.append(_compared(a, b, first.labels(a.task), resamples, other))
+    return found
 
 
-def _compared(first: Line, second: Line, labels: list[str] | None, resamples: int) -> Difference:
+def _named(first: tuple[str, str], second: tuple[str, str]) -> str:
+    """Says that two runs measured by different metrics, each given as its name and variant."""
+    names = [f"{name or 'an unknown metric'}{f' ({variant})' if variant else ''}" for name, variant in (first, second)]
+    return f"other metrics: {names[0]} and {names[1]}"
+
+
+def _compared(first: Line, second: Line, labels: list[str] | None, resamples: int, problem: str | None) -> Difference:
     rows = [[_by_id(cell) for cell in line.cells] for line in (first, second)]
     asked = [set().union(*cells) for cells in rows]
-    problem = _problem(rows, asked)
+    problem = problem or _problem(rows, asked)
     if problem:
         return Difference(*first.key, None, None, None, len(asked[0] & asked[1]), problem)
     ids = sorted(asked[0])

@@ -146,6 +146,11 @@ def title(task: str) -> str | None:
     return next((told["title"] for told in _tasks(task)), None)
 
 
+def metric(task: str) -> str | None:
+    """By what papers measure a task; None for a task that none of them has."""
+    return next((told["metric"] for told in _tasks(task)), None)
+
+
 def slips() -> tuple[str, ...]:
     """Where the papers contradict the tables used here."""
     return tuple(slip for paper in PAPERS for slip in _read(paper)["slips"])

@@ -62,8 +62,21 @@ class Report:
         return named[0] if named else task
 
     def metric(self, task: str) -> str:
-        named = [run.metric(task) for run in self.runs if task in run.tasks]
-        return next(filter(None, named), "")
+        """Its name; several where the runs measured by different ones."""
+        return " / ".join(dict.fromkeys(name for name, _ in self.measures(task) if name))
+
+    def measures(self, task: str) -> list[tuple[str, str]]:
+        """By what the runs measured a task, each once: metric and variant."""
+        return list(dict.fromkeys(run.measure(task) for run in self.runs if task in run.tasks))
+
+    def like(self, tasks: Iterable[str]) -> list[list[str]]:
+        """Tasks in groups that all runs measured alike: only such values have a mean. Other tasks are in none."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for task in tasks:
+            measures = self.measures(task)
+            if len(measures) == 1 and measures[0][0]:
+                groups.setdefault(measures[0], []).append(task)
+        return list(groups.values())
 
 
 def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
@@ -93,7 +106,8 @@ def default_beside(runs: Sequence[Run]) -> list[str]:
 
 
 def other_data(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each task that bears a benchmark's name and has another number of queries than its split."""
+    """A sentence for each task that bears a benchmark's name and has another number of queries than its split, or
+    another metric."""
     told = {}
     for run in runs:
         for task, about in (run.about.get("tasks") or {}).items():
@@ -101,6 +115,9 @@ def other_data(runs: Sequence[Run]) -> list[str]:
             asked = about.get("queries")
             if whole and isinstance(asked, int) and asked and asked not in whole:
                 told[task] = f"{run.title(task)} has {asked:,} queries here, the benchmark {whole[0]:,}"
+            usual, metric = published.metric(task), run.metric(task)
+            if usual and metric and not usual.startswith(metric):
+                told.setdefault(task, f"{run.title(task)} is measured by {metric} here, in the papers by {usual}")
     return list(told.values())
 
 
@@ -187,11 +204,15 @@ def _notes(report: Report) -> list[str]:
         "Mean (standard deviation over seeds); 95 %: confidence interval over queries, by the bootstrap, "
         "the mean of the seeds' intervals."
     ]
+    tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
     if any(BY_RANDOM in (_published(name, *key) or "") for name in report.beside for key in report.keys):
         notes.append(f"{BY_RANDOM} With random demonstrations: nothing is published of that model with others.")
+    for task in tasks:
+        if len(report.measures(task)) > 1:
+            named = [f"{name}{f' ({variant})' if variant else ''}" for name, variant in report.measures(task)]
+            notes.append(f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them.")
     if not report.beside and (other := other_data(report.runs)):
         notes.append(f"No published scores beside: {'; '.join(other)}. --beside {USUAL} shows them all the same.")
-    tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
     modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
     for name in report.beside:
         found = [one for task in tasks for mode in {*modes, "random"} if (one := published.source(name, task, mode))]

@@ -116,6 +116,10 @@ class Run:
         named = [one.score["metric"] for one in self.cells if one.cell.task == task and one.score]
         return self._told(task).get("metric") or (named[0] if named else "")
 
+    def measure(self, task: str) -> tuple[str, str]:
+        """What its values are: the metric, and which variant of it; values of another measure are not compared."""
+        return self.metric(task), str(self._told(task).get("variant") or "")
+
     def labels(self, task: str) -> list[str] | None:
         return self._told(task).get("labels")
 

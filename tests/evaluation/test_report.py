@@ -310,6 +310,65 @@ def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert shown == pytest.approx([100 * value / 155.1 for value in (42.5, 85.0, 77.3, 91.3, 85.0)])
 
 
+def titles_of_panels(report, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
+    """The panels of figure 6 by title and metric, each with its lines' values."""
+    from matplotlib.figure import Figure
+
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.update({Path(path).stem: figure}))
+    draw(report, folder)
+    return {
+        (axes.get_title(loc="left"), axes.get_ylabel()): [list(one[0].get_ydata()) for one in axes.containers]
+        for axes in drawn["figure-6-shots-random"].axes
+    }
+
+
+def test_averages_are_of_tasks_that_are_measured_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WrittenRun(tmp_path)
+    measured = {"coco": "CIDEr", "flickr30k": "CIDEr", "vqav2": "VQA accuracy", "mine": "exact match", "x": "top-1"}
+    for number, (task, metric) in enumerate(measured.items()):
+        run.task(task, task, metric, 2)
+        run.cell(task, 4, "random", 0, [], 10.0 * number)
+    panels = titles_of_panels(build([read(tmp_path)]), tmp_path, monkeypatch)
+    assert list(panels)[5:] == [("Average of coco and flickr30k", "CIDEr")]
+    assert panels["Average of coco and flickr30k", "CIDEr"] == [[5.0]]
+
+
+def test_variants_of_a_metric_are_not_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WrittenRun(tmp_path)
+    for number, variant in enumerate(("a", "a", "a", "b")):
+        run.task(f"t{number}", f"T{number}", "VQA accuracy", 2)
+        run.about["tasks"][f"t{number}"]["variant"] = variant
+        run.cell(f"t{number}", 4, "random", 0, [], 10.0 * number)
+    run.save()
+    panels = titles_of_panels(build([read(tmp_path)]), tmp_path, monkeypatch)
+    assert panels["Average of 3 tasks", "VQA accuracy"] == [[10.0]] and len(panels) == 5
+
+
+def test_runs_that_measured_otherwise_are_neither_averaged_nor_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, variant in (("first", "official"), ("second", "always")):
+        run = WrittenRun(tmp_path / name, name)
+        for task in ("t", "u"):
+            run.task(task, task.upper(), "VQA accuracy", 2)
+            run.about["tasks"][task]["variant"] = variant
+            run.cell(task, 4, "random", 0, valued([1, 2]))
+        run.save()
+    report = build(read_all([tmp_path / "first", tmp_path / "second"]))
+    assert [title for title, _ in titles_of_panels(report, tmp_path, monkeypatch)] == ["T", "U"]
+    assert [one.difference for one in report.differences] == [None, None]
+    assert all("official" in (one.why_not or "") and "always" in (one.why_not or "") for one in report.differences)
+    assert any("T" in note and "official" in note and "always" in note for note in scores(report).notes)
+
+
+def test_a_benchmarks_name_with_another_metric_has_nothing_published_beside_it(tmp_path: Path) -> None:
+    WrittenRun(tmp_path).task("coco", "coco", "exact match", 5_000).cell("coco", 4, "random", 0, [], 50.0)
+    report = build([read(tmp_path)])
+    assert report.beside == () and not shares_of_flamingo(report)
+    assert any("exact match" in note and "CIDEr" in note for note in scores(report).notes)
+
+
 def test_figures_of_a_task_of_ones_own(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("own", "My own", "accuracy").cell("own", 4, "balanced", 0, [], 10.0)
     assert [name for name, _ in draw(build([read(tmp_path)]), tmp_path)] == ["figure-6-shots-balanced.png"]
