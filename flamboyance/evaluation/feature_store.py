@@ -4,12 +4,14 @@ A tower has a folder of parts, safetensors files that are never changed:
 
     features  (n, D) float16   a row an image, of length 1
     contents  (n, 16) uint8    a hash of the image file's bytes
-    files     (m, 32) uint8    a hash of a file's path, size and time of change; and its content's
+    files     (m, 32) uint8    a hash of a file's path, size and times; and its content's
 
 An image is known by its content, not its name: so COCO, VQAv2 and OK-VQA share COCO's features, a data set may be moved
 or copied, and a file under two names is one image. To know a file by its content it has to be read, which takes minutes
 for a data set where looking at sizes and times takes seconds; so `files` remembers what was read. A file whose path,
-size or time is new is read again, and encoded only if its content is new too.
+size or time is new is read again, and encoded only if its content is new too. One of the times is that of the last
+change of the file's entry (ctime), which no program can set: another image with the old one's size and time of
+modification is noticed by it.
 
 A part is put in its place once it is complete, and takes its name from its content. So a build that was killed loses
 nothing but its last part, and several processes may build at once.
@@ -39,19 +41,29 @@ def digest(data: bytes) -> bytes:
 
 
 def stamp(path: str, stat: os.stat_result) -> bytes:
-    """A hash that changes with the path, size and time of change of a file."""
-    return digest(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
+    """A hash that changes with the path and with whatever is written to the file, also if it is put in its place with
+    the same size and time of modification."""
+    return digest(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}".encode(errors="surrogateescape"))
 
 
 class Features:
     """The features of some images; memory-mapped, so that a million of them take little memory.
 
+    Args:
+        files: where each of the parts is, for messages.
+
     Attributes:
         broken: images that have none, and why.
     """
 
-    def __init__(self, parts: Sequence[Tensor], rows: Mapping[str, int], broken: Mapping[str, str]) -> None:
-        self._parts, self._rows, self.broken = parts, rows, broken
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        rows: Mapping[str, int],
+        broken: Mapping[str, str],
+        files: Sequence[Path] | None = None,
+    ) -> None:
+        self._parts, self._rows, self.broken, self._files = parts, rows, broken, files
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def rows(self, images: Iterable[Path | str]) -> np.ndarray:
@@ -65,12 +77,20 @@ class Features:
             raise ValueError(f"{error.args[0]} has no feature: it was not among the images that were built") from None
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """Features (n, D) float16 of these rows."""
+        """Features (n, D) float16 of these rows.
+
+        Raises ValueError for a feature that is not finite: it would be as near to every image as to none.
+        """
         found = torch.empty(len(rows), self._parts[0].shape[1] if self._parts else 0, dtype=torch.float16)
         part = np.searchsorted(self._starts, rows, side="right") - 1
         for i in np.unique(part):
             here = np.flatnonzero(part == i)
-            found[torch.from_numpy(here)] = self._parts[i][torch.from_numpy(rows[here] - self._starts[i])]
+            some = self._parts[i][torch.from_numpy(rows[here] - self._starts[i])]
+            if not some.isfinite().all():
+                raise _damaged(
+                    self._files[i] if self._files else Path("a part"), "it holds features that are not finite"
+                )
+            found[torch.from_numpy(here)] = some
         return found
 
 
@@ -79,6 +99,7 @@ class Store:
 
     Attributes:
         parts: of features (n, D) float16, memory-mapped; rows are counted through all of them.
+        part_files: where each of them is.
 
     Raises:
         ValueError: a file in the folder is damaged.
@@ -86,8 +107,15 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        read = [_read_part(file) for file in sorted(folder.glob("*.safetensors"))]
+        there = sorted(folder.glob("*.safetensors"))
+        read = [_read_part(file) for file in there]
         self.parts = [features for features, _, _ in read if len(features)]
+        self.part_files = [file for file, (features, _, _) in zip(there, read, strict=True) if len(features)]
+        for file, part in zip(self.part_files, self.parts, strict=True):
+            if part.shape[1] != self.parts[0].shape[1]:
+                raise _damaged(
+                    file, f"features of {part.shape[1]} numbers; the first part's have {self.parts[0].shape[1]}"
+                )
         contents = np.concatenate([_hashes(hashes) for _, hashes, _ in read] or [_NONE])[:, 0]
         files = np.concatenate([_hashes(hashes) for _, _, hashes in read] or [_NONE.repeat(2, axis=1)])
         self._contents = _Index(contents, np.arange(len(contents)))
@@ -156,7 +184,18 @@ def _read_part(file: Path) -> tuple[Tensor, Tensor, Tensor]:
         with safe_open(file, "pt") as tensors:  # maps the file: what is not looked at is not read
             features, contents, files = (tensors.get_tensor(key) for key in ("features", "contents", "files"))
     except SafetensorError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); delete it: what it held is computed again, and all else stays"
-        ) from None
+        raise _damaged(file, str(error)) from None
+    for tensor, kind, width in (
+        (features, torch.float16, None),
+        (contents, torch.uint8, BYTES),
+        (files, torch.uint8, 2 * BYTES),
+    ):
+        if tensor.dtype != kind or tensor.ndim != 2 or (width is not None and len(tensor) and tensor.shape[1] != width):
+            raise _damaged(file, f"it holds a tensor {list(tensor.shape)} {tensor.dtype} that is none of features")
+    if len(features) != len(contents):
+        raise _damaged(file, f"{len(features)} features of {len(contents)} contents")
     return features, contents, files
+
+
+def _damaged(file: Path, why: str) -> ValueError:
+    return ValueError(f"{file} is damaged ({why}); delete it: what it held is computed again, and all else stays")

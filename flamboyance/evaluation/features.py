@@ -114,7 +114,7 @@ def build(
         advance: told of images as they are done.
 
     Raises:
-        ValueError: a file in the cache is damaged.
+        ValueError: a file in the cache is damaged, or the tower gives features that are not finite.
         OSError: the cache cannot be written.
     """
     names = list(dict.fromkeys(str(image) for image in images))
@@ -134,7 +134,7 @@ def build(
         rows = store.find(paths)
     without = [(name, path) for name, path, row in zip(names, paths, rows, strict=True) if row < 0]
     reasons = {name: f"{name}: " + broken.get(path, "it was changed while it was read") for name, path in without}
-    return Features(store.parts, dict(zip(names, rows.tolist(), strict=True)), reasons)
+    return Features(store.parts, dict(zip(names, rows.tolist(), strict=True)), reasons, store.part_files)
 
 
 class _Read(NamedTuple):
@@ -178,6 +178,7 @@ class _Writer:
     def __init__(self, encoder: Encoder, store: Store, batch_size: int) -> None:
         self._encoder, self._store, self._batch_size = encoder, store, batch_size
         self._levels: list[Tensor] = []
+        self._paths: list[str] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -190,6 +191,7 @@ class _Writer:
         self._files.append(read.stamp + read.content)
         if read.levels is not None:
             self._levels.append(read.levels)
+            self._paths.append(read.path)
             self._contents.append(read.content)
         if len(self._levels) == self._batch_size:
             self._encode()
@@ -205,8 +207,14 @@ class _Writer:
 
     def _encode(self) -> None:
         if self._levels:
-            self._features.append(self._encoder(self._levels))
-            self._levels = []
+            features = self._encoder(self._levels)
+            for i in (~features.isfinite().all(1)).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"{self._paths[i]}: the tower {self._encoder.tower.spec['name']} gives features that are not "
+                    "finite; are its weights damaged?"
+                )
+            self._features.append(features)
+            self._levels, self._paths = [], []
 
 
 def _encode(reads: Iterable[_Read], writer: _Writer, advance: Callable[[int], None]) -> dict[str, str]:

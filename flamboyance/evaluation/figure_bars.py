@@ -67,7 +67,14 @@ def share_of_fine_tuned(report: Report, series: list[Series]) -> tuple[str, Any]
         bars += [(place, [*tasks, AVERAGE].index(task), share, None, one.color) for task, share in found.items()]
     hatches = ["//" if one.mode != "random" else "" for one in shown]
     names = [f"{report.title(t)}\n{found.method}" for t in tasks if (found := published.fine_tuned(t))]
-    _bars(axes, bars, len(shown), names + (["Average of\nthe shares"] if len(tasks) > 1 else []), hatches, numbers=len(shown) < 4)
+    _bars(
+        axes,
+        bars,
+        len(shown),
+        names + (["Average of\nthe shares"] if len(tasks) > 1 else []),
+        hatches,
+        numbers=len(shown) < 4,
+    )
     axes.axhline(100, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     handles = [
         Patch(facecolor=one.color, hatch=hatch, edgecolor="white") for one, hatch in zip(shown, hatches, strict=True)

@@ -5,7 +5,6 @@ Shape letters: M images, L latents, D the tower's width, H heads, K width of a h
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flamboyance.evaluation.feature_store import digest, stamp
 from flamboyance.few_shot import fingerprint
 from flamboyance.images import ImageError, load_image
 from flamboyance.model.files import replacing
@@ -36,7 +36,7 @@ class MediaCache:
     Args:
         most_bytes: of what is kept in memory. What a single batch of prompts needs is held beyond that.
         folder: where latents are kept between runs; None: nowhere. Keyed by model, tower, preprocessing, and the
-            image's path, size and time of change.
+            content of the image's file.
     """
 
     def __init__(self, model: Any, processor: Any, most_bytes: float = 2e9, folder: Path | None = None):
@@ -46,6 +46,9 @@ class MediaCache:
         self._kept: OrderedDict[Path, Media] = OrderedDict()
         self._bytes = 0
         self._decoding: dict[Path, Future[Tensor]] = {}
+        self._contents: dict[
+            Path, tuple[bytes, bytes]
+        ] = {}  # of files that were read: what they looked like, and a hash
         self._threads = ThreadPoolExecutor(DECODERS)
         self._model = f"{fingerprint(model)} {model.vision.spec} {processor.image_processor}" if folder else ""
 
@@ -56,12 +59,17 @@ class MediaCache:
                 continue
             self._decoding[image] = self._threads.submit(self._read, image)
 
+    @property
+    def _shape(self) -> torch.Size:
+        return self.model.resampler.latents.shape
+
     @torch.no_grad()
     def media(self, prompts: Sequence[Sequence[Path]]) -> Media:
         """The images of each prompt, in order.
 
         Raises:
             ImageError: an image cannot be read; names its file.
+            ValueError: latents are not finite; names the image.
         """
         places = {image: place for place, image in enumerate(dict.fromkeys(i for row in prompts for i in row))}
         self.ahead(list(places))
@@ -87,6 +95,11 @@ class MediaCache:
             pixels = torch.stack([self._pixels(images[i]) for i in new])[:, None]
             made = self.model.encode_media(pixels, [1] * len(new))
             self.encoded += len(new)
+            for i in (~made.latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"{images[new[i]]}: the model computes latents that are not finite in {made.latents.dtype}; are "
+                    "its weights damaged? In float16 numbers above 65,504 are not finite: --dtype bfloat16 or float32"
+                )
             if len(new) == len(images):
                 for image, value in zip(images, made.latents, strict=True):
                     self._store(image, value)
@@ -117,9 +130,10 @@ class MediaCache:
 
     def _file(self, image: Path) -> Path:
         assert self.folder is not None
-        state = image.stat()
-        key = f"{self._model} {image.resolve()} {state.st_size} {state.st_mtime_ns}"
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        now = stamp(str(image), image.stat())
+        if image not in self._contents or self._contents[image][0] != now:
+            self._contents[image] = now, digest(image.read_bytes())
+        name = digest(self._model.encode() + b"\0" + self._contents[image][1]).hex()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _is_stored(self, image: Path) -> bool:
@@ -132,6 +146,8 @@ class MediaCache:
         try:
             latents = load_file(self._file(image), device=str(self.model.device))["latents"]
         except (SafetensorError, OSError, KeyError):  # damaged: it is made again
+            return None
+        if latents.shape != self._shape or not latents.isfinite().all():
             return None
         self._decoding.pop(image, None)  # another process may have stored it meanwhile
         return latents

@@ -210,7 +210,9 @@ def _notes(report: Report) -> list[str]:
     for task in tasks:
         if len(report.measures(task)) > 1:
             named = [f"{name}{f' ({variant})' if variant else ''}" for name, variant in report.measures(task)]
-            notes.append(f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them.")
+            notes.append(
+                f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them."
+            )
     if not report.beside and (other := other_data(report.runs)):
         notes.append(f"No published scores beside: {'; '.join(other)}. --beside {USUAL} shows them all the same.")
     modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]

@@ -124,6 +124,69 @@ def test_a_changed_image_is_noticed(tmp_path, encoder, images):
     torch.testing.assert_close(new.float(), plain(encoder, images), atol=1e-3, rtol=1e-3)
 
 
+def replaced_in_secret(image: Path, by: Path) -> None:
+    """Another picture in the file, with the size and time of modification of the old one."""
+    stat, content = image.stat(), by.read_bytes()
+    assert len(content) <= stat.st_size
+    image.write_bytes(content + bytes(stat.st_size - len(content)))  # what is after a PNG's end is not read
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (image.stat().st_size, image.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+@pytest.mark.parametrize("how", ["written", "put in its place"])
+def test_an_image_of_the_same_size_and_time_is_noticed(tmp_path, encoder, images, how):
+    images[4].write_bytes(images[4].read_bytes() + bytes(2000))
+    before = build(images, encoder, tmp_path / "cache")
+    time.sleep(0.05)  # times of files advance in steps of some milliseconds
+    if how == "written":
+        replaced_in_secret(images[4], picture(tmp_path / "other.png", 78))
+    else:
+        shutil.copy2(images[4], tmp_path / "copy.png")
+        replaced_in_secret(tmp_path / "copy.png", picture(tmp_path / "other.png", 78))
+        (tmp_path / "copy.png").replace(images[4])
+    del encoded[:]
+    after = build(images, encoder, tmp_path / "cache")
+    old, new = before.take(before.rows(images)), after.take(after.rows(images))
+    assert encoded == [1] and [i for i in range(10) if not torch.equal(old[i], new[i])] == [4]
+    torch.testing.assert_close(new.float(), plain(encoder, images), atol=1e-3, rtol=1e-3)
+
+
+def test_features_that_are_not_finite_are_refused_with_their_file(tmp_path, encoder, images):
+    from safetensors.torch import load_file, save_file
+
+    build(images, encoder, tmp_path)
+    (part,) = tmp_path.rglob("*.safetensors")
+    for wrong in (float("nan"), float("inf")):
+        tensors = load_file(part)
+        tensors["features"][3, 5] = wrong
+        save_file(tensors, part)
+        found = build(images, encoder, tmp_path)
+        with pytest.raises(ValueError, match=rf"{part.name} is damaged .*not finite.* delete it"):
+            found.take(found.rows(images))
+
+
+@pytest.mark.parametrize("name, wrong", [("features", "short"), ("contents", "short"), ("features", "flat")])
+def test_a_part_whose_tensors_do_not_fit_is_named(tmp_path, encoder, images, name, wrong):
+    from safetensors.torch import load_file, save_file
+
+    build(images, encoder, tmp_path)
+    (part,) = tmp_path.rglob("*.safetensors")
+    tensors = load_file(part)
+    tensors[name] = tensors[name][:-1].clone() if wrong == "short" else tensors[name].flatten()
+    save_file(tensors, part)
+    with pytest.raises(ValueError, match=rf"{part.name} is damaged"):
+        build(images, encoder, tmp_path)
+
+
+def test_a_tower_that_computes_no_numbers_is_refused(tmp_path, tower, images):
+    encoder = Encoder.open(tower)
+    with torch.no_grad():
+        encoder.tower.model.post_layernorm.bias[3] = float("nan")
+    with pytest.raises(ValueError, match=r"00\.png: the tower .* not finite"):
+        build(images, encoder, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_changed_tower_is_noticed(tmp_path, tower):
     folders = [Encoder.open(tower).folder]
     folders.append(Encoder.open(tower, processor=ImageProcessor(size=(SIDE, SIDE))).folder)
@@ -237,7 +300,7 @@ def test_two_builds_at_once(tmp_path, encoder, tower, images):
     script = KILLED.replace("time.sleep(0.3)", "time.sleep(0.02)")
     run = [sys.executable, "-c", script, tower, str(tmp_path / "cache"), str(images[0].parent)]
     both = [subprocess.Popen(run, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [one.wait(60) for one in both] == [0, 0]
+    assert [one.wait(600) for one in both] == [0, 0]
     found = build(images, encoder, tmp_path / "cache")
     assert encoded == []
     torch.testing.assert_close(found.take(found.rows(images)).float(), plain(encoder, images), atol=1e-3, rtol=1e-3)

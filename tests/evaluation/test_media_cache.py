@@ -68,6 +68,50 @@ def test_images_are_kept_on_disk_between_runs(tiny, images, tmp_path):
     assert third.encoded == 1
 
 
+def test_an_image_of_the_same_size_and_time_is_noticed_and_a_moved_one_is_known(tiny, images, tmp_path):
+    images[0].write_bytes(images[0].read_bytes() + bytes(2000))
+    MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media").media([images])
+    stat, other = images[0].stat(), draw(tmp_path / "other", 1, 9)[0].read_bytes()
+    images[0].write_bytes(other + bytes(stat.st_size - len(other)))
+    os.utime(images[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    moved = images[5].rename(tmp_path / "moved.png")
+    now = [*images[:5], moved]
+    cache = MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media")
+    check(tiny, cache.media([now]), [now])
+    assert cache.encoded == 1
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), None])
+def test_latents_on_disk_that_are_none_are_made_again(tiny, images, tmp_path, wrong):
+    from safetensors.torch import load_file, save_file
+
+    MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media").media([images])
+    file = next((tmp_path / "media").rglob("*.safetensors"))
+    latents = load_file(file)["latents"]
+    if wrong is None:
+        latents = latents[:-1].clone()
+    else:
+        latents[0, 0] = wrong
+    save_file({"latents": latents}, file)
+    cache = MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media")
+    check(tiny, cache.media([images]), [images])
+    assert cache.encoded == 1
+
+
+def test_a_model_that_computes_no_numbers_is_refused(tiny, images, tmp_path):
+    kept = tiny.model.resampler.latents.detach().clone()
+    with torch.no_grad():
+        tiny.model.resampler.latents[0, 0] = float("nan")
+    try:
+        cache = MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media")
+        with pytest.raises(ValueError, match=r"0\.png: .* not finite"):
+            cache.media([images])
+        assert not list(tmp_path.rglob("media/*/*.safetensors"))
+    finally:
+        with torch.no_grad():
+            tiny.model.resampler.latents.copy_(kept)
+
+
 def test_nothing_is_read_ahead_that_is_on_disk_or_stays_behind(tiny, images, tmp_path):
     MediaCache(tiny.model, tiny.processor, folder=tmp_path / "media").media([images[:4]])
     cache = MediaCache(tiny.model, tiny.processor, most_bytes=0, folder=tmp_path / "media")

@@ -87,6 +87,8 @@ def roc_auc(positive: str, labels: Sequence[str]) -> Metric:
 
 CIDER = Metric("CIDEr", _cider)
 VQA_ACCURACY = Metric("VQA accuracy", partial(_vqa, normalize=ALWAYS), "all answers normalized")
-VQA_ACCURACY_OFFICIAL = Metric("VQA accuracy", partial(_vqa, normalize=OFFICIAL), "answers normalized where annotators differ")
+VQA_ACCURACY_OFFICIAL = Metric(
+    "VQA accuracy", partial(_vqa, normalize=OFFICIAL), "answers normalized where annotators differ"
+)
 TOP_1 = Metric("top-1", classification.right)
 EXACT_MATCH = Metric("exact match", classification.right)

@@ -113,9 +113,7 @@ def _check_normalize(normalize: str) -> None:
         raise ValueError(f"normalize={normalize!r}: expected {ALWAYS!r} or {OFFICIAL!r}")
 
 
-def _accuracy(
-    answers: Sequence[str], tags: Sequence[Hashable], prediction: str, form: Callable[[str], str]
-) -> float:
+def _accuracy(answers: Sequence[str], tags: Sequence[Hashable], prediction: str, form: Callable[[str], str]) -> float:
     """With an annotator everyone who has the same answer and the same tag is left out.
 
     Args:

@@ -5,7 +5,12 @@ import re
 import pytest
 
 from flamboyance.evaluation.metrics import VQA_ACCURACY, vqa_accuracy, vqa_accuracy_by_entry
-from flamboyance.evaluation.metrics.vqa import CONTRACTIONS, normalize_answer, submitted_answer, vqa_accuracy_without_ids
+from flamboyance.evaluation.metrics.vqa import (
+    CONTRACTIONS,
+    normalize_answer,
+    submitted_answer,
+    vqa_accuracy_without_ids,
+)
 from flamboyance.evaluation.task import Example, Prediction
 
 
@@ -82,7 +87,7 @@ def test_always_normalized_or_only_where_annotators_differ(answers, prediction, 
 
 
 def test_another_normalization_is_refused() -> None:
-    with pytest.raises(ValueError, match="'never'.*'always'.*'official'"):
+    with pytest.raises(ValueError, match=r"'never'.*'always'.*'official'"):
         vqa_accuracy(["yes"] * 10, "yes", normalize="never")
 
 
