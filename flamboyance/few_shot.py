@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamboyance import templates
+from flamboyance.files import replacing
 from flamboyance.model.cache import RoomyLayer, roomy
-from flamboyance.model.files import replacing
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor

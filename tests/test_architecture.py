@@ -9,22 +9,23 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "flamboyance"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LONGEST = 300
+LONGEST = 500
 
 # What each part may import; parts are the top-level modules and folders of the package. A part that is not
 # named here fails the test: whoever adds one says where it stands.
 BELOW: dict[str, set[str]] = {
     "configuration": set(),
-    "images": set(),
+    "files": set(),
+    "images": {"files"},
     "templates": set(),
-    "model": {"configuration"},
-    "processing": {"configuration", "images", "templates", "model"},
-    "checkpoints": {"configuration", "images", "processing", "model"},
-    "few_shot": {"configuration", "images", "templates", "model", "processing", "checkpoints"},
-    "mini": {"configuration", "images", "templates", "model", "processing", "checkpoints"},
-    "compat": {"configuration", "images", "templates", "model", "processing", "checkpoints"},
-    "data": {"configuration", "images", "templates", "processing"},
-    "training": {"configuration", "images", "templates", "model", "processing", "checkpoints", "data"},
+    "model": {"configuration", "files"},
+    "processing": {"configuration", "files", "images", "templates", "model"},
+    "checkpoints": {"configuration", "files", "images", "processing", "model"},
+    "few_shot": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints"},
+    "mini": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints"},
+    "compat": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints"},
+    "data": {"configuration", "files", "images", "templates", "processing"},
+    "training": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints", "data"},
 }
 # The top: each of these sees everything below, and the others of the top where it is said.
 LIBRARY = set(BELOW) - {"data", "training"}

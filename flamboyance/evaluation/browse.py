@@ -27,8 +27,8 @@ from urllib.parse import quote
 
 from flamboyance.evaluation.results import Row
 from flamboyance.evaluation.runs import Done, Run, finite
+from flamboyance.files import replacing
 from flamboyance.images.loading import ImageError, load_image
-from flamboyance.model.files import replacing
 
 PAGE = "index.html"
 STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 
 BYTES = 16  # of a hash
 

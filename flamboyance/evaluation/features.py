@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from flamboyance.evaluation.feature_store import Features, Store, digest, stamp
+from flamboyance.files import replacing
 from flamboyance.images import ImageError, ImageProcessor
-from flamboyance.model.files import replacing
 from flamboyance.model.vision import VisionTower
 from flamboyance.processing import image_processor_of
 

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Prediction, Score, Task
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 
 MOST_LABELS = 20  # of which all probabilities are written; of more labels, the likeliest
 LIKELIEST = 5

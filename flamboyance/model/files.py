@@ -1,8 +1,6 @@
 """The files of a checkpoint: config.json, which names the backbones, and model.safetensors, what trained."""
 
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,28 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flamboyance.configuration import FlamingoConfig
+from flamboyance.files import read_json, replacing, write_text
 
 WEIGHTS = "model.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "vision/*", "language/*"]
-
-
-class replacing:
-    """Writes to a temporary file beside the target and puts it in place once it is complete."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> str:
-        handle, self.part = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
-        os.close(handle)
-        return self.part
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            shutil.copymode(self.target, self.part) if self.target.exists() else os.chmod(self.part, 0o644)
-            os.replace(self.part, self.target)
-        else:
-            os.unlink(self.part)
 
 
 def local_directory(name: str, **hub: Any) -> Path:
@@ -60,7 +40,7 @@ def read_config(directory: Path) -> FlamingoConfig:
             "It should hold config.json and model.safetensors, as save_pretrained writes them."
         )
     try:
-        values = json.loads(file.read_text())
+        values = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}). Restore it from the original checkpoint.") from None
     if not isinstance(values, dict):
@@ -107,8 +87,7 @@ def write_checkpoint(directory: Path, config: FlamingoConfig, tensors: Mapping[s
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / WEIGHTS) as part:
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
-    with replacing(directory / "config.json") as part:
-        Path(part).write_text(config.to_json_string(use_diff=False))
+    write_text(directory / "config.json", config.to_json_string(use_diff=False))
 
 
 def write_backbone(backbone: Any, directory: Path) -> None:

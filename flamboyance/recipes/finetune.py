@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 from flamboyance.recipes.held_out import Kept, draw, evaluate, unknown_words
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run

@@ -22,8 +22,8 @@ from flamboyance.data.own import Own, read
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.few_shot import FewShotTask
+from flamboyance.files import replacing
 from flamboyance.images import ImageError, load_image
-from flamboyance.model.files import replacing
 from flamboyance.templates import IMAGE_TOKEN, Template
 from flamboyance.training.step import summed_loss
 

@@ -20,7 +20,7 @@ import numpy as np
 from flamboyance.demo import world
 from flamboyance.demo.world import Scene
 from flamboyance.demo.world.words import COLORS, COLUMNS, COUNTS, DIGITS, SHAPES, SIZES, draw_words
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 
 SEED = 50_000_000  # of scenes that nothing was trained on
 ANNOTATORS = 10

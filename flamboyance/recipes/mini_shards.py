@@ -21,7 +21,7 @@ from PIL import Image
 from flamboyance import templates
 from flamboyance.demo.world import binding_episode, caption, digit_scene, questions, render, scene
 from flamboyance.demo.world.scenes import Scene
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
 
 PER_SHARD = 250  # records

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from flamboyance.checkpoints import openflamingo
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 from flamboyance.training.config import Training
 from flamboyance.training.parallel import Parallel, World
 from flamboyance.training.run import Run

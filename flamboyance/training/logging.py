@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-from flamboyance.model.files import replacing
+from flamboyance.files import replacing
 
 FILE = "log.jsonl"
 

@@ -1,0 +1,431 @@
+"""Files: written whole or not at all; users' tables (CSV, TSV, JSONL), texts and JSON; what of a folder is read.
+
+Everything that is written is UTF-8, whatever the locale. Everything that users give as a text or a table is read here,
+so that every command reads the same formats and reports the same mistakes, by file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import stat
+import uuid
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv", *JSONL_SUFFIXES)
+"""Suffixes of tables, in lower case; a file's own may be in upper case."""
+
+LINE_LIMIT = 256 << 20
+"""Longest line that is read, in bytes: JSONL may hold images in base64."""
+
+VALUE_LIMIT = 16 << 20
+"""Longest value of a CSV or TSV file, in characters."""
+
+TEXT_LIMIT = 1 << 20
+"""Largest text that is read as one caption, question or answer, in bytes."""
+
+# Column names of CSV and TSV files that are understood in any case; others are kept as they are written.
+COLUMNS = ("image", "images", "file_name", "text", "caption", "captions", "label", "question", "answer", "answers")
+
+Record = dict[str, Any]
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+class replacing:
+    """Writes to a temporary file beside the target, and moves it into place once it is complete.
+
+    `with replacing(path) as part:` gives the name to write to. An existing file keeps its mode; a new one gets the
+    umask's. Where the block fails the target is left as it was.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full; names the target.
+    """
+
+    def __init__(self, target: Path | str):
+        self.target = Path(target)
+
+    def __enter__(self) -> str:
+        with naming(self.target):
+            name = f".{self.target.name[:100]}.{uuid.uuid4().hex[:8]}"
+            self.part = str(self.target.with_name(name))
+            mode = stat.S_IMODE(self.target.stat().st_mode) if self.target.exists() else None
+            try:
+                # Not `tempfile`: it gives 0600 to all, and the umask cannot be read without changing it.
+                handle = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.target)) from error
+            os.close(handle)
+            if mode is not None:
+                os.chmod(self.part, mode)
+        return self.part
+
+    def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
+        if kind is None:
+            try:
+                os.replace(self.part, self.target)
+            except OSError as failed:
+                Path(self.part).unlink(missing_ok=True)
+                raise OSError(failed.errno, failed.strerror, str(self.target)) from failed
+            return
+        Path(self.part).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, self.part):
+            raise OSError(error.errno, error.strerror, str(self.target)) from error
+        # safetensors reports what the system said in its own exception.
+        if error is not None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(self.target)) from error
+
+
+@contextmanager
+def naming(path: Path | str) -> Generator[None]:
+    """An OSError that names no file, as a full disk raises it in `write`, gets this name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """A whole text file, put in place at once. Half a surrogate pair becomes "?"."""
+    with replacing(path) as part:
+        Path(part).write_bytes(text.encode("utf-8", "replace"))
+
+
+def write_json(path: Path | str, content: Any, indent: int | None = 1) -> None:
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+def well_formed(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which no encoding and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
+def read_text(path: Path | str, limit: int | None = None) -> str:
+    """A text file without its byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8, or larger than `limit` bytes; names the file and the line.
+        OSError: it cannot be read, or is no regular file.
+    """
+    with _opened(path) as file:
+        if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
+            raise ValueError(f"{path} has {size:,} bytes; expected a text of at most {limit:,}")
+        return "".join(line for _, line in decoded(_raw_lines(file, str(path)), str(path)))
+
+
+def read_lines(path: Path | str) -> list[tuple[str, str]]:
+    """(place, line) of each line that holds something, stripped; the place is "FILE, line 3"."""
+    with _opened(path) as file:
+        lines = decoded(_raw_lines(file, str(path)), str(path))
+        return [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
+
+
+def decoded(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line of bytes, without the byte order mark; line breaks are kept."""
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise ValueError(f"{name} is UTF-16 text; save it as UTF-8")
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name}, line {number} is not UTF-8 text: byte 0x{line[error.start]:02x} at place {error.start + 1}; "
+                "save the file as UTF-8"
+            ) from error
+        if "\0" in text:
+            raise ValueError(f"{name}, line {number} holds a zero byte, so it is no UTF-8 text; is it the right file?")
+        yield number, text
+
+
+@contextmanager
+def _opened(path: Path | str) -> Generator[Any]:
+    if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+        raise OSError(f"{path} is not a regular file")  # a FIFO may block, a device may never end
+    with open(path, "rb") as file:
+        yield file
+
+
+def _raw_lines(file: Any, name: str) -> Iterator[bytes]:
+    """Lines of a binary file with their ends: LF, CRLF or CR."""
+    number = 0
+    while line := file.readline(LINE_LIMIT):
+        if len(line) == LINE_LIMIT:
+            raise ValueError(f"{name}, line {number + 1} is longer than {LINE_LIMIT:,} bytes; is it the right file?")
+        for piece in re.split(rb"(?<=\r)(?!\n)", line) if b"\r" in line else (line,):
+            number += bool(piece)
+            if piece:
+                yield piece
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path | str) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        ValueError: it is not UTF-8 or not JSON; names line and column.
+    """
+    return parse_json(read_text(path), str(path), lines=True)
+
+
+def parse_json(text: str, place: str, lines: bool = False) -> Any:
+    """JSON of a text; `lines`: its errors name a line of their own."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{place}, line {error.lineno}" if lines else place
+        raise ValueError(f"{where}, column {error.colno} is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ValueError(f"{place} is not JSON that can be read: {error}") from error
+    return _whole(content) if r"\ud" in text.lower() else content
+
+
+def _whole(content: Any) -> Any:
+    """JSON's content without halves of surrogate pairs."""
+    if isinstance(content, str):
+        return well_formed(content)
+    if isinstance(content, list):
+        return [_whole(one) for one in content]
+    if isinstance(content, dict):
+        return {_whole(key): _whole(value) for key, value in content.items()}
+    return content
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """What one folder holds, without hidden files.
+
+    Attributes:
+        folder: its path.
+        names: of its regular files, sorted; links to such files inside the folder that was asked for are among them.
+        left_out: (name, why) of what is not read: what is no file, links that lead nowhere or out, folders that
+            cannot be listed.
+    """
+
+    folder: str
+    names: list[str]
+    left_out: list[tuple[str, str]]
+
+
+def is_inside(path: Path | str, folder: Path | str) -> bool:
+    """Whether a path, with its links followed, is in a folder or in one below it."""
+    try:
+        home = os.path.realpath(folder)
+        return os.path.commonpath([os.path.realpath(path), home]) == home
+    except ValueError:  # a zero byte in the name; another drive
+        return False
+
+
+def walk(folder: Path | str, outside: bool = False) -> Iterator[Files]:
+    """A folder, then those below it in the order of their names.
+
+    A link to a folder inside is passed over: its files are found where they are. With `outside`, links that lead out
+    are followed, each folder once.
+    """
+    home, seen = os.fspath(folder), set()
+    stack = [home]
+    while stack:
+        here = stack.pop()
+        if (real := os.path.realpath(here)) in seen:
+            continue
+        seen.add(real)
+        names, folders, left_out = [], [], []
+        try:
+            with os.scandir(here or ".") as entries:
+                found = sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
+        except OSError as error:
+            yield Files(here, [], [("", f"cannot be listed: {error.strerror}")])
+            continue
+        for entry in found:
+            path = os.path.join(here, entry.name)
+            linked_out = entry.is_symlink() and os.path.exists(path) and not outside and not is_inside(path, home)
+            if linked_out:
+                left_out.append((entry.name, "leads out of the folder"))
+            elif os.path.isdir(path):
+                folders += [path] if outside or not entry.is_symlink() else []
+            elif os.path.isfile(path):
+                names.append(entry.name)
+            else:
+                why = "is not a regular file" if os.path.exists(path) else "is a link that leads nowhere"
+                left_out.append((entry.name, why))
+        yield Files(here, names, left_out)
+        stack += reversed(folders)
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def is_table(path: Path | str) -> bool:
+    """Whether a file's name says that `read_table` reads it."""
+    return os.path.splitext(path)[1].lower() in TABLE_SUFFIXES
+
+
+def read_table(path: Path | str) -> Iterator[tuple[str, Record]]:
+    """(place, record) of each row of a CSV, TSV or JSONL file; the place is "FILE, line 3".
+
+    CSV and TSV: the first line names the columns. Commas, semicolons or tabs separate values, whichever the first line
+    has. A value with one of these, a quote or a line break in it is put in double quotes. Names are understood in upper
+    case, white space around them and before a quote is left out, empty rows are passed over. JSONL: an object a line.
+
+    Raises:
+        ValueError: another suffix; a row with more or fewer values than columns; a quote that is not closed; a line
+            that is not a JSON object; text that is not UTF-8. Names the file, the line, the values and the columns.
+        OSError: it cannot be read, or is no regular file.
+    """
+    if not is_table(path):
+        raise ValueError(f"{path}: expected a table, which is a file named {', '.join(TABLE_SUFFIXES)}")
+    with _opened(path) as file:
+        yield from table_rows(_raw_lines(file, str(path)), str(path))
+
+
+def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]]:
+    """The rows of a table of that name from its lines; as `read_table`."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in JSONL_SUFFIXES:
+        yield from _separated(decoded(lines, name), name, "\t" if suffix == ".tsv" else ",")
+        return
+    for number, line in decoded(lines, name):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        record = parse_json(line.rstrip("\r\n"), place)
+        if not isinstance(record, dict):
+            raise ValueError(f'{place} is {_kind(record)}; expected an object, as in {{"image": …, "text": …}}')
+        yield place, record
+
+
+class _Line(NamedTuple):
+    number: int
+    values: list[str]
+
+
+def _separated(lines: Iterator[tuple[int, str]], name: str, usual: str) -> Iterator[tuple[str, Record]]:
+    csv.field_size_limit(max(csv.field_size_limit(), VALUE_LIMIT))
+    first = next((line for line in lines if line[1].strip()), None)
+    if first and (stated := re.fullmatch(r"\s*\"?sep=([,;\t])\"?\s*", first[1])):  # a spreadsheet's own remark
+        usual, first = stated[1], next(lines, None)
+    if first is None:
+        return
+    separator = _separator(first[1], usual)
+    columns = _columns(first, separator, name)
+    at = next((i for i, column in enumerate(columns) if column in ("image", "file_name")), None)
+    for row, end in _rows(lines, first[0], separator, name):
+        if not any(value.strip() for value in row.values):
+            continue
+        place = f"{name}, line {row.number}"
+        _check_count(row, columns, separator, place)
+        if end > row.number and at is not None:
+            _check_swallowed(row, end, columns, at, separator, name)
+        for value, column in list(zip(row.values, columns, strict=True))[1:]:
+            if not column and value.strip():
+                raise ValueError(f"{place}: {value.strip()[:60]!r} is in a column without a name; name it in line 1")
+        yield place, {column: value for column, value in zip(columns, row.values, strict=True) if column}
+
+
+def _rows(lines: Iterator[tuple[int, str]], before: int, separator: str, name: str) -> Iterator[tuple[_Line, int]]:
+    """(row, number of its last line); a row's own number is that of its first line."""
+    last = before
+
+    def texts() -> Iterator[str]:
+        nonlocal last
+        for number, line in lines:
+            last = number
+            yield line
+
+    reader = csv.reader(texts(), delimiter=separator, skipinitialspace=True, strict=True)
+    start = before + 1
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            hint = (
+                "is a closing quote missing?"
+                if "end of data" in str(error) or last > start
+                else ('write a quote inside a quoted value twice ("")')
+            )
+            where = f"line {start}" if last <= start else f"lines {start} to {last}"
+            raise ValueError(f"{name}, {where}: not CSV ({error}); {hint}") from error
+        yield _Line(start, values), last
+        start = last + 1
+
+
+def _separator(header: str, usual: str) -> str:
+    """What separates the names of a first line: what gives a column of images, or else most columns."""
+
+    def rank(separator: str) -> tuple[bool, int]:
+        names = _header(header, separator)
+        return any(name in ("image", "file_name") for name in names), len(names)
+
+    return max((usual, *(one for one in ",;\t" if one != usual)), key=rank)
+
+
+def _header(line: str, separator: str) -> list[str]:
+    try:
+        names = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    except csv.Error:
+        return []
+    names = [name.strip() for name in names]
+    return [name.lower() if name.lower() in COLUMNS else name for name in names]
+
+
+def _columns(first: tuple[int, str], separator: str, name: str) -> list[str]:
+    columns = _header(first[1], separator)
+    twice = sorted({column for column in columns if column and columns.count(column) > 1})
+    if twice:
+        raise ValueError(f"{name}, line {first[0]} names a column twice: {', '.join(twice)}")
+    return columns
+
+
+def _check_count(row: _Line, columns: Sequence[str], separator: str, place: str) -> None:
+    if len(row.values) == len(columns):
+        return
+    shown = ", ".join(repr(value if len(value) < 60 else f"{value[:57]}…") for value in row.values[:8])
+    more = ", …" if len(row.values) > 8 else ""
+    sign = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
+    advice = (
+        f"put a value with a {sign} in it in double quotes"
+        if len(row.values) > len(columns)
+        else f"expected one for each column, with a {sign} between them"
+    )
+    count = f"{len(row.values)} value" + "s" * (len(row.values) != 1)
+    raise ValueError(f"{place} has {count} for the {len(columns)} columns {','.join(columns)}: {shown}{more}; {advice}")
+
+
+def _check_swallowed(row: _Line, end: int, columns: Sequence[str], at: int, separator: str, name: str) -> None:
+    """A quote that is closed rows later makes one value of them: its lines look like rows with images of their own."""
+    suffix = os.path.splitext(row.values[at].strip())[1].lower()
+    for value in row.values:
+        for line in value.splitlines() if "\n" in value or "\r" in value else ():
+            inside = line.split(separator)
+            if len(inside) != len(columns):
+                continue
+            found = os.path.splitext(inside[at].strip().strip('"'))[1].lower()
+            if found and (found == suffix or re.fullmatch(r"\.[a-z][a-z0-9]{2,4}", found)):
+                raise ValueError(
+                    f"{name}, lines {row.number} to {end}: a quote that opens in line {row.number} takes in other "
+                    f"rows, such as {line.strip()[:60]!r}; close it, or write a quote inside a quoted value twice"
+                )
+
+
+def _kind(found: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(found), "a number")
