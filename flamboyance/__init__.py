@@ -3,7 +3,7 @@ for the next image."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from flamboyance import templates
+from flamboyance import examples, templates
 from flamboyance.compat import create_model_and_transforms
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.few_shot import FewShotTask
@@ -22,6 +22,7 @@ __all__ = [
     "FlamingoProcessor",
     "Media",
     "create_model_and_transforms",
+    "examples",
     "load_mini",
     "templates",
 ]

@@ -254,7 +254,7 @@ def test_what_is_missing_or_wrong_is_named(
         demonstration.check(tmp_path, 0)
     monkeypatch.setattr(demonstration, "find_spec", lambda name: None if name == "sklearn" else True)
     assert main(["demo", "--output", str(tmp_path / "new")]) == 2
-    assert "the demo needs scikit-learn: pip install 'flamboyance[demo]'" in capsys.readouterr().err
+    assert "the demo needs scikit-learn: pip install scikit-learn" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPVisionConfig, CLIPVisionModel, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from flamboyance import FewShotTask, FlamingoProcessor, create_model_and_transforms
 from flamboyance.checkpoints import openflamingo
-
-TEXT = ["An image of two cats.", "An image of a bathroom sink.", "An image of", "A man is riding a horse."] * 20
+from tests.published import save_backbones
 
 # From the reference's README, but for the first line, and the paths and image files that stand for downloads.
 README = '''
@@ -88,40 +85,12 @@ print("Generated text: ", tokenizer.decode(generated_text[0]))
 def paths(tmp_path_factory):
     """Everything that the example downloads, tiny."""
     directory = tmp_path_factory.mktemp("published")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>"]
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
-    fast.save_pretrained(directory / "tokenizer")
-    tower = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=224,
-        patch_size=56,
-        hidden_act="quick_gelu",
-    )
-    CLIPVisionModel(tower).save_pretrained(directory / "vision")
-    language = GPTNeoXConfig(
-        vocab_size=len(fast) + 59,  # rows to spare, as RedPajama and MPT have
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=False,
-    )
-    GPTNeoXForCausalLM(language).save_pretrained(directory / "language")
+    paths = save_backbones(directory)
     random = np.random.default_rng(0)
     for name in ("000000039769.jpg", "000000028137.jpg", "000000028352.jpg"):
         pixels = random.integers(0, 255, (random.integers(180, 320), random.integers(180, 320), 3), dtype=np.uint8)
         Image.fromarray(pixels).save(directory / name)
-    paths = {part: str(directory / part) for part in ("vision", "language", "tokenizer", "cache")}
-    paths |= {file.name: str(file) for file in directory.glob("*.jpg")}
+    paths |= {"cache": str(directory / "cache")} | {file.name: str(file) for file in directory.glob("*.jpg")}
     model, _, _ = create_model_and_transforms(paths["vision"], None, paths["language"], paths["tokenizer"])
     state = {key: torch.randn(t.shape) if key.endswith("_gate") else t for key, t in openflamingo.export(model).items()}
     torch.save(state, directory / "checkpoint.pt")

@@ -1,45 +1,49 @@
-"""The README's first example runs as it stands there, and what it says is so."""
+"""The README's tree is the tree on disk, and the example pictures are those that its script draws."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 
-from flamboyance.demo import world
+from flamboyance import examples
+from recipes.mini import pictures
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_first_example(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for name, shape, color, size in (
-        ("a", "ring", "red", "large"),
-        ("b", "square", "blue", "small"),
-        ("c", "ring", "green", "large"),
-        ("d", "cross", "yellow", "large"),
-    ):
-        scene = world.scene(rng, 1, shape=shape, color=color, size=size)
-        world.picture(scene).save(tmp_path / f"{name}.png")
-    monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", README.read_text(), re.S)[1]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    captions, answers = printed.getvalue().splitlines()
-    assert captions == "['a large green ring', 'a large yellow cross']"
-    assert answers == "['green']"
-
-
 def test_the_tree_names_what_is_there():
-    tree = re.search(r"## What is where\n```\n(.*?)```", README.read_text(), re.S)[1]
+    tree = re.search(r"## What is where\n```\n(.*?)```", README.read_text(encoding="utf-8"), re.S)[1]
     parents: list[Path] = []
     for line in tree.splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()
         depth = len(indent) // 2
         if depth > 2 or ("." not in name and not name.endswith("/")):
-            continue  # a note that goes on
+            continue  # a note that continues
         path = Path(*parents[depth - 1 : depth], name.rstrip(","))
         parents[depth:] = [path]
         assert (README.parent / path).exists(), f"the README's tree names {path}"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{path.name}" for path in (README.parent / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page):
+    text = (README.parent / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (README.parent / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_example_pictures_are_what_their_script_draws():
+    drawn = pictures.draw()
+    assert set(drawn) == {p.relative_to(examples.folder).as_posix() for p in examples.folder.glob("*/*.png")}
+    for name, (picture, _) in drawn.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(examples.folder / name)), np.asarray(picture))
+    assert examples.demonstrations == [
+        (examples.folder / name, caption)
+        for name, (_, caption) in sorted(drawn.items())
+        if name.startswith("captioned")
+    ]
+    assert [p.name for p in examples.queries] == sorted(f"{thing.replace(' ', '-')}.png" for thing in pictures.NEW)

@@ -112,8 +112,7 @@ def _one_to_one(similarities: np.ndarray) -> list[Match]:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError(
-            'MMC4\'s one-to-one assignment needs scipy: pip install "flamboyance[train]", or set '
-            "assignment=best_sentence"
+            "MMC4's one-to-one assignment needs scipy: pip install scipy, or set assignment=best_sentence"
         ) from error
     rows, columns = linear_sum_assignment(similarities, maximize=True)
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True)]

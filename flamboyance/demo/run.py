@@ -30,7 +30,7 @@ def check(folder: Path, queries: int) -> None:
         raise ValueError(f"--queries is {queries}; expected 1 or more")
     missing = [library for module, library in NEEDED.items() if find_spec(module) is None]
     if missing:
-        raise ImportError(f"the demo needs {' and '.join(missing)}: pip install 'flamboyance[demo]'")
+        raise ImportError(f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

@@ -41,7 +41,7 @@ def draw(report: Report, folder: Path) -> list[tuple[str, str]]:
     try:
         from flamboyance.evaluation.figure_bars import share_of_fine_tuned, share_of_flamingo
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'flamboyance[eval]'") from error
+        raise ImportError("figures need matplotlib: pip install matplotlib") from error
     series = series_of(report)
     modes = list(dict.fromkeys(one.mode for one in series if not one.published))
     made: list[tuple[str, str, Any]] = [("figure-1-share-of-flamingo", *share_of_flamingo(report, series))]

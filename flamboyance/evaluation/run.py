@@ -108,7 +108,7 @@ class Settings:
                     f"as {without[0]!r}, and the others have. Mend the file, or leave those out of it."
                 )
             if task.metric.name == "ROC AUC" and importlib.util.find_spec("sklearn") is None:
-                raise ImportError(f"{task.name} is measured by scikit-learn: pip install 'flamboyance[eval]'")
+                raise ImportError(f"{task.name} is measured by scikit-learn: pip install scikit-learn")
             if "balanced" in self.modes and task.labels is None:
                 shots.select(task, 0, "balanced")  # says why not
 

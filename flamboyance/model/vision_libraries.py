@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 
-def _library(module: str, extra: str, name: str) -> Any:
+def _library(module: str, package: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"vision tower {name} needs {module}, which is not installed: pip install flamboyance[{extra}]"
+            f"vision tower {name} needs {module}, which is not installed: pip install {package}"
         ) from error
 
 
@@ -39,7 +39,7 @@ def openclip_load(
     spec: dict[str, Any], cache_dir: str | None = None, local_files_only: bool = False
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(visual part, config) of an OpenCLIP model: name and tag, name and file of weights, or directory."""
-    open_clip = _library("open_clip", "openclip", spec["name"])
+    open_clip = _library("open_clip", "open_clip_torch", spec["name"])
     if local_files_only:
         _refuse_offline(spec, "open_clip")
     name, pretrained = _openclip_name(spec["name"]), spec["pretrained"]
@@ -60,7 +60,7 @@ def openclip_load(
 
 def openclip_build(spec: dict[str, Any]) -> nn.Module:
     """The visual part of an OpenCLIP model without weights."""
-    open_clip = _library("open_clip", "openclip", spec["name"])
+    open_clip = _library("open_clip", "open_clip_torch", spec["name"])
     model = open_clip.create_model(
         _openclip_name(spec["name"]),
         load_weights=False,
@@ -73,7 +73,7 @@ def openclip_build(spec: dict[str, Any]) -> nn.Module:
 
 def openclip_config(spec: dict[str, Any]) -> dict[str, Any]:
     """What `openclip_load` gives as config, from OpenCLIP's own tables."""
-    open_clip = _library("open_clip", "openclip", spec["name"])
+    open_clip = _library("open_clip", "open_clip_torch", spec["name"])
     name = _openclip_name(spec["name"])
     model = _openclip_model(open_clip, name)
     tag = open_clip.get_pretrained_cfg(name, spec["pretrained"]) if spec["pretrained"] else {}

@@ -111,7 +111,7 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
         # A figure of its own, without pyplot: no display and no state of the process is touched.
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install 'flamboyance[train]'") from error
+        raise ImportError("plot needs matplotlib: pip install matplotlib") from error
     panels = _panels(logs)
     if not panels:
         raise ValueError(f"{', '.join(log.name for log in logs)}: no loss, gate or gradient was logged to plot")

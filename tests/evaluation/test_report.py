@@ -435,7 +435,7 @@ def test_without_matplotlib_there_are_tables(
     for name in ("matplotlib", "matplotlib.patches"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["report", str(tmp_path)]) == 0
-    assert "pip install 'flamboyance[eval]'" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
     assert (tmp_path / "index.html").exists() and "Figures" not in (tmp_path / "report.md").read_text()
 
 

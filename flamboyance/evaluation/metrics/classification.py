@@ -39,7 +39,7 @@ def area(examples: Sequence[Example], predictions: Sequence[Prediction], labels:
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
-        raise ImportError("ROC AUC needs scikit-learn: pip install flamboyance[eval]") from error
+        raise ImportError("ROC AUC needs scikit-learn: pip install scikit-learn") from error
     truth = np.array([positive in example.references for example in examples])
     if truth.all() or not truth.any():
         raise ValueError(f"{int(truth.sum())} of {len(truth)} examples are {positive!r}; a ROC curve needs both kinds")

@@ -112,7 +112,7 @@ def _openai_names() -> Sequence[str]:
         from open_clip import IMAGENET_CLASSNAMES
     except ImportError as error:
         raise ImportError(
-            "the names of ImageNet's classes come with OpenCLIP: install flamboyance[openclip], or give a file with "
+            "the names of ImageNet's classes come with OpenCLIP: pip install open_clip_torch, or give a file with "
             "lines like 'n01440764 tench' as --file imagenet.class_names=PATH"
         ) from error
     return IMAGENET_CLASSNAMES
