@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flamboyance.checkpoints import openflamingo
 from flamboyance.images import ImageProcessor
+from flamboyance.model.cache import given
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor, image_processor_of
@@ -42,10 +43,11 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
         input_ids: Tensor | None = None,
         media: Media | None = None,
         images_seen: np.ndarray | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """As the reference's; `clear_conditioned_layers` is accepted and needless: nothing is left on the layers."""
-        ids = _given(lang_x, input_ids)
+        ids, past_key_values = _given(lang_x, input_ids), given(past_key_values, cache)
         if media is None and vision_x is not None:
             media = self._encode_used(vision_x, ids)
         elif media is None and images_seen is None and self._cached is not None:

@@ -9,16 +9,31 @@ Shape letters: R rows of text, H heads, T tokens, K width of a head.
 from __future__ import annotations
 
 import copy
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from flamboyance.model.attention import Pairs, joined
 
+# The cache's name among the arguments and outputs of models: transformers 5.24 renamed it. Both are accepted here.
+NAMES = ("cache", "past_key_values", "cache_params")
+NAME = next(name for name in NAMES if name in signature(GenerationMixin.prepare_inputs_for_generation).parameters)
 ROOM = 64  # tokens that are added to a tensor's end when it is full
+
+
+def given(past_key_values: Any, cache: Any) -> Any:
+    """The cache, under whichever of its two names it was given.
+
+    Raises:
+        ValueError: two caches.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("past_key_values and cache are two names of one argument, with different values: give one.")
+    return cache if past_key_values is None else past_key_values
 
 
 class RoomyLayer(DynamicLayer):

@@ -17,6 +17,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import attention, language, linear, mpt
+from flamboyance.model.cache import NAME as CACHE
+from flamboyance.model.cache import given
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.generation import Generating
 from flamboyance.model.loading import Checkpointing
@@ -201,6 +203,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         logits_to_keep: int | Tensor = 0,
         images_seen: np.ndarray | None = None,
         return_dict: bool = True,
+        cache: Any = None,
         **outputs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits, and the loss when labels are given.
@@ -213,6 +216,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 of the new `<image>` tokens last.
             labels: (R, T), -100 where nothing is to be predicted; shifted here. The loss is their mean cross-entropy.
             past_key_values, position_ids, use_cache: as in transformers; positions default to the mask's count.
+            cache: another name for past_key_values, transformers' own since 5.24.
             logits_to_keep: logits of the last so many positions only; 0: all. Or a (K,) long tensor of the positions
                 wanted, row·T + t; the result is then (K, V), and the loss is the caller's own.
             images_seen: (B, T) how many images each token has met; counted from the text when not given.
@@ -230,6 +234,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         unknown = sorted(outputs.keys() - {"output_hidden_states", "output_attentions", "cache_position"})
         if unknown:
             raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation for those that it takes.")
+        past_key_values = given(past_key_values, cache)
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         # Looking at ids waits for the device: not while decoding, nor for a caller who has counted their images.
@@ -244,14 +249,14 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             out = self.language_model(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                **language.cache_option(self.language_model, past_key_values),
                 **options,
                 **{name: value for name, value in outputs.items() if name != "cache_position" and value},
             )
         logits = out.logits[..., : self.config.vocab_size]
         logits = logits if past_key_values is not None else logits.contiguous()  # a step need not copy its vocabulary
         loss = None if labels is None else next_token_loss(logits, labels)
-        rest = {name: out.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+        rest: dict[str, Any] = {name: out.get(name) for name in (CACHE, "hidden_states", "attentions")}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
     def _check_ids(self, input_ids: Tensor, labels: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Logits
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import attention, linear
-from flamboyance.model.cache import branch, roomy
+from flamboyance.model.cache import NAME, branch, given, roomy
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.scoring import score_candidates
 
@@ -91,17 +91,20 @@ class Generating(GenerationMixin):
         told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
         seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
-        cache, sequences, plain = kwargs.get("past_key_values"), self._sequences(kwargs), self._plain(kwargs)
+        cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        sequences, plain = self._sequences(kwargs), self._plain(kwargs)
         if cache is None and plain:
-            cache = kwargs["past_key_values"] = roomy() if sequences == 1 else DynamicCache()
+            cache = roomy() if sequences == 1 else DynamicCache()
         if cache is not None and sequences > 1:
             known = cache.get_seq_length()
             # transformers leaves out what is in the cache only where it is given the whole text.
             if plain and not told and known < input_ids.shape[1] - 1:
                 cache = branch(cache, 1, self.shares_prompts)
                 self.read_prompts(input_ids[:, known:], attention_mask, media, seen, cache)
-            kwargs["past_key_values"] = branch(cache, sequences, self.shares_prompts)
-            del cache  # else its copy of the prompts, where rows cannot share it, stays to the end
+            # No other name holds the first one, so that its copy of the prompts, where rows cannot share it, is freed.
+            cache = branch(cache, sequences, self.shares_prompts)
+        if cache is not None:
+            kwargs[NAME] = cache
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(Barring(self._never_generated(), input_ids.device))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
@@ -153,11 +156,13 @@ class Generating(GenerationMixin):
         past_key_values: Any = None,
         *,
         images_seen: np.ndarray,
+        cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         prepare: Any = super().prepare_inputs_for_generation
-        inputs = prepare(input_ids, past_key_values=past_key_values, **kwargs)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = given(past_key_values, cache)
+        inputs = prepare(input_ids, **{NAME: cache}, **kwargs)
+        past = 0 if cache is None else cache.get_seq_length()
         # Generated tokens see what the prompt's last token saw.
         columns = np.minimum(np.arange(past, past + inputs["input_ids"].shape[1]), images_seen.shape[1] - 1)
         return {**inputs, "images_seen": images_seen[:, columns]}

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from flamboyance.model.cache import NAMES
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.media import Media, Sight
 
@@ -188,10 +189,28 @@ def is_tied(language_model: PreTrainedModel) -> bool:
     return output_head(language_model).weight is language_model.get_input_embeddings().weight
 
 
-def accepted(language_model: PreTrainedModel, options: dict[str, Any]) -> dict[str, Any]:
+def unwrapped(language_model: nn.Module) -> PreTrainedModel:
+    """The language model inside its wrappers (PEFT's, a compiled module's), whose forward only passes arguments on.
+
+    Raises:
+        ValueError: there is no transformers model.
+    """
+    found = next((module for module in language_model.modules() if isinstance(module, PreTrainedModel)), None)
+    if found is None:
+        raise ValueError(f"{type(language_model).__name__} holds no transformers model: give a causal language model.")
+    return found
+
+
+def accepted(language_model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that the language model's forward names."""
-    known = signature(type(language_model).forward).parameters
+    known = signature(type(unwrapped(language_model)).forward).parameters
     return {k: v for k, v in options.items() if k in known}
+
+
+def cache_option(language_model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The cache under the name that the language model has for it."""
+    known = signature(type(unwrapped(language_model)).forward).parameters
+    return {next((name for name in NAMES if name in known), NAMES[0]): cache}
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from flamboyance.model.attention import attend, is_slow, shared
+from flamboyance.model.cache import NAME, given
 from flamboyance.model.mosaic_gpt_config import MosaicGPTConfig
 
 logger = logging.get_logger(__name__)
@@ -110,7 +111,7 @@ class MosaicGPTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MosaicGPTBlock"]  # noqa: RUF012 (as the base class declares them)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _input_embed_layer = "wte"
 
@@ -138,9 +139,11 @@ class MosaicGPTModel(MosaicGPTPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: Cache | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
         """As `MosaicGPTForCausalLM.forward`. hidden_states: each block's input; the final norm's output."""
+        past_key_values = given(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("mosaic_gpt: give exactly one of input_ids and inputs_embeds")
         if self.gradient_checkpointing and self.training:
@@ -166,11 +169,8 @@ class MosaicGPTModel(MosaicGPTPreTrainedModel):
             states.append(x)
         states[-1] = x = self.ln_f(x)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPast(
-            last_hidden_state=x,
-            past_key_values=past_key_values,
-            hidden_states=tuple(states) if wanted else None,
-        )
+        cached: dict[str, Any] = {NAME: past_key_values}
+        return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=tuple(states) if wanted else None, **cached)
 
 
 class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
@@ -199,6 +199,7 @@ class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """input_ids (B, T) or inputs_embeds (B, T, D) -> logits (B, T, V), and a loss if labels are given.
@@ -211,7 +212,7 @@ class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            given(past_key_values, cache),
             inputs_embeds,
             use_cache,
             output_hidden_states,
@@ -227,8 +228,8 @@ class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{NAME: outputs.get(NAME)},
         )
         return result.to_tuple() if return_dict is False else result
 

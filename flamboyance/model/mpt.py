@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.models.mpt.modeling_mpt import MptAttention
 
 from flamboyance.model.attention import attend, is_slow, shared
+from flamboyance.model.cache import given
 from flamboyance.model.linear import become
 
 
@@ -26,6 +27,7 @@ class FusedMptAttention(MptAttention):
         position_bias: Tensor | None,
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """hidden_states (R, T, D), position_bias (H, 1, longest), attention_mask (R, 1, T, all keys) True where a key
@@ -34,6 +36,7 @@ class FusedMptAttention(MptAttention):
         if self.clip_qkv:
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
         query, key, value = (t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
+        past_key_values = given(past_key_values, cache)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         before = shared(key)

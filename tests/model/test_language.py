@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flamboyance.model.language import AddedTokens, find_decoder_layers
-from tests.model.families import FAMILIES, make
+from flamboyance.model.cache import branch
+from flamboyance.model.language import AddedTokens, accepted, find_decoder_layers
+from tests.model.families import FAMILIES, images, make, pad_left, prompt
 
 NAMES = {
     "opt": "model.decoder.layers",
@@ -78,3 +79,48 @@ def test_logits_of_a_whole_text_lie_in_one_piece():
     model = make("opt")
     logits = model(torch.tensor([[5, 6, 7]])).logits
     assert logits.shape == (1, 3, 93) and logits.is_contiguous()
+
+
+class Wrapped(nn.Module):
+    """As PEFT's and torch.compile's wrappers: its forward names nothing of what it passes on."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "opt", "mpt"])
+def test_a_wrapped_language_model_gets_what_the_inner_one_takes(family):
+    """Without its positions, left-padded text would change the logits."""
+    model = make(family)
+    inputs = pad_left([prompt(3, 4), prompt(2, 1, seed=1)])
+    media = model.encode_media(images(2, 2))
+    with torch.no_grad():
+        expected = model(**inputs, media=media).logits
+        options = {"position_ids": inputs["input_ids"], "nonsense": 1}
+        inner = accepted(model.language_model, options)
+        model.language_model = Wrapped(model.language_model)
+        model.language_model.get_input_embeddings = model.language_model.inner.get_input_embeddings
+        assert accepted(model.language_model, options) == inner
+        torch.testing.assert_close(model(**inputs, media=media).logits, expected, atol=0, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "mpt", "mosaic_gpt"])
+def test_the_cache_may_be_called_by_either_name(family):
+    """transformers 5.24 renamed past_key_values to cache."""
+    model = make(family)
+    ids, media = torch.tensor([prompt(3, 4)]), model.encode_media(images(2))
+    start = model(ids[:, :-1], media=media, use_cache=True)
+    for name in ("past_key_values", "cache"):
+        cache = branch(start.past_key_values, 1)
+        out = model(ids[:, -1:], media=media, **{name: cache})
+        torch.testing.assert_close(out.logits, model(ids, media=media).logits[:, -1:], atol=2e-5, rtol=1e-4)
+        known = branch(start.past_key_values, 1)
+        new = model.generate(ids, media=media, max_new_tokens=3, do_sample=False, **{name: known})
+        assert torch.equal(new, model.generate(ids, media=media, max_new_tokens=3, do_sample=False))
+    with pytest.raises(ValueError, match=r"past_key_values and cache"):
+        model(ids[:, -1:], media=media, past_key_values=cache, cache=known)
