@@ -14,6 +14,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flamboyance.checkpoints import openflamingo
+from flamboyance.hub import options as reachable
 from flamboyance.images import ImageProcessor
 from flamboyance.model.cache import given
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
@@ -155,7 +156,7 @@ def create_model_and_transforms(
         freeze_lm_embeddings: the rows of the added tokens are not trained either.
     """
     hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": use_local_files}
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path, **hub)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path, **reachable(tokenizer_path, hub))
     model = OpenFlamingo.from_backbones(
         clip_vision_encoder_path,
         lang_encoder_path,

@@ -9,11 +9,14 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 
+from flamboyance import names
+from flamboyance.hub import snapshot
 from flamboyance.images import ImageError, ImageProcessor, load_frames
 from flamboyance.model.vision import tower_preprocessing
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 
 PAD_TOKEN = "<PAD>"
+FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # a processor's, of a repository
 
 
 class FlamingoProcessor:
@@ -111,16 +114,17 @@ class FlamingoProcessor:
             OSError: no tokenizer or no preprocessor_config.json is there.
         """
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        if not Path(name_or_dir).is_dir():
+        place = names.embedded(name_or_dir) or Path(name_or_dir).expanduser()
+        if not place.is_dir():
             from flamboyance.checkpoints import released  # knows the published models; imports this package
 
             if released.is_released(str(name_or_dir)):
                 return released.processor_for(str(name_or_dir), **hub)
-        elif not any((Path(name_or_dir) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            place = snapshot(str(name_or_dir), FILES, revision=revision, **hub)
+        if not any((place / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             raise OSError(f"'{name_or_dir}' holds no tokenizer; write it there with processor.save_pretrained")
-        hub["revision"] = revision
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(name_or_dir), **hub))
-        return cls(ImageProcessor.from_pretrained(name_or_dir, **hub), tokenizer)
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(place), local_files_only=True))
+        return cls(ImageProcessor.from_pretrained(place, local_files_only=True), tokenizer)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the tokenizer's files and `preprocessor_config.json` into `directory`."""

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from flamboyance.checkpoints import openflamingo, released
 from flamboyance.checkpoints.layout import Layout
+from flamboyance.hub import options as reachable
 from flamboyance.model.files import absolute, write_checkpoint
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.loading import warn_if_shut
@@ -113,7 +114,7 @@ def _with_backbones(
     state: Mapping[str, Tensor], target: Path, vision: str, language: str, tokenizer: str, options: dict[str, Any]
 ) -> None:
     frozen, decoder_layers = options.pop("freeze_lm_embeddings"), options.pop("decoder_layers")
-    reader: Any = AutoTokenizer.from_pretrained(tokenizer, **options)
+    reader: Any = AutoTokenizer.from_pretrained(tokenizer, **reachable(tokenizer, options))
     processor = FlamingoProcessor(None, reader)
     frames = state.get("perceiver.frame_embs")
     model = FlamingoForConditionalGeneration.from_backbones(

@@ -7,9 +7,11 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import AutoTokenizer, CLIPVisionConfig, GPTNeoXConfig, MptConfig, PreTrainedConfig
 
+from flamboyance import names
 from flamboyance.checkpoints import openflamingo
 from flamboyance.checkpoints.layout import Layout
 from flamboyance.configuration import ADDED_TOKENS, FlamingoConfig
+from flamboyance.hub import options as reachable
 from flamboyance.images import ImageProcessor
 from flamboyance.model.mosaic_gpt import MosaicGPTConfig
 from flamboyance.processing import FlamingoProcessor
@@ -56,7 +58,7 @@ RELEASED = {
 
 
 def short_name(name: str) -> str:
-    return name.removeprefix("openflamingo/")
+    return name.removeprefix(names.ORGANISATION)
 
 
 def is_released(name: str) -> bool:
@@ -85,7 +87,9 @@ def config_for(name: str) -> FlamingoConfig:
         ValueError: lists the known names.
     """
     if not is_released(name):
-        raise ValueError(f"{name!r} is no released OpenFlamingo model. There are: {', '.join(RELEASED)}.")
+        raise ValueError(
+            f"{name!r} is no released OpenFlamingo model. There are: {', '.join(RELEASED)}.{names.suggestion(name)}"
+        )
     language, interval, architecture = RELEASED[short_name(name)]
     return FlamingoConfig(
         vision={**TOWER, "config": tower_config()},
@@ -103,14 +107,14 @@ def config_for(name: str) -> FlamingoConfig:
 
 def fitting(layout: Layout) -> list[str]:
     """The released models that a checkpoint of this layout can belong to."""
-    names = []
+    found = []
     for name, (_, interval, architecture) in RELEASED.items():
         text = architecture()
         indices = tuple(range(interval - 1, text.num_hidden_layers, interval))
         same = (indices, text.hidden_size, VISION_WIDTH) == (layout.indices, layout.width, layout.vision_width)
         if same and layout.layers in ("?", LAYERS.get(text.model_type)):
-            names.append(name)
-    return names
+            found.append(name)
+    return found
 
 
 def load(
@@ -139,7 +143,8 @@ def load(
     hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     if checkpoint is None:
         repository = f"openflamingo/{short_name(name)}"
-        checkpoint = hf_hub_download(repository, "checkpoint.pt", revision=revision, token=token, **hub)
+        options = reachable(repository, hub)
+        checkpoint = hf_hub_download(repository, "checkpoint.pt", revision=revision, token=token, **options)
     processor = processor_for(name, tokenizer=tokenizer or language, **hub)
     model = model_class.from_backbones(
         vision or TOWER["name"],
@@ -163,7 +168,7 @@ def image_processor() -> ImageProcessor:
 def processor_for(name: str, *, tokenizer: str | None = None, **hub: Any) -> Any:
     """The processor of a released model: OpenAI's preprocessing at 224 pixels, GPT-NeoX's tokenizer."""
     source = tokenizer or config_for(name).language
-    reader: Any = AutoTokenizer.from_pretrained(source, **hub)
+    reader: Any = AutoTokenizer.from_pretrained(source, **reachable(source, hub))
     return FlamingoProcessor(image_processor(), reader)
 
 

@@ -1,9 +1,9 @@
 """Models by name, for the command line."""
 
-from pathlib import Path
 from typing import Any
 
-MINI = "mini"
+from flamboyance import catalog
+from flamboyance.catalog import MINI as MINI
 
 
 def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
@@ -23,20 +23,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
     logging.disable_progress_bar()  # the command's own bar counts images
     place = device_of(device)
     kind = dtype_of(dtype, place)
-    if name == MINI:
-        from flamboyance.mini import load_mini
-
-        model, processor = load_mini()
-    else:
-        from flamboyance.model.flamingo import FlamingoForConditionalGeneration
-        from flamboyance.processing import FlamingoProcessor
-
-        name = _expanded(name)
-        try:
-            model = FlamingoForConditionalGeneration.from_pretrained(name, dtype=kind)
-            processor = FlamingoProcessor.from_pretrained(name)
-        except OSError as error:  # transformers and the hub do not always say what they were asked for
-            raise OSError(f"cannot open the model {name}: {error}") from error
+    model, processor = catalog.resolve(name).open(dtype=kind)
     return model.to(device=place, dtype=kind).eval().pack(), processor
 
 
@@ -53,15 +40,7 @@ def is_flamingo(name: str) -> bool:
     Raises:
         OSError: there is no such model.
     """
-    from flamboyance.checkpoints import released
-
-    if name == MINI or released.is_released(name):
-        return True
-    from transformers import AutoConfig
-
-    import flamboyance
-
-    return AutoConfig.from_pretrained(_expanded(name)).model_type == flamboyance.FlamingoConfig.model_type
+    return catalog.resolve(name).is_flamingo()
 
 
 def device_of(name: str) -> Any:
@@ -84,16 +63,7 @@ def tower_of(name: str) -> tuple[dict[str, Any], Any]:
 
     Nothing is opened but the configuration.
     """
-    from flamboyance.checkpoints import released
-    from flamboyance.images import ImageProcessor
-    from flamboyance.mini import DIRECTORY
-    from flamboyance.model.files import local_directory, read_config, resolve
-
-    if released.is_released(name) and not Path(name).is_dir():
-        return released.config_for(name).vision, released.image_processor()
-    directory = DIRECTORY if name == MINI else local_directory(_expanded(name))
-    vision = read_config(directory).vision
-    return dict(vision, name=resolve(vision["name"], directory)), ImageProcessor.from_pretrained(directory)
+    return catalog.resolve(name).tower()
 
 
 Gates = list[tuple[float, float]]
@@ -108,21 +78,15 @@ def outline(name: str) -> tuple[Any, Gates | None]:
     """
     import torch
 
-    from flamboyance.checkpoints import released
-    from flamboyance.model.files import WEIGHTS, local_directory, read_config, read_weights
+    from flamboyance.model.files import WEIGHTS, read_weights
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 
-    if name == MINI:
-        from flamboyance.mini import load_mini
-
-        model, _ = load_mini()
-        return model, _gates(model.state_dict(), len(model.cross_attention))
-    if released.is_released(name) and not Path(name).is_dir():
-        return released.build_on_meta(name, FlamingoForConditionalGeneration), None
-    directory = local_directory(_expanded(name))
+    entry = catalog.resolve(name)
     with torch.device("meta"):
-        model = FlamingoForConditionalGeneration(read_config(directory))
-    trained = read_weights(directory / WEIGHTS)
+        model = FlamingoForConditionalGeneration(entry.config())
+    if entry.kind == "released":
+        return model, None
+    trained = read_weights(entry.files() / WEIGHTS)
     return model.to(next(iter(trained.values())).dtype), _gates(trained, len(model.cross_attention))
 
 
@@ -130,7 +94,3 @@ def _gates(tensors: Any, blocks: int) -> Gates:
     kinds = ("attention_gate", "feed_forward_gate")
     pairs = [[float(tensors[f"cross_attention.{i}.{kind}"]) for kind in kinds] for i in range(blocks)]
     return [(attention, feed_forward) for attention, feed_forward in pairs]
-
-
-def _expanded(name: str) -> str:
-    return str(Path(name).expanduser()) if name.startswith("~") else name

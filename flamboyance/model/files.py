@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flamboyance import hub, names
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, replacing, write_text
 
@@ -18,18 +18,16 @@ WEIGHTS = "model.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "vision/*", "language/*"]
 
 
-def local_directory(name: str, **hub: Any) -> Path:
-    name = os.path.expanduser(name)
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_file():
-        raise ValueError(
-            f"{name} is a file; expected a directory or a hub id. To open OpenFlamingo's checkpoint.pt, convert it: "
-            f"flamboyance convert {name} DIRECTORY"
-        )
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"There is no directory {name}.")
-    return Path(snapshot_download(name, allow_patterns=HUB_FILES, **hub))
+def local_directory(name: str, **options: Any) -> Path:
+    """A model's directory: the embedded model's, one on this machine, or the snapshot of a hub repository.
+
+    Raises:
+        UnknownModelError: there is none.
+    """
+    if own := names.embedded(name):
+        return own
+    directory = Path(name).expanduser()
+    return directory if directory.is_dir() else hub.snapshot(name, HUB_FILES, **options)
 
 
 def read_config(directory: Path) -> FlamingoConfig:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family with transformers' Auto classes
+from flamboyance import names
 from flamboyance.configuration import FlamingoConfig
+from flamboyance.hub import options as reachable
 from flamboyance.model.files import (
     WEIGHTS,
     absolute,
@@ -69,9 +71,11 @@ class Checkpointing:
         vision, language = absolute(vision), absolute(language)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         with opening("language", language):
-            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
+            options = reachable(language, hub) | language_options
+            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **options)
         with opening("vision", vision):
-            tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, dtype=language_model.dtype, **hub)
+            hub = reachable(vision, hub) | {"dtype": language_model.dtype}
+            tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **hub)
         config = FlamingoConfig(
             vision=tower.spec,
             vision_width=tower.width,
@@ -124,7 +128,7 @@ class Checkpointing:
         """
         name = str(pretrained_model_name_or_path)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        if not Path(name).is_dir():
+        if not names.embedded(name) and not Path(name).expanduser().is_dir():
             from flamboyance.checkpoints import released  # knows the published models; imports this package
 
             if released.is_released(name):
@@ -149,11 +153,13 @@ class Checkpointing:
         if token is not None:
             language_options["token"] = token
         with opening("language", language := config.language):
-            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **hub, **language_options)
+            options = reachable(language, hub) | language_options
+            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **options)
         check_language_model(config, language_model)
         pretrained, library = config.vision["pretrained"], config.vision["library"]
         with opening("vision", vision):
-            tower = VisionTower.from_pretrained(vision, pretrained, library, dtype=language_model.dtype, **hub)
+            hub = reachable(vision, hub) | {"dtype": language_model.dtype}
+            tower = VisionTower.from_pretrained(vision, pretrained, library, **hub)
         if tower.width != config.vision_width:
             raise ValueError(
                 f"The checkpoint was trained for a vision tower of width {config.vision_width}, but {vision} has width "
@@ -269,14 +275,14 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
         ValueError: names the first tensor that is missing, unknown or of another shape.
     """
     wanted = model.trained_parameters()
-    for problem, names in (
+    for problem, keys in (
         ("lacks", wanted.keys() - tensors.keys()),
         ("has, beyond what this model trains,", tensors.keys() - wanted.keys()),
     ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(
-                f"{source} {problem} {min(names)}{more}. This model has blocks before layers {model.spliced_layers} "
+                f"{source} {problem} {min(keys)}{more}. This model has blocks before layers {model.spliced_layers} "
                 f"(interval {model.config.interval}): is the checkpoint for another interval or language model?"
             )
     for name, tensor in tensors.items():

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flamboyance import catalog
+from flamboyance.catalog import MINI
 from flamboyance.files import replacing
 from flamboyance.recipes.held_out import Kept, draw, evaluate, unknown_words
 from flamboyance.training.config import Training
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
-
-MINI = "mini"
 
 
 def finetune(
@@ -107,16 +107,8 @@ def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, F
     """The checkpoint and its processor. Warns when the tokenizer does not know the words of the data."""
     import torch
 
-    from flamboyance.mini import load_mini
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
-    from flamboyance.processing import FlamingoProcessor
-
-    if model == MINI:
-        made, processor = load_mini()
-    else:
-        # What trains stays in float32, also beside a language model that is stored in less.
-        made = FlamingoForConditionalGeneration.from_pretrained(model, trained_dtype=torch.float32)
-        processor = FlamingoProcessor.from_pretrained(model)
+    # What trains stays in float32, also beside a language model that is stored in less.
+    made, processor = catalog.resolve(model).open(trained_dtype=torch.float32)
     if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
         warnings.warn(
             f"{share:.0%} of the data's words are unknown to the tokenizer of {model}, and cannot be learned"
@@ -128,10 +120,4 @@ def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, F
 
 def outline(model: str) -> FlamingoConfig:
     """The checkpoint's configuration, without its weights."""
-    from flamboyance.checkpoints import released
-    from flamboyance.mini import DIRECTORY
-    from flamboyance.model.files import local_directory, read_config
-
-    if released.is_released(model):
-        return released.config_for(model)
-    return read_config(DIRECTORY if model == MINI else local_directory(model))
+    return catalog.resolve(model).config()

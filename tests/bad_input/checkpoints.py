@@ -29,7 +29,7 @@ def edited(given, **changes):
     return file.parent
 
 
-@case(ValueError, "There is no directory ./gone.")
+@case(ValueError, "no such directory: './gone' …")
 def checkpoint_that_is_not_there(given):
     open_model("./gone")
 
