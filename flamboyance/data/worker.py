@@ -59,8 +59,8 @@ def death(workers: Sequence[BaseProcess]) -> str:
 
 @contextmanager
 def sheltered_start() -> Generator[None]:
-    """Processes started within are born with SIGTERM and SIGINT blocked, until `start_worker` says what they mean. Those
-    that reach this process meanwhile are delivered at the end."""
+    """Processes started within are born with SIGTERM and SIGINT blocked, until `start_worker` handles them. Signals to
+    this process are delivered at the end."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,33 +1,34 @@
 """Checkpoints of a run: everything that the next step depends on, written beside the training and put in place whole.
 
-`checkpoints/step-00000500/` holds what trains and the optimizer's state (torch.distributed.checkpoint, so they can be
-read by another number of ranks), and one JSON file a rank: place in the data, random state, counts. It is written as
-`.step-00000500.partial` and renamed when every rank is done: a kill at any moment leaves the last good one.
+A checkpoint is written as `checkpoints/.step-00000500.partial` and renamed when every rank is done: a kill at any time
+leaves the last good one. One that was damaged afterwards is noticed when it is read, by all ranks alike, and the one
+before it is taken. `checkpoint_files` says what is in it.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import shutil
 import time
 import warnings
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from flamboyance.training import checkpoint_files as files
+from flamboyance.training.checkpoint_files import Damaged
 from flamboyance.training.optimizer import state_tensors
 from flamboyance.training.parallel import World
 
 NAME = re.compile(r"step-(\d{8,})$")
+PATIENCE = 120  # seconds until another node has to see what the first rank sees
 
 
 class Checkpoints:
@@ -44,20 +45,19 @@ class Checkpoints:
         self.directory = directory
         self.world = world
         self.keep = keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         self._step = 0
         # A group of its own: checkpoints are exchanged in a thread, beside the training's own exchanges.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
-        if world.size == 1:  # which is what was asked for: torch need not warn of it, here or in its thread
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if world.first:
             directory.mkdir(parents=True, exist_ok=True)
             for left_over in directory.glob(".step-*"):
-                shutil.rmtree(left_over)
+                _remove(left_over)
         world.wait()
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """Steps of the checkpoints, oldest first; one of them may be damaged."""
         found = (NAME.match(path.name) for path in self.directory.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
@@ -78,27 +78,35 @@ class Checkpoints:
             OSError: the one before could not be written.
         """
         self.wait()
-        part, rank = self._path(step, part=True), self.world.rank
-        if self.world.first:
-            part.mkdir(parents=True)
-        self.world.wait()
-        own = {"step": step, "ranks": self.world.size, "model": self.identity, **state}
-        own["random"] = _random_state(self.world.device)
-        with open(part / f"rank-{rank}.json", "w") as file:
-            json.dump(own, file)
-            file.flush()
-            os.fsync(file.fileno())
-        tensors = _tensors(trained, optimizer)
-        if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            # Every rank has all of it (DDP): each copies and writes its share.
-            tensors = {name: tensors[name] for name in sorted(tensors)[rank :: self.world.size]}
-        if self.world.device.type == "cpu":  # training changes them in place while they are written
-            tensors = {k: v.clone() for k, v in tensors.items()}
-        group: dict[str, Any] = {"process_group": self._group} if self._group else {"no_dist": True}
+        pieces = files.share(_tensors(trained, optimizer), self.world.rank, self.world.size)
+        state = {**state, "random": _random_state(self.world.device)}
         self._step = step
-        answer = dcp.async_save(tensors, checkpoint_id=part, **group)
-        assert isinstance(answer, Future)
-        self._writing = answer
+        self._writing = self._writer.submit(self._write, step, pieces, state)
+
+    def _write(self, step: int, pieces: dict[str, files.Piece], state: dict[str, Any]) -> None:
+        """In the thread. It fails on all ranks, or on none."""
+        part, entries, problem = self._path(step, part=True), {}, None
+        try:
+            entries = files.write_share(part, self.world.rank, pieces, state)
+        except (OSError, ValueError, RuntimeError, MemoryError, TypeError) as error:
+            problem = _described(error)
+        every = self._exchange((entries, problem))
+        problem = next((problem for _, problem in every if problem), None)
+        if self.world.first and problem is None:
+            about = {"step": step, "ranks": self.world.size, "model": self.identity}
+            try:
+                files.write_manifest(part, about, {name: e for entries, _ in every for name, e in entries.items()})
+            except (OSError, ValueError, RuntimeError, MemoryError, TypeError) as error:
+                problem = _described(error)
+        if problem := self._exchange(problem)[0]:
+            raise OSError(problem)
+
+    def _exchange(self, value: Any) -> list[Any]:
+        """Every rank's value, in the thread that writes."""
+        every = [value] * self.world.size
+        if self._group:
+            dist.all_gather_object(every, value, group=self._group)
+        return every
 
     def wait(self) -> None:
         """Until the checkpoint being written is in place.
@@ -111,75 +119,162 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         try:
             writing.result()
-        except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        except (OSError, RuntimeError) as error:
             good = self.steps()
+            if self.world.first:  # what was written of it takes room
+                shutil.rmtree(self._path(self._step, part=True), ignore_errors=True)
             raise OSError(
-                f"The checkpoint of step {self._step} could not be written to {self.directory}: {error}. "
-                + (f"The last good one is of step {good[-1]}. " if good else "There is none before it. ")
-                + "Make room, or mend what it says, and start the same command again: it goes on from there."
+                f"the checkpoint of step {self._step} could not be written to {self.directory}: {_described(error)}; "
+                + (f"the last good one is of step {good[-1]}; " if good else "there is none before it; ")
+                + "remove the cause (free space on that disk, or restore access to it) and start the same command "
+                "again to resume"
             ) from error
         if self.world.first:  # has heard from every rank: the checkpoint is complete
-            self._path(self._step).parent.mkdir(exist_ok=True)
+            if self._path(self._step).exists():
+                self._discard(self._step)
             os.replace(self._path(self._step, part=True), self._path(self._step))
             for old in self.steps()[: -self.keep]:
-                # Renamed first, so that one that is half removed is never taken for a good one.
-                os.replace(self._path(old), self._path(old, part=True))
-                shutil.rmtree(self._path(old, part=True))
+                self._discard(old)
+
+    def _discard(self, step: int) -> None:
+        # Renamed first, so that one that is half removed is never taken for a good one.
+        removed = self.directory / f".{self._path(step).name}.removed"
+        os.replace(self._path(step), removed)
+        _remove(removed)
 
     @property
     def busy(self) -> bool:
         return self._writing is not None and not self._writing.done()
 
     def load(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]] | None:
-        """Puts the newest checkpoint into the parameters and the optimizer.
+        """Puts the newest good checkpoint into the parameters and the optimizer. Damaged ones after it are renamed to
+        `step-….damaged`, with a warning.
 
         Returns:
             What `save` was given as state, of every rank that wrote it, with "step"; None where there is none.
 
         Raises:
-            ValueError: it is of another model.
+            ValueError: it is of another model, or no checkpoint is good.
         """
-        # The first rank decides which is the newest and what it says: other nodes may see the directory a little late.
-        states = self.world.told(self._newest() if self.world.first else None)
-        if states is None:
-            return None
-        path = self._path(states[0]["step"])
-        for _ in range(120):
-            if path.is_dir():
+        # The first rank says which there are and what is in them; all must find one good before any takes it.
+        steps, problems = self.world.told(self.steps() if self.world.first else None), {}
+        for step in reversed(steps):
+            found = self.world.told(_tried(self._opened, step) if self.world.first else None)
+            if not isinstance(found, Problem):
+                found = self._agreed(_tried(self._verified, step, found))
+            if not isinstance(found, Problem):
+                self._refuse_other_model(step, found, trained, optimizer)
+                found = self._agreed(_tried(self._read, step, found, trained, optimizer))
+            if isinstance(found, Problem):
+                problems[step] = found.text
+                continue
+            if self.world.first:
+                self._set_aside(problems, step)
+            return [{**state, "step": step} for state in found["states"]]
+        if problems:
+            listed = "; ".join(f"{self._path(step).name}: {text}" for step, text in problems.items())
+            raise ValueError(
+                f"no checkpoint in {self.directory} can be read ({listed}): restore one from a copy, or start anew "
+                "with another output="
+            )
+        return None
+
+    def _agreed(self, found: Any) -> Any:
+        """What was found here, or the first problem that any rank has."""
+        every = self.world.every(found if isinstance(found, Problem) else None)
+        return next((problem for problem in every if problem), found)
+
+    def _opened(self, step: int) -> dict[str, Any]:
+        """The manifest of a checkpoint, with "states" of all ranks that wrote it, and "shapes" of the tensors."""
+        about = files.read_manifest(self._path(step))
+        if about["step"] != step:
+            raise Damaged(f"it says that it is of step {about['step']}")
+        files.verify(self._path(step), about["files"], [f"rank-{rank}.json" for rank in range(about["ranks"])])
+        states = files.read_states(self._path(step), about["ranks"])
+        return {**about, "states": states, "shapes": files.shapes(states)}
+
+    def _verified(self, step: int, about: dict[str, Any]) -> dict[str, Any]:
+        """Compares the checksums of this rank's part of the tensors' files."""
+        for _ in range(0 if self.world.first else PATIENCE):  # other nodes may see the directory a little late
+            if self._path(step).exists():
                 break
             time.sleep(1)
-        if states[0]["model"] != self.identity:
-            raise ValueError(
-                f"{path} is a checkpoint of another model: of {states[0]['model']}, this one is {self.identity}. Give "
-                "the run another output=, or the model that it was begun with."
-            )
-        tensors = _tensors(trained, optimizer)
-        known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-        for name, tensor in tensors.items():
-            shape = getattr(known.get(name), "size", None)
-            if shape is None or tuple(shape) != tuple(tensor.shape):
-                raise ValueError(
-                    f"{path} is a checkpoint of another model: it has {name} as {shape and tuple(shape)}, this model "
-                    f"as {tuple(tensor.shape)}. Give the run another output=, or the model that it was begun with."
-                )
-        group: dict[str, Any] = {"process_group": self._group} if self._group else {"no_dist": True}
-        dcp.load(tensors, checkpoint_id=path, **group)
+        mine = range(self.world.rank, about["ranks"], self.world.size)
+        files.verify(self._path(step), about["files"], [f"rank-{rank}.safetensors" for rank in mine])
+        return about
+
+    def _read(
+        self, step: int, about: dict[str, Any], trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        states = about["states"]
+        files.read_tensors(self._path(step), states, _tensors(trained, optimizer))
         if len(states) == self.world.size:
             _restore_random_state(states[self.world.rank]["random"], self.world.device)
-        return states
+        return about
 
-    def _newest(self) -> list[dict[str, Any]] | None:
-        """What every rank wrote beside the newest checkpoint; None where there is none."""
-        steps = self.steps()
-        if not steps:
-            return None
-        path = self._path(steps[-1])
-        ranks = json.loads((path / "rank-0.json").read_text())["ranks"]
-        return [json.loads((path / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+    def _refuse_other_model(
+        self, step: int, about: dict[str, Any], trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        path, advice = self._path(step), "give the run another output=, or the model that it was started with"
+        if about["model"] != self.identity:
+            raise ValueError(
+                f"{path} is a checkpoint of another model: of {about['model']}, this one is {self.identity}; {advice}"
+            )
+        stored = about["shapes"]
+        own = {name: tuple(tensor.shape) for name, tensor in _tensors(trained, optimizer).items()}
+        for name in sorted(own.keys() | stored.keys()):
+            if own.get(name) != stored.get(name):
+                raise ValueError(
+                    f"{path} is a checkpoint of another model: it has {name} as {stored.get(name)}, this model as "
+                    f"{own.get(name)}; {advice}"
+                )
+
+    def _set_aside(self, problems: dict[int, str], good: int) -> None:
+        for step, text in problems.items():
+            path = self._path(step)
+            aside = path.with_name(f"{path.name}.damaged")
+            if aside.exists() or aside.is_symlink():
+                _remove(aside)
+            os.replace(path, aside)
+            warnings.warn(
+                f"the checkpoint {path} is damaged: {text}; it is renamed to {aside.name}, and the run resumes after "
+                f"step {good}",
+                stacklevel=3,
+            )
 
     def _path(self, step: int, part: bool = False) -> Path:
         name = f"step-{step:08d}"
         return self.directory / (f".{name}.partial" if part else name)
+
+
+class Problem:
+    """Why a checkpoint cannot be used."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+
+def _tried(action: Callable[..., Any], *arguments: Any) -> Any:
+    """What the action returns; a `Problem` where what it reads is not what was written."""
+    try:
+        return action(*arguments)
+    except (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        return Problem(_described(error))
+
+
+def _described(error: BaseException) -> str:
+    """In one line, with the file where it is known."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__} {text}".strip()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _tensors(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -65,6 +65,13 @@ class World:
         dist.broadcast_object_list(box, group=self.patient)
         return box[0]
 
+    def every(self, value: Any) -> list[Any]:
+        """Every process's value, by rank, for plain objects."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value, group=self.patient)
+        return found
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes, in double precision."""
         if self.size == 1:

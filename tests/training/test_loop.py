@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
 from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
-from flamboyance.training import files
+from flamboyance.training import checkpoint_files, files
 from flamboyance.training.config import check
 from flamboyance.training.loop import train
 from tests.data import torture
@@ -117,24 +116,40 @@ def test_a_run_of_broken_gradients_stops_and_explains(run, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
-    save, calls = dcp.async_save, []
+    write = checkpoint_files.write_share
 
-    def full(*args, **kwargs):
-        calls.append(args)
-        if len(calls) < 2:
-            return save(*args, **kwargs)
-        from concurrent.futures import Future
+    def full(folder, *args):
+        if "4" in folder.name:
+            (folder / "rank-0.safetensors").mkdir(parents=True)  # something was begun
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "rank-0.safetensors"))
+        return write(folder, *args)
 
-        future: Future = Future()
-        future.set_exception(OSError(errno.ENOSPC, "No space left on device"))
-        return future
-
-    monkeypatch.setattr(dcp, "async_save", full)
-    with pytest.raises(OSError, match=r"step 4 could not be written .*No space left.*last good one is of step 2"):
+    monkeypatch.setattr(checkpoint_files, "write_share", full)
+    with pytest.raises(
+        OSError, match=r"step 4 could not be written .*rank-0.*No space left.*last good one is of step 2"
+    ):
         train(run(20, checkpoint_every=2))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
     train(run(6, checkpoint_every=2))
     assert len(losses(tmp_path / "run")) == 6
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
+    whole = run(12, checkpoint_every=4, keep=3)
+    train(whole)
+    expected = losses(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for damaged in ("step-00000012", "step-00000008"):
+        file = checkpoints / damaged / "rank-0.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 4
+        file.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-00000008 is damaged: rank-0\.safetensors has changed.*after step 4"):
+        train(whole)
+    assert losses(tmp_path / "run") == expected
+    kept = sorted(p.name for p in checkpoints.iterdir())
+    assert [name for name in kept if "damaged" not in name] == ["step-00000004", "step-00000008", "step-00000012"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):

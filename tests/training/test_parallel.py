@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from flamboyance.training.checkpoint import Checkpoints
+from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import World
 from tests.training import worker
+from tests.training.batches import training
 
 STEPS = 50
 FAMILIES = {"opt": "tied", "llama": "untied"}
@@ -20,17 +23,18 @@ MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
 SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
 EVALUATED = ["fsdp:opt:evaluated:short", "fsdp:llama:evaluated:bf16:short"]
 QUANTIZED = "fsdp:llama:quantized:short"
+SAVED = ["ddp:opt:saved:short", "fsdp:opt:saved:short", "hybrid:llama:saved:short"]
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("two") / "found.pt"
-    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT, *EVALUATED, QUANTIZED]
+    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT, *EVALUATED, QUANTIZED, *SAVED]
     process = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return torch.load(path)
+    return {**torch.load(path), "folder": path.parent}
 
 
 @cache
@@ -88,3 +92,29 @@ def test_every_family_here_is_what_it_says():
     for family, kind in FAMILIES.items():
         assert worker.make(family).added_tokens.tied == (kind == "tied")
     assert not worker.make("gpt_neox").added_tokens.tied
+
+
+@pytest.mark.parametrize("way", SAVED)
+def test_all_ranks_agree_on_the_checkpoint_before_a_damaged_one(together, way):
+    found = together[way]["resumed"]
+    assert found["every"] == [{"step": [1, 1], "from": [0, 1]}] * 2
+    for name, value in found["first"].items():
+        assert torch.equal(found["now"][name], value), name
+    first, second = found["warned"]
+    assert len(first) == 1 and "rank-1.safetensors has changed" in first[0] and not second
+
+
+@pytest.mark.parametrize("way", SAVED)
+def test_one_process_reads_what_two_have_written(together, way):
+    kind, family, *_ = way.split(":")
+    model = worker.make(family)
+    trained = model.trained_parameters()
+    optimizer = make_optimizer(trained, training())
+    states = Checkpoints(together["folder"] / f"{kind}-{family}", World(0, 1, 1, torch.device("cpu")), 2, {}).load(
+        trained, optimizer
+    )
+    assert [state["step"] for state in states] == [1, 1]
+    for name, value in together[way]["resumed"]["first"].items():
+        assert torch.equal(optimizer.state[trained[name]]["exp_avg"], value), name
+    for name, value in together[way]["parameters"].items():
+        assert torch.equal(trained[name].detach(), value), name

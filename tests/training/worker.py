@@ -4,13 +4,16 @@ torchrun --nproc-per-node 2 -m tests.training.worker 50 out.pt ddp:opt fsdp:opt 
 """
 
 import sys
+import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from flamboyance.model import vision
 from flamboyance.training import parallel as parallelism
+from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, World, set_precision
 from flamboyance.training.step import Stepper
@@ -44,7 +47,14 @@ def quantize(model) -> None:
 
 
 def run(
-    here: World, kind: str, family: str, steps: int, packed: bool = False, evaluated: bool = False, **options
+    here: World,
+    kind: str,
+    family: str,
+    steps: int,
+    packed: bool = False,
+    evaluated: bool = False,
+    folder=None,
+    **options,
 ) -> dict:
     vision.TOGETHER = 16  # images of a tiny tower: several turns, did it not know of the other processes
     config = training(parallel=kind, accumulate=BATCHES // here.size, **options)
@@ -65,9 +75,40 @@ def run(
         outcome = stepper([item(n) for n in numbers], rate_at(step, config))
         found["loss"].append(outcome.loss)
         found["norm"].append(outcome.gradient_norm)
+    if folder:
+        found["resumed"] = resumed(here, model.trained_parameters(), stepper.optimizer, parallel, folder)
     found["parameters"] = {n: parallel.whole(p.detach()) for n, p in model.trained_parameters().items()}
     found["kinds"] = {n: type(p).__name__ for n, p in model.named_parameters()}
     return found
+
+
+def resumed(here: World, trained: dict, optimizer, parallel: Parallel, folder: Path) -> dict:
+    """Saves twice, damages what the last rank wrote the second time, and loads: which step each rank has then, and the
+    gradients' running mean as it was saved the first time and as it is now."""
+    checkpoints = Checkpoints(folder, here, keep=2, identity={})
+    means = {n: optimizer.state[p]["exp_avg"] for n, p in trained.items()}
+    first = {n: parallel.whole(mean).clone() for n, mean in means.items()}
+    checkpoints.save(1, trained, optimizer, {"from": here.rank})
+    checkpoints.wait()
+    for mean in means.values():
+        mean.fill_(7)
+    checkpoints.save(2, trained, optimizer, {"from": here.rank})
+    checkpoints.wait()
+    if here.first:
+        file = folder / "step-00000002" / f"rank-{here.size - 1}.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    here.wait()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        states = checkpoints.load(trained, optimizer)
+    now = {n: parallel.whole(mean).clone() for n, mean in means.items()}
+    own = {"step": [state["step"] for state in states], "from": [state["from"] for state in states]}
+    return {
+        "every": here.every(own),
+        "first": first,
+        "now": now,
+        "warned": here.every([str(w.message) for w in warned]),
+    }
 
 
 @contextmanager
@@ -86,6 +127,7 @@ if __name__ == "__main__":
             options: dict = {"checkpoint_activations": "checkpointed" in flags, "compile": "compiled" in flags}
             options["evaluated"] = "evaluated" in flags
             options["packed"] = "quantized" in flags
+            options["folder"] = Path(path).parent / f"{kind}-{family}" if "saved" in flags else None
             options["precision"] = "bf16" if "bf16" in flags else "fp32"
             found[way] = run(here, kind, family, 8 if "short" in flags else int(steps), **options)
         if here.first:
