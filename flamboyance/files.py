@@ -122,7 +122,13 @@ def read_text(path: Path | str, limit: int | None = None) -> str:
     with _opened(path) as file:
         if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
             raise ValueError(f"{path} has {size:,} bytes; expected a text of at most {limit:,}")
-        return "".join(line for _, line in decoded(_raw_lines(file, str(path)), str(path)))
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        for _ in decoded(content.splitlines(keepends=True), str(path)):  # names the line
+            pass
+        raise
 
 
 def read_lines(path: Path | str) -> list[tuple[str, str]]:
@@ -298,16 +304,26 @@ def read_table(path: Path | str) -> Iterator[tuple[str, Record]]:
 def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]]:
     """The rows of a table of that name from its lines; as `read_table`."""
     suffix = os.path.splitext(name)[1].lower()
-    if suffix not in JSONL_SUFFIXES:
+    if suffix in JSONL_SUFFIXES:
+        yield from _objects(decoded(lines, name), name)
+    else:
         yield from _separated(decoded(lines, name), name, "\t" if suffix == ".tsv" else ",")
-        return
-    for number, line in decoded(lines, name):
+
+
+def read_json_lines(path: Path | str) -> Iterator[tuple[str, Record]]:
+    """(place, object) of each line of a JSON-lines file, whatever its name; as `read_table`."""
+    with _opened(path) as file:
+        yield from _objects(decoded(_raw_lines(file, str(path)), str(path)), str(path))
+
+
+def _objects(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, Record]]:
+    for number, line in lines:
         if not line.strip():
             continue
         place = f"{name}, line {number}"
         record = parse_json(line.rstrip("\r\n"), place)
         if not isinstance(record, dict):
-            raise ValueError(f'{place} is {_kind(record)}; expected an object, as in {{"image": …, "text": …}}')
+            raise ValueError(f"{place} is {_kind(record)}; expected an object")
         yield place, record
 
 

@@ -273,26 +273,31 @@ def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.csv", "", "is empty; expected the columns"),
+        ("d.csv", "", "holds no demonstration; expected"),
         ("d.csv", "image,text\n", "holds no demonstration"),
-        ("d.csv", "file,caption\na.JPG,hello\n", "has the columns file,caption; expected image,text"),
+        ("d.csv", "file,caption\na.JPG,hello\n", "line 2 has no 'image'; it has file, caption"),
         ("d.csv", "image,text\na.JPG,\n", "line 2: text is empty"),
-        ("d.csv", "image,text\na.JPG\n", "line 2: text is empty"),
+        ("d.csv", "image,text\na.JPG\n", "line 2 has 1 value for the 2 columns image,text"),
+        ("d.csv", "image,text\na.JPG,a dog, two cats\n", "line 2 has 3 values for the 2 columns image,text"),
+        ("d.csv", 'image,text\na.JPG,"a dog\nb.png,a cat\n', "a closing quote"),
+        ("d.csv", "image,text\n../secret.jpg,hello\n", "line 2: the image ../secret.jpg is outside"),
         ("d.csv", "image,text\ngone.png,hello\n", "gone.png, which does not exist"),
         ("d.csv", "image,question,answer\na.JPG,what ?,this\n", "expected the columns image,text"),
+        ("d.csv", "image,question\na.JPG,what ?\n", "has the columns image,question; expected image,text"),
         ("d.jsonl", "", "holds no demonstration"),
-        ("d.jsonl", '{"image": "a.JPG", "text": "x"}\n{"image"\n', "line 2 is not JSON"),
-        ("d.jsonl", '["a.JPG", "x"]\n', "line 1 holds list"),
-        ("d.jsonl", '{"image": "a.JPG", "caption": "x"}\n', "has the columns image,caption"),
-        ("d.jsonl", '{"image": "a.JPG", "text": 3}\n', "text is 3; expected some text"),
-        ("d.txt", "image,text\n", "is none of them"),
+        ("d.jsonl", '{"image": "a.JPG", "text": "x"}\n{"image"\n', "line 2, column 9 is not JSON"),
+        ("d.jsonl", '["a.JPG", "x"]\n', "line 1 is a list"),
+        ("d.jsonl", '{"image": "a.JPG", "words": "x"}\n', "has the columns image,words"),
+        ("d.tsv", b"image\ttext\na.JPG\tcaf\xe9\n", "line 2 is not UTF-8"),
+        ("d.jsonl", '{"image": "a.JPG", "text": 3.5}\n', "text is 3.5; expected some text"),
+        ("d.txt", "image,text\n", "expected a folder of images, or a file named .csv"),
         ("gone.csv", None, "no such demonstrations"),
         (".", None, "has no text beside it"),
     ],
 )
-def test_refusals_of_demonstrations(photos: Path, name: str, content: str | None, message: str, capsys) -> None:
+def test_refusals_of_demonstrations(photos: Path, name: str, content: str | bytes | None, message: str, capsys) -> None:
     if content is not None:
-        (photos / name).write_text(content)
+        (photos / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert message in fails(capsys, "caption", photos, "--demonstrations", photos / name)
 
 

@@ -1,9 +1,23 @@
-"""Images: anything that is a picture -> PIL RGB -> the float tensor (C, H, W) that a vision tower takes."""
+"""Images: anything that is a picture -> PIL RGB -> the float tensor (C, H, W) that a vision tower takes.
 
-from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeError, load_frames, load_image
-from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
-from flamboyance.images.processor import ImageProcessor
+What reads pictures is imported when it is first used: suffixes, and the names of images in a folder, need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from flamboyance.images.suffixes import SUFFIXES
+
+if TYPE_CHECKING:
+    from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeError, load_frames, load_image
+    from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
+    from flamboyance.images.processor import ImageProcessor
+
+_DEFINED_IN = {
+    **dict.fromkeys(("MAX_PIXELS", "ImageError", "ImageTooLargeError", "load_frames", "load_image"), "loading"),
+    **dict.fromkeys(("OPENAI_MEAN", "OPENAI_STD"), "preprocessor_config"),
+    "ImageProcessor": "processor",
+}
 
 __all__ = [
     "MAX_PIXELS",
@@ -16,3 +30,9 @@ __all__ = [
     "load_frames",
     "load_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"flamboyance.images.{_DEFINED_IN[name]}"), name)

@@ -9,7 +9,9 @@ from pathlib import Path
 from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task, TaskFile
-from flamboyance.evaluation.tasks.reading import IMAGE_SUFFIXES, images_in, read_json, some
+from flamboyance.evaluation.tasks.reading import images_in, some
+from flamboyance.files import read_json, read_lines
+from flamboyance.images import SUFFIXES
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 
 CLASSES = 1000
@@ -48,10 +50,10 @@ def _read(root: Path, names: Mapping[str, str], asked: bool) -> list[Example]:
     for folder, name in names.items():
         images = images_in(root / folder)
         if not images and not asked:
-            raise ValueError(f"{root / folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+            raise ValueError(f"{root / folder} holds no image ({' '.join(sorted(SUFFIXES))})")
         made += [Example(f"{folder}/{path.name}", path, name, (), (name,) if asked else ()) for path in images]
     if not made:
-        raise ValueError(f"{root} holds no image in its folders ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        raise ValueError(f"{root} holds no image in its folders ({' '.join(sorted(SUFFIXES))})")
     return made
 
 
@@ -91,18 +93,12 @@ def _read_names(file: Path) -> dict[str, str]:
             raise ValueError(f'{file}: expected an object of folders and their names, as in {{"n01440764": "tench"}}')
         return {folder: name.strip() for folder, name in content.items()}
     names: dict[str, str] = {}
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for place, line in read_lines(file):
         folder, *rest = line.split(maxsplit=1)
         if not rest:
-            raise ValueError(f"{file}, line {number} is {line!r}; expected a folder and its name: n01440764 tench")
+            raise ValueError(f"{place} is {line!r}; expected a folder and its name: n01440764 tench")
         if folder in names:
-            raise ValueError(f"{file}, line {number}: the folder {folder} is there twice; remove one of the two")
+            raise ValueError(f"{place}: the folder {folder} is there twice; remove one of the two")
         names[folder] = rest[0].strip()
     return names
 

@@ -11,10 +11,10 @@ from flamboyance.evaluation.tasks.reading import (
     check,
     file_name,
     listed,
-    read_json,
     records,
     value,
 )
+from flamboyance.files import read_json
 from flamboyance.templates import Template
 
 Place = Callable[[Record, str], tuple[str, Path]]

@@ -12,10 +12,8 @@ name (`cat/1.jpg`).
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from flamboyance import templates
@@ -23,18 +21,12 @@ from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task
 from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.protocols import check_protocol, separator, shown_answer
-from flamboyance.evaluation.tasks.reading import IMAGE_SUFFIXES, Record, check, read_json_lines, value
+from flamboyance.evaluation.tasks.reading import Record, check, value
+from flamboyance.images.listing import Row, image_rows
 from flamboyance.templates import Template
 
 LONGEST_ANSWER = 20  # tokens
 COLUMNS = "image,label or image,text or image,question,answer"
-
-
-@dataclass(frozen=True)
-class _Row:
-    place: str
-    image: Path
-    record: Record
 
 
 def load(
@@ -109,86 +101,17 @@ def _classification(
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, outside: bool) -> list[_Row]:
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or folder: {path}")
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        rows = list(_read_folder(path))
-    elif suffix == ".csv":
-        rows = [_Row(place, _image(path, record, place, outside), record) for place, record in _read_csv(path)]
-    elif suffix in (".jsonl", ".ndjson"):
-        rows = [_Row(place, _image(path, record, place, outside), record) for place, record in read_json_lines(path)]
-    else:
-        raise ValueError(f"{path}: expected a .csv or .jsonl file with {COLUMNS}, or a folder of images")
+def _read(path: Path, outside: bool) -> list[Row]:
+    rows = image_rows(path, outside, labels=True)
     if not rows:
         raise ValueError(f"{path} is empty; expected {COLUMNS}")
     return rows
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Record]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            columns = [name.strip() for name in next(reader, [])]
-            if len(set(columns)) < len(columns):
-                raise ValueError(f"{path}, line 1 names a column twice: {','.join(columns)}")
-            for values in reader:
-                if not values:
-                    continue
-                place = f"{path}, line {reader.line_num}"
-                if len(values) != len(columns):
-                    raise ValueError(
-                        f"{place} has {len(values)} values for the {len(columns)} columns; a value with a "
-                        "comma in it stands in double quotes"
-                    )
-                yield place, dict(zip(columns, values, strict=True))
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text after line {reader.line_num}; save it as UTF-8") from error
-
-
-def _image(path: Path, record: Record, place: str, outside: bool) -> Path:
-    name = _filled(record, "image", place)
-    image = Path(os.path.normpath(path.parent / name))
-    if not image.is_file():
-        raise FileNotFoundError(f"{place} names the image {image}, which does not exist")
-    if not outside and not image.resolve().is_relative_to(path.parent.resolve()):
-        raise ValueError(
-            f"{place}: the image {name} is outside of the folder of {path.name}; allow that with outside (--outside)"
-        )
-    return image
-
-
-def _read_folder(folder: Path) -> Iterator[_Row]:
-    images = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    if not images:
-        raise ValueError(f"the folder {folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    texts = any(image.with_suffix(".txt").is_file() for image in images)
-    for image in images:
-        text = image.with_suffix(".txt")
-        if texts:
-            if not text.is_file():
-                raise FileNotFoundError(f"{image} has no text beside it, and others have: write it to {text}")
-            try:
-                yield _Row(f"{text}", image, {"text": text.read_text(encoding="utf-8-sig")})
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{text} is not UTF-8 text ({error}); save it as UTF-8") from None
-        elif image.parent == folder:
-            raise ValueError(f"{image} has no text beside it ({text.name}), and is in no folder named after its label")
-        else:
-            yield _Row(f"{image}", image, {"label": image.relative_to(folder).parts[0]})
-
-
 # ---- examples -------------------------------------------------------------------------------------------------------
 
 
-def _kind(row: _Row, path: Path) -> str:
+def _kind(row: Row, path: Path) -> str:
     """What the data say of an image: "label", "answer" or "text"; other columns are left alone."""
     keys = row.record.keys()
     if "label" in keys:
@@ -200,14 +123,14 @@ def _kind(row: _Row, path: Path) -> str:
     raise ValueError(f"{path} has the columns {','.join(map(str, keys))}; expected {COLUMNS}")
 
 
-def _template(kind: str, row: _Row) -> Template:
+def _template(kind: str, row: Row) -> Template:
     if kind == "text":
         return templates.caption
     return templates.vqa if "question" in row.record else templates.classification
 
 
 def _examples(
-    rows: Sequence[_Row], kind: str, template: Template, protocol: str, path: Path, split: str
+    rows: Sequence[Row], kind: str, template: Template, protocol: str, path: Path, split: str
 ) -> list[Example]:
     made = []
     for number, row in enumerate(rows, 1):
@@ -220,7 +143,7 @@ def _examples(
     return made
 
 
-def _said(row: _Row, kind: str) -> tuple[str, ...]:
+def _said(row: Row, kind: str) -> tuple[str, ...]:
     """What is right for a row: its label, its answers, its captions."""
     several = {"answer": "answers", "text": "captions"}.get(kind, "")
     if several in row.record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -10,52 +9,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flamboyance.evaluation.task import Example
+from flamboyance.files import Record
+from flamboyance.files import read_json as read_json
+from flamboyance.files import read_json_lines as read_json_lines
+from flamboyance.images.listing import is_image
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 SHOWN = 3  # of the items that are wrong in the same way
 
-Record = dict[str, Any]
 T = TypeVar("T")
-
-
-def read_json(file: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        ValueError: it is not UTF-8 or not JSON; names line and column.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {error.lineno}, column {error.colno} is not JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text, at byte {error.start}; is it the right file?") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise ValueError(f"{file} is not JSON that can be read: {error}") from error
-
-
-def read_json_lines(file: Path) -> Iterator[tuple[str, Record]]:
-    """The objects of a JSON-lines file, each with its place: "FILE, line 3". Empty lines are left out.
-
-    Raises:
-        ValueError: a line is not a JSON object.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text, at byte {error.start}; is it the right file?") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}, column {error.colno} is not JSON: {error.msg}") from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place} is not JSON that can be read: {error}") from error
-        yield place, _is(record, dict, place)
 
 
 def records(content: Any, key: str, file: Path) -> Iterator[tuple[str, Record]]:
@@ -144,7 +106,7 @@ def unique(pairs: Iterable[tuple[str, str, T]], what: str) -> dict[str, T]:
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder, in the order of their names."""
     names = (name for name in files_in(f"{folder}") if not name.startswith("."))
-    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    return [folder / name for name in sorted(names) if is_image(name)]
 
 
 def some(things: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ from flamboyance import templates
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator
-from flamboyance.evaluation.tasks.reading import listed, number_or_text, read_json, unique, value
+from flamboyance.evaluation.tasks.reading import listed, number_or_text, unique, value
 from flamboyance.evaluation.tasks.vqa import Asked
+from flamboyance.files import read_json
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:

@@ -10,8 +10,9 @@ from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Metric, Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator
-from flamboyance.evaluation.tasks.reading import file_name, listed, read_json, unique, value
+from flamboyance.evaluation.tasks.reading import file_name, listed, unique, value
 from flamboyance.evaluation.tasks.vqa import Asked
+from flamboyance.files import read_json
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:

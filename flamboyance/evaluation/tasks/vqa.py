@@ -22,12 +22,12 @@ from flamboyance.evaluation.tasks.reading import (
     check,
     listed,
     number_or_text,
-    read_json,
     records,
     some,
     unique,
     value,
 )
+from flamboyance.files import read_json
 
 MAX_NEW_TOKENS = 5
 

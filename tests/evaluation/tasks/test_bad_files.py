@@ -110,7 +110,7 @@ def empty_file(folder):
     put(folder / "dataset_coco.json", "")
 
 
-@case("coco", ValueError, "…/dataset_coco.json is not UTF-8 text, at byte 0; is it the right file?")
+@case("coco", ValueError, "…/dataset_coco.json, line 1 is not UTF-8 text: …")
 def not_text(folder):
     (folder / "dataset_coco.json").write_bytes(b"\xff\xd8\xff")
 

@@ -122,13 +122,16 @@ def test_bytes_before_a_spreadsheets_csv(folder):
         (["image,label"], "mine.csv is empty"),
         (["picture,label", "a.jpg,dog"], "line 2 has no 'image'; it has picture, label"),
         (["image,what", "a.jpg,dog"], "has the columns image,what; expected image,label or image,text or"),
-        (["image;label", "a.jpg;dog"], "line 2 has no 'image'; it has image;label"),
-        (["image,label,label", "a.jpg,dog,cat"], "line 1 names a column twice: image,label,label"),
-        (["image,label", "a.jpg,dog,cat"], "line 2 has 3 values for the 2 columns; a value with a comma in it"),
-        (["image,label", "a.jpg"], "line 2 has 1 values for the 2 columns"),
+        (["image|label", "a.jpg|dog"], "line 2 has no 'image'; it has image|label"),
+        (["image,label,label", "a.jpg,dog,cat"], "line 1 names a column twice: label"),
+        (
+            ["image,label", "a.jpg,dog,cat"],
+            "line 2 has 3 values for the 2 columns image,label: 'a.jpg', 'dog', 'cat'; put a value with a comma",
+        ),
+        (["image,label", "a.jpg"], "line 2 has 1 value for the 2 columns image,label: 'a.jpg'"),
         (["image,label", "a.jpg,"], "line 2: label is empty; expected some text"),
-        (["image,label", ",dog"], "line 2: image is empty; expected some text"),
-        (["image,label", '"a.jpg,dog'], "line 2 is not CSV: unexpected end of data"),
+        (["image,label", ",dog"], "line 2: image is empty; expected the path of an image"),
+        (["image,label", '"a.jpg,dog'], "line 2: not CSV (unexpected end of data); is a closing quote missing?"),
         (["image,label", "a.jpg,dog", "b.jpg,dog"], "has the label 'dog' alone; expected two or more"),
         (["image,text", "a.jpg,<image>"], "queries, item 1: text='<image>' holds '<image>', which would alter"),
     ],
@@ -144,7 +147,7 @@ def test_bad_csv(folder, lines, message):
         ("[1]", "mine.jsonl, line 2 is a list; expected an object"),
         ("{", "mine.jsonl, line 2, column 2 is not JSON"),
         ('{"image": "b.jpg"}', "line 2 has no 'text'; it has image"),
-        ('{"image": 3.5, "text": "a"}', "line 2: image is a number (3.5); expected a text or a whole number"),
+        ('{"image": 3.5, "text": "a"}', "line 2: image is 3.5; expected the path of an image"),
         ('{"image": "b.jpg", "captions": []}', "line 2: captions is []; expected a list of texts"),
         ('{"image": "b.jpg", "captions": "one"}', "line 2: captions is a text ('one'); expected a list"),
     ],
@@ -160,11 +163,11 @@ def test_what_is_not_there(folder, tmp_path_factory):
         own.load(csv(folder, "image,label", "z.jpg,dog"))
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: nothing\.csv"):
         own.load("nothing.csv")
-    with pytest.raises(ValueError, match=r"mine\.txt: expected a \.csv or \.jsonl file"):
+    with pytest.raises(ValueError, match=r"mine\.txt: expected a folder of images, or a file named \.csv"):
         own.load(put(folder / "mine.txt", "image,label"))
     with pytest.raises(ValueError, match="holds no image"):
         own.load(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(ValueError, match=r"a\.jpg has no text beside it \(a\.txt\), and is in no folder named after"):
+    with pytest.raises(OSError, match=r"a\.jpg has no text beside it \(a\.txt\), and is in no folder named after"):
         own.load(folder)
 
 
