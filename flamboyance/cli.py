@@ -1,13 +1,96 @@
-"""The `flamboyance` command: its arguments, and how its errors are shown."""
+"""The `flamboyance` command: its commands, and how its errors are shown.
+
+Each command is a module of `flamboyance.commands`: `add_arguments` says what it takes, and the function of the
+command's name does it. Those modules import torch and transformers inside functions, so that help comes at once.
+"""
+
+from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
 
-from flamboyance.commands.arguments import add_generation, add_images, add_model, at_least
+
+class Command(NamedTuple):
+    """One command: its name, what it does in a few words, and an example."""
+
+    name: str
+    summary: str
+    example: str
+
+    @property
+    def function(self) -> str:
+        """The name of its function, and of the module of `flamboyance.commands` that holds it."""
+        return self.name.replace(" ", "_")
+
+
+COMMANDS = (
+    Command("demo", "show the embedded model on held-out images: a table, a page, a plot", "flamboyance demo"),
+    Command(
+        "caption",
+        "describe images",
+        "flamboyance caption photos/ --demonstrations captioned/ --shots 4 --output captions.jsonl",
+    ),
+    Command(
+        "ask",
+        "answer a question about images",
+        'flamboyance ask photos/ --question "What colour is the car?" --output answers.csv',
+    ),
+    Command(
+        "classify",
+        "say which label fits each image",
+        "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv",
+    ),
+    Command(
+        "info",
+        "what a model is made of, what trains, how much memory it takes",
+        "flamboyance info openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+    ),
+    Command(
+        "convert",
+        "turn an OpenFlamingo checkpoint into a model directory",
+        "flamboyance convert checkpoint.pt my-flamingo/ --model openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+    ),
+    Command("evaluate", "few-shot benchmarks by the papers' protocol", "flamboyance evaluate birds.csv --shots 0,4,8"),
+    Command(
+        "rices",
+        "features of images, to find similar demonstrations by, ahead of an evaluation",
+        "flamboyance rices coco vqav2 --data benchmarks/ --tower ViT-L-14 --tower-pretrained openai",
+    ),
+    Command(
+        "report",
+        "tables, figures and a page of predictions from evaluations, beside published scores",
+        "flamboyance report runs/3b --beside OpenFlamingo-3B,Flamingo-3B",
+    ),
+    Command(
+        "plan",
+        "memory, time and data that a training run will take, without a GPU",
+        "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB",
+    ),
+    Command(
+        "plot",
+        "draw losses, gates and evaluations of training runs",
+        "flamboyance plot runs/first runs/second --output curves.png",
+    ),
+    Command(
+        "convert mmc4",
+        "turn MMC4's zips and images into tars",
+        'flamboyance convert mmc4 "zips/docs_no_face_shard_{0..99}_v2.jsonl.zip" images/ mmc4/',
+    ),
+    Command("convert folder", "turn images with texts into tars", "flamboyance convert folder captioned/ tars/"),
+    Command(
+        "train",
+        "train a model: flamboyance train RECIPE key=value",
+        "flamboyance train finetune data=photos/ output=run",
+    ),
+)
 
 EPILOG = """\
 examples:
@@ -20,79 +103,80 @@ examples:
 `flamboyance COMMAND --help` says more.
 """
 
-DEMONSTRATIONS = """\
-demonstrations:
-  a folder     images, each with its text beside it: cat.jpg, cat.txt
-  a CSV file   columns image,text or image,question,answer; image paths relative to the file
-  a JSONL file one object a line, with the same keys
-
-output:
-  Without --output each line is the image's path, a tab, and what was said of it. With it, rows are appended
-  to the file one by one, and a later run goes on where this one ended. An image that cannot be read becomes a
-  row with `error`, and the run goes on; the exit status is 1 only if none could be read.
-"""
-
-# Commands whose modules hold their arguments: name, summary, an example.
-MODULES = (
-    ("evaluate", "few-shot benchmarks by the papers' protocol", "flamboyance evaluate birds.csv --shots 0,4,8"),
-    (
-        "rices",
-        "features of images, to find similar demonstrations by, ahead of an evaluation",
-        "flamboyance rices coco vqav2 --data benchmarks/ --tower ViT-L-14 --tower-pretrained openai",
-    ),
-    (
-        "report",
-        "tables, figures and a page of predictions from evaluations, beside published scores",
-        "flamboyance report runs/3b --beside OpenFlamingo-3B,Flamingo-3B",
-    ),
-    (
-        "plan",
-        "memory, time and data that a training run will take, without a GPU",
-        "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB",
-    ),
-    (
-        "plot",
-        "draw losses, gates and evaluations of training runs",
-        "flamboyance plot runs/first runs/second --output curves.png",
-    ),
-)
-CONVERSIONS = (["mmc4"], ["folder"])
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, like every other mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments). Returns the exit status.
 
-    0: done. 1: done, but no image could be read. 2: a mistake in what was asked, told in one line.
+    0: done. 1: done, but nothing that was asked for could be read. 2: a mistake in what was asked, reported in one
+    line. 130: interrupted with Ctrl-C. 141: the reader of the output closed it, as `head` does.
     """
-    arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    debug = False
+    with _interrupts() as interrupted:
+        try:
+            arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+            debug = arguments.debug
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
+                function = arguments.command.function
+                return getattr(import_module(f"flamboyance.commands.{function}"), function)(arguments) or 0
+        except KeyboardInterrupt:
+            return _say_interrupted()
+        except BrokenPipeError:  # the reader of our output has had enough, as in `… | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+            return 141
+        except Exception as error:
+            if interrupted:  # libraries that are being imported turn an interrupt into errors of their own
+                return _say_interrupted()
+            if debug or not isinstance(error, ValueError | OSError | ImportError):
+                raise
+            print(f"flamboyance: {_one_line(error)}", file=sys.stderr)
+            return 2
+
+
+def _say_interrupted() -> int:
+    print("flamboyance: interrupted", file=sys.stderr)
+    return 130
+
+
+@contextmanager
+def _interrupts() -> Generator[list[int]]:
+    """Within it every Ctrl-C raises KeyboardInterrupt, as always, and is noted in the list that this gives.
+
+    Python drops one that arrives inside a destructor or a callback, as those of its imports: that is raised again.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> NoReturn:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    def unraisable(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            # Later, from elsewhere: raised here, it would be dropped again.
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            hook(dropped)
+
+    # Elsewhere than in the main thread, or where another handler is set, interrupts are somebody else's.
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    hook = sys.unraisablehook
+    if ours:
+        signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = unraisable
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
-            return arguments.command(arguments) or 0
-    except KeyboardInterrupt:
-        print("flamboyance: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has had enough, as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
-        return 141
-    except (ValueError, OSError, ImportError) as error:
-        if arguments.debug:
-            raise
-        print(f"flamboyance: {_one_line(error)}", file=sys.stderr)
-        return 2
+        yield noted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = hook
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
     # `convert mmc4` and `convert folder` are commands of their own, beside `convert checkpoint.pt DIR`.
     words = [str(word) for word in argv]
-    return [" ".join(words[:2]), *words[2:]] if words[:1] == ["convert"] and words[1:2] in CONVERSIONS else words
+    double = " ".join(words[:2])
+    return [double, *words[2:]] if " " in double and any(double == one.name for one in COMMANDS) else words
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
@@ -107,6 +191,44 @@ def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+# The arguments ------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in the arguments in one line, with the names that it may have been meant for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # A parser with commands does not know their options.
+        words = list(sys.argv[1:] if args is None else args)
+        self._check_options(words[: words.index("--")] if "--" in words else words if self._subparsers is None else [])
+        found, rest = super().parse_known_args(args, namespace)
+        self._check_options(rest)
+        return found, rest
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        for word in words:
+            name = word.partition("=")[0]
+            if word.startswith("--") and not any(option.startswith(name) for option in self._option_string_actions):
+                self.error(f"there is no option {name!r}{_did_you_mean(name, self._option_string_actions)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = _did_you_mean(str(value), choices)
+            expected = near or f": expected one of {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{expected}")
+
+
+def _did_you_mean(given: str, known: Any) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(given, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their arguments."""
     parser = Parser(
@@ -115,157 +237,35 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_demo(commands)
-    _add_caption(commands)
-    _add_ask(commands)
-    _add_classify(commands)
-    _add_info(commands)
-    _add_convert(commands)
-    for name, summary, line in MODULES:
-        _add_module(commands, name, summary, line)
-    _add_convert_mmc4(commands)
-    _add_convert_folder(commands)
-    _add_train(commands)
+    for command in COMMANDS:
+        _add(commands, command)
     return parser
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"flamboyance {version('flamboyance')}"
-
-
-def _add(commands: Any, name: str, module: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-    """One command, run by the function of its name in `flamboyance.commands.<module>`."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=epilog,
+def _add(commands: Any, command: Command) -> None:
+    one = commands.add_parser(
+        command.name,
+        help=command.summary,
+        description=command.summary,
+        epilog=f"example:\n  {command.example}\n\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=command.name != "train",  # recipes say themselves what they take
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
-    parser.set_defaults(command=_later(module, name.replace(" ", "_")))
-    return parser
+    one.add_argument("--debug", action="store_true", help="show where an error comes from")
+    one.set_defaults(command=command)
+    import_module(f"flamboyance.commands.{command.function}").add_arguments(one)
 
 
-def _example(line: str) -> str:
-    return f"example:\n  {line}\n\n"
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
 
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import flamboyance
 
-def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """The function, imported when it is called: `--help` need not wait for torch."""
-
-    def call(arguments: argparse.Namespace) -> int:
-        from importlib import import_module
-
-        return getattr(import_module(f"flamboyance.commands.{module}"), function)(arguments)
-
-    return call
-
-
-def _add_demo(commands: Any) -> None:
-    parser = _add(commands, "demo", "demo", "show the embedded model on held-out images: a table, a page, a plot")
-    parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
-    parser.add_argument(
-        "--queries", type=at_least(1), default=64, metavar="N", help="of each task (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another seed (default: 0)")
-    add_model(parser)
-
-
-def _add_caption(commands: Any) -> None:
-    line = "flamboyance caption photos/ --demonstrations captioned/ --shots 4 --output captions.jsonl"
-    parser = _add(commands, "caption", "describe", "describe images", _example(line) + DEMONSTRATIONS)
-    add_images(parser)
-    add_generation(parser)
-
-
-def _add_ask(commands: Any) -> None:
-    line = 'flamboyance ask photos/ --question "What colour is the car?" --output answers.csv'
-    parser = _add(commands, "ask", "describe", "answer a question about images", _example(line) + DEMONSTRATIONS)
-    parser.add_argument("--question", required=True, help="what to ask about each image")
-    add_images(parser)
-    add_generation(parser)
-
-
-def _add_classify(commands: Any) -> None:
-    line = "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv"
-    parser = _add(commands, "classify", "describe", "say which label fits each image", _example(line) + DEMONSTRATIONS)
-    parser.add_argument("--labels", required=True, help="a,b,c, or a text file with a label on each line")
-    add_images(parser)
-
-
-def _add_info(commands: Any) -> None:
-    summary = "what a model is made of, what trains, how much memory it takes"
-    parser = _add(commands, "info", "info", summary, "Released models are not downloaded for this.\n")
-    parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
-    add_model(parser, device=False)
-
-
-def _add_convert(commands: Any) -> None:
-    line = "flamboyance convert checkpoint.pt my-flamingo/ --model openflamingo/OpenFlamingo-3B-vitl-mpt1b"
-    parser = _add(
-        commands,
-        "convert",
-        "convert",
-        "turn an OpenFlamingo checkpoint into a model directory",
-        _example(line) + "`convert mmc4` and `convert folder` turn datasets into tars.\n",
-    )
-    parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
-    parser.add_argument("directory", help="the folder to write: safetensors of what trained, and the configuration")
-    parser.add_argument("--model", help="the released model whose backbones it belongs to (default: recognized)")
-    group = parser.add_argument_group("backbones", "hub ids or directories, for checkpoints that were not released")
-    group.add_argument("--language", metavar="NAME|DIR", help="the language model")
-    group.add_argument("--vision", metavar="NAME|DIR", help="the vision tower")
-    group.add_argument("--tokenizer", metavar="NAME|DIR", help="default: the language model's")
-
-
-def _add_train(commands: Any) -> None:
-    summary = "train a model: flamboyance train RECIPE key=value"
-    parser = commands.add_parser("train", help=summary, add_help=False)
-    parser.add_argument("recipe", nargs="?")
-    parser.add_argument("settings", nargs="*")
-    # Recipes say themselves what they take, which depends on the one that is named.
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--debug", action="store_true")
-    parser.set_defaults(command=_later("train", "train"))
-
-
-def _add_convert_mmc4(commands: Any) -> None:
-    line = 'flamboyance convert mmc4 "zips/docs_no_face_shard_{0..99}_v2.jsonl.zip" images/ mmc4/'
-    parser = _add(commands, "convert mmc4", "convert", "turn MMC4's zips and images into tars", _example(line))
-    parser.add_argument("zips", nargs="+", metavar="ZIP", help="zips of JSONL, with {0..99} and * understood")
-    parser.add_argument("images", help="folder of the images, as NUMBER/image_name (NUMBER is the zip's) or image_name")
-    _add_tars(parser)
-    parser.add_argument("--base64", action="store_true", help="images inside the JSON, as open_flamingo reads them")
-    parser.add_argument("--unchecked", action="store_true", help="do not decode images to find the damaged ones")
-    parser.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes (default: 1)")
-
-
-def _add_convert_folder(commands: Any) -> None:
-    line = "flamboyance convert folder captioned/ tars/"
-    parser = _add(commands, "convert folder", "convert", "turn images with texts into tars", _example(line))
-    parser.add_argument("source", help="a folder of images, each with its .txt or .json; or a JSONL file")
-    _add_tars(parser)
-    parser.add_argument("--outside", action="store_true", help="a JSONL's images may stand outside of its folder")
-
-
-def _add_tars(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", help="the folder to write; a stopped conversion goes on there")
-    parser.add_argument(
-        "--records", type=at_least(1), default=1000, metavar="N", help="records of a tar (default: 1000)"
-    )
-
-
-def _add_module(commands: Any, name: str, summary: str, line: str) -> None:
-    """A command whose module says itself what it takes."""
-    from importlib import import_module
-
-    module = import_module(f"flamboyance.commands.{name}")
-    module.add_arguments(_add(commands, name, name, summary, _example(line)))
+        print(f"flamboyance {flamboyance.__version__}")
+        parser.exit()
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ class FlamingoConfig(PreTrainedConfig):
         return self.base_vocab_size + len(self.added_tokens)
 
 
+AutoConfig.register(FlamingoConfig.model_type, FlamingoConfig, exist_ok=True)
+
+
 def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)

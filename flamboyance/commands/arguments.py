@@ -13,16 +13,6 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
-    group = parser.add_argument_group("demonstrations")
-    group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
-    group.add_argument("--shots", type=at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
-    add_model(parser)
-    parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
-    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
-
-
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--max-new-tokens", type=at_least(1), default=20, metavar="N", help="default: 20")
@@ -46,3 +36,10 @@ def add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
             default="auto",
             help="default: bfloat16 on CUDA, float32 on a CPU",
         )
+
+
+def add_tars(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", help="the folder to write; a stopped conversion resumes there")
+    parser.add_argument(
+        "--records", type=at_least(1), default=1000, metavar="N", help="records per tar (default: 1000)"
+    )

@@ -1,8 +1,20 @@
-"""`convert`: an OpenFlamingo checkpoint as a model directory, and datasets as tars."""
+"""`convert`: an OpenFlamingo checkpoint as a model directory."""
 
 import argparse
-from collections import Counter
 from pathlib import Path
+
+EPILOG = "`convert mmc4` and `convert folder` turn datasets into tars.\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{parser.epilog or ''}{EPILOG}"
+    parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
+    parser.add_argument("directory", help="the folder to write: safetensors of what trained, and the configuration")
+    parser.add_argument("--model", help="the released model whose backbones it belongs to (default: recognized)")
+    group = parser.add_argument_group("backbones", "hub ids or directories, for checkpoints that were not released")
+    group.add_argument("--language", metavar="NAME|DIR", help="the language model")
+    group.add_argument("--vision", metavar="NAME|DIR", help="the vision tower")
+    group.add_argument("--tokenizer", metavar="NAME|DIR", help="default: the language model's")
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -16,48 +28,3 @@ def convert(arguments: argparse.Namespace) -> int:
     convert_file(checkpoint, directory, **named)
     print(f"wrote {directory}")
     return 0
-
-
-def convert_mmc4(arguments: argparse.Namespace) -> int:
-    """Write MMC4's zips and images as tars."""
-    from flamboyance.commands.progress import progress
-    from flamboyance.data import convert_mmc4
-    from flamboyance.data.shards import expand
-
-    with progress(len(expand(arguments.zips)), "zips") as advance:
-        counts = convert_mmc4.convert_mmc4(
-            arguments.zips,
-            arguments.images,
-            arguments.output,
-            per_shard=arguments.records,
-            inside=arguments.base64,
-            check=not arguments.unchecked,
-            workers=arguments.workers,
-            advance=advance,
-        )
-    return _tell(arguments.output, counts)
-
-
-def convert_folder(arguments: argparse.Namespace) -> int:
-    """Write a folder of images with texts, or a JSONL file, as tars."""
-    from flamboyance.commands.progress import progress
-    from flamboyance.data import convert
-
-    with progress(None, "records") as advance:
-        counts = convert.convert_folder(
-            arguments.source,
-            arguments.output,
-            per_shard=arguments.records,
-            outside=arguments.outside,
-            advance=advance,
-        )
-    return _tell(arguments.output, counts)
-
-
-def _tell(output: str, counts: Counter[str]) -> int:
-    """What was found; status 1 where nothing was."""
-    print(output)
-    for name, count in sorted(counts.items()):
-        if count:
-            print(f"{count:>12,}  {name}")
-    return 0 if counts["tars written"] or counts["tars already there"] else 1

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flamboyance.commands.arguments import add_model, at_least
 from flamboyance.commands.models import MINI, load
 from flamboyance.commands.progress import progress
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from flamboyance.demo.results import Cell, Results
 
 SMALL = 20_000_000  # parameters
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--queries", type=at_least(1), default=64, metavar="N", help="of each task (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another seed (default: 0)")
+    add_model(parser)
 
 
 def demo(arguments: argparse.Namespace) -> int:

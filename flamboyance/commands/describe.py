@@ -8,10 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations, read_labels
+from flamboyance.commands.arguments import add_model, at_least
+from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations
 from flamboyance.commands.models import load
 from flamboyance.commands.output import Row, RowFile
 from flamboyance.commands.progress import progress
+
+EPILOG = """\
+demonstrations:
+  a folder     images, each with its text beside it: cat.jpg, cat.txt
+  a CSV file   columns image,text or image,question,answer; image paths relative to the file
+  a JSONL file one object a line, with the same keys
+
+output:
+  Without --output each line is the image's path, a tab, and what was said of it. With it, rows are appended
+  to the file one by one, and a later run goes on where this one ended. An image that cannot be read becomes a
+  row with `error`, and the run goes on; the exit status is 1 only if none could be read.
+"""
 
 Answer = Callable[[list[Any]], list[Row]]
 """What a task says of a batch of loaded images: the columns of each row besides `image`."""
@@ -31,58 +44,16 @@ class Job:
         return ["image", *self.constant, *self.columns, "error"]
 
 
-def caption(arguments: argparse.Namespace) -> int:
-    """Describe images."""
-    demonstrations = [_as_caption(d) for d in _demonstrations(arguments)]
-    job = Job(arguments, {}, ["text"], lambda row: _one_line(row["text"]))
-
-    def answer() -> Answer:
-        task = _task(arguments, demonstrations, "caption")
-        return lambda images: [{"text": text} for text in task(images, **_generation(arguments))]
-
-    return run(job, answer)
-
-
-def ask(arguments: argparse.Namespace) -> int:
-    """Answer one question about each image."""
-    question = arguments.question.strip()
-    if not question:
-        raise ValueError("--question is empty")
-    # A text beside an image answers the question that is asked now.
-    demonstrations = [d if len(d) == 3 else (d[0], question, d[1]) for d in _demonstrations(arguments)]
-    job = Job(arguments, {"question": question}, ["answer"], lambda row: _one_line(row["answer"]))
-
-    def answer() -> Answer:
-        task = _task(arguments, demonstrations, "vqa")
-
-        def batch(images: list[Any]) -> list[Row]:
-            answers = task([(image, question) for image in images], **_generation(arguments))
-            return [{"answer": text} for text in answers]
-
-        return batch
-
-    return run(job, answer)
-
-
-def classify(arguments: argparse.Namespace) -> int:
-    """Say which of some labels fits each image, with probabilities."""
-    labels = read_labels(arguments.labels)
-    demonstrations = [_as_caption(d) for d in _demonstrations(arguments)]
-    columns = ["label", *(f"probabilities.{label}" for label in labels)]
-    job = Job(arguments, {}, columns, lambda row: f"{row['label']}\t{row['probabilities'][row['label']]:.4f}")
-
-    def answer() -> Answer:
-        task = _task(arguments, demonstrations, "classification")
-
-        def batch(images: list[Any]) -> list[Row]:
-            return [
-                {"label": label, "probabilities": {name: round(p, 6) for name, p in probabilities.items()}}
-                for label, probabilities in task.classify(images, labels)
-            ]
-
-        return batch
-
-    return run(job, answer)
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """The arguments that the three commands share."""
+    parser.epilog = f"{parser.epilog or ''}{EPILOG}"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
+    group = parser.add_argument_group("demonstrations")
+    group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
+    group.add_argument("--shots", type=at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
+    add_model(parser)
+    parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
 
 
 def run(job: Job, make_answer: Callable[[], Answer]) -> int:
@@ -126,7 +97,7 @@ def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int)
                 images.append(load_image(path))
                 readable.append(row)
             except (ValueError, OSError) as error:
-                row["error"] = _one_line(str(error))
+                row["error"] = one_line(str(error))
         for row, said in zip(readable, _answers(answer, images) if images else [], strict=True):
             row.update(said)
         yield from rows
@@ -140,13 +111,13 @@ def _answers(answer: Answer, images: list[Any]) -> Iterator[Row]:
         yield from answer(images)
     except ImageError as error:
         if len(images) == 1:
-            yield {"error": _one_line(str(error))}
+            yield {"error": one_line(str(error))}
         else:
             for image in images:
                 yield from _answers(answer, [image])
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -159,7 +130,7 @@ def _summarize(done: int, before: int, failed: int) -> None:
     print(", ".join(parts), file=sys.stderr)
 
 
-def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
+def demonstrations_of(arguments: argparse.Namespace) -> list[Demonstration]:
     shots = arguments.shots
     if arguments.demonstrations is None:
         if shots:
@@ -168,7 +139,7 @@ def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
     return read_demonstrations(arguments.demonstrations, shots)
 
 
-def _as_caption(demonstration: Demonstration) -> tuple[Path, str]:
+def as_caption(demonstration: Demonstration) -> tuple[Path, str]:
     if len(demonstration) == 3:
         raise ValueError(
             f"the demonstration {demonstration[0]} is a question with its answer; expected the columns "
@@ -177,7 +148,7 @@ def _as_caption(demonstration: Demonstration) -> tuple[Path, str]:
     return demonstration
 
 
-def _task(arguments: argparse.Namespace, demonstrations: Sequence[Demonstration], template: str) -> Any:
+def open_task(arguments: argparse.Namespace, demonstrations: Sequence[Demonstration], template: str) -> Any:
     from flamboyance import templates
     from flamboyance.few_shot import FewShotTask
 
@@ -185,5 +156,5 @@ def _task(arguments: argparse.Namespace, demonstrations: Sequence[Demonstration]
     return FewShotTask(model, processor, demonstrations=list(demonstrations), template=getattr(templates, template))
 
 
-def _generation(arguments: argparse.Namespace) -> dict[str, int]:
+def generation_of(arguments: argparse.Namespace) -> dict[str, int]:
     return {"max_new_tokens": arguments.max_new_tokens, "num_beams": arguments.beams}

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flamboyance.commands.arguments import add_model
 from flamboyance.commands.models import outline
+
+EPILOG = "Released models are not downloaded for this.\n"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,12 @@ class Part:
     trained: int
     bytes: int
     dtype: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{parser.epilog or ''}{EPILOG}"
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
+    add_model(parser, device=False)
 
 
 def info(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -129,3 +130,12 @@ def _csv_line(values: Sequence[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
+
+
+def print_counts(output: str, counts: Counter[str]) -> int:
+    """A conversion's counts, by name. Returns the exit status: 1 if it wrote nothing."""
+    print(output)
+    for name, count in sorted(counts.items()):
+        if count:
+            print(f"{count:>12,}  {name}")
+    return 0 if counts["tars written"] or counts["tars already there"] else 1

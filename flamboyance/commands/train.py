@@ -17,6 +17,13 @@ examples:
 docs/training.md says more."""
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("settings", nargs="*")
+    # Recipes say themselves what they take, which depends on the one that is named.
+    parser.add_argument("-h", "--help", action="store_true")
+
+
 def train(arguments: argparse.Namespace) -> int:
     """Train, or go on training; without settings, say what there is to set."""
     from flamboyance import recipes

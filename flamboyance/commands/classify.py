@@ -1,0 +1,34 @@
+"""`classify`: say which label fits each image."""
+
+import argparse
+from typing import Any
+
+from flamboyance.commands.describe import Answer, Job, add_images, as_caption, demonstrations_of, open_task, run
+from flamboyance.commands.inputs import read_labels
+from flamboyance.commands.output import Row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", required=True, help="a,b,c, or a text file with a label on each line")
+    add_images(parser)
+
+
+def classify(arguments: argparse.Namespace) -> int:
+    """Say which of some labels fits each image, with probabilities."""
+    labels = read_labels(arguments.labels)
+    demonstrations = [as_caption(d) for d in demonstrations_of(arguments)]
+    columns = ["label", *(f"probabilities.{label}" for label in labels)]
+    job = Job(arguments, {}, columns, lambda row: f"{row['label']}\t{row['probabilities'][row['label']]:.4f}")
+
+    def answer() -> Answer:
+        task = open_task(arguments, demonstrations, "classification")
+
+        def batch(images: list[Any]) -> list[Row]:
+            return [
+                {"label": label, "probabilities": {name: round(p, 6) for name, p in probabilities.items()}}
+                for label, probabilities in task.classify(images, labels)
+            ]
+
+        return batch
+
+    return run(job, answer)
