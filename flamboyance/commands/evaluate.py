@@ -210,12 +210,15 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
 
 def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) -> dict[str, Any]:
     """The content of run.json."""
+    from flamboyance.evaluation import data_folders
+
     packages = ("flamboyance", "torch", "transformers", "scikit-learn", "pillow", "numpy")
     return {
         "command": ["flamboyance", *sys.argv[1:]],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": {"name": arguments.model, **answers.describe()},
         "protocol": arguments.protocol,
+        "data": data_folders.sealed(data_folders.of_tasks(tasks)),
         "fixed": {"beams": arguments.beams, "queries": arguments.queries, "tower": arguments.tower,
                   "tower_pretrained": arguments.tower_pretrained},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images copied small into the page; it links to the others where they are (default: 300)",
     )  # fmt: skip
 
+    group.add_argument(
+        "--images", action="append", default=[], metavar="DIR",
+        help="a folder whose images may be copied, for runs from elsewhere (may be given again; default: the results "
+        "directory, and the data folders of your own evaluations)",
+    )  # fmt: skip
+
 
 def _count(given: str) -> int:
     if not given.isdecimal():
@@ -61,7 +67,7 @@ def report(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else runs[0].folder
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _draw(whole, folder)
-    (folder / report_files.MARKDOWN).write_text(report_files.markdown(whole, pictures), encoding="utf-8")
+    report_files.write_markdown(whole, pictures, folder / report_files.MARKDOWN)
     report_files.write_csv(whole, folder / report_files.CSV)
     links = [(report_files.MARKDOWN, "tables"), (report_files.CSV, "as CSV")]
     links += [(name, Path(name).stem.replace("-", " ")) for name, _ in pictures]
@@ -71,6 +77,8 @@ def report(arguments: argparse.Namespace) -> int:
         links,
         browse.ITEMS if arguments.items is None else arguments.items,
         browse.THUMBNAILS if arguments.thumbnails is None else arguments.thumbnails,
+        [Path(one) for one in arguments.images],
+        say=lambda line: print(f"flamboyance: note: {line}", file=sys.stderr),
     )
     print(
         f"wrote {report_files.MARKDOWN}, {report_files.CSV} and {len(pictures)} figures; the page is {page.resolve()}"

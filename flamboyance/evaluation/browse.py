@@ -3,7 +3,8 @@ elsewhere.
 
 Thousands of predictions stay small because texts are written once a task and referred to by number (a prompt is a list
 of such numbers), and each cell is gzipped, and unpacked by the page when it is looked at. Images are links to where
-they were; small copies of the first ones are in the page.
+they were. Small copies of the first ones are in the page, if they are in the results directory, in the data folders of
+the user's own evaluation, or in folders that the user names: a results directory from somebody else may name any file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape as e
 from importlib.metadata import version
 from importlib.resources import files
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from flamboyance.evaluation.data_folders import believed, inside
 from flamboyance.evaluation.results import Row
 from flamboyance.evaluation.runs import Done, Run, finite
 from flamboyance.files import replacing
@@ -46,6 +48,8 @@ def write_page(
     links: Sequence[tuple[str, str]] = (),
     items: int = ITEMS,
     thumbnails: int = THUMBNAILS,
+    images: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes `index.html`, which also works from a file system.
 
@@ -53,6 +57,8 @@ def write_page(
         links: (file beside the page, words) to show at its top.
         items: predictions in all; if there are more, each cell's first ones.
         thumbnails: images that stand in the page themselves, so that they are seen where the originals are not.
+        images: folders from which images may be copied, beside the runs' own.
+        say: is called with a sentence if images were left out because they are in other folders.
 
     Raises:
         ValueError: a line of predictions is damaged; names file and line.
@@ -74,7 +80,7 @@ def write_page(
                 rows.append(task.row(row))
         blobs.append((f"c{len(told)}", _packed(rows)))
         told.append(_told(number, list(tasks).index(name), done, seen, len(rows)))
-    _add_thumbnails(list(tasks.values()), thumbnails)
+    _add_thumbnails(list(tasks.values()), thumbnails, [Path(one).resolve() for one in images], say)
     blobs += [(f"t{number}", _packed(task.tables())) for number, task in enumerate(tasks.values())]
     meta = {
         "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
@@ -92,6 +98,7 @@ class _Task:
     def __init__(self, run: Run, name: str, folder: Path) -> None:
         self.title, self.metric, self.labels = run.title(name), run.metric(name), run.labels(name)
         self.run, self.folder = run, folder
+        self.folders = [run.folder.resolve(), *map(Path, believed(run.about))]
         self.texts: dict[str, int] = {}
         self.images: dict[str, list[Any]] = {}
         self.places: dict[str, int] = {}
@@ -223,26 +230,32 @@ def _told(run: int, task: int, done: Done, seen: _Seen, there: int) -> dict[str,
 
 def _found(path: str, run: Run) -> Path:
     """An image's file. A relative path is one from the run, or else from where the evaluation was called."""
-    inside = run.folder / path
-    return inside if not os.path.isabs(path) and inside.exists() else Path(path)
+    there = run.folder / path
+    return there if not os.path.isabs(path) and _is_there(there) else Path(path)
 
 
 def _link(path: Path, folder: Path) -> str:
-    """A URL relative to the page; of another drive an absolute one."""
+    """A URL relative to the page; "" for what cannot be one: a name with a NUL, another drive or machine."""
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:
-        return path.absolute().as_uri()
+        return ""
     return quote(os.fsencode(relative.replace(os.sep, "/")))
 
 
-def _add_thumbnails(tasks: Sequence[_Task], most: int) -> None:
+def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], say: Callable[[str], None]) -> None:
     """Puts small copies of the first images into the tables, the same number of every task."""
     turns = zip_longest(*(task.paths() for task in tasks))
     queue = [(task, path) for turn in turns for task, path in zip(tasks, turn, strict=True) if path is not None]
+    outside: list[Path] = []
     for task, path in queue[:most]:
+        found = _found(path, task.run)
+        file = inside(found, [*task.folders, *images])
+        if file is None:
+            outside += [found] if _is_there(found) else []
+            continue
         try:
-            image = load_image(_found(path, task.run))
+            image = load_image(file)
         except ImageError:
             continue  # its card says that it is not there
         image = image.copy()
@@ -250,6 +263,19 @@ def _add_thumbnails(tasks: Sequence[_Task], most: int) -> None:
         data = io.BytesIO()
         image.save(data, "JPEG", quality=72)
         task.images[path][2] = base64.b64encode(data.getvalue()).decode()
+    if outside:
+        say(
+            f"{len(outside)} pictures are not copied into the page, only linked: they are outside of the results "
+            f"directory and of the data folders of your own evaluations, such as {outside[0]}. If you trust the run: "
+            f"--images {outside[0].parent}"
+        )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _packed(value: Any) -> str:
@@ -270,7 +296,7 @@ def _document(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src * file: data:; \
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self' file: data:; \
 style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{e(names)}: predictions</title>
 <style>

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flamboyance.evaluation.data_folders import user_cache
 from flamboyance.evaluation.feature_store import Features, Store, digest, stamp
 from flamboyance.files import replacing
 from flamboyance.images import ImageError, ImageProcessor
@@ -31,7 +32,7 @@ THREADS = 8
 
 def default_cache() -> Path:
     """Where features are kept if nothing else is said: `flamboyance/features` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flamboyance" / "features"
+    return user_cache() / "features"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from flamboyance.evaluation.figure_series import (
     words,
 )
 from flamboyance.evaluation.report import Report
+from flamboyance.files import replacing
 
 
 def draw(report: Report, folder: Path) -> list[tuple[str, str]]:
@@ -39,9 +40,16 @@ def draw(report: Report, folder: Path) -> list[tuple[str, str]]:
         ImportError: matplotlib is not installed.
     """
     try:
-        from flamboyance.evaluation.figure_bars import share_of_fine_tuned, share_of_flamingo
+        from matplotlib import rc_context
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install matplotlib") from error
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a task's name is one
+        return _draw(report, folder)
+
+
+def _draw(report: Report, folder: Path) -> list[tuple[str, str]]:
+    from flamboyance.evaluation.figure_bars import share_of_fine_tuned, share_of_flamingo  # needs matplotlib
+
     series = series_of(report)
     modes = list(dict.fromkeys(one.mode for one in series if not one.published))
     made: list[tuple[str, str, Any]] = [("figure-1-share-of-flamingo", *share_of_flamingo(report, series))]
@@ -59,10 +67,15 @@ def draw(report: Report, folder: Path) -> list[tuple[str, str]]:
     written = []
     for name, title, figure in made:
         if figure is not None:
-            figure.savefig(folder / f"{name}.png", dpi=160)
-            figure.savefig(folder / f"{name}.svg")
+            for suffix in ("png", "svg"):
+                _save(figure, folder / f"{name}.{suffix}")
             written.append((f"{name}.png", title))
     return written
+
+
+def _save(figure: Any, file: Path) -> None:
+    with replacing(file) as part:
+        figure.savefig(part, format=file.suffix[1:], dpi=160)
 
 
 def _alone(one: Series, series: Sequence[Series]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flamboyance.evaluation import published
 from flamboyance.evaluation.paired import Difference, compare
-from flamboyance.evaluation.runs import Line, Run
+from flamboyance.evaluation.runs import Line, Run, shown
 
 USUAL = "OpenFlamingo-9B"
 NONE = "–"
@@ -108,12 +108,11 @@ def default_beside(runs: Sequence[Run]) -> list[str]:
 def other_data(runs: Sequence[Run]) -> list[str]:
     """A sentence for each task that bears a benchmark's name and has another number of queries than its split, or
     another metric."""
-    told = {}
+    told: dict[str, str] = {}
     for run in runs:
-        for task, about in (run.about.get("tasks") or {}).items():
-            whole = published.QUERIES.get(task)
-            asked = about.get("queries")
-            if whole and isinstance(asked, int) and asked and asked not in whole:
+        for task in run.named:
+            whole, asked = published.QUERIES.get(task), run.asked(task)
+            if whole and asked and asked not in whole:
                 told[task] = f"{run.title(task)} has {asked:,} queries here, the benchmark {whole[0]:,}"
             usual, metric = published.metric(task), run.metric(task)
             if usual and metric and not usual.startswith(metric):
@@ -135,7 +134,7 @@ def scores(report: Report) -> Table:
         row = [f"{report.title(task)}, {report.metric(task)}" if first else "", mode if first else "", str(shots)]
         for line in found:
             row += [_mean(line), _interval(None if line is None else line.interval)]
-        row += [_same(str(len(line.cells)) for line in found if line), _same(_count(line) for line in found if line)]
+        row += [_same(line.seeds for line in found if line), _same(_count(line) for line in found if line)]
         sections[task, mode].append((*row, *(_published(name, task, mode, shots) or NONE for name in report.beside)))
     return Table("Scores", tuple(columns), 2, tuple(map(tuple, sections.values())), tuple(_notes(report)))
 
@@ -169,9 +168,9 @@ def unfinished(report: Report) -> list[str]:
     told = []
     for run in report.runs:
         for one in run.unfinished:
-            asked = (run.about.get("tasks") or {}).get(one.cell.task, {}).get("queries")
-            of = f" of {asked:,}" if isinstance(asked, int) else ""
-            told.append(f"{run.name}: {one.cell}: {one.count():,}{of} queries answered")
+            asked = run.asked(one.cell.task)
+            of = "" if asked is None else f" of {asked:,}"
+            told.append(shown(f"{run.name}: {one.cell}: {one.count():,}{of} queries answered"))
     return told
 
 
@@ -179,13 +178,13 @@ def facts(report: Report) -> list[str]:
     """What was run: a line for each run."""
     lines = []
     for run in report.runs:
-        about = run.about
-        numbers = [f"{one['parameters']:,} parameters" for one in [about.get("model") or {}] if one.get("parameters")]
-        known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None, *numbers]
-        machine = about.get("machine")
-        known += [(about.get("model") or {}).get("dtype")]
-        known += list(machine.values()) if isinstance(machine, dict) else [machine]
-        lines.append(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})")
+        about, model = run.about, run.about.get("model")
+        model = model if isinstance(model, dict) else {}
+        parameters, machine = model.get("parameters"), about.get("machine")
+        known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None]
+        known += [f"{parameters:,} parameters" if isinstance(parameters, int) and parameters else None]
+        known += [model.get("dtype"), *(machine.values() if isinstance(machine, dict) else [machine])]
+        lines.append(shown(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})"))
     return lines
 
 

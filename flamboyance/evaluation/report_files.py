@@ -9,7 +9,9 @@ from pathlib import Path
 
 from flamboyance.evaluation import published
 from flamboyance.evaluation.report import Report, Table, differences, facts, scores, unfinished
+from flamboyance.evaluation.runs import shown
 from flamboyance.evaluation.shares import shares_of_flamingo, told
+from flamboyance.files import replacing
 
 MARKDOWN, CSV = "report.md", "scores.csv"
 _COLUMNS = (
@@ -29,11 +31,25 @@ def write_csv(report: Report, file: Path) -> None:
             dropped = sum((cell.score or {}).get("dropped") or 0 for cell in line.cells)
             beside = [published.score(name, task, shots, mode) or (None, None) for name in report.beside]
             writer.writerow(
-                [run.folder, run.name, task, run.title(task), run.metric(task), mode, shots, len(line.cells)]
+                [*map(_cell, (run.folder, run.name, task, run.title(task), run.metric(task))), mode, shots]
+                + [line.measured or len(line.cells)]
                 + [_exact(value) for value in (line.mean, line.std, *(line.interval or (None, None)))]
                 + [*line.queries, dropped, *(_exact(value) for pair in beside for value in pair)]
             )
-    file.write_text(text.getvalue(), encoding="utf-8")
+    with replacing(file) as part:
+        Path(part).write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
+
+
+def _cell(text: object) -> str:
+    """Text that a spreadsheet takes for text, and not for a formula."""
+    found = shown(text)
+    return f"'{found}" if found[:1] in ("=", "+", "-", "@") else found
+
+
+def write_markdown(report: Report, pictures: Sequence[tuple[str, str]], file: Path) -> None:
+    """`markdown` as a file."""
+    with replacing(file) as part:
+        Path(part).write_text(markdown(report, pictures), encoding="utf-8", errors="backslashreplace")
 
 
 def markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -49,7 +65,9 @@ def markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
     if left:
         parts.append("## Unfinished, not counted\n\n" + "\n".join(f"- {_plain(line)}" for line in left))
     if pictures:
-        parts.append("## Figures\n\n" + "\n\n".join(f"![{_plain(what)}]({name})\n\n{what}" for name, what in pictures))
+        parts.append(
+            "## Figures\n\n" + "\n\n".join(f"![{_plain(what)}]({name})\n\n{_plain(what)}" for name, what in pictures)
+        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from flamboyance.evaluation import data_folders
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Prediction, Score, Task
 from flamboyance.files import replacing
@@ -132,21 +133,73 @@ def each_row(file: Path) -> Iterator[Row]:
                 return
             try:
                 found = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{file}, line {number} is not JSON ({error}); delete it to have it made again"
                 ) from None
-            if not isinstance(found, dict) or not {"id", "answer", "scores"} <= found.keys():
-                raise ValueError(f"{file}, line {number} is no prediction; delete that line to have it made again")
+            if wrong := _wrong(found):
+                raise ValueError(
+                    f"{file}, line {number} is no prediction: {wrong}; delete that line to have it made again"
+                )
             yield found
 
 
-def _json_line(content: Row) -> str:
-    text = json.dumps(content, ensure_ascii=False)
+def _wrong(row: Any) -> str | None:
+    """What keeps a value from being a prediction."""
+    if not isinstance(row, dict):
+        return "expected an object"
+    for name, types in _TYPES.items():
+        if name not in row and name in ("id", "answer", "scores"):
+            return f"it has no {name!r}"
+        if not isinstance(row.get(name, types[0]()), types):
+            return f"{name!r} is a JSON {type(row[name]).__name__}"
+    for one in (row, *row.get("demonstrations", ())):
+        if not isinstance(one, dict):
+            return "a demonstration is no object"
+        for name in ("asked", "references"):
+            if not isinstance(texts := one.get(name, []), list) or not all(isinstance(text, str) for text in texts):
+                return f"{name!r} is no list of texts"
+    return None
+
+
+_NUMBER, _NOTHING = (float, int), type(None)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,), "image": (str, _NOTHING), "prompt": (str,), "demonstrations": (list,), "generated": (str, _NOTHING),
+    "answer": (str, _NOTHING), "scores": (dict, _NOTHING), "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
+}  # fmt: skip
+
+
+def read_object(file: Path) -> Row:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: it holds something else; names it.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}; remove it, and evaluate again into the same folder") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: expected an object; remove it, and evaluate again into the same folder")
+    return found
+
+
+def finite(value: Any) -> float | None:
+    """A number, or None for what is none: null, NaN, infinity."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _json_line(content: Any, indent: int | None = None) -> str:
+    text = json.dumps(content, ensure_ascii=False, indent=indent)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a character, of a file's name or of a damaged text
-        text = json.dumps(content)
+        text = json.dumps(content, indent=indent)
     return text + "\n"
 
 
@@ -183,11 +236,12 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
     score = {
         "task": cell.task,
         "metric": task.metric.name,
+        **({"variant": task.metric.variant} if task.metric.variant else {}),
         "shots": cell.shots,
         "mode": cell.mode,
         "seed": cell.seed,
-        "value": None if measured is None else measured.value,
-        "interval": None if measured is None else list(measured.interval),
+        "value": None if measured is None else finite(measured.value),
+        "interval": None if measured is None else _ends(measured.interval),
         "queries": len(rows),
         "dropped": sum(one["dropped"] for one in rows),
         "seconds": seconds,
@@ -196,6 +250,12 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
     for part in folder.glob("predictions-*.jsonl"):
         part.unlink()
     return score
+
+
+def _ends(interval: tuple[float, float]) -> list[float] | None:
+    """None where no resample had a value."""
+    low, high = map(finite, interval)
+    return None if low is None or high is None else [low, high]
 
 
 def _measured(task: Task, examples: Sequence[Any], predictions: Sequence[Prediction]) -> Score | None:
@@ -209,25 +269,36 @@ def summary(output: Path) -> Row:
     """Mean and deviation (of the population, as the papers' code has it) over seeds, of all cells that are finished, by
     whichever command; also written to scores.json."""
     found: Row = {}
-    scores = [json.loads(file.read_text()) for file in output.glob("*/*/score.json")]
-    for score in sorted(scores, key=lambda s: (s["task"], s["mode"], s["shots"], s["seed"])):
-        if (value := score["value"]) is not None:
-            modes = found.setdefault(score["task"], {}).setdefault(score["mode"], {})
+    for file in sorted(output.glob("*/*/score.json")):
+        score = read_object(file)
+        if missing := {"task", "mode", "shots", "seed"} - score.keys():
+            raise ValueError(f"{file} is damaged: it has no {min(missing)!r}; remove it to have it made again")
+        if (value := finite(score.get("value"))) is not None:
+            modes = found.setdefault(str(score["task"]), {}).setdefault(str(score["mode"]), {})
             modes.setdefault(str(score["shots"]), {"seeds": {}})["seeds"][str(score["seed"])] = value
+    found = {
+        task: {mode: dict(sorted(counts.items(), key=_by_number)) for mode, counts in sorted(modes.items())}
+        for task, modes in sorted(found.items())
+    }
     for modes in found.values():
         for counts in modes.values():
             for shots in counts.values():
-                values = [v for v in shots["seeds"].values() if not math.isnan(v)]
-                shots["mean"] = statistics.fmean(values) if values else None
+                shots["seeds"] = dict(sorted(shots["seeds"].items(), key=_by_number))
+                values = list(shots["seeds"].values())
+                shots["mean"] = statistics.fmean(values)
                 shots["std"] = statistics.pstdev(values) if len(values) > 1 else None
     _write(output / "scores.json", found)
     return found
 
 
+def _by_number(pair: tuple[str, Any]) -> tuple[int, str]:
+    text = pair[0]
+    return int(text) if text.lstrip("-").isdecimal() else 0, text
+
+
 def _write(file: Path, content: Any) -> None:
     with replacing(file) as part, open(part, "w", encoding="utf-8") as opened:
-        json.dump(content, opened, ensure_ascii=False, indent=1)
-        opened.write("\n")
+        opened.write(_json_line(content, indent=1))
 
 
 def begin(output: Path, about: Row) -> None:
@@ -239,9 +310,13 @@ def begin(output: Path, about: Row) -> None:
     file = output / "run.json"
     if file.exists():
         try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
+            before = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is damaged ({error}): give another --output, or remove {output}") from None
+        if not isinstance(before, dict) or not isinstance(before.get("tasks") or {}, dict):
+            raise ValueError(f"{file} is damaged (no object): give another --output, or remove {output}")
+        if "data" in about:
+            about["data"] = data_folders.sealed([*data_folders.believed(before), *about["data"]["folders"]])
         for name in ("model", "protocol", "fixed", "tasks"):
             old, new = before.get(name), about[name]
             if name == "tasks":  # further tasks may join

@@ -242,7 +242,8 @@ def _scores(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
 
 def _line(task: Task, cell: Cell, score: results.Row) -> str:
     if score["value"] is None:
-        return f"{cell}: {score['queries']} answers; no references here to measure them by"
-    low, high = score["interval"]
+        why = "no references here to measure them by" if not any(one.references for one in task.queries) else "no value"
+        return f"{cell}: {score['queries']} answers; {why}"
+    ends = "" if score["interval"] is None else " [{:.2f}, {:.2f}]".format(*score["interval"])
     cut = f"; {score['dropped']} demonstrations dropped for length" if score["dropped"] else ""
-    return f"{cell}: {task.metric.name} {score['value']:.2f} [{low:.2f}, {high:.2f}] of {score['queries']} queries{cut}"
+    return f"{cell}: {task.metric.name} {score['value']:.2f}{ends} of {score['queries']} queries{cut}"

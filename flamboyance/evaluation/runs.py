@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -11,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flamboyance.evaluation.results import Cell, Row, each_row
+from flamboyance.evaluation.results import Cell, Row, each_row, finite, read_object
 
 ABOUT, SCORE = "run.json", "score.json"
 MODES = ("random", "rices", "balanced", "fixed")  # their order in tables; others come after
@@ -37,7 +35,8 @@ class Done:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        low, high = map(finite, (self.score or {}).get("interval") or (None, None))
+        ends = (self.score or {}).get("interval")
+        low, high = map(finite, ends) if isinstance(ends, list) and len(ends) == 2 else (None, None)
         return None if low is None or high is None else (low, high)
 
     def rows(self) -> Iterator[Row]:
@@ -71,6 +70,7 @@ class Line:
     """A row of a table: a task's cells that differ in the seed alone.
 
     Attributes:
+        measured: cells that have a value: the mean is over these.
         mean, std: over seeds; the deviation is of the population, as in the papers' code, and None for a single seed.
         interval: 95 % confidence over queries: the mean of the seeds' intervals, for all seeds ask of the same queries.
         queries: answered in each cell; the fewest and the most.
@@ -84,6 +84,13 @@ class Line:
     std: float | None
     interval: tuple[float, float] | None
     queries: tuple[int, int]
+    measured: int
+
+    @property
+    def seeds(self) -> str:
+        """How many: as tables print it, where some have no value."""
+        there = len(self.cells)
+        return str(there) if self.measured in (0, there) else f"{self.measured} of {there}"
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -110,26 +117,41 @@ class Run:
     unfinished: tuple[Done, ...]
 
     def title(self, task: str) -> str:
-        return self._told(task).get("title") or task
+        return shown(self._told(task).get("title") or task)
 
     def metric(self, task: str) -> str:
-        named = [one.score["metric"] for one in self.cells if one.cell.task == task and one.score]
-        return self._told(task).get("metric") or (named[0] if named else "")
+        named = [one.score.get("metric") for one in self.cells if one.cell.task == task and one.score]
+        return shown(self._told(task).get("metric") or (named[0] if named else "") or "")
 
     def measure(self, task: str) -> tuple[str, str]:
         """What its values are: the metric, and which variant of it; values of another measure are not compared."""
         return self.metric(task), str(self._told(task).get("variant") or "")
 
     def labels(self, task: str) -> list[str] | None:
-        return self._told(task).get("labels")
+        labels = self._told(task).get("labels")
+        good = isinstance(labels, list) and all(isinstance(one, str) for one in labels)
+        return labels if good else None
+
+    def asked(self, task: str) -> int | None:
+        """Queries that the task has, where run.json says so."""
+        number = self._told(task).get("queries")
+        return number if isinstance(number, int) and not isinstance(number, bool) else None
 
     def _told(self, task: str) -> Row:
-        return (self.about.get("tasks") or {}).get(task) or {}
+        tasks = self.about.get("tasks")
+        found = tasks.get(task) if isinstance(tasks, dict) else None
+        return found if isinstance(found, dict) else {}
 
     @property
     def tasks(self) -> list[str]:
         """Those with cells, in run.json's order."""
         return list(dict.fromkeys(one.cell.task for one in (*self.cells, *self.unfinished)))
+
+    @property
+    def named(self) -> list[str]:
+        """The tasks that run.json names."""
+        tasks = self.about.get("tasks")
+        return list(tasks) if isinstance(tasks, dict) else []
 
     def lines(self) -> list[Line]:
         """The finished cells over seeds, a line for each task, mode and number of shots."""
@@ -137,6 +159,12 @@ class Run:
         for one in self.cells:
             together.setdefault((one.cell.task, one.cell.mode, one.cell.shots), []).append(one)
         return [_line(*key, cells) for key, cells in together.items()]
+
+
+def shown(text: Any) -> str:
+    """A text of a run's files, which may be anybody's, as terminals and figures can show it: one line, without
+    characters that control a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
 
 
 def read(folder: Path) -> Run:
@@ -150,9 +178,10 @@ def read(folder: Path) -> Run:
         raise FileNotFoundError(
             f"{folder} is no results directory: it has no {ABOUT}; give what `flamboyance evaluate --output` wrote"
         )
-    about = _object(folder / ABOUT)
-    found = list(_cells(folder, list(about.get("tasks") or {})))
-    name = str((about.get("model") or {}).get("name") or folder.name)
+    about = read_object(folder / ABOUT)
+    tasks, model = about.get("tasks"), about.get("model")
+    found = list(_cells(folder, list(tasks) if isinstance(tasks, dict) else []))
+    name = shown((isinstance(model, dict) and model.get("name")) or folder.name)
     # Neither a hub's organisation nor where somebody keeps a model says what it is.
     short = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
     finished = tuple(one for one in found if one.score is not None)
@@ -184,16 +213,22 @@ def _cells(folder: Path, order: Sequence[str]) -> Iterator[Done]:
         (path.name for path in folder.iterdir() if path.is_dir()),
         key=lambda name: (order.index(name) if name in order else len(order), name),
     )
+    home = folder.resolve()
     for task in tasks:
         cells = []
         for path in (folder / task).iterdir():
             match = _CELL.fullmatch(path.name)
             if match and path.is_dir():
+                for file in (path, path / SCORE, *path.glob("predictions*.jsonl")):
+                    if not file.resolve().is_relative_to(home) or (
+                        file != path and file.exists() and not file.is_file()
+                    ):
+                        raise ValueError(f"{file} is no file of {folder}: it leads to {file.resolve()}; remove it")
                 cells.append(Cell(task, int(match[1]), match[2], int(match[3])))
         for cell in sorted(cells, key=lambda one: (_rank(one.mode), one.shots, one.seed)):
             place = cell.folder(folder)
             if (place / SCORE).is_file():
-                yield Done(cell, place, _object(place / SCORE))
+                yield Done(cell, place, read_object(place / SCORE))
             elif any(place.glob("predictions*.jsonl")):
                 yield Done(cell, place, None)
 
@@ -216,20 +251,5 @@ def _line(task: str, mode: str, shots: int, cells: list[Done]) -> Line:
         statistics.pstdev(values) if len(values) > 1 else None,
         None if ends is None else (ends[0], ends[1]),
         (min(counts), max(counts)),
+        len(values),
     )
-
-
-def finite(value: Any) -> float | None:
-    """A number, or None for what is none: null, NaN, infinity."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
-
-
-def _object(file: Path) -> Row:
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}; remove it, and evaluate again into the same folder") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is damaged: expected an object; remove it, and evaluate again into the same folder")
-    return found

@@ -86,7 +86,7 @@ class Task:
         labels: the answers to choose from, by rank; None where the answer is generated.
         separator: what stands between demonstrations.
         post_process: what `template.parse` leaves of an answer -> what is measured.
-        permutations: orders of the demonstrations over which labels' probabilities are averaged.
+        permutations: orders of the demonstrations over which labels' log-probabilities are averaged.
         instruction: how a chat model is asked, with the template's fields before the answer in braces; "": as the
             template asks.
         test_server: predictions by query -> the content of the file that the task's test server takes, or None.

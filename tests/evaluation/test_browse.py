@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from flamboyance.evaluation import browse
+from flamboyance.evaluation import browse, data_folders
 from flamboyance.evaluation.runs import read, read_all
 
 from .written_run import WrittenRun, picture, row
@@ -163,6 +164,53 @@ def test_links_to_images(tmp_path: Path) -> None:
     assert all(one["image"][2] == 0 for one in found)
 
 
+def small(page: Page, cell: int = 0) -> list[bool]:
+    """Of each query of a cell, whether its image is in the page itself."""
+    return [bool(one["image"][2]) for one in page.rows(cell)]
+
+
+def test_pictures_from_elsewhere_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A results directory from somebody else: its tables name files of this disk, and its run.json folders."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    secret = picture(tmp_path / "home" / "secret.png")
+    run = WrittenRun(tmp_path / "home" / "runs" / "theirs").task("t", "T", "m")
+    own = picture(run.folder / "own.png")
+    (run.folder / "link.png").symlink_to(secret)
+    (run.folder / "folder").symlink_to(secret.parent)
+    os.mkfifo(run.folder / "pipe.png")
+    named = [
+        own, "own.png", secret, "../../secret.png", "link.png", "folder/secret.png", secret.as_uri(), "pipe.png",
+        "/dev/zero", "a\0.png", "x" * 5000, ".", "", f"{run.folder}/../../secret.png",
+    ]  # fmt: skip
+    run.cell("t", rows=[row(str(i), image=str(path)) for i, path in enumerate(named)])
+    told: list[str] = []
+    for data in (None, {"folders": ["/"]}, {"folders": ["/"], "seal": "0" * 64}, {"folders": "/", "seal": 3}, ["/"]):
+        run.about["data"] = data
+        run.save()
+        assert small(written(run, say=told.append)) == [True, True] + [False] * 12
+    assert len(told) == 5 and all("--images" in line and str(secret.parent) in line for line in told)
+    # The user may name folders.
+    assert small(written(run, images=[secret.parent]))[:7] == [True] * 6 + [False]
+
+
+def test_pictures_of_the_users_own_data_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inside, outside = picture(tmp_path / "data" / "deep" / "1.png"), picture(tmp_path / "database" / "2.png")
+    run = WrittenRun(tmp_path / "run").task("t", "T", "m")
+    run.cell("t", rows=[row("1", image=str(inside)), row("2", image=str(outside))])
+    run.about["data"] = data_folders.sealed([str(tmp_path / "data")])
+    run.save()
+    assert small(written(run)) == [True, False]
+    run.about["data"]["folders"].append(str(tmp_path / "database"))  # added by somebody
+    run.save()
+    assert small(written(run)) == [False, False]
+    run.about["data"] = data_folders.sealed([str(tmp_path / "data")])
+    run.save()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another user's"))
+    assert small(written(run)) == [False, False]
+    assert (tmp_path / "cache/flamboyance/seal").stat().st_mode & 0o777 == 0o600
+
+
 def test_thumbnails_are_as_many_as_asked_for(tmp_path: Path) -> None:
     paths = [str(picture(tmp_path / "images" / f"{i}.png", size=(900, 600))) for i in range(4)]
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
@@ -170,11 +218,13 @@ def test_thumbnails_are_as_many_as_asked_for(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path / "run")
     for task in ("one", "two"):
         run.task(task, task, "m").cell(task, rows=[row(str(i), image=path) for i, path in enumerate(paths)])
-    page = written(run, thumbnails=6)  # three of each task, the second of which cannot be read
+    page = written(
+        run, thumbnails=6, images=[tmp_path / "images"]
+    )  # three of each task, the second of which cannot be read
     for cell in (0, 1):
-        small = [one["image"][2] for one in page.rows(cell)]
-        assert [bool(data) for data in small] == [True, False, True, False, False]
-        assert base64.b64decode(small[0]).startswith(b"\xff\xd8") and len(small[0]) < 4000
+        assert small(page, cell) == [True, False, True, False, False]
+        first = page.rows(cell)[0]["image"][2]
+        assert base64.b64decode(first).startswith(b"\xff\xd8") and len(first) < 4000
 
 
 def test_unfinished_and_empty_cells(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flamboyance.cli import main
+from flamboyance.evaluation import figures
 from flamboyance.evaluation.figures import draw
 from flamboyance.evaluation.paired import compare
 from flamboyance.evaluation.report import build, differences, scores, unfinished
@@ -285,14 +286,10 @@ def test_figures(tmp_path: Path) -> None:
 
 
 def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.figure import Figure
-
     drawn = {}
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.update({Path(path).stem: figure}))
+    monkeypatch.setattr(figures, "_save", lambda figure, file: drawn.update({file.stem: figure}))
     published_run(tmp_path)
     draw(build([read(tmp_path)]), tmp_path)
-    assert save is not Figure.savefig
     coco, own = drawn["figure-6-shots-random"].axes  # of the two, only one is published: no average
     assert (coco.get_title(loc="left"), coco.get_ylabel(), coco.get_xlabel()) == ("COCO", "CIDEr", "shots")
     assert own.get_title(loc="left") == "My own" and [t.get_text() for t in own.get_xticklabels()] == ["0", "4"]
@@ -312,10 +309,8 @@ def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def titles_of_panels(report, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
     """The panels of figure 6 by title and metric, each with its lines' values."""
-    from matplotlib.figure import Figure
-
     drawn = {}
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.update({Path(path).stem: figure}))
+    monkeypatch.setattr(figures, "_save", lambda figure, file: drawn.update({file.stem: figure}))
     draw(report, folder)
     return {
         (axes.get_title(loc="left"), axes.get_ylabel()): [list(one[0].get_ydata()) for one in axes.containers]
@@ -437,6 +432,97 @@ def test_without_matplotlib_there_are_tables(
     assert main(["report", str(tmp_path)]) == 0
     assert "pip install matplotlib" in capsys.readouterr().err
     assert (tmp_path / "index.html").exists() and "Figures" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"tasks": [], "model": [], "machine": 3, "data": 5, "protocol": {}},
+        {"tasks": {"t": []}, "model": {"name": 5, "parameters": "many", "dtype": []}},
+        {"tasks": {"t": {"title": [1], "metric": {}, "queries": "9", "labels": [{}]}}, "model": {"parameters": True}},
+        {"tasks": {"t": {"labels": "yes", "queries": 10**400}, 7: 8}},
+    ],
+)
+def test_a_run_json_of_any_shape_gives_a_report(tmp_path: Path, about: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=valued([1.0, 2.0]))
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert main(["report", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": 3}, {"demonstrations": ["x"]}, {"demonstrations": {"a": 1}}, {"scores": [1]}, {"references": "cat"},
+        {"references": [["cat"]]}, {"asked": [1]}, {"prompt": None}, {"image": {}}, {"score": "high"}, {"dropped": "3"},
+        {"asked": {"demonstration": 4}},
+    ],
+)  # fmt: skip
+def test_a_prediction_of_another_shape_is_named(tmp_path: Path, changes: dict) -> None:
+    WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=[row("a"), row("b", dropped=0)])
+    file = tmp_path / "t/4-random-0/predictions.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text(f"{lines[0]}\n{json.dumps(json.loads(lines[1]) | changes)}\n")
+    with pytest.raises(ValueError, match=rf"predictions.jsonl, line 2 is no prediction: .*{next(iter(changes))[:5]}"):
+        list(read(tmp_path).cells[0].rows())
+
+
+def test_json_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
+    WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=[row("a")])
+    (tmp_path / "t/4-random-0/predictions.jsonl").write_text("[" * 200_000 + "\n")
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        list(read(tmp_path).cells[0].rows())
+    (tmp_path / "run.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"run.json is damaged"):
+        read(tmp_path)
+
+
+def test_links_out_of_the_results_directory_are_refused(tmp_path: Path) -> None:
+    elsewhere = WrittenRun(tmp_path / "elsewhere").task("t", "T", "m").cell("t", rows=[row("a")])
+    run = WrittenRun(tmp_path / "run").task("t", "T", "m")
+    folder = run.cell("t", rows=[row("a")])
+    for name in ("predictions.jsonl", "score.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).symlink_to(elsewhere / name)
+        with pytest.raises(ValueError, match=rf"{name} is no file of .*run"):
+            read(run.folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(kept)
+    (run.folder / "t" / "8-random-0").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r"8-random-0 is no file of"):
+        read(run.folder)
+
+
+def test_a_report_writes_over_no_file_that_a_link_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published_run(tmp_path / "run")
+    (tmp_path / "mine").write_text("kept")
+    names = ["report.md", "scores.csv", "index.html", "figure-6-shots-random.png", "figure-6-shots-random.svg"]
+    for name in names:
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "mine").read_text() == "kept"
+    assert all(not (tmp_path / "run" / name).is_symlink() for name in names)
+
+
+def test_names_that_control_a_terminal_or_a_spreadsheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of a run from elsewhere: escape sequences, formulas, mathematics of a figure, half a character."""
+    evil = "\x1b]0;owned\x07\n\ud800 $\\frac{$"
+    run = WrittenRun(tmp_path, f"=1+1{evil[:-8]}").task("t", f"=HYPERLINK(1){evil}", f"@m{evil}")
+    run.cell("t", rows=valued([1.0]))
+    assert main(["report", str(tmp_path)]) == 0
+    out, error = capsys.readouterr()
+    assert "\x1b" not in out + error and "\x07" not in out + error and "$\\frac{$" in out
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        (one,) = csv.DictReader(file)
+    assert [one[name][:3] for name in ("model", "title", "metric")] == ["'=1", "'=H", "'@m"]
+
+
+def test_seeds_without_a_value_are_told(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path).task("t", "T", "m")
+    for seed, value in enumerate((math.nan, 40.0, 44.0)):
+        run.cell("t", 8, "random", seed, valued([1.0]), value)
+    assert cells(scores(build([read(tmp_path)])))[0][3:6] == ["42.0 (2.0)", "40.0 to 60.0", "2 of 3"]
 
 
 def test_run_json_may_lack_what_is_not_needed(tmp_path: Path) -> None:
