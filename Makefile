@@ -2,15 +2,21 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
+# What must work with every torch and transformers in pyproject's range: model, generation, few-shot, checkpoints,
+# processing, training step.
+CORE   := tests/model tests/checkpoints tests/parity tests/test_processing.py tests/test_few_shot.py \
+          tests/test_drop_in.py tests/training/test_step.py
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all bench check format clean
+.PHONY: help setup demo test test-all test-newest test-oldest bench check format clean
 
 help:
 	@echo "make setup     the virtual environment in .venv"
 	@echo "make demo      show the embedded model on held-out images (flamboyance-demo/index.html)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test"
+	@echo "make test-newest  the core tests with the newest releases of everything, in .venv-newest"
+	@echo "make test-oldest  the core tests with the oldest that pyproject.toml declares, in .venv-oldest"
 	@echo "make bench     time and memory beside open_flamingo and Idefics, an hour (JSON=FILE: the figures there too)"
 	@echo "make check     ruff and ty"
 	@echo "make format    put the sources into ruff's format"
@@ -39,6 +45,14 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
+# Made anew each time, from what the index has on the day; nothing is pinned. uv links files from its cache.
+test-newest: RESOLUTION := highest
+test-oldest: RESOLUTION := lowest-direct
+test-newest test-oldest: test-%: $(READY)
+	$(BIN)/python -m uv venv --quiet --clear --python $(BIN)/python .venv-$*
+	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) --editable '.[test]'
+	.venv-$*/bin/python -m pytest -n 2 --dist loadfile $(CORE)
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench $(if $(JSON),--json $(JSON))
 
@@ -52,4 +66,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-newest .venv-oldest .pytest_cache .ruff_cache .hypothesis dist build
