@@ -20,10 +20,12 @@ import numpy as np
 from flamboyance.demo import world
 from flamboyance.demo.world import Scene
 from flamboyance.demo.world.words import COLORS, COLUMNS, COUNTS, DIGITS, SHAPES, SIZES, draw_words
-from flamboyance.files import replacing
+from flamboyance.files import read_json, write_json, write_text
 
 SEED = 50_000_000  # of scenes that nothing was trained on
+VERSION = 2  # of what is written: counted up when that changes
 ANNOTATORS = 10
+ERRORS = 3  # annotators at most who are wrong, each in another way: a wrong answer is worth 0.3 at most
 CLASSES = 16
 RED = "red"
 DIGIT = "which digit is this?"
@@ -36,6 +38,8 @@ ANSWERS = {
     "yes-no": ("yes", "no"),
     "digit": DIGITS,
 }
+
+ANSWER_TYPES = {"yes-no": "yes/no", "count": "number", "digit": "number"}  # as VQA names them; all else is "other"
 
 Asked = tuple[Scene, str, str, str]  # picture, question, answer, the question's kind
 Ask = Callable[[np.random.Generator], Asked]
@@ -55,16 +59,15 @@ def write(folder: Path | str, support: int = 200, queries: int = 48, seed: int =
     folder = Path(folder)
     if support < CLASSES or queries < 1:
         raise ValueError(f"support={support}, queries={queries}: expected {CLASSES} and 1, or more")
-    made = {"support": support, "queries": queries, "seed": seed}
+    made = {"support": support, "queries": queries, "seed": seed, "version": VERSION}
     note = folder / "made.json"
     if note.is_file():
-        if json.loads(note.read_text()) != made:
-            raise ValueError(f"{folder} was written with {json.loads(note.read_text())}; give another folder")
+        if (before := read_json(note)) != made:
+            raise ValueError(f"{folder} was written with {before}, now {made}; give another folder")
         return folder
     for number, (name, write_task) in enumerate(TASKS.items()):
         write_task(folder / name, support, queries, np.random.default_rng((SEED + seed, number)))
-    with replacing(note) as part:
-        Path(part).write_text(json.dumps(made) + "\n")
+    write_json(note, made, None)
     return folder
 
 
@@ -164,15 +167,25 @@ def _questions(file: Path, questions: list[dict[str, Any]], part: str) -> None:
 def _answers(rng: np.random.Generator, answer: str, kind: str) -> dict[str, Any]:
     said = _annotators(rng, answer, kind)
     answers = [{"answer_id": i, "answer": one, "answer_confidence": "yes"} for i, one in enumerate(said, 1)]
-    return {"question_type": kind, "answer_type": "other", "multiple_choice_answer": answer, "answers": answers}
+    return {
+        "question_type": kind,
+        "answer_type": answer_type(kind),
+        "multiple_choice_answer": answer,
+        "answers": answers,
+    }
+
+
+def answer_type(kind: str) -> str:
+    """ "yes/no", "number" or "other", as VQA's files tell answers apart."""
+    return ANSWER_TYPES.get(kind, "other")
 
 
 def _annotators(rng: np.random.Generator, answer: str, kind: str) -> list[str]:
-    """Ten answers: six to ten are right, the others one and the same mistake; the first may be wrong too."""
+    """Ten answers: seven to ten are right, the others are different mistakes, so that one answer alone is right. The
+    first may be wrong too."""
     wrong = [other for other in ANSWERS[kind] if other != answer]
-    mistake = wrong[rng.integers(len(wrong))]
-    errors = int(rng.integers(5))
-    said = [mistake] * errors + [answer] * (ANNOTATORS - errors)
+    mistakes = [wrong[i] for i in rng.permutation(len(wrong))[: rng.integers(ERRORS + 1)]]
+    said = mistakes + [answer] * (ANNOTATORS - len(mistakes))
     return [said[i] for i in rng.permutation(ANNOTATORS)]
 
 
@@ -200,12 +213,13 @@ def _vizwiz(folder: Path, support: int, queries: int, rng: np.random.Generator) 
             name = _save(scene, folder / split / f"VizWiz_{split}_{number:08d}.jpg")
             said = _annotators(rng, answer, kind)
             answerable = rng.random() < 0.8
-            if not answerable:  # most say so; the rest guess
+            if not answerable:  # most say so; the others guess
                 said = ["unanswerable" if one == answer else one for one in said]
             sure = [("yes", "maybe", "no")[i] for i in rng.choice(3, ANNOTATORS, p=(0.7, 0.2, 0.1))]
             pairs = zip(said, sure, strict=True)
             answers = [{"answer_confidence": confidence, "answer": one} for one, confidence in pairs]
-            solved = {"answers": answers, "answer_type": "other", "answerable": int(answerable)}
+            kind_of_answer = answer_type(kind) if answerable else "unanswerable"
+            solved = {"answers": answers, "answer_type": kind_of_answer, "answerable": int(answerable)}
             data.append({"image": name, "question": text} | (solved if split != "test" else {}))
         _json(folder / "Annotations" / f"{split}.json", data)
 
@@ -225,7 +239,7 @@ def _hateful_memes(folder: Path, support: int, queries: int, rng: np.random.Gene
             # What is written says nothing of the label.
             text = f"a {SIZES[rng.integers(len(SIZES))]} {SHAPES[rng.integers(len(SHAPES))]}"
             lines.append(json.dumps({"id": key, "img": f"img/{name}", "label": label, "text": text}))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines[i] for i in rng.permutation(count)) + "\n")
+        write_text(folder / f"{split}.jsonl", "\n".join(lines[i] for i in rng.permutation(count)) + "\n")
 
 
 def _imagenet(folder: Path, support: int, queries: int, rng: np.random.Generator) -> None:
@@ -245,7 +259,7 @@ def _imagenet(folder: Path, support: int, queries: int, rng: np.random.Generator
             else:
                 scene = _digit(rng, split, digits[which - len(things)])
             _save(scene, folder / split / folders[which] / f"{folders[which]}_{split}_{number:05d}.JPEG")
-    (folder / "classnames.txt").write_text("".join(lines))
+    write_text(folder / "classnames.txt", "".join(lines))
 
 
 # ---- pictures and files ---------------------------------------------------------------------------------------------
@@ -265,7 +279,7 @@ def _save(scene: Scene, file: Path) -> str:
 
 def _json(file: Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content) + "\n")
+    write_json(file, content, None)
 
 
 TASKS: dict[str, Callable[[Path, int, int, np.random.Generator], None]] = {

@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter
+from itertools import chain
 
 import pytest
 from PIL import Image
 
 from flamboyance.demo.world.words import made_up_words
+from flamboyance.evaluation.metrics import vqa_accuracy
+from flamboyance.evaluation.metrics.vqa import normalize_answer
 from flamboyance.evaluation.tasks import TASKS, open_task
 from flamboyance.recipes import mini_benchmarks
 
@@ -37,9 +40,35 @@ def test_captions_have_five_references(folder):
 def test_ten_annotators_answer_and_most_are_right(name, folder):
     task = open_task(name, folder)
     assert all(len(one.references) == 10 for one in task.queries)
-    assert all(Counter(one.references).most_common(1)[0][1] >= 6 for one in task.queries)
+    assert all(Counter(one.references).most_common(1)[0][1] >= 7 for one in task.queries)
     first = open_task(name, folder, protocol="openflamingo")
     assert [one.answer for one in task.support] != [one.answer for one in first.support]  # they err now and then
+
+
+@pytest.mark.parametrize("name", ["vqav2", "ok_vqa", "textvqa", "vizwiz"])
+def test_a_question_has_one_right_answer(name, folder):
+    """An answer that is not the right one is worth less than a third, by either normalization."""
+    task = open_task(name, folder)
+    for one in [*task.queries, *open_task(name, folder, protocol="openflamingo").queries]:
+        forms = {normalize_answer(answer): answer for answer in chain(*mini_benchmarks.ANSWERS.values())}
+        said = {**forms, **{normalize_answer(answer): answer for answer in one.references}}.values()
+        for normalize in ("official", "always"):
+            worth = {answer: vqa_accuracy(one.references, answer, normalize) for answer in said}
+            assert sorted(worth.values())[-1] == 1 and sorted(worth.values())[-2] < 0.34, one
+
+
+def test_answers_have_the_types_of_the_official_files(tmp_path):
+    folder = mini_benchmarks.write(tmp_path, 48, 1)
+    types = {"yes-no": "yes/no", "count": "number", "color": "other", "shape": "other"}
+    file = folder / "vqav2" / "v2_mscoco_train2014_annotations.json"
+    found = json.loads(file.read_text())["annotations"]
+    assert {one["question_type"]: one["answer_type"] for one in found} == types
+    assert all((one["answer_type"] == "yes/no") == (one["multiple_choice_answer"] in ("yes", "no")) for one in found)
+    vizwiz = json.loads((folder / "vizwiz" / "Annotations" / "train.json").read_text())
+    assert {one["answer_type"] for one in vizwiz} == {"number", "other", "unanswerable"}
+    for one in vizwiz:
+        most = Counter(answer["answer"] for answer in one["answers"]).most_common(1)[0][0]
+        assert (one["answer_type"] == "unanswerable") == (most == "unanswerable") == (not one["answerable"])
 
 
 def test_vizwiz_has_unanswerable_questions_and_no_ids(folder):
