@@ -10,7 +10,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flamboyance.evaluation.run import Settings
+    from flamboyance.evaluation.task import Task
 
 NAMES = "coco flickr30k vqav2 ok_vqa textvqa vizwiz hateful_memes imagenet"
 EPILOG = f"""\
@@ -28,7 +32,7 @@ examples:
   flamboyance evaluate all --data benchmarks/ --demonstrations random,rices --output runs/9b --model …
   torchrun --nproc-per-node 8 -m flamboyance.cli evaluate all --data benchmarks/ --output runs/9b --model …
 
-The same command goes on with a run that was stopped, on any number of processes.
+The same command resumes a run that was stopped, on any number of processes.
 """
 
 
@@ -36,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("tasks", nargs="+", metavar="TASK", help="see below")
     parser.add_argument("--output", default="flamboyance-evaluation", metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--json", action="store_true", help="scores as JSON on the standard output, and all else on the error stream"
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="DIR", help="folder of the benchmarks' official files, as DIR/coco/…")
     group.add_argument(
@@ -110,18 +117,42 @@ def evaluate(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     settings.check(tasks)
     with ranks() as here:
-        features = build_features(arguments, tasks, settings, here) if "rices" in settings.modes else {}
+        features = build_features(arguments, tasks, settings, here)
         answers = open_answers(arguments, here)
         about = describe(arguments, tasks, answers)
         whole = sum(len(here.share(range(settings.asked(task)))) for task in tasks for _ in settings.cells(task.name))
         with progress(whole, "queries") as advance:
             run(
                 tasks, answers, settings, about, features, here,
-                say=lambda line: print(line, flush=True), advance=advance if here.first else lambda _: None,
+                say=lambda line: print(line, flush=True, file=sys.stderr if arguments.json else sys.stdout),
+                advance=advance if here.first else lambda _: None,
             )  # fmt: skip
         if here.first:
-            print(f"results in {arguments.output}; flamboyance report {arguments.output} makes tables and pictures")
+            show(settings, tasks, arguments.json)
     return 0
+
+
+def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
+    """Prints the scores of what was asked, with their intervals: a table, or JSON."""
+    import json
+    import shlex
+
+    from flamboyance.commands.report import console_of, print_table
+    from flamboyance.evaluation import report, runs
+
+    # Of every seed that the directory holds, so that the table is the same whichever command asked last.
+    asked = {(cell.task, cell.shots, cell.mode) for task in tasks for cell in settings.cells(task.name)}
+    run = runs.read(settings.output)
+    whole = report.of_cells(run, {c.cell for c in run.cells if (c.cell.task, c.cell.shots, c.cell.mode) in asked})
+    if as_json:
+        print(json.dumps(report.as_json(whole), indent=1, allow_nan=False))
+    else:
+        print_table(console_of(sys.stdout), report.scores(whole))
+    folder = shlex.quote(str(settings.output))
+    print(
+        f"results are in {settings.output}; for figures and a page of predictions: flamboyance report {folder}",
+        file=sys.stderr if as_json else sys.stdout,
+    )
 
 
 def read_tasks(arguments: argparse.Namespace) -> list[Any]:
@@ -185,17 +216,24 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
 
 
 def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings: Any, here: Any) -> dict[str, Any]:
-    """Features of each task's images, for RICES: those of the cache, and what is missing, which all processes share."""
+    """Features of each task's images, for RICES cells that are not done: those of the cache, and what is missing, which
+    all processes share.
+
+    Raises:
+        ValueError: a query's image has none, or too few demonstrations have one.
+    """
     from flamboyance.commands.models import is_flamingo
     from flamboyance.commands.progress import progress
     from flamboyance.commands.rices import open_encoder, tell_broken
     from flamboyance.evaluation.features import build, default_cache
 
+    images = {task.name: found for task in tasks if (found := settings.images(task))}
+    if not images:
+        return {}
     if not arguments.tower and not is_flamingo(arguments.model):
         raise ValueError("RICES needs a tower to compare images by: --tower openai/clip-vit-large-patch14, for example")
     encoder = open_encoder(arguments, here.local)
     cache = Path(arguments.features) if arguments.features else default_cache()
-    images = {task.name: settings.images(task) for task in tasks}
     whole = list(dict.fromkeys(image for some in images.values() for image in some))
     mine = here.share(whole)
     with progress(len(mine) if here.first else None, "images") as advance:
@@ -205,6 +243,9 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     if here.first:
         for features in found.values():
             tell_broken(features)
+    for task in tasks:
+        if task.name in found:
+            settings.check_features(task, found[task.name])
     return found
 
 

@@ -101,27 +101,32 @@ def _draw(whole: Report, folder: Path) -> list[tuple[str, str]]:
         return []
 
 
-def _print(whole: Report) -> None:
+def console_of(stream: Any) -> Any:
+    """Where tables are printed: a file gets the whole width that they take."""
     from rich.console import Console
 
+    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 200)
+
+
+def _print(whole: Report) -> None:
     from flamboyance.evaluation.report import differences, facts, scores, unfinished
     from flamboyance.evaluation.shares import shares_of_flamingo, told
 
-    # A file gets the whole width that the tables take.
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    console = console_of(sys.stdout)
     for fact in facts(whole):
         console.print(fact, soft_wrap=True)
     for table in (scores(whole), differences(whole)):
         if table is not None:
             console.print()
-            _print_table(console, table)
+            print_table(console, table)
     for share in shares_of_flamingo(whole):
         console.print(told(share), soft_wrap=True)
     for line in unfinished(whole):
         console.print(f"unfinished, not counted: {line}", soft_wrap=True)
 
 
-def _print_table(console: Any, table: Table) -> None:
+def print_table(console: Any, table: Table) -> None:
+    """A table with its notes."""
     from rich.box import SIMPLE
     from rich.table import Table as Grid
     from rich.text import Text

@@ -9,7 +9,8 @@ from typing import Any
 
 EPILOG = """\
 `flamboyance evaluate --demonstrations rices` builds what is missing by itself; this does it where there is a GPU and no
-language model yet. Each distinct image is encoded once, also where several tasks share it, and a stopped build goes on.
+language model yet. Each distinct image is encoded once, also where several tasks share it, and a build that was stopped
+is resumed.
 Several GPUs share the work: torchrun --nproc-per-node 8 -m flamboyance.cli rices imagenet --data benchmarks/
 """
 
@@ -64,7 +65,7 @@ def rices(arguments: argparse.Namespace) -> int:
         tell_broken(found)
         here.wait()
     part = f" (process {here.rank + 1} of {here.size})" if here.size > 1 else ""
-    print(f"features of {len(mine) - len(found.broken)} images in {cache / encoder.folder}{part}")
+    print(f"features of {len(mine) - len(found.broken)} of {len(mine)} images are in {cache / encoder.folder}{part}")
     return int(len(found.broken) == len(mine) > 0)
 
 
@@ -94,7 +95,8 @@ def tell_broken(features: Any, most: int = 20) -> None:
         print(f"flamboyance: warning: {message}", file=sys.stderr)
     if broken:
         rest = f", {len(broken) - most} of which are not listed" if len(broken) > most else ""
+        images = "image has" if len(broken) == 1 else "images have"
         print(
-            f"flamboyance: warning: {len(broken)} image(s) without features{rest}: never shown as demonstrations",
+            f"flamboyance: warning: {len(broken)} {images} no feature{rest}: never shown as demonstrations",
             file=sys.stderr,
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flamboyance.evaluation import published
 from flamboyance.evaluation.paired import Difference, compare
-from flamboyance.evaluation.runs import Line, Run, shown
+from flamboyance.evaluation.results import Cell
+from flamboyance.evaluation.runs import Line, Run, finite, shown
 
 USUAL = "OpenFlamingo-9B"
 NONE = "–"
@@ -97,6 +99,52 @@ def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
     whole = Report(tuple(runs), (), lines, tuple(differences))
     there = [name for name in dict.fromkeys(names) if any(_published(name, *key) for key in whole.keys)]
     return Report(tuple(runs), tuple(there), lines, tuple(differences))
+
+
+def of_cells(run: Run, cells: Collection[Cell]) -> Report:
+    """A report on these cells of a run alone, without published scores beside them."""
+    mine = replace(run, cells=tuple(one for one in run.cells if one.cell in cells), unfinished=())
+    return build([mine], [])
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """A report on one run for programs: a row per task, way of choosing demonstrations and number of shots; what has no
+    value is null.
+    """
+    (run,), (lines,) = report.runs, report.lines
+    rows = []
+    for task, mode, shots in report.keys:
+        line = lines[task, mode, shots]
+        metric, variant = run.measure(task)
+        seeds = {
+            str(one.cell.seed): {
+                "value": one.value,
+                "interval": one.interval,
+                "queries": one.count(),
+                "dropped": int(finite((one.score or {}).get("dropped")) or 0),
+            }
+            for one in line.cells
+        }
+        rows.append(
+            {
+                "task": task,
+                "title": run.title(task),
+                "metric": metric,
+                "variant": variant or None,
+                "demonstrations": mode,
+                "shots": shots,
+                "mean": line.mean,
+                "std": line.std,
+                "interval": line.interval,
+                "seeds": seeds,
+            }
+        )
+    return {
+        "output": str(run.folder),
+        "model": run.model,
+        "protocol": run.about.get("protocol"),
+        "scores": rows,
+    }
 
 
 def default_beside(runs: Sequence[Run]) -> list[str]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +23,11 @@ from flamboyance.evaluation import data_folders
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Prediction, Score, Task
 from flamboyance.files import replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 MOST_LABELS = 20  # of which all probabilities are written; of more labels, the likeliest
 LIKELIEST = 5
@@ -97,11 +103,6 @@ class Rows:
                 with replacing(self._path) as part:
                     Path(part).write_bytes(whole)
 
-    def read(self) -> dict[str, Row]:
-        """The rows of all processes, by id."""
-        files = sorted(self.folder.glob("predictions*.jsonl"))
-        return {found["id"]: found for file in files for found in read_rows(file)}
-
     def ids(self) -> set[str]:
         """Those of the rows of all processes."""
         return {found["id"] for file in self.folder.glob("predictions*.jsonl") for found in each_row(file)}
@@ -126,9 +127,17 @@ def each_row(file: Path) -> Iterator[Row]:
     Raises:
         ValueError: a line is not a prediction; names file and line.
     """
+    for _, found in _placed_rows(file):
+        yield found
+
+
+def _placed_rows(file: Path) -> Iterator[tuple[int, Row]]:
+    """As `each_row`, with where in the file each line begins."""
     # Binary lines end at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
+    begin, end = 0, 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            begin, end = end, end + len(line)
             if not line.endswith(b"\n"):
                 return
             try:
@@ -141,7 +150,7 @@ def each_row(file: Path) -> Iterator[Row]:
                 raise ValueError(
                     f"{file}, line {number} is no prediction: {wrong}; delete that line to have it made again"
                 )
-            yield found
+            yield begin, found
 
 
 def _wrong(row: Any) -> str | None:
@@ -215,22 +224,36 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
         ValueError: predictions are missing, or there are some of other queries.
     """
     folder = cell.folder(output)
-    found = Rows(folder, 0).read()
+    # Prompts with their demonstrations take some 10 kB a query: what is held of a row is where it is, and its answer.
+    places: dict[str, tuple[Path, int]] = {}
+    answers: dict[str, Prediction] = {}
+    for file in sorted(folder.glob("predictions*.jsonl")):
+        for begin, one in _placed_rows(file):
+            places[one["id"]], answers[one["id"]] = (file, begin), prediction(one, task)
     examples = task.queries
-    missing = [one.id for one in examples if one.id not in found]
-    if missing or len(found) != len(examples):
+    missing = [one.id for one in examples if one.id not in places]
+    if missing or len(places) != len(examples):
         raise ValueError(
-            f"{folder} holds {len(found)} predictions for {len(examples)} queries"
+            f"{folder} holds {len(places)} predictions for {len(examples)} queries"
             + (f"; {len(missing)} are missing, such as {missing[0]!r}" if missing else "")
             + ". It was made from other data; give another output, or remove the folder."
         )
-    rows = [found[one.id] for one in examples]
-    predictions = [prediction(one, task) for one in rows]
+    predictions = [answers[one.id] for one in examples]
     measured = _measured(task, examples, predictions)
-    for one in rows:
-        one["score"] = None if measured is None else measured.items.get(one["id"])
-    with replacing(folder / "predictions.jsonl") as part, open(part, "w", encoding="utf-8") as file:
-        file.writelines(map(_json_line, rows))
+    dropped = 0
+    with (
+        replacing(folder / "predictions.jsonl") as part,
+        open(part, "w", encoding="utf-8") as written,
+        ExitStack() as opened,
+    ):
+        files = {file: opened.enter_context(file.open("rb")) for file, _ in places.values()}
+        for example in examples:
+            file, begin = places[example.id]
+            files[file].seek(begin)
+            one = json.loads(files[file].readline())
+            one["score"] = None if measured is None else measured.items.get(example.id)
+            dropped += one["dropped"]
+            written.write(_json_line(one))
     if task.test_server is not None:
         _write(folder / "test_server.json", task.test_server(examples, predictions))
     score = {
@@ -242,8 +265,8 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
         "seed": cell.seed,
         "value": None if measured is None else finite(measured.value),
         "interval": None if measured is None else _ends(measured.interval),
-        "queries": len(rows),
-        "dropped": sum(one["dropped"] for one in rows),
+        "queries": len(examples),
+        "dropped": dropped,
         "seconds": seconds,
     }
     _write(folder / "score.json", score)
@@ -301,6 +324,27 @@ def _write(file: Path, content: Any) -> None:
         opened.write(_json_line(content, indent=1))
 
 
+@contextmanager
+def locked(output: Path) -> Generator[None]:
+    """Keeps other evaluations out of a results directory meanwhile.
+
+    Raises:
+        OSError: one is at work there, or the directory cannot be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(
+                    f"another evaluation is writing to {output}: wait for it, or give another --output"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+
+
 def begin(output: Path, about: Row) -> None:
     """Writes run.json, or goes on with the run that is there.
 
@@ -327,7 +371,7 @@ def begin(output: Path, about: Row) -> None:
             if old != new:
                 raise ValueError(
                     f"{output} holds an evaluation with another {name}: {_difference(old, new)}. Give another "
-                    "--output, or ask as before: the run then goes on where it stopped."
+                    "--output, or ask as before: the run is then resumed where it stopped."
                 )
     output.mkdir(parents=True, exist_ok=True)
     _write(file, about)

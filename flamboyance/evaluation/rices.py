@@ -42,28 +42,64 @@ def retrieve(
     Raises:
         ValueError: the image of a query has no feature, or the support set has too few demonstrations for it.
     """
+    images, examples = _support(task, features, repeated)
+    asked, questions, which, own = _asked(task, features, queries, images)
+    _check(task, k, features, queries, (asked, which, own), examples, repeated)
+    nearest = min(k, len(images) - int((own >= 0).any()))
+    best = top_k(features.take(questions), lambda i: features.take(images[i]), len(images), nearest, own, device)
+    chosen = [tuple([place for image in row for place in examples[image]][:k][::-1]) for row in best.tolist()]
+    return [chosen[i] for i in which]
+
+
+def check(task: Task, k: int, features: Features, queries: Sequence[int], repeated: bool = False) -> None:
+    """What `retrieve` needs, without comparing images.
+
+    Raises:
+        ValueError: as `retrieve`.
+    """
+    images, examples = _support(task, features, repeated)
+    asked, _, which, own = _asked(task, features, queries, images)
+    _check(task, k, features, queries, (asked, which, own), examples, repeated)
+
+
+def _support(task: Task, features: Features, repeated: bool) -> tuple[np.ndarray, list[list[int]]]:
     images, examples = _by_image(features.rows(example.image for example in task.support))
-    examples = examples if repeated else [places[:1] for places in examples]
-    asking = [task.queries[i] for i in queries]
-    asked = features.rows(query.image for query in asking)
-    for query, row in zip(asking, asked, strict=True):
-        if row < 0:
-            raise ValueError(f"{task.name}, query {query.id!r}: {features.broken[str(query.image)]}")
+    return images, examples if repeated else [places[:1] for places in examples]
+
+
+def _asked(
+    task: Task, features: Features, queries: Sequence[int], images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the queries' images; these without repetitions; each query's place among them; and of each its own place
+    in the support set's images, or -1."""
+    asked = features.rows(task.queries[i].image for i in queries)
     questions, which = np.unique(asked, return_inverse=True)
     position = {image: i for i, image in enumerate(images.tolist())}
-    own = np.array([position.get(question, -1) for question in questions.tolist()], dtype=np.int64)
+    return asked, questions, which, np.array([position.get(one, -1) for one in questions.tolist()], dtype=np.int64)
+
+
+def _check(
+    task: Task,
+    k: int,
+    features: Features,
+    queries: Sequence[int],
+    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    examples: list[list[int]],
+    repeated: bool,
+) -> None:
+    asked, which, own = found
+    without = [task.queries[i] for i, row in zip(queries, asked, strict=True) if row < 0]
+    if without:
+        more = f"; {len(without) - 1} more queries have none" if len(without) > 1 else ""
+        raise ValueError(f"{task.name}, query {without[0].id!r}: {features.broken[str(without[0].image)]}{more}")
     total = sum(map(len, examples))
     for i in np.flatnonzero([total - (len(examples[itself]) if itself >= 0 else 0) < k for itself in own]):
-        query = asking[int(np.flatnonzero(which == i)[0])]
+        query = task.queries[queries[int(np.flatnonzero(which == i)[0])]]
         raise ValueError(
             f"{task.name}, query {query.id!r}: {k} demonstrations were asked for, and the support set has {total} "
             f"{'examples' if repeated else 'different images'}{', its own among them' if own[i] >= 0 else ''}; "
             "ask for fewer"
         )
-    nearest = min(k, len(images) - int((own >= 0).any()))
-    best = top_k(features.take(questions), lambda i: features.take(images[i]), len(images), nearest, own, device)
-    chosen = [tuple([place for image in row for place in examples[image]][:k][::-1]) for row in best.tolist()]
-    return [chosen[i] for i in which]
 
 
 def _by_image(rows: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:

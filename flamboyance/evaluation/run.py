@@ -5,17 +5,19 @@ What is done is on the disk: the same command goes on with a run that was stoppe
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from flamboyance.evaluation import results, shots
+from flamboyance.evaluation import results, rices, shots
 from flamboyance.evaluation.feature_store import Features
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.ranks import Ranks
@@ -45,7 +47,8 @@ class Settings:
         output: the results directory.
         shots: numbers of demonstrations. 0 is asked with two demonstrations without their images, as the papers do.
         modes: how demonstrations are chosen; see `shots.select`.
-        seeds: of that choice. RICES draws nothing, and is asked once, unless the queries change with the seed.
+        seeds: of that choice. RICES draws nothing, and is asked once, unless the queries change with the seed: a cell
+            of another seed that the directory holds already is not asked again.
         queries: of each task; None: all.
         batch_size: prompts computed together.
         protocol: "papers", or "openflamingo" for what produced the published tables.
@@ -60,13 +63,24 @@ class Settings:
     protocol: str = "papers"
 
     def cells(self, task: str) -> list[Cell]:
-        by_chance = self.queries is not None and self.protocol == "openflamingo"
         return [
             Cell(task, number, mode, seed)
             for mode in self.modes
             for number in self.shots
-            for seed in (self.seeds if mode != "rices" or by_chance else self.seeds[:1])
+            for seed in self._seeds(task, number, mode)
         ]
+
+    def _seeds(self, task: str, number: int, mode: str) -> tuple[int, ...]:
+        if mode != "rices" or (self.queries is not None and self.protocol == "openflamingo"):
+            return self.seeds
+        if self.is_done(Cell(task, number, mode, self.seeds[0])):
+            return self.seeds[:1]
+        finished = sorted(self.output.glob(f"{glob.escape(task)}/{number}-{mode}-*/score.json"))
+        return (int(finished[0].parent.name.rsplit("-", 1)[1]),) if finished else self.seeds[:1]
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the results directory has it already."""
+        return (cell.folder(self.output) / "score.json").exists()
 
     def asked(self, task: Task) -> int:
         """Queries of a cell."""
@@ -77,12 +91,31 @@ class Settings:
         return shots.choose_queries(task, self.queries, seed if self.protocol == "openflamingo" else 0, self.protocol)
 
     def images(self, task: Task) -> list[Path]:
-        """What RICES compares: the images of the support set, and of the queries that are asked."""
-        cells = [cell for cell in self.cells(task.name) if cell.mode == "rices"]
-        seeds = dict.fromkeys(cell.seed for cell in cells)
-        asked = {i for seed in seeds for i in self.chosen(task, seed)}
-        found = [one.image for one in task.support] + [task.queries[i].image for i in sorted(asked)]
+        """What RICES compares in the cells that are not done: the images of the support set, and of the queries that
+        are asked. None where all cells are done."""
+        asked = self._to_retrieve(task)
+        if not asked:
+            return []
+        found = [one.image for one in task.support] + [task.queries[i].image for i in asked]
         return list(dict.fromkeys(found))
+
+    def check_features(self, task: Task, features: Features) -> None:
+        """
+        Raises:
+            ValueError: a query that RICES is to be asked with has no feature, or too few demonstrations have one;
+                before a model is loaded for it.
+        """
+        asked, pending = self._to_retrieve(task), self._pending(task)
+        if asked:
+            most = max(cell.shots or shots.TEXT_ONLY for cell in pending)
+            rices.check(task, most, features, asked, repeated=self.protocol == "openflamingo")
+
+    def _pending(self, task: Task) -> list[Cell]:
+        return [cell for cell in self.cells(task.name) if cell.mode == "rices" and not self.is_done(cell)]
+
+    def _to_retrieve(self, task: Task) -> list[int]:
+        seeds = dict.fromkeys(cell.seed for cell in self._pending(task))
+        return sorted({i for seed in seeds for i in self.chosen(task, seed)})
 
     def check(self, tasks: Sequence[Task]) -> None:
         """
@@ -105,10 +138,18 @@ class Settings:
             if 0 < len(without) < len(task.queries):
                 raise ValueError(
                     f"{task.name}: {len(without)} of {len(task.queries)} queries have no answer to compare with, such "
-                    f"as {without[0]!r}, and the others have. Mend the file, or leave those out of it."
+                    f"as {without[0]!r}, and the others have. Correct the file, or leave those out of it."
                 )
             if task.metric.name == "ROC AUC" and importlib.util.find_spec("sklearn") is None:
                 raise ImportError(f"{task.name} is measured by scikit-learn: pip install scikit-learn")
+            if task.metric.name == "ROC AUC" and not without:
+                for seed in self.seeds:
+                    kinds = {task.queries[i].references for i in self.chosen(task, seed)}
+                    if len(kinds) < 2:
+                        raise ValueError(
+                            f"{task.name}: all queries that are asked have the label {min(kinds)[0]!r}, and a ROC "
+                            "curve needs both kinds: ask more queries (--queries)"
+                        )
             if "balanced" in self.modes and task.labels is None:
                 shots.select(task, 0, "balanced")  # says why not
 
@@ -133,14 +174,32 @@ def evaluate(
 
     Returns:
         The content of scores.json.
+
+    Raises:
+        ValueError: the results directory holds another run, or the model gives no numbers.
+        OSError: another evaluation is writing to the directory.
     """
+    with results.locked(settings.output) if ranks.first else nullcontext():
+        return _evaluate(tasks, answers, settings, about, features, ranks, say, advance)
+
+
+def _evaluate(
+    tasks: Sequence[Task],
+    answers: Answers,
+    settings: Settings,
+    about: dict[str, Any],
+    features: Mapping[str, Features] | None,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    advance: Callable[[int], None],
+) -> results.Row:
     if ranks.first:
         results.begin(settings.output, about)
     ranks.wait()
     cells = [(task, cell) for task in tasks for cell in settings.cells(task.name)]
     for task, cell in cells:
         queries = settings.chosen(task, cell.seed)
-        if (cell.folder(settings.output) / "score.json").exists():
+        if settings.is_done(cell):
             advance(len(ranks.share(queries)))
             continue
         found = (features or {}).get(task.name)
@@ -219,6 +278,12 @@ def _answered(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -
         said = [task.post_process(task.template.parse(text)) for text in generated]
         return [results.row(*one, None) for one in zip(batch, generated, said, strict=True)]
     scores = _scores(batch, answers, seed, protocol)
+    for prompt, each in zip(batch, scores, strict=True):
+        if np.isnan(each).any():  # the likeliest of these would be the first label
+            raise ValueError(
+                f"{task.name}, query {prompt.query.id!r}: the model gives the labels log-probabilities that are no "
+                "numbers; are its weights damaged? In float16 sums above 65,504 overflow: --dtype bfloat16 or float32"
+            )
     said = [task.labels[int(np.argmax(each))] for each in scores]
     return [results.row(prompt, None, label, each) for prompt, label, each in zip(batch, said, scores, strict=True)]
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from flamboyance.cli import main
-from flamboyance.evaluation.results import read_rows
+from flamboyance.evaluation.results import locked, read_rows
 from tests.evaluation.asked import WORDS, draw
 from tests.tiny import save_tiny_flamingo
 
@@ -105,6 +105,85 @@ def test_killed_and_gone_on_with(whole, pets, model, tmp_path):
     assert main(arguments(pets, model, tmp_path)) == 0
     assert results(tmp_path) == expected(whole)
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((whole / "scores.json").read_text())
+
+
+def test_scores_are_printed_at_the_end_with_their_intervals(whole, pets, model, capsys):
+    """Of what was asked now, over all seeds that are there. Nothing is computed again."""
+    capsys.readouterr()
+    assert main(arguments(pets, model, whole, "--seeds", "1", "--shots", "3")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    scores = json.loads((whole / "scores.json").read_text())["label"]
+    (random,) = [line for line in lines if "random" in line and line.startswith("label, top-1")]
+    mean, deviation = (scores["random"]["3"][name] for name in ("mean", "std"))
+    assert f"{mean:.1f} ({deviation:.1f})" in random and " to " in random
+    assert random.split()[-2:] == ["2", "40"]  # seeds, queries
+    assert f"flamboyance report {whole}" in lines[-1]
+    assert not any(line.split()[:2] == ["random", "0"] for line in lines)  # 0 shots were not asked now
+
+
+def test_scores_as_json(whole, pets, model, capsys):
+    capsys.readouterr()
+    assert main(arguments(pets, model, whole, "--json")) == 0
+    out, error = capsys.readouterr()
+    told = json.loads(out)
+    assert told["output"] == str(whole) and told["model"] == str(model) and told["protocol"] == "papers"
+    rows = {(one["task"], one["demonstrations"], one["shots"]): one for one in told["scores"]}
+    assert set(rows) == {(t, w, n) for t in ("label", "text") for w in ("random", "rices") for n in (0, 3)}
+    scores = json.loads((whole / "scores.json").read_text())
+    for (task, way, shots), row in rows.items():
+        kept = scores[task][way][str(shots)]
+        assert (row["mean"], row["std"]) == (kept["mean"], kept["std"])
+        assert {seed: one["value"] for seed, one in row["seeds"].items()} == kept["seeds"]
+        low, high = row["interval"]
+        assert low <= row["mean"] <= high and all(one["queries"] == 40 for one in row["seeds"].values())
+    assert rows["label", "random", 3]["metric"] == "top-1" and "flamboyance report" in error
+
+
+def test_progress_is_not_mixed_into_the_json(pets, model, tmp_path, capsys):
+    given = ["evaluate", str(pets / "label.csv"), "--model", str(model), "--output", str(tmp_path), "--json"]
+    assert main([*given, "--shots", "0", "--seeds", "0", "--queries", "2"]) == 0
+    out, error = capsys.readouterr()
+    assert len(json.loads(out)["scores"]) == 1 and "label, 0 shots, random, seed 0: top-1" in error
+
+
+def test_rices_is_not_asked_again_for_further_seeds(whole, pets, model, tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    shutil.copytree(whole, output)
+    monkeypatch.setattr("flamboyance.commands.rices.open_encoder", None)  # nor is its tower opened
+    given = arguments(pets, model, output, "--seeds", "5", "--shots", "3")
+    assert main([one for one in given if one != str(pets / "text.csv")]) == 0
+    assert sorted(path.name for path in (output / "label").iterdir() if path.name.startswith("3")) == [
+        "3-random-0", "3-random-1", "3-random-5", "3-rices-0",
+    ]  # fmt: skip
+
+
+def test_a_query_without_a_feature_is_named_before_the_model_is_loaded(pets, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flamboyance.commands.evaluate.open_answers", None)
+    images = draw(tmp_path / "images", 6, 5)
+    lines = [f"images/{image.name},{('cat', 'dog')[i % 2]}" for i, image in enumerate(images)]
+    (tmp_path / "label.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    given = ["evaluate", tmp_path / "label.csv", "--model", model, "--output", tmp_path / "run", "--shots", "3"]
+    given += ["--demonstrations", "rices", "--features", tmp_path / "f", "--support", pets / "label.csv"]
+    images[4].write_bytes(images[4].read_bytes()[:70])
+    told = complaint(capsys, *given)
+    assert "query '5'" in told and "4.png" in told and "truncated" in told
+    assert not (tmp_path / "run").exists()
+    # Too few demonstrations have a feature.
+    given[-1] = tmp_path / "shown.csv"
+    shown = draw(tmp_path / "shown", 4, 6)
+    lines = [f"shown/{image.name},{('cat', 'dog')[i % 2]}" for i, image in enumerate(shown)]
+    given[-1].write_text("\n".join(["image,label", *lines]) + "\n")
+    shown[0].write_bytes(b"cut")
+    shown[1].write_bytes(b"cut")
+    draw(tmp_path / "images", 6, 5)
+    assert "3 demonstrations were asked for, and the support set has 2" in complaint(capsys, *given)
+
+
+def test_two_evaluations_do_not_write_to_one_directory(pets, model, tmp_path, capsys):
+    with locked(tmp_path):
+        told = complaint(capsys, *arguments(pets, model, tmp_path, "--demonstrations", "random"))
+    assert "another evaluation is writing to" in told
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def complaint(capsys, *given) -> str:

@@ -40,7 +40,7 @@ def test_what_is_built_ahead_is_what_an_evaluation_opens(birds, tmp_path, capsys
     capsys.readouterr()
     assert run("rices", birds, "--features", tmp_path / "cache") == 0
     said = capsys.readouterr()
-    assert said.out == f"features of 5 images in {tmp_path / 'cache' / opened.folder}\n"
+    assert said.out == f"features of 5 of 5 images are in {tmp_path / 'cache' / opened.folder}\n"
     assert said.err == ""
     monkeypatch.setattr(opened.tower, "embed", lambda pixels: pytest.fail("it was built again"))
     images = sorted(tmp_path.glob("*.png"))
@@ -64,8 +64,8 @@ def test_images_that_cannot_be_read_are_named(birds, tmp_path, capsys):
     assert run("rices", birds, "--features", tmp_path / "cache") == 0
     said = capsys.readouterr()
     assert f"warning: {tmp_path / '2.png'}: the image given as 3 bytes is not an image" in said.err
-    assert "1 image(s) without features: never shown as demonstrations" in said.err
-    assert said.out.startswith("features of 4 images in ")
+    assert "1 image has no feature: never shown as demonstrations" in said.err
+    assert said.out.startswith("features of 4 of 5 images are in ")
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"cut")
     assert run("rices", birds, "--features", tmp_path / "cache") == 1

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flamboyance.evaluation import results, run, shots
+from flamboyance.evaluation import metrics, results, run, shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.ranks import Ranks
 from flamboyance.evaluation.run import Settings
+from flamboyance.evaluation.task import Metric, Score
 from flamboyance.few_shot import Prefix
 from tests.evaluation.asked import captions, questions, tiny_answers
 
@@ -285,6 +287,63 @@ def test_queries_without_references_are_answered(tasks, answers, tmp_path):
     assert asked([task], answers, tmp_path, shots=(2,)) == {}
     content = json.loads((tmp_path / "captions/2-random-0/test_server.json").read_text())
     assert [one["id"] for one in content] == [query.id for query in blank]
+
+
+def test_labels_without_numbers_are_refused(tasks, answers, tmp_path, monkeypatch):
+    """The likeliest of labels whose log-probabilities are NaN would be the first one."""
+    monkeypatch.setattr(answers, "score", lambda prompts: [[float("nan")] * 3] * len(prompts))
+    with pytest.raises(ValueError, match=r"query 'q\d'.*log-probabilities"):
+        asked(tasks[1:], answers, tmp_path, shots=(2,))
+    assert not list(tmp_path.glob("*/*/score.json"))
+
+
+def test_a_curve_of_one_label_is_refused_beforehand(tasks, tmp_path):
+    task = dataclasses.replace(tasks[1], metric=metrics.roc_auc("yes", tasks[1].labels))
+    Settings(tmp_path, shots=(2,)).check([task])
+    with pytest.raises(ValueError, match=r"questions: all queries .* have the label 'yes'"):
+        Settings(tmp_path, shots=(2,)).check([dataclasses.replace(task, queries=task.queries[::2])])
+
+
+def test_values_that_are_none_are_null(tasks, answers, tmp_path):
+    """score.json and scores.json are JSON for any reader."""
+
+    def refuse(name: str) -> float:
+        raise AssertionError(name)
+
+    nothing = Metric("m", lambda examples, said: Score(float("nan"), {}, (float("nan"), float("nan"))))
+    assert asked([dataclasses.replace(tasks[0], metric=nothing)], answers, tmp_path, shots=(2,)) == {}
+    for file in tmp_path.rglob("*.json"):
+        json.loads(file.read_text(), parse_constant=refuse)
+    score = json.loads((tmp_path / "captions/2-random-0/score.json").read_text())
+    assert score["value"] is None and score["interval"] is None
+
+
+def test_a_finished_cells_rows_are_not_held(tasks, answers, tmp_path, monkeypatch):
+    """Prompts of VQAv2's cells take gigabytes: at most one is in memory when a cell is put in order."""
+    alive = weakref.WeakSet()
+    most = []
+
+    class Held(dict):
+        __hash__ = object.__hash__
+
+        def __init__(self, *given):
+            super().__init__(*given)
+            alive.add(self)
+            most.append(len(alive))
+
+    plain = json.loads
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    (tmp_path / "captions/2-random-0/score.json").unlink()
+    monkeypatch.setattr(results.json, "loads", lambda text, **how: Held(plain(text, **how)))
+    before = rows_of(tmp_path / "captions/2-random-0/predictions.jsonl", plain)
+    most.clear()
+    results.finish(results.Cell("captions", 2, "random", 0), tmp_path, tasks[0], {})
+    assert len(most) == 18 and max(most) <= 3
+    assert rows_of(tmp_path / "captions/2-random-0/predictions.jsonl", plain) == before
+
+
+def rows_of(file: Path, loads) -> list[dict]:
+    return [loads(line) for line in file.read_text().splitlines()]
 
 
 def test_too_many_shots_are_told_beforehand(tasks, tmp_path):
