@@ -212,6 +212,16 @@ def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
     return ImageProcessor(size=side, crop=square, **means)
 
 
+def complete(processor: FlamingoProcessor, vision: dict[str, Any]) -> FlamingoProcessor:
+    """A processor that can be saved: one without an image processor of ours gets the tower's preprocessing.
+
+    `vision`: the tower's spec, as FlamingoConfig.vision.
+    """
+    if isinstance(processor.image_processor, ImageProcessor):
+        return processor
+    return FlamingoProcessor(image_processor_of(vision), processor.tokenizer)
+
+
 def _rows(text: Any, images: Any) -> tuple[list[str], list[list[Any]]]:
     """`text` and `images` as B texts and B lists of media."""
     if isinstance(text, str):

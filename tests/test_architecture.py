@@ -47,10 +47,12 @@ BELOW |= {
 }
 
 # What is imported when it is called, against the order: names of released models open through the ordinary
-# doors, and a configuration of a language model that is defined here has to make it known first.
+# doors, a configuration of a language model that is defined here has to make it known first, and a model's directory
+# holds its processor too.
 WHEN_CALLED = {
     "configuration.py": {"model"},
-    "model/loading.py": {"checkpoints"},
+    "model/loading.py": {"checkpoints", "processing"},
+    "model/saving.py": {"processing"},
     "processing.py": {"checkpoints"},
 }
 

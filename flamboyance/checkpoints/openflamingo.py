@@ -94,7 +94,7 @@ def expected(model: Any) -> dict[str, str]:
     """The reference's key of everything that trains in the model, but rows of tables: {reference's: ours}."""
     layers, _ = language.find_decoder_layers(model.language_model, model.config.decoder_layers)
     names = {}
-    for ours in model.trained_parameters():
+    for ours in model.own_parameters():
         if ours.startswith("added_tokens."):
             continue
         theirs, prefix = ours, None
@@ -141,7 +141,7 @@ def translate(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
         found += [f"has {_some(unknown)}, which this model does not"] if unknown else []
         raise ValueError(f"The checkpoint {' and '.join(found)}. {layout}{_if_frozen(missing, rows)}")
 
-    wanted = model.trained_parameters()
+    wanted = model.own_parameters()
     result = {ours: _shaped(theirs, state[theirs], wanted[ours].shape, layout) for theirs, ours in names.items()}
     first, count = model.config.base_vocab_size, len(model.config.added_tokens)
     for theirs, (ours, table) in rows.items():
@@ -166,7 +166,7 @@ def load(model: Any, state: Mapping[str, Any]) -> None:
 
 
 def _load(model: Any, state: Mapping[str, Any]) -> None:
-    state, wanted = named_for(model, state), model.trained_parameters()
+    state, wanted = named_for(model, state), model.own_parameters()
     result = translate(model, state)
     first = model.config.base_vocab_size
     others = {key: table for key, (_, table) in tables(model).items() if key in state}
@@ -200,7 +200,15 @@ def export(model: Any, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
     Args:
         whole: gathers a tensor that is spread over devices.
     """
-    wanted = {name: whole(linear.plain(p).detach()) for name, p in model.trained_parameters().items()}
+    whole_tables, own = {id(table) for _, table in tables(model).values()}, model.own_parameters()
+    others = sorted(name for name, t in model.kept_tensors().items() if name not in own and id(t) not in whole_tables)
+    if others:
+        raise ValueError(
+            f"an OpenFlamingo checkpoint has no place for {others[0]}, which is part of what this model keeps: its "
+            "backbones are the published ones. Save with save_pretrained; or merge adapters of the resampler and "
+            "cross-attention first (merge_and_unload)"
+        )
+    wanted = {name: whole(linear.plain(p).detach()) for name, p in model.own_parameters().items()}
     state = {theirs: wanted[ours] for theirs, ours in expected(model).items()}
     first = model.config.base_vocab_size
     for theirs, (ours, table) in tables(model).items():

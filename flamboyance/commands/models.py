@@ -78,6 +78,7 @@ def outline(name: str) -> tuple[Any, Gates | None]:
     """
     import torch
 
+    from flamboyance.model.adapters import canonical
     from flamboyance.model.files import WEIGHTS, read_weights
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 
@@ -86,8 +87,8 @@ def outline(name: str) -> tuple[Any, Gates | None]:
         model = FlamingoForConditionalGeneration(entry.config())
     if entry.kind == "released":
         return model, None
-    trained = read_weights(entry.files() / WEIGHTS)
-    return model.to(next(iter(trained.values())).dtype), _gates(trained, len(model.cross_attention))
+    trained = {canonical(tensor): value for tensor, value in read_weights(entry.files() / WEIGHTS)[0].items()}
+    return model.to(trained["resampler.latents"].dtype), _gates(trained, len(model.cross_attention))
 
 
 def _gates(tensors: Any, blocks: int) -> Gates:

@@ -1,20 +1,23 @@
 """The files of a checkpoint: config.json, which names the backbones, and model.safetensors, what trained."""
 
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamboyance import hub, names
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, replacing, write_text
 
 WEIGHTS = "model.safetensors"
+ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "vision/*", "language/*"]
 
 
@@ -76,34 +79,93 @@ def portable(name: str | None, directory: Path) -> str | None:
     return f"./{Path(name).relative_to(home)}"
 
 
-def write_checkpoint(directory: Path, config: FlamingoConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Writes what trained and its configuration. Each file is whole, old or new, whenever the process dies."""
+def write_checkpoint(
+    directory: Path, config: FlamingoConfig, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what trained and its configuration. Each file is whole, old or new, whenever the process dies.
+
+    Args:
+        about: plain values that belong to the tensors, kept in the same file: adapters, what trains, precision.
+    """
     config = FlamingoConfig.from_dict(config.to_dict())
     config.architectures = ["FlamingoForConditionalGeneration"]
     config.language = portable(config.language, directory)
     config.vision = dict(config.vision, name=portable(config.vision["name"], directory))
     directory.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt"} | ({} if about is None else {ABOUT: json.dumps(about)})
     with replacing(directory / WEIGHTS) as part:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
-    write_text(directory / "config.json", config.to_json_string(use_diff=False))
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata=metadata)
+    values = _without_paths(json.loads(config.to_json_string(use_diff=False)))
+    write_text(directory / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def write_backbone(backbone: Any, directory: Path) -> None:
-    """`backbone.save_pretrained(directory)`, with files put in place once all are complete."""
+def _without_paths(values: Any) -> Any:
+    """A configuration without the places that its parts were read from."""
+    if isinstance(values, dict):
+        return {k: "" if k == "_name_or_path" else _without_paths(v) for k, v in values.items()}
+    return [_without_paths(v) for v in values] if isinstance(values, list) else values
+
+
+def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
+    """`save(directory)`, with files put in place once all are complete, and none of an earlier save left among them."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
-        backbone.save_pretrained(temporary)
-        for file in Path(temporary).iterdir():
-            os.replace(file, directory / file.name)
+        save(temporary)
+        for file in Path(temporary).glob("config.json"):
+            values = _without_paths(json.loads(file.read_text(encoding="utf-8")))
+            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        new = {file.name for file in Path(temporary).iterdir()}
+        # Weights that are not written again would be read instead of, or mixed with, the new ones.
+        for pattern in ("*.safetensors", "*.bin", "*.index.json", "adapter_*"):
+            for file in directory.glob(pattern):
+                if file.name not in new:
+                    file.unlink()
+        for name in sorted(new):
+            os.replace(Path(temporary) / name, directory / name)
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and what `write_checkpoint` was told about them (nothing, in older files).
+
+    Raises:
+        ValueError: no such file, a damaged one, or a tensor with values that are not finite.
+    """
     if not file.is_file():
         raise ValueError(
-            f"There is no {file.name} in {file.parent}: expected what trained, as save_pretrained writes it."
+            f"there is no {file.name} in {file.parent}: expected what trained, as save_pretrained writes it"
         )
     try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  not a mapping
-    except SafetensorError as error:
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
+            about = json.loads((opened.metadata() or {}).get(ABOUT, "{}"))
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is not a complete safetensors file ({error}). Copy or download it again.") from None
+    check_finite(tensors, file)
+    return tensors, about
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: Any) -> None:
+    """
+    Raises:
+        ValueError: names the first tensor that holds NaN or infinity.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(
+                f"{name} in {source} holds values that are not finite (NaN or infinity): the file is damaged, or "
+                "training had diverged before it was saved. Use an earlier checkpoint, or get the file again."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; at the speed of memory. True of what holds no floating-point values to look at."""
+    if type(tensor) not in (nn.Parameter, Tensor) or tensor.is_meta or not tensor.is_floating_point():
+        return True
+    if not tensor.numel() or tensor.is_mkldnn:
+        return True
+    tensor = tensor.detach()
+    try:
+        least, most = tensor.aminmax()
+    except (RuntimeError, NotImplementedError):  # precisions that are for storing alone
+        least, most = tensor.float().aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(most))

@@ -30,14 +30,17 @@ from flamboyance.model.generation import Generating
 from flamboyance.model.loading import Checkpointing
 from flamboyance.model.media import Media, count_seen, decoding_sight, prefill_sight
 from flamboyance.model.resampler import PerceiverResampler
+from flamboyance.model.saving import Saving
+from flamboyance.model.trainable import Trainable, freeze
 from flamboyance.model.vision import VisionTower
 
 
-class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedModel, GenerationMixin):
+class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generating, PreTrainedModel, GenerationMixin):
     """A Flamingo model (Alayrac et al. 2022, figure 3).
 
-    Three parts train and are all that is saved: `resampler`, `cross_attention` (one gated block before each layer in
-    `spliced_layers`) and `added_tokens`. `vision` and `language_model` are frozen.
+    Three parts train: `resampler`, `cross_attention` (one gated block before each layer in `spliced_layers`) and
+    `added_tokens`. `vision` and `language_model` are frozen, unless they are unfrozen or given adapters; then what
+    trains of them is saved too.
 
     Args:
         config: sizes and names.
@@ -63,8 +66,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.vision = VisionTower.from_config(config.vision) if vision is None else vision
         self.language_model = language_model
-        self.vision.requires_grad_(False)
-        self.language_model.requires_grad_(False)
+        freeze(self.vision)
+        freeze(self.language_model)
 
         self.resampler = PerceiverResampler(config.vision_width, **config.resampler)
         _, layers = language.find_decoder_layers(language_model, config.decoder_layers)
@@ -82,6 +85,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
         linear.adopt(self)
         self._attends_itself = mpt.adopt(language_model) or attention.adopt(language_model)
+        self.mark_as_opened()
         self.train(False)
 
     # Parts ------------------------------------------------------------------------------------------------------
@@ -96,20 +100,6 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
     def blocks(self) -> list[GatedCrossAttentionBlock]:
         """The gated cross-attention blocks, in the order of `spliced_layers`."""
         return [block for block in self.cross_attention if isinstance(block, GatedCrossAttentionBlock)]
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What trains, by name; exactly what `save_pretrained` writes."""
-        parts = ("resampler.", "cross_attention.", "added_tokens.")
-        return {name: p for name, p in self.named_parameters() if name.startswith(parts)}
-
-    def train(self, mode: bool = True) -> "FlamingoForConditionalGeneration":
-        """The frozen backbones stay in evaluation mode: their dropout is off."""
-        if mode:
-            self.unpack()
-        super().train(mode)
-        self.vision.eval()
-        self.language_model.eval()
-        return self
 
     # Media ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +199,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         logits_to_keep: int | Tensor = 0,
         images_seen: np.ndarray | None = None,
         return_dict: bool = True,
+        num_items_in_batch: Tensor | int | None = None,
         cache: Any = None,
         **outputs: Any,
     ) -> CausalLMOutputWithPast:
@@ -227,6 +218,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
                 wanted, row·T + t; the result is then (K, V), and the loss is the caller's own.
             images_seen: (B, T) how many images each token has met; counted from the text when not given.
             return_dict: accepted for transformers' callers; the result is always an output object.
+            num_items_in_batch: divide the summed loss by this number, not by that of this call's own labels: for
+                gradients accumulated over several calls, as transformers' Trainer does it.
             outputs: output_hidden_states, output_attentions: of the language model's layers. (MPT has no attentions to
                 show: its attention is fused.)
 
@@ -237,7 +230,8 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             ValueError: a row's `<image>` tokens and images differ in number; ids are not the model's; or labels have
                 another shape.
         """
-        unknown = sorted(outputs.keys() - {"output_hidden_states", "output_attentions", "cache_position"})
+        named = {name for name, value in outputs.items() if value is not None}  # wrappers pass on what they name
+        unknown = sorted(named - {"output_hidden_states", "output_attentions", "cache_position"})
         if unknown:
             raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation for those that it takes.")
         past_key_values = given(past_key_values, cache)
@@ -261,7 +255,7 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
             )
         logits = out.logits[..., : self.config.vocab_size]
         logits = logits if past_key_values is not None else logits.contiguous()  # a step need not copy its vocabulary
-        loss = None if labels is None else next_token_loss(logits, labels)
+        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         rest: dict[str, Any] = {name: out.get(name) for name in (CACHE, "hidden_states", "attentions")}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
@@ -295,9 +289,14 @@ class FlamingoForConditionalGeneration(Checkpointing, Generating, PreTrainedMode
         return media, None if sight is None else sight.to(input_ids.device)
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of labels (R, T) under the logits (R, T, V) one position earlier; -100 is not counted."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """Mean cross-entropy of labels (R, T) under the logits (R, T, V) one position earlier; -100 is not counted. With
+    `count`, their sum over `count`."""
+    logits, labels = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    if count is None:
+        return F.cross_entropy(logits, labels, ignore_index=-100)
+    total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
 AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)

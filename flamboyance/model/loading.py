@@ -1,9 +1,9 @@
-"""Making, opening and saving a Flamingo: backbones by name, and what trained as safetensors."""
+"""Making and opening a Flamingo: backbones by name, and what trained as safetensors."""
 
 import copy
 import os
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,29 @@ import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family with tra
 from flamboyance import names
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.hub import options as reachable
+from flamboyance.model import adapters
 from flamboyance.model.files import (
     WEIGHTS,
     absolute,
+    check_finite,
     local_directory,
     read_config,
     read_weights,
     resolve,
-    write_backbone,
-    write_checkpoint,
 )
-from flamboyance.model.linear import plain
+from flamboyance.model.trainable import OWN
 from flamboyance.model.vision import VisionTower
 
 
 class Checkpointing:
-    """`from_backbones`, `from_pretrained` and `save_pretrained` of FlamingoForConditionalGeneration."""
+    """`from_backbones` and `from_pretrained` of FlamingoForConditionalGeneration."""
 
     config: FlamingoConfig
     generation_config: GenerationConfig
     vision: VisionTower
     language_model: PreTrainedModel
-    trained_parameters: Callable[[], dict[str, nn.Parameter]]
+    processor: Any = None  # what the model was made or opened with, written again when it is saved
+    source: Path | None = None  # the directory that it was opened from
 
     @classmethod
     def from_backbones(
@@ -91,8 +92,9 @@ class Checkpointing:
             eoc_token_id=processor.eoc_token_id,
             pad_token_id=processor.pad_token_id,
         )
+        check_backbones(tower, language_model)
         model = cls(config, vision=tower, language_model=language_model)
-        model.tokenizer = processor.tokenizer
+        model.tokenizer, model.processor = processor.tokenizer, processor
         return place(model, trained_dtype)
 
     @classmethod
@@ -143,6 +145,10 @@ class Checkpointing:
         directory = local_directory(name, revision=revision, token=token, **hub)
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
+        tensors, about = read_weights(directory / WEIGHTS)
+        stored = dtype == "auto"
+        if stored and about.get("language_trained"):
+            dtype = about["dtype"]
         config = read_config(directory) if config is None else copy.deepcopy(config)
         config.language = absolute(language) if language else resolve(config.language, directory)
         vision = absolute(vision) if vision else resolve(config.vision["name"], directory)
@@ -165,47 +171,19 @@ class Checkpointing:
                 f"The checkpoint was trained for a vision tower of width {config.vision_width}, but {vision} has width "
                 f"{tower.width}. Name the right one: vision=, or `vision` in config.json."
             )
+        check_backbones(tower, language_model)
         model = cls(config, vision=tower, language_model=language_model)
-        load_trained(model, read_weights(directory / WEIGHTS), directory / WEIGHTS)
-        if (directory / "tokenizer_config.json").is_file():
-            model.tokenizer = AutoTokenizer.from_pretrained(directory)
+        if about.get("adapters"):
+            adapters.rebuild(model, about["adapters"], directory)
+        load_trained(model, tensors, directory / WEIGHTS)
+        _find_processor(model, directory)
+        model.source = directory
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
-        return place(model, trained_dtype)
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        include_backbones: bool = False,
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        max_shard_size: Any = None,
-    ) -> None:
-        """Writes what trained, and a configuration that names the backbones.
-
-        Args:
-            save_directory: made if missing. Each file is complete or absent, whenever the process dies.
-            include_backbones: also the frozen tower and language model, under vision/ and language/, so that the
-                directory stands alone.
-            is_main_process: other processes write nothing.
-            state_dict: gathered parameters to write instead of the model's own, as trainers give them.
-            max_shard_size: accepted for `push_to_hub`; what trains is one file.
-        """
-        if not is_main_process:
-            return
-        directory = Path(save_directory)
-        if directory.is_file():
-            raise ValueError(f"{directory} is a file; expected a directory to save the model in.")
-        config = copy.deepcopy(self.config)
-        if include_backbones:
-            write_backbone(self.language_model, directory / "language")
-            write_backbone(self.vision, directory / "vision")
-            config.language = "./language"
-            config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
-        trained = self.trained_parameters()
-        tensors = {name: plain(p) if state_dict is None else state_dict[name] for name, p in trained.items()}
-        write_checkpoint(directory, config, tensors)
-        self.generation_config.save_pretrained(directory)
+        place(model, trained_dtype)
+        settle_adapters(model, tensors if stored and trained_dtype is None else {}, trained_dtype)
+        restore_trainable(model, about)
+        return model
 
 
 @contextmanager
@@ -268,15 +246,27 @@ def check_language_model(config: FlamingoConfig, language_model: PreTrainedModel
             )
 
 
+def check_backbones(*backbones: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: names the first tensor of a backbone that holds NaN or infinity.
+    """
+    for backbone in backbones:
+        name = getattr(getattr(backbone, "config", None), "name_or_path", None) or type(backbone).__name__
+        check_finite(dict(backbone.named_parameters()), name)
+
+
 def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None:
-    """Puts what trained into the model; every tensor must be there, in its shape, and nothing else.
+    """Puts what was kept into the model. The model's own parts and its adapters must all be there, whatever is there
+    must have its place, and shapes must agree.
 
     Raises:
         ValueError: names the first tensor that is missing, unknown or of another shape.
     """
-    wanted = model.trained_parameters()
+    wanted, theirs = adapters.tensors(model), adapters.names(model)
+    needed = {n for n in wanted if n in theirs or adapters.canonical(n).startswith(OWN)}
     for problem, keys in (
-        ("lacks", wanted.keys() - tensors.keys()),
+        ("lacks", needed - tensors.keys()),
         ("has, beyond what this model trains,", tensors.keys() - wanted.keys()),
     ):
         if keys:
@@ -294,4 +284,36 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
-    warn_if_shut(wanted, source)
+    warn_if_shut(model.own_parameters(), source)
+
+
+def settle_adapters(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Adapters in the precision that they were saved in (PEFT's is often higher than that of the weights beneath)."""
+    theirs = adapters.names(model)
+    for name, parameter in model.named_parameters():
+        if name in theirs and name in tensors:
+            parameter.data = tensors[name].to(parameter.device)
+        elif name in theirs and dtype is not None:
+            parameter.data = parameter.data.to(dtype)
+
+
+def restore_trainable(model: Any, about: Mapping[str, Any]) -> None:
+    """What trained when the model was saved trains again. Where nothing did (a copy for answering alone), the model
+    is as any new one."""
+    names = set(about.get("trainable", ()))
+    for name, parameter in model.named_parameters() if names else ():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in names)
+
+
+def _find_processor(model: Any, directory: Path) -> None:
+    """The processor of a directory, as far as there is one: saved again with the model."""
+    if not (directory / "tokenizer_config.json").is_file():
+        return
+    from flamboyance.processing import FlamingoProcessor  # stands above the model
+
+    try:
+        model.processor = FlamingoProcessor.from_pretrained(directory, local_files_only=True)
+        model.tokenizer = model.processor.tokenizer
+    except (OSError, ValueError):  # no preprocessing beside the tokenizer
+        model.tokenizer = AutoTokenizer.from_pretrained(directory)

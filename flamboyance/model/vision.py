@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flamboyance.model import vision_libraries, vision_transformers
+from flamboyance.model import adapters, vision_libraries, vision_transformers
 from flamboyance.model.linear import adopt
+from flamboyance.model.trainable import freeze, train_what_trains
 
 LIBRARIES = ("transformers", "openclip", "timm")
 TOGETHER = 1024  # patches that a CPU computes at a time; with more, activations leave its caches: 1.4 times as long
@@ -44,7 +45,8 @@ class VisionTower(nn.Module):
         else:
             self.width, self.image_size, self.patches = vision_libraries.timm_geometry(model)
         adopt(self)
-        self.requires_grad_(False).eval()
+        freeze(self)
+        self.eval()
 
     @classmethod
     def from_config(cls, spec: dict[str, Any]) -> VisionTower:
@@ -99,9 +101,9 @@ class VisionTower(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
-    @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels (n, C, H, W), already normalised -> patches (n, P, D), in the tower's dtype.
+        """pixels (n, C, H, W), already normalised -> patches (n, P, D), in the tower's dtype. Records gradients where
+        something of the tower trains, or the pixels ask for theirs.
 
         Raises ValueError for another number of axes or a size that the tower cannot take.
         """
@@ -114,7 +116,6 @@ class VisionTower(nn.Module):
             return vision_libraries.openclip_features(self.model, pixels)
         return vision_libraries.timm_features(self.model, pixels)
 
-    @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
         """pixels (n, C, H, W), already normalised -> one vector an image (n, D), float32, of length 1.
 
@@ -138,6 +139,11 @@ class VisionTower(nn.Module):
         """What the work makes of all images, on a CPU of a few at a time. (Not where other processes, of more images or
         fewer, may have to take as many turns: those of a sharded tower.)"""
         self._check(pixels)
+        learns = torch.is_grad_enabled() and (pixels.requires_grad or any(p.requires_grad for p in self.parameters()))
+        with torch.set_grad_enabled(learns):
+            return self._some_at_a_time(pixels, work)
+
+    def _some_at_a_time(self, pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         if pixels.device.type != "cpu" or not alone:
             return work(pixels.to(self.dtype))
@@ -145,7 +151,7 @@ class VisionTower(nn.Module):
         return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the tower as a transformers directory, for a checkpoint that stands alone.
+        """Writes the tower as a transformers directory, for a checkpoint that stands alone; adapters are not in it.
 
         Raises:
             ValueError: the tower is of another library; such towers are named, not copied.
@@ -153,13 +159,14 @@ class VisionTower(nn.Module):
         if self.spec["library"] != "transformers":
             raise ValueError(
                 f"vision tower {self.spec['name']} is of the library {self.spec['library']}, which has no directory "
-                "format of its own; save without include_backbones, so that the tower is loaded by its name"
+                "format of its own; save with include_backbones=False, so that the tower is loaded by its name"
             )
-        self.model.save_pretrained(directory)
+        adapters.save_base(self.model, directory)
 
     def train(self, mode: bool = True) -> VisionTower:
-        """Stays in evaluation mode: a frozen tower has no dropout and no running statistics to update."""
-        return super().train(False)
+        """What is frozen stays in evaluation mode: no dropout, no running statistics to update."""
+        train_what_trains(self, mode)
+        return self
 
     def _check(self, pixels: Tensor) -> None:
         if pixels.ndim != 4:

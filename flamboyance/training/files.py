@@ -16,6 +16,7 @@ import torch
 
 from flamboyance.checkpoints import openflamingo
 from flamboyance.files import replacing
+from flamboyance.model import linear
 from flamboyance.training.config import Training
 from flamboyance.training.parallel import Parallel, World
 from flamboyance.training.run import Run
@@ -75,8 +76,8 @@ def export(parallel: Parallel, processor: Any, config: Training) -> Path:
     must ask; the first one writes."""
     directory, model = Path(config.output) / EXPORT, parallel.model
     trained = {}
-    for name, parameter in model.trained_parameters().items():
-        whole = parallel.whole(parameter.detach())
+    for name, tensor in model.kept_tensors().items():
+        whole = parallel.whole(linear.plain(tensor).detach())
         if parallel.world.first:
             trained[name] = whole
     reference = openflamingo.export(model, parallel.whole) if config.export_openflamingo else None
@@ -84,7 +85,10 @@ def export(parallel: Parallel, processor: Any, config: Training) -> Path:
         return directory
     frozen = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in trained)
     small = frozen < SMALL and not parallel.sharded and model.vision.spec["library"] == "transformers"
-    model.save_pretrained(directory, include_backbones=small, state_dict=trained)
+    # A backbone that is spread over devices is named; a large one that is a local directory is copied all the same.
+    model.save_pretrained(
+        directory, include_backbones=small or (False if parallel.sharded else None), state_dict=trained
+    )
     processor.save_pretrained(directory)
     if reference is not None:
         with replacing(directory / "checkpoint.pt") as part:

@@ -130,9 +130,15 @@ def quantized(language_model: Any) -> bool:
 def set_precision(model: Any, precision: str) -> None:
     """Frozen parts in the computing precision, what trains in float32. Quantised weights stay as they are."""
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
-    model.vision.to(frozen)
-    if not quantized(model.language_model):
-        model.language_model.to(frozen)
+
+    def settled(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.float32 if tensor.requires_grad else frozen)
+
+    for backbone in (model.vision, model.language_model):
+        if not quantized(backbone):
+            backbone._apply(settled)
     for part in (model.resampler, model.cross_attention, model.added_tokens):
         part.float()
 
