@@ -7,7 +7,6 @@ Only what the reference's callers use is here; the model is FlamingoForCondition
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
@@ -43,7 +42,7 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
         *,
         input_ids: Tensor | None = None,
         media: Media | None = None,
-        images_seen: np.ndarray | None = None,
+        images_seen: Tensor | None = None,
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
@@ -55,7 +54,7 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
             media = self._cached
             if past_key_values is None and not (ids == self.config.image_token_id).any():
                 # As in the reference: text without <image> goes on after the last of the cached images.
-                images_seen = np.array(media.counts)[:, None].repeat(ids.shape[1], axis=1)
+                images_seen = torch.tensor(media.counts)[:, None].expand(-1, ids.shape[1])
         return super().forward(
             ids,
             attention_mask=attention_mask,

@@ -173,7 +173,7 @@ def test_cached_media(published):
         plain = torch.tensor([[5, 6, 7], [8, 9, 10]])
         looking = model(vision_x=None, lang_x=plain).logits
         media = model.encode_media(vision_x[:, 2:].repeat(2, 1, 1, 1, 1, 1))
-        wanted = model(lang_x=plain, media=media, images_seen=np.ones((2, 3), int)).logits
+        wanted = model(lang_x=plain, media=media, images_seen=torch.ones(2, 3, dtype=torch.long)).logits
         torch.testing.assert_close(looking, wanted, atol=1e-6, rtol=1e-5)
     finally:
         model.uncache_media()

@@ -69,6 +69,8 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        if torch.compiler.is_compiling():
+            return self._update_traced(key_states, value_states)
         old, new = self.keys.shape[2], key_states.shape[2]
         if not old:  # room is made when they grow: a candidate that is scored does not
             self.keys, self.values, self._room = key_states.contiguous(), value_states.contiguous(), None
@@ -79,6 +81,14 @@ class RoomyLayer(DynamicLayer):
         told: Any = self.keys[:]
         told.before = self.before
         return told, self.values
+
+    def _update_traced(self, *states: Tensor) -> tuple[Tensor, Tensor]:
+        """In a compiled function, which knows no addresses: everything becomes the rows' own, in new tensors."""
+        parts = (*self.before, (self.keys, self.values), states)
+        rows = len(states[0])
+        self.keys, self.values = (joined([p[i] for p in parts if p[i].shape[2]], rows) for i in range(2))
+        self.before, self.prompt, self._room = (), 0, None
+        return self.keys, self.values
 
     def _append(self, old: int, new: int, *states: Tensor) -> None:
         if not self._fits(old + new):

@@ -5,10 +5,9 @@ batch, F frames, C H W pixels, P patches, L latents, D width, V logits (tokenize
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from flamboyance.model.cache import given
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.generation import Generating
 from flamboyance.model.loading import Checkpointing
-from flamboyance.model.media import Media, count_seen, decoding_sight, prefill_sight
+from flamboyance.model.media import Media, Spans, count_seen, decoding_sight, prefill_sight, traced_sight
 from flamboyance.model.resampler import PerceiverResampler
 from flamboyance.model.saving import Saving
 from flamboyance.model.trainable import Trainable, freeze
@@ -115,6 +114,8 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             ValueError: another number of dimensions, or counts that do not fit it.
         """
         shape = tuple(pixel_values.shape)
+        if torch.compiler.is_compiling() and isinstance(media_counts, Tensor) and pixel_values.ndim in (5, 6):
+            return self._encode_traced(pixel_values, media_counts)
         if pixel_values.ndim == 5 and media_counts is not None:
             counts = [int(c) for c in media_counts]
             if sum(counts) != len(pixel_values) or min(counts) < 0:
@@ -141,6 +142,21 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
         return self.resample(self._patches(real), counts)
 
+    def _encode_traced(self, pixel_values: Tensor, media_counts: Tensor) -> Media:
+        """`encode_media` where numbers of media are tensors whose values nothing may depend on: entries beyond a row's
+        count are computed too, and not looked at."""
+        if pixel_values.ndim == 5:
+            ends = media_counts.cumsum(0)
+            fits = (ends[-1] == len(pixel_values)) & (media_counts >= 0).all()
+            spans = Spans(ends - media_counts, media_counts)
+        else:
+            rows, most = pixel_values.shape[:2]
+            fits = ((media_counts >= 0) & (media_counts <= most)).all()
+            spans = Spans(torch.arange(rows, device=media_counts.device) * most, media_counts)
+            pixel_values = pixel_values.flatten(0, 1)
+        torch._assert_async(fits, "media_counts does not fit pixel_values")
+        return self._keys_values(self._latents(self._patches(pixel_values)), spans)
+
     def _patches(self, pixels: Tensor) -> Tensor | None:
         """pixels (M, F, C, H, W) -> the tower's features (M, F, P, D); None where there are no media."""
         if not len(pixels):
@@ -155,18 +171,22 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             patches: (M, F, P, D), those of row 0 first; None without any.
             media_counts: media of each of the B rows; they add up to M.
         """
+        return self.media_of(self._latents(patches), media_counts)
+
+    def _latents(self, patches: Tensor | None) -> Tensor:
         home = self.resampler.latents
         if patches is None:
-            latents = torch.zeros(0, *home.shape, dtype=home.dtype, device=home.device)
-        else:
-            latents = self.resampler(patches.to(home.device, home.dtype))
-        return self.media_of(latents, media_counts)
+            return torch.zeros(0, *home.shape, dtype=home.dtype, device=home.device)
+        return self.resampler(patches.to(home.device, home.dtype))
 
     def media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
         """The last part of `encode_media`: latents (M, L, D) with their keys and values of every block."""
+        ends = [0, *accumulate(map(int, media_counts))]
+        return self._keys_values(latents, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
+
+    def _keys_values(self, latents: Tensor, rows: Any) -> Media:
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
-        ends = np.cumsum([0, *media_counts])
-        return Media(latents, pairs, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
+        return Media(latents, pairs, rows)
 
     def _media(
         self,
@@ -197,7 +217,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        images_seen: np.ndarray | None = None,
+        images_seen: Tensor | None = None,
         return_dict: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         cache: Any = None,
@@ -216,7 +236,8 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             cache: another name for past_key_values, transformers' own since 5.24.
             logits_to_keep: logits of the last so many positions only; 0: all. Or a (K,) long tensor of the positions
                 wanted, row·T + t; the result is then (K, V), and the loss is the caller's own.
-            images_seen: (B, T) how many images each token has met; counted from the text when not given.
+            images_seen: (B, T) long, on the CPU: how many images each token has met; counted from the text when not
+                given.
             return_dict: accepted for transformers' callers; the result is always an output object.
             num_items_in_batch: divide the summed loss by this number, not by that of this call's own labels: for
                 gradients accumulated over several calls, as transformers' Trainer does it.
@@ -267,6 +288,10 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             )
         if not input_ids.numel():
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: there is no token. Give some text.")
+        if torch.compiler.is_compiling():
+            fits = ((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()
+            torch._assert_async(fits, "input_ids holds ids that are not the model's")
+            return
         for token in (input_ids.min().item(), input_ids.max().item()):
             if not 0 <= token < self.config.vocab_size:
                 raise ValueError(
@@ -275,17 +300,26 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
                     f"{', '.join(self.config.added_tokens)}. Use the tokenizer that the model was made with."
                 )
 
-    def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: np.ndarray | None):
+    def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: Tensor | None):
         """What each token sees: the media to look at, and the layout for attending to them."""
-        newest = images_seen is None or (media is not None and images_seen[:, -1].tolist() == media.counts)
-        if media is not None and past and input_ids.shape[1] == 1 and newest:
+        traced = torch.compiler.is_compiling()
+        if images_seen is not None and not isinstance(images_seen, Tensor):
+            images_seen = torch.as_tensor(images_seen)
+        newest = images_seen is None
+        if not newest and not traced and media is not None and past and input_ids.shape[1] == 1:
+            times = len(images_seen) // len(media.rows)
+            newest = images_seen[:, -1].tolist() == [count for count in media.counts for _ in range(times)]
+        if newest and media is not None and past and input_ids.shape[1] == 1:
             media = media.last
             return media, decoding_sight(media, input_ids.device) if len(media.latents) else None
         if images_seen is None:
             images_seen = count_seen(input_ids, self.config.image_token_id, media, past)
         if media is None:
             return None, None
-        sight = prefill_sight(images_seen.repeat(len(input_ids) // len(images_seen), 0), media)
+        seen = images_seen.repeat_interleave(len(input_ids) // len(images_seen), 0)
+        if traced:
+            return media, traced_sight(seen.to(input_ids.device), media)
+        sight = prefill_sight(seen, media)
         return media, None if sight is None else sight.to(input_ids.device)
 
 

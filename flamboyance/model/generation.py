@@ -6,8 +6,8 @@ Shape letters: B prompts, N media of a prompt, T tokens.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
@@ -90,7 +90,7 @@ class Generating(GenerationMixin):
         media = self._media(input_ids, media, pixel_values, media_counts)
         told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
-        seen = np.pad(seen, ((0, 0), (told, 0)))  # columns for tokens that are in the cache and were not given again
+        seen = F.pad(seen, (told, 0))  # columns for tokens that are in the cache and were not given again
         cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         sequences, plain = self._sequences(kwargs), self._plain(kwargs)
         if cache is None and plain:
@@ -112,7 +112,7 @@ class Generating(GenerationMixin):
         return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
 
     def read_prompts(
-        self, new_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: np.ndarray, cache: Any
+        self, new_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: Tensor, cache: Any
     ) -> None:
         """Computes what a cache lacks of the prompts but for their last token, to go on from in as many ways as wanted.
 
@@ -155,7 +155,7 @@ class Generating(GenerationMixin):
         input_ids: Any,
         past_key_values: Any = None,
         *,
-        images_seen: np.ndarray,
+        images_seen: Tensor,
         cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -163,8 +163,11 @@ class Generating(GenerationMixin):
         cache = given(past_key_values, cache)
         inputs = prepare(input_ids, **{NAME: cache}, **kwargs)
         past = 0 if cache is None else cache.get_seq_length()
-        # Generated tokens see what the prompt's last token saw.
-        columns = np.minimum(np.arange(past, past + inputs["input_ids"].shape[1]), images_seen.shape[1] - 1)
+        # Generated tokens see what the prompt's last token saw, its last image: what a step sees when nothing is said.
+        new = inputs["input_ids"].shape[1]
+        if new == 1 and past >= images_seen.shape[1] - 1 and inputs.get("media") is not None:
+            return {**inputs, "media": inputs["media"].last}
+        columns = torch.arange(past, past + new).clamp(max=images_seen.shape[1] - 1)
         return {**inputs, "images_seen": images_seen[:, columns]}
 
     @torch.no_grad()

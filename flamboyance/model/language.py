@@ -2,9 +2,12 @@
 
 The only file that knows language models' internals. Blocks and added tokens act through hooks on the language model's
 own modules, only inside `conditioned(...)`; called outside it, the language model computes what it did when it was
-loaded. What a forward pass is conditioned on travels in a context variable, so threads do not meet.
+loaded. What a forward pass is conditioned on travels in a context variable, so threads do not meet. Where Dynamo traces
+the whole forward pass, it travels in an attribute, which Dynamo follows and a context variable is not: set and read
+while tracing alone, it becomes edges of the graph, and the compiled function neither reads nor keeps it.
 """
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -77,12 +80,35 @@ class Conditioning:
     keep: int | Tensor  # logits wanted: of the last `keep` positions, 0 for all; or of these, (K,) row·T + t
 
 
+class _Traced(threading.local):
+    """Of each thread."""
+
+    def __init__(self):
+        self.on: Conditioning | None = None  # in the object, not in the class: Dynamo's guards are on its dictionary
+
+
 _conditioning: ContextVar[Conditioning | None] = ContextVar("flamingo_conditioning", default=None)
+_traced = _Traced()
+
+
+def conditioning() -> Conditioning | None:
+    """What this call of the language model is conditioned on."""
+    if torch.compiler.is_compiling() and _traced.on is not None:
+        return _traced.on
+    # Also in a compiled function: of the language model alone, or of a part that Dynamo reached after a graph break.
+    return _conditioning.get()
 
 
 @contextmanager
 def conditioned(on: Conditioning) -> Generator[None, None, None]:
     """Inside it, this thread's calls of the spliced language model see media and added tokens."""
+    if torch.compiler.is_compiling():
+        before, _traced.on = _traced.on, on
+        try:
+            yield
+        finally:
+            _traced.on = before
+        return
     token = _conditioning.set(on)
     try:
         yield
@@ -99,7 +125,7 @@ class BlockHook:
         self.number = number
 
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        on = _conditioning.get()
+        on = conditioning()
         if on is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -118,7 +144,7 @@ def moved(x: Tensor, block: GatedCrossAttentionBlock) -> Tensor:
 
 def keep_wanted(head: nn.Module, args: tuple) -> tuple | None:
     """Pre-hook of the output head: logits only where they are wanted, whatever the family's own options."""
-    on = _conditioning.get()
+    on = conditioning()
     if on is None:
         return None
     if isinstance(on.keep, Tensor):
@@ -131,7 +157,7 @@ def keep_wanted(head: nn.Module, args: tuple) -> tuple | None:
 
 def extend_head(head: nn.Module, args: tuple, logits: Tensor) -> Tensor | None:
     """Hook of the output head: logits of the added tokens."""
-    on = _conditioning.get()
+    on = conditioning()
     return None if on is None else on.added.extend_logits(args[0], logits)
 
 

@@ -4,13 +4,17 @@ The rule: a token sees the image whose `<image>` token is the last at or before 
 So what a token sees is an index, a query has L keys however many images the prompt holds, and a decode step needs the
 last image's alone.
 
+Outside of a compiled function the layout of attention is computed on the CPU, and its blocks are as few as they can be.
+Inside one (`torch.compile`, `torch.export`) nothing may depend on the values of tensors: the layout is made of tensors
+whose shapes follow from the number of tokens and images, with some blocks unused.
+
 Shape letters: B prompts, N images of a prompt, M images of the batch, R rows of text (B, or B·beams), T tokens,
 L latents, D the tower's width, H heads, K width of a head.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +26,26 @@ MAX_BLOCK = 64
 
 
 @dataclass(frozen=True)
+class Spans:
+    """The rows of `Media` where a compiled function knows the number of images of a prompt as a tensor only: images
+    `first[b]` to `first[b] + count[b] - 1` are prompt b's, and no image is another prompt's too.
+
+    Attributes:
+        first, count: (B,) long.
+    """
+
+    first: Tensor
+    count: Tensor
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def listed(self) -> tuple[tuple[int, ...], ...]:
+        pairs = zip(self.first.tolist(), self.count.tolist(), strict=True)
+        return tuple(tuple(range(first, first + count)) for first, count in pairs)
+
+
+@dataclass(frozen=True)
 class Media:
     """The images of a batch of prompts, encoded once; reusable across calls, threads and prompts.
 
@@ -29,16 +53,21 @@ class Media:
         latents: (M, L, D), the resampler's output, one entry per real image (no padding images).
         keys_values: for each cross-attention block a pair (M, H, L, K) of keys and values.
         rows: for each of the B prompts, which of the M images are its own, in order. Prompts may share images.
+            (Spans inside a compiled function that was given their numbers as a tensor.)
     """
 
     latents: Tensor
     keys_values: tuple[tuple[Tensor, Tensor], ...]
-    rows: tuple[tuple[int, ...], ...]
+    rows: Any
 
     def __post_init__(self):
+        if isinstance(self.rows, Spans):
+            if torch.compiler.is_compiling():
+                return
+            object.__setattr__(self, "rows", self.rows.listed())
         if not self.rows:
             raise ValueError("Media of no prompts: rows is empty. A prompt without images is an empty row, ((),).")
-        top = max((i for row in self.rows for i in row), default=-1)
+        top = max([-1, *[i for row in self.rows for i in row]])
         if top >= len(self.latents):
             raise ValueError(f"Media rows refer to image {top}, but there are {len(self.latents)} images.")
 
@@ -47,16 +76,31 @@ class Media:
         """Number of images of each prompt."""
         return [len(row) for row in self.rows]
 
-    def select(self, images: Sequence[int] | Tensor, rows: tuple[tuple[int, ...], ...]) -> "Media":
+    def select(self, images: Sequence[int] | Tensor, rows: Any) -> "Media":
         """A value holding only some images, under new rows (indices into `images`)."""
         index = torch.as_tensor(images, dtype=torch.long)
         pairs = tuple((k[index.to(k.device)], v[index.to(v.device)]) for k, v in self.keys_values)
         return Media(self.latents[index.to(self.latents.device)], pairs, rows)
 
-    @cached_property
+    @property
     def last(self) -> "Media":
-        """Each prompt's last image, in the prompts' order: all that decoding looks at."""
+        """Each prompt's last image, in the prompts' order: all that decoding looks at. Made once."""
+        known = self.__dict__.get("_last")
+        if known is None:
+            known = self._last_images()
+            if not torch.compiler.is_compiling():
+                object.__setattr__(self, "_last", known)
+        return known
+
+    def _last_images(self) -> "Media":
+        if isinstance(self.rows, Spans):
+            seeing = self.rows.count > 0
+            index = (self.rows.first + self.rows.count - 1).clamp(min=0)
+            rows = Spans(torch.arange(len(index), device=index.device), seeing.long())
+            return self.select(index, rows)
         have = [row for row in self.rows if row]
+        if [row[-1] for row in have] == list(range(len(self.latents))) and all(len(row) < 2 for row in self.rows):
+            return self
         position = iter(range(len(have)))
         rows = tuple((next(position),) if row else () for row in self.rows)
         return self.select([row[-1] for row in have], rows)
@@ -129,8 +173,9 @@ class Sight:
         return out[self.query_of_token].view(rows, tokens, -1)
 
 
-def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past: int = 0) -> np.ndarray:
-    """How many of its images each token has met: (R, T).
+def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past: int = 0) -> Tensor:
+    """How many of its images each token has met: (R, T) long, on the CPU (inside a compiled function, where the ids
+    are).
 
     The last `<image>` tokens belong to the last images, so a continued conversation gives all its media and only its
     new text.
@@ -140,9 +185,18 @@ def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past
 
     Raises:
         ValueError: a row's `<image>` tokens and images do not match; names the row and both counts.
+        RuntimeError: the same, inside a compiled function.
     """
-    seen = (input_ids == image_token_id).cpu().numpy().cumsum(1)
+    seen = (input_ids == image_token_id).cumsum(1)
+    if torch.compiler.is_compiling():
+        given = torch.zeros_like(seen[:, -1]) if media is None else _counts(media, input_ids)
+        found = seen[:, -1]
+        fits = found <= given if past else found == given
+        torch._assert_async(fits.all(), "the number of <image> tokens of a row is not its number of images")
+        return seen + (given - found)[:, None]
+    seen = seen.cpu()
     per_prompt = len(seen) // len(media.rows) if media is not None else 1
+    missing = []
     for row, found in enumerate(seen[:, -1].tolist()):
         given = len(media.rows[row // per_prompt]) if media is not None else 0
         if found > given or (found < given and not past):
@@ -150,34 +204,44 @@ def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past
                 f"Row {row} has {found} <image> token(s) in its text but {given} image(s). "
                 "Give exactly one image (or video) for each <image>."
             )
-        seen[row] += given - found
-    return seen
+        missing.append(given - found)
+    return seen + torch.tensor(missing)[:, None]
+
+
+def _counts(media: Media, like: Tensor) -> Tensor:
+    """(R,) images of each row of text `like` (R, T), whose prompts' media these are."""
+    rows = media.rows
+    counts = rows.count if isinstance(rows, Spans) else torch.tensor([len(row) for row in rows], device=like.device)
+    return counts.to(like.device).repeat_interleave(len(like) // len(rows))
 
 
 def decoding_sight(media: Media, device: torch.device) -> Sight:
     """One new token a row, over `media.last`: every row sees the last image of its prompt, and the rows of a prompt
     (beams) are read as further queries of it. Nothing is copied from the device, so a decode step waits for nothing."""
+    if isinstance(media.rows, Spans):
+        return Sight(media.last.rows.first, visible=media.rows.count > 0)
     seeing = torch.tensor([bool(row) for row in media.rows], device=device)
     if all(media.rows):
         return Sight(None, visible=seeing)
     return Sight(torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing)
 
 
-def prefill_sight(seen: np.ndarray, media: Media) -> Sight | None:
-    """The blocks for a stretch of text.
+def prefill_sight(seen: Tensor, media: Media) -> Sight | None:
+    """The blocks for a stretch of text, as few as they can be.
 
     Args:
-        seen: (R, T) how many `<image>` tokens of the row stand at or before each token.
+        seen: (R, T) how many `<image>` tokens of the row stand at or before each token; on the CPU.
         media: of B prompts; row r belongs to prompt r // (R / B).
 
     Returns:
         None if no token sees an image.
     """
-    per_prompt = len(seen) // len(media.rows)
+    met = seen.cpu().numpy()
+    per_prompt = len(met) // len(media.rows)
     table = np.full((len(media.rows), max(media.counts) + 1), -1)
     for b, row in enumerate(media.rows):
         table[b, 1 : len(row) + 1] = row
-    image = table[np.arange(len(seen))[:, None] // per_prompt, seen]
+    image = table[np.arange(len(met))[:, None] // per_prompt, met]
 
     # Runs of neighbouring tokens that see the same image, rows (as candidates of one prompt) one after another.
     image = image.ravel()
@@ -205,3 +269,44 @@ def prefill_sight(seen: np.ndarray, media: Media) -> Sight | None:
         torch.from_numpy(token_of_query),
         torch.from_numpy(query_of_token),
     )
+
+
+def traced_sight(seen: Tensor, media: Media) -> Sight | None:
+    """The same inside a compiled function: tensors whose shapes follow from shapes.
+
+    Tokens of a row that see the same image are a group. A group takes blocks of its own, so there are at most as many
+    as would hold all tokens, and one more for each group. Blocks are as wide as groups are long on average.
+    """
+    rows, tokens = seen.shape
+    images, per_prompt = len(media.latents), rows // len(media.rows)
+    if not images:
+        return None
+    row = torch.arange(rows, device=seen.device)[:, None]
+    if isinstance(media.rows, Spans):
+        image = media.rows.first.to(seen.device).repeat_interleave(per_prompt)[:, None] + seen - 1
+        group, kinds = (row % per_prompt) * images + image, per_prompt * images
+        groups = kinds
+    else:
+        most, groups = max(media.counts), per_prompt * sum(media.counts)
+        table = torch.tensor([[-1, *ids, *[-1] * (most - len(ids))] for ids in media.rows], device=seen.device)
+        image = table[row // per_prompt, seen]
+        group, kinds = row * most + seen - 1, rows * most
+    visible = (seen > 0).flatten()
+    group = group.flatten().where(visible, kinds)  # the last group is that of tokens that see nothing
+    sizes = torch.zeros(kinds + 1, dtype=torch.long, device=seen.device).index_add(0, group, torch.ones_like(group))
+    # The place of each token within its group, in the order of the text.
+    order = group.argsort(stable=True)
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=seen.device))
+    place = place - (sizes.cumsum(0) - sizes)[group]
+
+    width = max(1, min(MAX_BLOCK, -(-rows * tokens // groups)))
+    blocks = rows * tokens // width + groups
+    pieces = (sizes[:kinds] + width - 1) // width
+    first = torch.cat([pieces.cumsum(0) - pieces, pieces.new_zeros(1)])
+    query_of_token = ((first[group] + place // width) * width + place % width).where(visible, blocks * width)
+    # Queries that are no token's are answered as the first token's, and nobody reads the answers.
+    token_of_query = torch.zeros(blocks * width + 1, dtype=torch.long, device=seen.device)
+    token_of_query = token_of_query.scatter(0, query_of_token, torch.arange(len(order), device=seen.device))
+    token_of_query = token_of_query[:-1].view(blocks, width)
+    image_of_block = image.flatten()[token_of_query[:, 0]].clamp(min=0)
+    return Sight(image_of_block, token_of_query, query_of_token)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -67,7 +66,7 @@ def _rest(
     mask: Tensor,
     media: Media | None,
     cache: Any,
-    seen: np.ndarray,
+    seen: Tensor,
 ) -> Tensor:
     """Log-probability of each candidate's tokens after its first: (B, len(tokens))."""
     prompts, n, longest = len(mask), len(tokens), max(len(c) for c in tokens)
@@ -82,7 +81,7 @@ def _rest(
         attention_mask=torch.cat([mask.repeat_interleave(n, 0), real[:, :-1]], dim=1),
         media=media,
         past_key_values=branch(cache, n, model.shares_prompts),
-        images_seen=seen.repeat(longest - 1, 1),
+        images_seen=seen.expand(-1, longest - 1),
         use_cache=True,
     ).logits
     # A few rows at a time, which stay in a processor's cache.

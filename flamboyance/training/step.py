@@ -47,7 +47,7 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
     rows, tokens = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
     keep = rows * batch.labels.shape[1] + tokens  # the position before each target predicts it
     target = batch.labels[rows, tokens + 1]
-    seen = batch.images_seen.numpy()
+    seen = batch.images_seen  # stays on the CPU, where the layout of attention is computed
     batch = batch.to(device)
     logits = call(
         batch.input_ids,

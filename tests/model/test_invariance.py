@@ -3,7 +3,6 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -139,7 +138,7 @@ def test_rows_after_one_prompt_are_further_queries_of_its_image(models):
     model = models("llama")
     block, media = model.cross_attention[0], model.encode_media(images(2, 1))
     x = torch.randn(40, 3, model.config.text_config.hidden_size)
-    seen = np.repeat([2, 1], 20)[:, None].repeat(3, 1)
+    seen = torch.tensor([2, 1]).repeat_interleave(20)[:, None].expand(-1, 3)
     sight = prefill_sight(seen, media)
     assert sight.image_of_block.tolist() == [1, 2] and sight.token_of_query.shape == (2, 60)
     got = block(x, *media.keys_values[0], sight)

@@ -46,7 +46,7 @@ def test_batch_size_and_a_cached_beginning_change_nothing(models):
     assert_close(model.score(**inputs, candidates=CANDIDATES, batch_size=1), scores)
     cache = DynamicCache()
     with torch.no_grad():
-        seen = torch.ones(1, 4).long().numpy()
+        seen = torch.ones(1, 4).long()
         model(
             inputs["input_ids"][:, :4], media=inputs["media"], past_key_values=cache, images_seen=seen, use_cache=True
         )
