@@ -7,6 +7,8 @@ command's name does it. Those modules import torch and transformers inside funct
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import signal
 import sys
@@ -111,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     line. 130: interrupted with Ctrl-C. 141: the reader of the output closed it, as `head` does.
     """
     debug = False
+    codecs.register_error("flamboyance.names", _write_names)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="flamboyance.names")
     with _interrupts() as interrupted:
         try:
             arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
@@ -170,6 +175,17 @@ def _interrupts() -> Generator[list[int]]:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.unraisablehook = hook
+
+
+def _write_names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What standard output does with what its encoding lacks: bytes of a file's name go out as they are, for the
+    program that reads them; the rest is escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    part = error.object[error.start : error.end]
+    try:
+        return part.encode("ascii", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return part.encode("ascii", "backslashreplace"), error.end
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -101,7 +101,21 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any, indent: int | None = 1) -> None:
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+    """A JSON file, put in place at once. What is no Unicode (a byte of a file's name) is escaped, as JSON can."""
+    write_text(path, escaped(json.dumps(content, ensure_ascii=False, indent=indent)) + "\n")
+
+
+def json_line(content: Any) -> str:
+    """A value as a line of JSON, in which any file's name can be read back."""
+    return escaped(json.dumps(content, ensure_ascii=False)) + "\n"
+
+
+def escaped(text: str) -> str:
+    """The text with `\\udcff` in the place of the byte 0xff of a file's name that is not UTF-8.
+
+    Python reads such a byte as half a surrogate pair, which no encoding can write.
+    """
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------

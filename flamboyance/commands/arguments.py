@@ -19,22 +19,23 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--beams", type=at_least(1), default=3, metavar="N", help="1 is greedy (default: 3)")
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 def add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    """--model, None if it is not given; and where and in which precision it computes."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        default="mini",
         metavar="NAME|DIR",
         help="mini (embedded; the default), a directory, or a released name such as "
         "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
     )
     if device:
-        group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+        group.add_argument("--device", choices=DEVICES, default="auto", help="default: cuda where there is one, or cpu")
         group.add_argument(
-            "--dtype",
-            choices=("auto", "float32", "bfloat16", "float16"),
-            default="auto",
-            help="default: bfloat16 on CUDA, float32 on a CPU",
+            "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on CUDA, float32 elsewhere"
         )
 
 

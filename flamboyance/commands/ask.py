@@ -5,13 +5,12 @@ from typing import Any
 
 from flamboyance.commands.arguments import add_generation
 from flamboyance.commands.describe import (
-    Answer,
     Job,
     add_images,
     demonstrations_of,
     generation_of,
+    generation_settings,
     one_line,
-    open_task,
     run,
 )
 from flamboyance.commands.output import Row
@@ -28,17 +27,23 @@ def ask(arguments: argparse.Namespace) -> int:
     question = arguments.question.strip()
     if not question:
         raise ValueError("--question is empty")
-    # A text beside an image answers the question that is asked now.
-    demonstrations = [d if len(d) == 3 else (d[0], question, d[1]) for d in demonstrations_of(arguments)]
-    job = Job(arguments, {"question": question}, ["answer"], lambda row: one_line(row["answer"]))
+    generation = generation_of(arguments)
 
-    def answer() -> Answer:
-        task = open_task(arguments, demonstrations, "vqa")
+    def answer(task: Any, images: list[Any]) -> list[Row]:
+        return [{"answer": text} for text in task([(image, question) for image in images], **generation)]
 
-        def batch(images: list[Any]) -> list[Row]:
-            answers = task([(image, question) for image in images], **generation_of(arguments))
-            return [{"answer": text} for text in answers]
-
-        return batch
-
-    return run(job, answer)
+    return run(
+        Job(
+            arguments,
+            "vqa",
+            demonstrations_of(arguments),
+            # A text beside an image answers the question that is asked now.
+            lambda one: one if len(one) == 3 else (one[0], question, one[1]),
+            answer,
+            columns=["answer"],
+            line=lambda row: one_line(row["answer"]),
+            constant={"question": question},
+            words={"question": [question]},
+            settings=generation_settings(arguments),
+        )
+    )

@@ -4,14 +4,13 @@ import argparse
 
 from flamboyance.commands.arguments import add_generation
 from flamboyance.commands.describe import (
-    Answer,
     Job,
     add_images,
     as_caption,
     demonstrations_of,
     generation_of,
+    generation_settings,
     one_line,
-    open_task,
     run,
 )
 
@@ -23,11 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def caption(arguments: argparse.Namespace) -> int:
     """Describe images."""
-    demonstrations = [as_caption(d) for d in demonstrations_of(arguments)]
-    job = Job(arguments, {}, ["text"], lambda row: one_line(row["text"]))
-
-    def answer() -> Answer:
-        task = open_task(arguments, demonstrations, "caption")
-        return lambda images: [{"text": text} for text in task(images, **generation_of(arguments))]
-
-    return run(job, answer)
+    generation = generation_of(arguments)
+    return run(
+        Job(
+            arguments,
+            "caption",
+            demonstrations_of(arguments),
+            as_caption,
+            lambda task, images: [{"text": text} for text in task(images, **generation)],
+            columns=["text"],
+            line=lambda row: one_line(row["text"]),
+            settings=generation_settings(arguments),
+        )
+    )

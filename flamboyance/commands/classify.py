@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from flamboyance.commands.describe import Answer, Job, add_images, as_caption, demonstrations_of, open_task, run
+from flamboyance.commands.describe import Job, add_images, as_caption, demonstrations_of, run
 from flamboyance.commands.inputs import read_labels
 from flamboyance.commands.output import Row
 
@@ -16,19 +16,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def classify(arguments: argparse.Namespace) -> int:
     """Say which of some labels fits each image, with probabilities."""
     labels = read_labels(arguments.labels)
-    demonstrations = [as_caption(d) for d in demonstrations_of(arguments)]
-    columns = ["label", *(f"probabilities.{label}" for label in labels)]
-    job = Job(arguments, {}, columns, lambda row: f"{row['label']}\t{row['probabilities'][row['label']]:.4f}")
 
-    def answer() -> Answer:
-        task = open_task(arguments, demonstrations, "classification")
+    def answer(task: Any, images: list[Any]) -> list[Row]:
+        return [
+            {"label": label, "probabilities": {name: round(p, 6) for name, p in probabilities.items()}}
+            for label, probabilities in task.classify(images, labels)
+        ]
 
-        def batch(images: list[Any]) -> list[Row]:
-            return [
-                {"label": label, "probabilities": {name: round(p, 6) for name, p in probabilities.items()}}
-                for label, probabilities in task.classify(images, labels)
-            ]
-
-        return batch
-
-    return run(job, answer)
+    return run(
+        Job(
+            arguments,
+            "classification",
+            demonstrations_of(arguments),
+            as_caption,
+            answer,
+            columns=["label", *(f"probabilities.{label}" for label in labels)],
+            line=lambda row: f"{row['label']}\t{row['probabilities'][row['label']]:.4f}",
+            words={"labels": labels},
+            settings={"labels": labels},
+        )
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamboyance.commands.arguments import add_model, at_least
-from flamboyance.commands.models import MINI, load
+from flamboyance.commands.models import MINI, load, model_name
 from flamboyance.commands.progress import progress
 
 if TYPE_CHECKING:
@@ -34,16 +34,17 @@ def demo(arguments: argparse.Namespace) -> int:
     from flamboyance.demo.snippets import MINI as EMBEDDED
 
     began = time.monotonic()
+    name = model_name(arguments)
     folder = Path(arguments.output)
     demonstration.check(folder, arguments.queries)
-    model, processor = load(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load(name, arguments.device, arguments.dtype)
     total = demonstration.TASKS * len(demonstration.SHOTS) * arguments.queries
     with _few_threads(model), progress(total, "queries") as advance:
         results = demonstration.run(
             model,
             processor,
             folder,
-            name=EMBEDDED if arguments.model == MINI else arguments.model,
+            name=EMBEDDED if name == MINI else name,
             queries=arguments.queries,
             seed=arguments.seed,
             advance=advance,

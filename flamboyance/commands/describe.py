@@ -4,26 +4,32 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flamboyance.commands.arguments import add_model, at_least
 from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations
-from flamboyance.commands.models import load
+from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_unknown_words
 from flamboyance.commands.output import Row, RowFile
 from flamboyance.commands.progress import progress
+from flamboyance.commands.settings import Settings, demonstration_settings, model_settings
+from flamboyance.files import json_line
 
 EPILOG = """\
 demonstrations:
   a folder     images, each with its text beside it: cat.jpg, cat.txt
-  a CSV file   columns image,text or image,question,answer; image paths relative to the file
+  a CSV file   columns image,text or image,label or image,question,answer; image paths relative to the file
   a JSONL file one object a line, with the same keys
 
 output:
-  Without --output each line is the image's path, a tab, and what was said of it. With it, rows are appended
-  to the file one by one, and a later run goes on where this one ended. An image that cannot be read becomes a
-  row with `error`, and the run goes on; the exit status is 1 only if none could be read.
+  Without --output each line is the image's path, a tab, and what was said of it; with --json it is a JSON object.
+  With --output, rows are appended to the file one by one, and a later run with the same settings resumes where this
+  one ended; FILE.settings.json says which model, demonstrations and options made the rows. An image that cannot be
+  read becomes a row with `error`, and is tried again by the next run.
+
+exit status:
+  0 done; 1 none of the images could be read; 2 a mistake in what was asked; 130 interrupted
 """
 
 Answer = Callable[[list[Any]], list[Row]]
@@ -32,16 +38,29 @@ Answer = Callable[[list[Any]], list[Row]]
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the constant part of its rows, the columns of an answer, and how a row reads on a terminal."""
+    """One run of a command.
+
+    Attributes:
+        template: the name of the prompt's template in flamboyance.templates.
+        demonstrations: as they were given; and `shot`, which makes (image, fields of the template…) of one.
+        answer: the answers of a few-shot task to a batch of images.
+        columns: those of an answer.
+        line: how a row reads on a terminal, after the image's path.
+        constant: the part of a row that is the same in all.
+        words: what was asked with, by where it is from: texts that the tokenizer should know.
+        settings: what else rows depend on, besides the model, the demonstrations and the generation.
+    """
 
     arguments: argparse.Namespace
-    constant: Row
+    template: str
+    demonstrations: Sequence[Demonstration]
+    shot: Callable[[Demonstration], tuple[Any, ...]]
+    answer: Callable[[Any, list[Any]], list[Row]]
     columns: list[str]
     line: Callable[[Row], str]
-
-    @property
-    def all_columns(self) -> list[str]:
-        return ["image", *self.constant, *self.columns, "error"]
+    constant: Row = field(default_factory=dict)
+    words: dict[str, list[str]] = field(default_factory=dict)
+    settings: Row = field(default_factory=dict)
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -51,36 +70,93 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("demonstrations")
     group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
     group.add_argument("--shots", type=at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
+    group.add_argument("--outside", action="store_true", help="a file's images may be outside of its folder")
     add_model(parser)
-    parser.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
     parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
+    group.add_argument("--overwrite", action="store_true", help="start --output anew, whatever it holds")
+    group.add_argument("--json", action="store_true", help="rows as JSON on standard output; with --output, a summary")
 
 
-def run(job: Job, make_answer: Callable[[], Answer]) -> int:
+def run(job: Job) -> int:
     """Answer for every image that the output does not hold yet. Returns the exit status."""
     arguments = job.arguments
+    if arguments.overwrite and not arguments.output:
+        raise ValueError("--overwrite needs --output, the file to start anew")
+    shots = [job.shot(one) for one in job.demonstrations]
     images = find_images(arguments.images)
-    keys = ["image", *job.constant]
-    output = RowFile(arguments.output, job.all_columns, keys) if arguments.output else None
-    with output or nullcontext():
-        todo = [path for path in images if output is None or {"image": str(path), **job.constant} not in output]
+    with _output(job) if arguments.output else nullcontext() as output:
+        keys = [{"image": str(path), **job.constant} for path in images]
+        todo = [path for path, row in zip(images, keys, strict=True) if output is None or row not in output]
         if not todo:
             print(f"all {len(images)} images are in {arguments.output} already", file=sys.stderr)
-            return 0
-        answer = make_answer()
+            return _end(job, len(images), 0, 0)
+        task = _open_task(job, shots)
+        if output is not None:
+            output.begin(row for row in keys if row not in output)
         failed = 0
         with progress(len(todo), "images") as advance:
-            for row in _rows(todo, answer, job.constant, arguments.batch_size):
+            for row in _rows(todo, lambda images: job.answer(task, images), job.constant, arguments.batch_size):
                 failed += "error" in row
                 if output is not None:
                     output.append(row)
-                elif "error" in row:
-                    print(f"{row['image']}: {row['error']}", file=sys.stderr)
                 else:
-                    print(f"{row['image']}\t{job.line(row)}", flush=True)
+                    _print_row(job, row)
                 advance(1)
-    _summarize(done=len(todo) - failed, before=len(images) - len(todo), failed=failed)
-    return 1 if failed == len(todo) else 0
+    return _end(job, len(images), len(todo), failed)
+
+
+def _output(job: Job) -> RowFile:
+    arguments = job.arguments
+    return RowFile(
+        arguments.output,
+        ["image", *job.constant, *job.columns, "error"],
+        ["image", *job.constant],
+        settings_of(job),
+        arguments.overwrite,
+    )
+
+
+def settings_of(job: Job) -> Settings:
+    """What the rows depend on besides the images and the constant part of a row."""
+    import flamboyance
+
+    arguments = job.arguments
+    dtype = dtype_of(arguments.dtype, device_of(arguments.device))
+    return {
+        "command": arguments.command.name,
+        "model": model_settings(model_name(arguments)),
+        "dtype": str(dtype).removeprefix("torch."),
+        "demonstrations": demonstration_settings(arguments.demonstrations, job.demonstrations),
+        **job.settings,
+        "flamboyance": flamboyance.__version__,
+    }
+
+
+def _print_row(job: Job, row: Row) -> None:
+    if job.arguments.json:
+        print(json_line(row), end="", flush=True)
+    elif "error" in row:
+        print(f"{row['image']}: {row['error']}", file=sys.stderr)
+    else:
+        print(f"{row['image']}\t{job.line(row)}", flush=True)
+
+
+def _end(job: Job, images: int, tried: int, failed: int) -> int:
+    """Says what was done; the exit status."""
+    done, before = tried - failed, images - tried
+    parts = [f"{done} images done"]
+    if before:
+        parts.append(f"{before} were done before")
+    if failed:
+        parts.append(f"{failed} could not be read")
+    if tried:
+        print(", ".join(parts), file=sys.stderr)
+    if job.arguments.json and job.arguments.output:
+        summary = {"output": job.arguments.output, "done": done, "done_before": before, "failed": failed}
+        print(json_line(summary), end="")
+    return 1 if failed == images else 0
 
 
 def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int) -> Iterator[Row]:
@@ -121,25 +197,18 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _summarize(done: int, before: int, failed: int) -> None:
-    parts = [f"{done} images done"]
-    if before:
-        parts.append(f"{before} were done before")
-    if failed:
-        parts.append(f"{failed} could not be read")
-    print(", ".join(parts), file=sys.stderr)
-
-
 def demonstrations_of(arguments: argparse.Namespace) -> list[Demonstration]:
+    """Those that --demonstrations and --shots name."""
     shots = arguments.shots
     if arguments.demonstrations is None:
         if shots:
             raise ValueError(f"--shots {shots} needs --demonstrations to take them from")
         return []
-    return read_demonstrations(arguments.demonstrations, shots)
+    return read_demonstrations(arguments.demonstrations, shots, arguments.outside)
 
 
 def as_caption(demonstration: Demonstration) -> tuple[Path, str]:
+    """The demonstration as (image, text); refuses one with a question."""
     if len(demonstration) == 3:
         raise ValueError(
             f"the demonstration {demonstration[0]} is a question with its answer; expected the columns "
@@ -148,13 +217,27 @@ def as_caption(demonstration: Demonstration) -> tuple[Path, str]:
     return demonstration
 
 
-def open_task(arguments: argparse.Namespace, demonstrations: Sequence[Demonstration], template: str) -> Any:
+def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
     from flamboyance import templates
     from flamboyance.few_shot import FewShotTask
 
-    model, processor = load(arguments.model, arguments.device, arguments.dtype)
-    return FewShotTask(model, processor, demonstrations=list(demonstrations), template=getattr(templates, template))
+    arguments = job.arguments
+    if arguments.model is None:
+        print(
+            "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and "
+            "digits and nothing else",
+            file=sys.stderr,
+        )
+    model, processor = load(model_name(arguments), arguments.device, arguments.dtype)
+    told = [text for _, *texts in job.demonstrations for text in texts]
+    note_unknown_words(model_name(arguments), processor, job.words | ({"demonstrations": told} if told else {}))
+    return FewShotTask(model, processor, shots, template=getattr(templates, job.template))
 
 
 def generation_of(arguments: argparse.Namespace) -> dict[str, int]:
+    """What a few-shot task passes to `generate`."""
     return {"max_new_tokens": arguments.max_new_tokens, "num_beams": arguments.beams}
+
+
+def generation_settings(arguments: argparse.Namespace) -> Settings:
+    return {"max_new_tokens": arguments.max_new_tokens, "beams": arguments.beams}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flamboyance.commands.arguments import add_model
-from flamboyance.commands.models import outline
+from flamboyance.commands.models import model_name, outline
 
 EPILOG = "Released models are not downloaded for this.\n"
 
@@ -34,7 +34,7 @@ def info(arguments: argparse.Namespace) -> int:
     """Print a table of a model's parts, and its gates where the weights are at hand."""
     from rich.console import Console
 
-    name = arguments.name or arguments.model
+    name = arguments.name or model_name(arguments)
     model, gates = outline(name)
     console = Console()
     console.print(_table(name, parts(model)))

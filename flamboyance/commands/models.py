@@ -1,5 +1,9 @@
 """Models by name, for the command line."""
 
+import argparse
+import re
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from flamboyance import catalog
@@ -11,11 +15,11 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
 
     Args:
         name: `mini` for the embedded model, a directory, or a released model's name.
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
+        device: `cpu`, `cuda`, `mps`, or `auto` for CUDA where there is one.
         dtype: `float32`, `bfloat16`, `float16`; `auto` is bfloat16 on CUDA and float32 on a CPU.
 
     Raises:
-        ValueError: CUDA was asked for and there is none.
+        ValueError: a device was asked for that is not here.
         OSError: no such model.
     """
     from transformers.utils import logging
@@ -25,6 +29,43 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
     kind = dtype_of(dtype, place)
     model, processor = catalog.resolve(name).open(dtype=kind)
     return model.to(device=place, dtype=kind).eval().pack(), processor
+
+
+def model_name(arguments: argparse.Namespace) -> str:
+    """The model that was asked for; the embedded one by default."""
+    return arguments.model or MINI
+
+
+SHOWN = 10  # words
+
+
+def note_unknown_words(model: str, processor: Any, texts: dict[str, list[str]]) -> None:
+    """One line on the error stream about words of the user's texts that the model cannot tell from each other.
+
+    `texts`: by where they are from, as {"labels": ["cat", "dog"]}.
+    """
+    parts = []
+    for source, some in texts.items():
+        if unknown := unknown_words(processor, some):
+            more = f" and {len(unknown) - SHOWN} others" if len(unknown) > SHOWN else ""
+            parts.append(f"{', '.join(unknown[:SHOWN])}{more} ({source})")
+    if parts:
+        known = "; mini knows 150 words, which its card lists" if catalog.resolve(model).embedded else ""
+        print(
+            f"flamboyance: warning: the tokenizer of {model} does not know {'; '.join(parts)}: to the model they are "
+            f"all one unknown word{known}",
+            file=sys.stderr,
+        )
+
+
+def unknown_words(processor: Any, texts: Iterable[str]) -> list[str]:
+    """The words of texts that hold what the tokenizer has no token for; none by tokenizers that spell words out."""
+    unknown = processor.tokenizer.unk_token_id
+    words = list(dict.fromkeys(word for text in texts for word in re.findall(r"\w+(?:['’-]\w+)*", text)))
+    if unknown is None or not words:
+        return []
+    ids = processor.tokenizer(words, add_special_tokens=False).input_ids
+    return [word for word, found in zip(words, ids, strict=True) if unknown in found]
 
 
 def dtype_of(name: str, device: Any) -> Any:
@@ -47,7 +88,7 @@ def device_of(name: str) -> Any:
     """torch's device; `auto` is CUDA where there is one.
 
     Raises:
-        ValueError: CUDA was asked for and there is none.
+        ValueError: a device was asked for that is not here.
     """
     import torch
 
@@ -55,6 +96,8 @@ def device_of(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device here; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps, but torch sees no Apple GPU here; use --device cpu")
     return torch.device(name)
 
 

@@ -3,84 +3,143 @@
 import csv
 import io
 import json
+import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from flamboyance.commands.settings import Settings, describe_differences
+from flamboyance.files import escaped, json_line, naming, read_json, replacing, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Row = dict[str, Any]
 
 
 class RowFile:
-    """A file of results that an interrupted run can go on with.
+    """A file of results that an interrupted run can resume.
 
-    Opening it reads what is there. A last line that was cut off in writing is removed, so its row is missing
-    and will be made again. Each row is written out at once.
+    Opening it locks it and reads what is there. Nothing in it changes before `begin`; from then on each row is written
+    out at once. A last line that was cut off in writing is removed, so its row is missing and is made again.
+
+    The settings that made the rows are beside the file, in `FILE.settings.json`: a CSV or JSONL file that holds
+    nothing but rows can be read by anything. Rows of other settings are refused.
 
     Args:
         path: a `.jsonl` or a `.csv` file; made where it does not exist.
         columns: the keys of a row, in the order of the CSV file's columns; `a.b` is key b of the dict
-            under a. A row may lack some.
+            under a. A row may lack some. A row with a value under `error` failed.
         keys: the columns that tell rows apart.
+        settings: what else the rows depend on, by name.
+        overwrite: start anew, whatever the file holds.
 
     Raises:
-        ValueError: another suffix, or the file holds rows of another kind.
+        ValueError: another suffix, the file holds rows of another kind or of other settings, or another process is
+            writing to it.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | str, columns: Sequence[str], keys: Sequence[str] = ("image",)) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        columns: Sequence[str],
+        keys: Sequence[str] = ("image",),
+        settings: Settings | None = None,
+        overwrite: bool = False,
+    ) -> None:
         self.path, self.columns, self.keys = Path(path), list(columns), list(keys)
+        self.about = self.path.with_name(f"{self.path.name}.settings.json")
+        self.settings = settings or {}
         self._outer = {column.partition(".")[0] for column in columns}
         self.is_csv = self.path.suffix.lower() == ".csv"
         if not self.is_csv and self.path.suffix.lower() != ".jsonl":
             raise ValueError(f"--output is a .jsonl or a .csv file; {self.path} is neither")
         # Opened before it is read: a file that cannot be written is found out before any work is done.
-        self._file: TextIO = self.path.open("a", newline="", encoding="utf-8")
+        self._created = not self.path.exists()
+        self._file = _open_locked(self.path)
+        self._done: set[tuple[str, ...]] = set()
+        self._failed: set[tuple[str, ...]] = set()
         try:
-            self._done = self._resume()
-        except ValueError:
-            self._file.close()
+            rows = [] if overwrite else self._read()
+            if rows:
+                self._check_settings()
+        except (ValueError, OSError):
+            self.close()
             raise
+        self._fresh = not rows
+        for row in rows:
+            (self._failed if row.get("error") else self._done).add(self._key(row))
 
     def __contains__(self, row: Row) -> bool:
-        """Whether a row with the same keys is in the file."""
+        """Whether a row with the same keys is in the file, and is no failed one."""
         return self._key(row) in self._done
+
+    def begin(self, todo: Iterable[Row]) -> None:
+        """Prepare the file for the rows of `todo`: those of them that it holds are failed ones, and are removed.
+
+        Killed at any point, this leaves the file as it was or as it will be.
+        """
+        if self._fresh:
+            self._file.truncate(0)
+            write_json(self.about, self.settings)
+            self._write(_csv_line(self.columns) if self.is_csv else "")
+            return
+        written = self.path.read_bytes()
+        if failed := self._failed & {self._key(row) for row in todo}:
+            kept = "".join(self._line(row) for row in self._read() if self._key(row) not in failed)
+            with replacing(self.path) as part:
+                Path(part).write_bytes((_csv_line(self.columns) * self.is_csv + kept).encode())
+                file = open(part, "ab")  # noqa: SIM115  kept open; locked before it gets the file's name
+                _lock(file, self.path)
+            self._file.close()
+            self._file = file
+        else:
+            self._file.truncate(len(complete_lines(written, quoted=self.is_csv)))
 
     def append(self, row: Row) -> None:
         """Write one row, and let it reach the file."""
-        if self.is_csv:
-            flat = flatten(row)
-            self._write(_csv_line([flat.get(column, "") for column in self.columns]))
-        else:
-            self._write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._done.add(self._key(row))
+        self._write(self._line(row))
+
+    def _write(self, line: str) -> None:
+        with naming(self.path):
+            self._file.write(line.encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._created and self.path.exists() and not self.path.stat().st_size:
+            self.path.unlink()  # nothing came of it
+        self._file.close()
 
     def __enter__(self) -> "RowFile":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def _resume(self) -> set[tuple[str, ...]]:
-        """Read what the file holds, then cut off an incomplete last line; a new CSV file gets its header."""
-        written = self.path.read_bytes()
-        whole = complete_lines(written, quoted=self.is_csv)
-        rows = self._read(whole.decode(), written[len(whole) :].decode(errors="replace"))
-        self._file.truncate(len(whole))
-        if self.is_csv and not whole:
-            self._write(_csv_line(self.columns))
-        return {self._key(row) for row in rows}
+        self.close()
 
     def _key(self, row: Row) -> tuple[str, ...]:
-        return tuple(str(row[key]) for key in self.keys)
+        return tuple(escaped(str(row[key])) for key in self.keys)
 
-    def _write(self, line: str) -> None:
-        self._file.write(line)
-        self._file.flush()
+    def _line(self, row: Row) -> str:
+        if self.is_csv:
+            flat = flatten(row)
+            return _csv_line([flat.get(column, "") for column in self.columns])
+        return json_line(row)
 
-    def _read(self, text: str, rest: str) -> list[Row]:
-        """The rows of the file's complete lines. Nothing of the file is touched if it is not one of ours."""
+    def _read(self) -> list[Row]:
+        """The rows of the file's complete lines."""
+        written = self.path.read_bytes()
+        whole = complete_lines(written, quoted=self.is_csv)
+        try:
+            text = whole.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not UTF-8 text, so it was not written by this command") from error
         if not text:  # at most the beginning of a first line
+            rest = written.decode(errors="replace")
             first = _csv_line(self.columns) if self.is_csv else "{"
             if not (first.startswith(rest) or (not self.is_csv and rest.startswith(first))):
                 raise self._of_another_kind([rest[:40]])
@@ -88,7 +147,7 @@ class RowFile:
         if self.is_csv:
             reader = csv.DictReader(io.StringIO(text, newline=""))
             rows = list(reader)
-            if list(reader.fieldnames or []) != self.columns:
+            if list(reader.fieldnames or []) != [escaped(column) for column in self.columns]:
                 raise self._of_another_kind(reader.fieldnames or [])
             return rows
         return [self._parse(number, line) for number, line in enumerate(text.split("\n")[:-1], 1)]
@@ -102,17 +161,56 @@ class RowFile:
             raise self._of_another_kind(row if isinstance(row, dict) else [type(row).__name__])
         return row
 
+    def _check_settings(self) -> None:
+        anew = "give another --output, or --overwrite to start anew"
+        if not self.about.exists():
+            raise ValueError(
+                f"{self.path} holds rows, but {self.about.name}, which says how they were made, is not there: {anew}"
+            )
+        before = read_json(self.about)
+        if not isinstance(before, dict):
+            raise ValueError(f"{self.about} holds no settings: {anew}")
+        if differences := describe_differences(before, self.settings):
+            raise ValueError(f"{self.path} was made with other settings: {'; '.join(differences)}; {anew}")
+
     def _of_another_kind(self, found: Any) -> ValueError:
         return ValueError(
             f"{self.path} holds rows of {','.join(map(str, found))}, and this run would add rows of "
-            f"{','.join(self.columns)}: give another --output"
+            f"{','.join(self.columns)}: give another --output, or --overwrite to start anew"
         )
+
+
+def _open_locked(path: Path) -> Any:
+    """The file, open to append to, for this process alone. The lock ends with the process, however that ends."""
+    while True:
+        file = open(path, "ab")  # noqa: SIM115  kept open
+        try:
+            _lock(file, path)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # another process has put a new file in its place meanwhile
+
+
+def _lock(file: Any, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"another flamboyance command is writing to {path}: wait until it ends, or give another --output"
+        ) from error
+    except OSError:  # a file system without locks
+        print(f"flamboyance: warning: {path} cannot be locked; let no other command write to it", file=sys.stderr)
 
 
 def complete_lines(data: bytes, quoted: bool) -> bytes:
     """The data up to the end of its last complete line. In CSV (`quoted`) line breaks may be quoted."""
     end = data.rfind(b"\n") + 1
-    # An odd number of quotes before a line break: it stands inside a quoted value.
+    # An odd number of quotes before a line break: it is inside a quoted value.
     while quoted and end and data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, end - 1) + 1
     return data[:end]
@@ -129,7 +227,7 @@ def flatten(row: Row) -> Row:
 def _csv_line(values: Sequence[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+    return escaped(line.getvalue())
 
 
 def print_counts(output: str, counts: Counter[str]) -> int:

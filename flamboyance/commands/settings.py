@@ -1,0 +1,83 @@
+"""What the rows of an output file depend on, besides the image: the model, the demonstrations, the options."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Settings = dict[str, Any]
+
+NOTES = ("flamboyance",)
+"""Entries that are kept for the reader, and do not tell settings apart."""
+
+WHOLE = 8 << 20
+SAMPLES, SAMPLE = 64, 64 << 10
+FILES = (".json", ".safetensors", ".model", ".txt", ".bin", ".pt", ".jinja")
+
+
+def describe_differences(before: Settings, now: Settings) -> list[str]:
+    """What two settings differ in, in words: `beams 3 there, 1 now`."""
+    names = [name for name in {**before, **now} if name not in NOTES]
+    return [
+        f"{name.replace('_', ' ')} {_shown(before.get(name))} there, {_shown(now.get(name))} now"
+        for name in names
+        if _content(before.get(name)) != _content(now.get(name))
+    ]
+
+
+def _content(value: Any) -> Any:
+    """A model or demonstrations are what they hold, wherever they are."""
+    return value["content"] if isinstance(value, dict) and value.get("content") else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        content = f" (content {value['content'][:8]})" if value.get("content") else ""
+        return f"{value.get('name') or value}{content}"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def model_settings(name: str) -> Settings:
+    """A model's name, and a digest of its files where it is on this machine as a directory."""
+    from flamboyance import catalog
+
+    entry = catalog.resolve(name)
+    return {"name": entry.name, "content": None if entry.directory is None else directory_digest(entry.directory)}
+
+
+def demonstration_settings(source: str | None, demonstrations: Sequence[tuple[Any, ...]]) -> Settings | None:
+    """Where demonstrations are from, how many, and a digest of their images and texts; None without any."""
+    if not demonstrations:
+        return None
+    digest = hashlib.sha256()
+    for image, *texts in demonstrations:
+        digest.update(hashlib.sha256(Path(image).read_bytes()).digest())
+        for text in texts:
+            digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    name = f"{len(demonstrations)} of {source}"
+    return {"name": name, "content": digest.hexdigest()[:16]}
+
+
+def directory_digest(directory: Path) -> str:
+    """Tells apart what two models' directories hold.
+
+    Of a large file, samples from all over it are read: training changes every part of the weights that it changes.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(_files(directory)):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(directory)}\0{size}\0".encode("utf-8", "surrogateescape"))
+        with file.open("rb") as content:
+            if size <= WHOLE:
+                digest.update(content.read())
+                continue
+            for number in range(SAMPLES):
+                content.seek(number * (size - SAMPLE) // (SAMPLES - 1))
+                digest.update(content.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def _files(directory: Path) -> Iterable[Path]:
+    return (file for file in directory.rglob("*") if file.suffix in FILES and file.is_file())
