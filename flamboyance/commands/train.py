@@ -35,10 +35,10 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.help or not arguments.settings:
         return _tell(_about(arguments.recipe, recipe))
     run = resolve(recipe, arguments.settings)
-    from flamboyance.training import loop
+    from flamboyance.training import files, loop
 
-    loop.train(run, command=["flamboyance", "train", arguments.recipe, *arguments.settings])
-    return 0
+    directory = loop.train(run, command=["flamboyance", "train", arguments.recipe, *arguments.settings])
+    return _tell(files.usage(directory))
 
 
 def _tell(text: str) -> int:

@@ -43,6 +43,10 @@ class Document:
     learned: Literal["all", "after_image"]
 
 
+HELD_OUT = "held out"
+"""The reason to reject what is kept for measuring: counted as the others are, but no fault of the data."""
+
+
 class Rejected(Exception):
     """A record is not used; `reason` is a few words, the same for all records dropped for it."""
 

@@ -79,6 +79,7 @@ class Loader:
             )
         self._per_rank, self._rank, self._ranks = max(workers, 1), rank, ranks
         shards = {name: expand(source.shards) for name, source in sources.items()}
+        self._shards = {name: len(found) for name, found in shards.items()}
         self._prints = {name: _fingerprint(seed, source, shards[name]) for name, source in sources.items()}
         self._items = _items_of(state, rank, ranks)
         self._states = {number: {} for number in range(rank, self._per_rank * ranks, ranks)}
@@ -140,6 +141,16 @@ class Loader:
         for states in self._states.values():
             for name, state in states.items():
                 found.update({(name, reason): count for reason, count in state["drops"].items()})
+        return found
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """Passes over each source that all streams together have begun, 1 or more; with replacement there are none, and
+        those that it would have taken are counted."""
+        found = dict.fromkeys(self._shards, 0)
+        for states in self._states.values():
+            for name, state in states.items():
+                found[name] = max(found[name], state["ordinal"] // self._shards[name] + 1)
         return found
 
     def state(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 
 from flamboyance import templates
 from flamboyance.data.batch import collate
-from flamboyance.data.documents import Document, Record, Rejected
+from flamboyance.data.documents import HELD_OUT, Document, Record, Rejected
 from flamboyance.data.examples import Reader, make_example
 from flamboyance.data.own import Own, read
 from flamboyance.data.shards import expand, records
@@ -48,7 +48,7 @@ class Kept(Own):
 
     def document(self, record: Record, rng: np.random.Generator) -> Document:
         if self.held_out and record.key in _keys(self.held_out):
-            raise Rejected("held out")
+            raise Rejected(HELD_OUT)
         return super().document(record, rng)
 
 

@@ -108,14 +108,14 @@ class Checkpoints:
             dist.all_gather_object(every, value, group=self._group)
         return every
 
-    def wait(self) -> None:
-        """Until the checkpoint being written is in place.
+    def wait(self) -> Path | None:
+        """Until the checkpoint being written is in place. Returns where, or None if none was being written.
 
         Raises:
             OSError: it could not be written; the last complete one is untouched.
         """
         if self._writing is None:
-            return
+            return None
         writing, self._writing = self._writing, None
         try:
             writing.result()
@@ -135,6 +135,7 @@ class Checkpoints:
             os.replace(self._path(self._step, part=True), self._path(self._step))
             for old in self.steps()[: -self.keep]:
                 self._discard(old)
+        return self._path(self._step)
 
     def _discard(self, step: int) -> None:
         # Renamed first, so that one that is half removed is never taken for a good one.

@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from flamboyance.files import naming, replacing
+
 MANIFEST = "checkpoint.json"
 FORMAT = 1
 BLOCK = 1 << 24  # bytes read at a time
@@ -96,10 +98,8 @@ def write_share(folder: Path, rank: int, pieces: Mapping[str, Piece], state: Map
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors, about = folder / f"rank-{rank}.safetensors", folder / f"rank-{rank}.json"
-    try:
-        save_file({name: piece.values for name, piece in pieces.items()}, tensors)
-    except SafetensorError as error:  # which says no more than a text where the disk is full
-        raise OSError(f"{tensors}: {error}") from error
+    with replacing(tensors) as part:  # turns what safetensors raises where the disk is full into an OSError
+        save_file({name: piece.values for name, piece in pieces.items()}, part)
     _sync(tensors)
     places = {name: {"whole": p.whole, "offset": p.place[0], "shape": p.place[1]} for name, p in pieces.items()}
     _write_json(about, {**state, "tensors": places})
@@ -114,14 +114,10 @@ def write_manifest(folder: Path, about: Mapping[str, Any], files: Mapping[str, A
 
 
 def _write_json(path: Path, content: Any) -> None:
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+    with naming(path), open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

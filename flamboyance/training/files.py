@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
+import shlex
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from flamboyance.training.parallel import Parallel, World
 from flamboyance.training.run import Run
 
 EXPORT = "model"  # of the run's directory: what from_pretrained opens
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SMALL = 1e9  # bytes of backbones that are exported together with what trained
 
 
@@ -71,6 +74,19 @@ def only_one(output: Path, here: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def explaining_full_disk(output: Path) -> Generator[None]:
+    """An error of a full disk says which file, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"{error.filename or output}: {error.strerror}; free space there and start the same command again to resume"
+        ) from error
+
+
 def export(parallel: Parallel, processor: Any, config: Training) -> Path:
     """Writes the trained model for `from_pretrained`; small backbones with it, so that it stands alone. Every rank
     must ask; the first one writes."""
@@ -91,6 +107,16 @@ def export(parallel: Parallel, processor: Any, config: Training) -> Path:
     )
     processor.save_pretrained(directory)
     if reference is not None:
-        with replacing(directory / "checkpoint.pt") as part:
-            torch.save(reference, part)
+        with replacing(directory / "checkpoint.pt") as part, open(part, "wb") as file:
+            torch.save(reference, file)
     return directory
+
+
+def usage(directory: Path) -> str:
+    """Where the model of a run is, and commands that use it."""
+    model = shlex.quote(str(directory))
+    return (
+        f"the model is in {directory}; use it with, e.g.:\n"
+        f"  flamboyance caption IMAGES --model {model}\n"
+        f'  flamboyance ask IMAGES --question "…" --model {model}'
+    )

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-from flamboyance.files import replacing
+from flamboyance.files import naming, replacing
 
 FILE = "log.jsonl"
 
@@ -28,16 +28,17 @@ class Log:
     """
 
     def __init__(self, output: Path, start: int, steps: int, track: tuple[str, ...] = (), config: Any = None):
-        path = output / FILE
+        self._path = path = output / FILE
         _cut(path, start)
-        self._file: TextIO = open(path, "a")  # noqa: SIM115  open as long as the run
+        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  open as long as the run
         self._trackers = [_tracker(name, output, start, config) for name in track]
         self._line = ProgressLine(start, steps)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """One step's figures; lists are kept as lists, and what is not finite is null."""
-        self._file.write(json.dumps({"step": step, **_plain(figures)}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **_plain(figures)}) + "\n")
+            self._file.flush()
         flat = {k: v for k, v in _flat(figures).items() if isinstance(v, (int, float)) and math.isfinite(v)}
         for tracker in self._trackers:
             tracker(step, flat)
@@ -47,10 +48,11 @@ class Log:
         self._line.say(text)
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
         self._line.close()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         for tracker in self._trackers:
             tracker(None, {})
 

@@ -1,38 +1,39 @@
 """The training loop, top to bottom.
 
-The same command starts a run, goes on with one that was stopped or killed, and of one that is done writes the model.
+The same command starts a run, resumes one that was stopped or killed, and writes the model of one that is done.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from flamboyance.data.documents import HELD_OUT
 from flamboyance.data.loader import Loader, merge_states
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import Training, check
-from flamboyance.training.files import export, identity, only_one, write_settings
+from flamboyance.training.files import explaining_full_disk, export, identity, only_one, write_settings
 from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, World, set_precision, world
 from flamboyance.training.run import Run
-from flamboyance.training.signals import Interrupted, handling_signals
+from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Outcome, Stepper
 from flamboyance.training.throughput import Meter
 
 SELDOM = 100  # steps between figures that ask every rank: drops by reason, and the gates of a sharded model
 
 
-def train(run: Run, command: list[str] | None = None) -> None:
+def train(run: Run, command: list[str] | None = None) -> Path:
     """Trains as the run says, from its newest checkpoint if it has one.
 
     Writes to `output`: training.json (the resolved settings), log.jsonl, checkpoints/, and at the end model/, which
@@ -41,10 +42,16 @@ def train(run: Run, command: list[str] | None = None) -> None:
     Args:
         command: how the run was started, for training.json.
 
+    Returns:
+        The directory of the model.
+
     Raises:
         ValueError: settings or data that cannot be trained on, or an output of another run; the message says which.
-        FloatingPointError: `max_skipped` steps in a row had no finite gradient.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint is written first.
+        OSError: a file cannot be written; names it.
+        NotFinite: `max_skipped` steps in a row had no finite gradient.
+        OutOfMemory: the device's memory does not hold a step.
+        Interrupted: SIGTERM or SIGINT came in training; a checkpoint is written first. SIGTERM came before it.
+        KeyboardInterrupt: SIGINT came before training, or twice.
     """
     check(run.training)
     if run.training.evaluate_every and run.evaluate is None:
@@ -52,26 +59,41 @@ def train(run: Run, command: list[str] | None = None) -> None:
             f"evaluate_every={run.training.evaluate_every}, but this recipe has no evaluation; leave it out."
         )
     output = Path(run.training.output)
-    with world() as here, only_one(output, here), handling_signals() as stopped:
-        if here.first and run.prepare is not None:
-            run.prepare()
-        here.wait()
-        _settle(run.training, here)
-        trainer = Trainer(run, here)
+    with world() as here, only_one(output, here), explaining_full_disk(output), handling_signals(here.first) as signals:
         try:
-            if here.first:
-                write_settings(output, run, command)
-            trainer.steps(stopped)
-        finally:
-            trainer.close()
-        export(trainer.parallel, trainer.processor, run.training)
+            if here.first and run.prepare is not None:
+                run.prepare()
+            here.wait()
+            _settle(run.training, here)
+            trainer = Trainer(run, here, signals)
+        except Interrupted:
+            print("stopped before the first step; the same command resumes", file=sys.stderr)
+            raise
+        with signals.deferred():
+            try:
+                if here.first:
+                    write_settings(output, run, command)
+                trainer.steps()
+            finally:
+                trainer.close()
+        directory = export(trainer.parallel, trainer.processor, run.training)
         here.wait()
+    return directory
+
+
+class NotFinite(FloatingPointError, ValueError):
+    """Too many steps in a row had no finite gradient."""
+
+
+class OutOfMemory(MemoryError, ValueError):
+    """The device's memory does not hold a step."""
 
 
 class Trainer:
     """All parts of a run, as its newest checkpoint left them."""
 
-    def __init__(self, run: Run, here: World):
+    def __init__(self, run: Run, here: World, signals: Signals):
+        self.signals = signals
         self.here, self.config, self.evaluate = here, run.training, run.evaluate
         config, output = self.config, Path(run.training.output)
         self.model, self.processor = run.build()
@@ -95,7 +117,7 @@ class Trainer:
             self.log = Log(output, self.first, config.steps, config.track, dataclasses.asdict(config))
             self.say(_opening(self.model, config, here, self.first))
 
-    def steps(self, stopped: Callable[[], bool]) -> None:
+    def steps(self) -> None:
         """From the first step that is not done to the last."""
         config, in_a_row, figures = self.config, 0, {}
         if not self.first and config.evaluate_every:  # where it starts from
@@ -108,20 +130,47 @@ class Trainer:
             self._write(step, figures)
             in_a_row = in_a_row + 1 if outcome.skipped else 0
             if in_a_row == config.max_skipped:
-                self.checkpoints.wait()
-                raise FloatingPointError(_explain(step, outcome, config))
-            stop = stopped() if self.here.size == 1 else self.here.sum([stopped()])[0] > 0
+                self._placed()
+                raise NotFinite(_explain(step, outcome, config))
+            stop = self._stopped()
             if stop or saving:
                 self.save(step)
             elif not self.checkpoints.busy:
-                self.checkpoints.wait()
+                self._placed()
             if stop and step < config.steps:
-                self.checkpoints.wait()
-                self.say(f"stopped after step {step}; its checkpoint is written. The same command goes on.")
-                raise Interrupted(step)
-        self.checkpoints.wait()
-        if figures.get("dropped"):
-            self.say("documents dropped: " + ", ".join(f"{n} {what}" for what, n in figures["dropped"].items()))
+                self._stop(step, stop)
+        self._placed()
+        self._say_left_out(figures.get("dropped", {}))
+
+    def _stopped(self) -> int:
+        """The signal that came on any rank, or 0."""
+        if self.here.size == 1:
+            return self.signals()
+        came = self.here.sum([self.signals() == number for number in NUMBERS])
+        return next((number for number, count in zip(NUMBERS, came, strict=True) if count), 0)
+
+    def _stop(self, step: int, number: int) -> NoReturn:
+        self._placed()
+        self.say(f"stopped after step {step}; its checkpoint is written, and the same command resumes")
+        raise Interrupted(number, step)
+
+    def _placed(self) -> None:
+        """Waits for the checkpoint being written."""
+        path = self.checkpoints.wait()
+        if path:
+            self.say(f"checkpoint: {path}")
+
+    def _say_left_out(self, dropped: dict[str, int]) -> None:
+        """What of the data was not trained on. The same document counts in every pass, so the passes are divided by."""
+        passes, left_out = self.loader.passes, {}
+        for key, count in dropped.items():
+            source, _, reason = key.partition(": ")
+            if reason != HELD_OUT:
+                left_out[key] = -(-count // max(passes.get(source, 1), 1))
+        if left_out:
+            each = " in each pass over the data" if max(passes.values()) > 1 else ""
+            listed = ", ".join(f"{what} ({count:,})" for what, count in left_out.items())
+            self.say(f"documents left out{each}: {listed}")
 
     def _step(self, step: int, seldom: bool) -> tuple[Outcome, dict[str, Any]]:
         """One optimizer step, and its line in log.jsonl."""
@@ -131,7 +180,10 @@ class Trainer:
             items.append(next(self.loader))
             self.meter.waited += self.loader.waited
         rate = rate_at(step - 1, self.config)
-        outcome = self.stepper(items, rate)
+        try:
+            outcome = self.stepper(items, rate)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(_too_large(step, self.config, self.here)) from error
         self.skipped += outcome.skipped
         figures = {
             "loss": outcome.loss,
@@ -150,21 +202,24 @@ class Trainer:
 
     def _evaluation(self, step: int, figures: dict[str, Any] | None = None) -> dict[str, Any]:
         """Every rank evaluates, as a sharded model needs; the first one's figures are kept. Where it fails, the steps
-        until here are saved first."""
+        until here are saved first. In a single process it is interrupted by a signal, for it may take long."""
         assert self.evaluate is not None
         began, device = time.perf_counter(), self.here.device
         try:
             with (
+                self.signals.at_once() if self.here.size == 1 else nullcontext(),
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
                 torch.no_grad(),
                 self.parallel.readable() as model,
             ):
                 found = {f"evaluation/{k}": float(v) for k, v in self.evaluate(model, self.processor).items()}
-        except Exception:
+        except BaseException as error:
             if step:
                 self._write(step, figures or {})
                 self.save(step)
-                self.checkpoints.wait()
+                if isinstance(error, Interrupted | KeyboardInterrupt):
+                    self._stop(step, signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.number)
+                self._placed()
             raise
         return {**found, "evaluation_s": round(time.perf_counter() - began, 3)}
 
@@ -206,9 +261,19 @@ def _explain(step: int, outcome: Outcome, config: Training) -> str:
     losses = ", ".join(f"{name} {loss:.3g}" for name, loss in outcome.losses.items())
     return (
         f"step {step}: the gradient was not finite {config.max_skipped} times in a row (losses: {losses}), so the run "
-        "stops; parameters are those of the last good step, and the newest checkpoint is kept. Causes that are "
-        f"common: too high a rate (rate={config.rate:g}), no warm-up (warmup={config.warmup}), precision="
-        f"{config.precision!r} with a language model that overflows in it. Lower the rate, or try precision=fp32."
+        f"stops; the newest checkpoint is kept. Common causes: too high a learning rate (rate={config.rate:g}), no "
+        f"warm-up (warmup={config.warmup}), precision={config.precision} with a language model that overflows in it. "
+        "Give a lower rate, or precision=fp32"
+    )
+
+
+def _too_large(step: int, config: Training, here: World) -> str:
+    sizes = ", ".join(f"{name}.batch_size={source.batch_size}" for name, source in config.sources.items())
+    return (
+        f"step {step}: the memory of {here.device} does not hold it ({sizes}, checkpoint_activations="
+        f"{str(config.checkpoint_activations).lower()}, precision={config.precision}): give a smaller batch_size with "
+        "accumulate= to make up for it, checkpoint_activations=true, or precision=bf16; `flamboyance plan` counts what "
+        "a run needs"
     )
 
 
@@ -216,7 +281,7 @@ def _opening(model: Any, config: Training, here: World, first: int) -> str:
     trained = sum(p.numel() for p in model.trained_parameters().values())
     whole = sum(p.numel() for p in model.parameters())
     how = "1 process" if here.size == 1 else f"{here.size} processes ({config.parallel})"
-    resumed = f", going on after step {first}" if first else ""
+    resumed = f", resumed after step {first}" if first else ""
     return (
         f"{trained / 1e6:,.1f} M of {whole / 1e6:,.1f} M parameters train, on {how} of {here.device.type}, "
         f"{config.precision}; {config.steps} steps{resumed}; log in {config.output}/log.jsonl"

@@ -1,5 +1,6 @@
 """`flamboyance train`: help, errors, and what it hands to the loop."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,8 +49,14 @@ def test_the_loop_gets_the_run_and_the_command(monkeypatch: pytest.MonkeyPatch, 
     from flamboyance.training import loop
 
     given: dict[str, Any] = {}
-    monkeypatch.setattr(loop, "train", lambda run, command: given.update(run=run, command=command))
-    said(capsys, "mini", "output=here", "steps=20", "checkpoint_every=5", "workers=3", "seed=2")
+
+    def train(run: Any, command: list[str]) -> Path:
+        given.update(run=run, command=command)
+        return Path(run.training.output) / "my model"
+
+    monkeypatch.setattr(loop, "train", train)
+    text = said(capsys, "mini", "output=here", "steps=20", "checkpoint_every=5", "workers=3", "seed=2")
+    assert "the model is in here/my model" in text and "flamboyance caption IMAGES --model 'here/my model'" in text
     training = given["run"].training
     assert (training.output, training.steps, training.checkpoint_every) == ("here", 20, 5)
     assert (training.workers, training.seed) == (3, 2)

@@ -1,10 +1,15 @@
 """Whole runs in this process: what is learned, written, logged and refused."""
 
 import errno
+import io
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 
@@ -13,9 +18,13 @@ import torch
 
 from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
-from flamboyance.training import checkpoint_files, files
+from flamboyance.data.own import Own
+from flamboyance.files import replacing
+from flamboyance.training import checkpoint_files, files, logging
 from flamboyance.training.config import check
 from flamboyance.training.loop import train
+from flamboyance.training.signals import Interrupted
+from flamboyance.training.step import Stepper
 from tests.data import torture
 from tests.training.tiny_run import jpeg, losses, tiny_run, write_shards
 
@@ -108,8 +117,9 @@ def test_a_run_of_broken_gradients_stops_and_explains(run, tmp_path):
             model.blocks[0].attention_gate.fill_(float("nan"))
         return model, processor
 
-    with pytest.raises(FloatingPointError, match=r"not finite 3 times in a row .*rate=0\.01.*precision=fp32"):
+    with pytest.raises(FloatingPointError, match=r"not finite 3 times in a row .*rate=0\.01.*precision=fp32") as error:
         train(replace(run(20, max_skipped=3), build=broken))
+    assert isinstance(error.value, ValueError) and "\n" not in str(error.value)  # the command shows it in a line
     found = lines(tmp_path / "run")
     assert [line["skipped"] for line in found] == [1, 2, 3]
     assert found[0]["loss"] is None  # JSON has no NaN
@@ -133,6 +143,31 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
     monkeypatch.undo()
     train(run(6, checkpoint_every=2))
     assert len(losses(tmp_path / "run")) == 6
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", "training.json", "model/model.safetensors"])
+def test_a_full_disk_names_the_file(run, tmp_path, monkeypatch, file):
+    def no_space(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if file == "log.jsonl":
+
+        class Full(io.StringIO):
+            write = no_space
+
+            def fileno(self):
+                return 1
+
+        monkeypatch.setattr(logging, "open", lambda *args, **kwargs: Full(), raising=False)
+        monkeypatch.setattr(logging.os, "fsync", lambda handle: None)
+    else:
+        move = os.replace
+        monkeypatch.setattr(os, "replace", lambda *a: no_space() if str(a[1]).endswith(f"run/{file}") else move(*a))
+    with pytest.raises(OSError, match=rf"run/{re.escape(file)}: No space left on device; free space there"):
+        train(run(2))
+    monkeypatch.undo()
+    train(run(2))
+    assert len(losses(tmp_path / "run")) == 2
 
 
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
@@ -220,6 +255,91 @@ def test_a_run_that_starts_again_from_nothing_leaves_no_lines(run, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     train(evaluated)
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_training_ends_it_after_the_step(run, tmp_path, monkeypatch, number):
+    step = Stepper.__call__
+    calls = []
+
+    def killed(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return step(self, *args)
+
+    monkeypatch.setattr(Stepper, "__call__", killed)
+    with pytest.raises(Interrupted) as stopped:
+        train(run(6))
+    assert (stopped.value.code, stopped.value.step) == (128 + number, 3)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    train(run(6))
+    assert len(losses(tmp_path / "run")) == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_an_evaluation_ends_it_at_once_and_loses_no_step(run, tmp_path, number):
+    calls = []
+
+    def evaluate(model, processor):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        return {"fine": 1}
+
+    began = time.monotonic()
+    settings = replace(run(6).training, evaluate_every=3)
+    with pytest.raises(Interrupted) as stopped:
+        train(replace(run(6), evaluate=evaluate, training=settings))
+    assert (stopped.value.code, stopped.value.step) == (128 + number, 3)
+    assert time.monotonic() - began < 50
+    train(run(6))
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(7))
+
+
+@pytest.mark.parametrize("number, raised", [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_shards_are_made_ends_it_at_once(run, tmp_path, capsys, number, raised):
+    def prepare():
+        with replacing(tmp_path / "run" / "shard.tar"):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    before = signal.getsignal(number)
+    began = time.monotonic()
+    with pytest.raises(raised) as stopped:
+        train(replace(run(2), prepare=prepare))
+    assert time.monotonic() - began < 30 and signal.getsignal(number) == before
+    assert os.listdir(tmp_path / "run") == [".lock"]  # nothing half written
+    if number == signal.SIGTERM:
+        assert stopped.value.code == 143 and "the same command resumes" in capsys.readouterr().err
+    train(run(2))
+
+
+def test_too_little_memory_is_explained(run, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\n" * 20)
+
+    monkeypatch.setattr(Stepper, "__call__", full)
+    with pytest.raises(ValueError, match=r"step 1: the memory of cpu .*pairs\.batch_size=3.*accumulate=") as error:
+        train(run(2))
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_left_out_is_counted_once_a_document(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abc":
+        (photos / f"{name}.jpg").write_bytes(jpeg("red", 1))
+        (photos / f"{name}.txt").write_text("a red square")
+    (photos / "d.jpg").write_bytes(jpeg("red", 1)[:200])
+    (photos / "d.txt").write_text("a red square")
+    one = tiny_run(tmp_path / "run", 30, workers=0)
+    source = Own(shards=str(photos), batch_size=2, shuffle=2)
+    train(replace(one, training=replace(one.training, sources={"own": source})))
+    said = capsys.readouterr().err
+    assert "documents left out in each pass over the data: own: damaged image (1)\n" in said
+    assert lines(tmp_path / "run")[-1]["dropped"]["own: damaged image"] > 10  # in the log, every reading
 
 
 def test_tensorboard(run, tmp_path):
