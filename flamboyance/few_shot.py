@@ -1,5 +1,6 @@
 """FewShotTask: demonstrations computed once, queried many times."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
-from flamboyance import templates
+from flamboyance import checks, templates
 from flamboyance.files import replacing
 from flamboyance.model.cache import RoomyLayer, roomy
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
@@ -90,16 +91,22 @@ class FewShotTask:
         demonstrations: Sequence[tuple[Any, ...]] = (),
         template: Template = templates.caption,
     ):
+        _check_parts(model, processor, template)
         self.model = model
         self.processor = processor
         self.template = template
-        for number, shot in enumerate(demonstrations):
+        wanted = f"(image, {', '.join(template.fields)})"
+        shots = checks.listed("demonstrations", demonstrations, f"{wanted} tuples", f"[{wanted}]")
+        for number, shot in enumerate(shots):
             if not isinstance(shot, tuple | list) or len(shot) != 1 + len(template.fields):
-                raise ValueError(
-                    f"Demonstration {number} is {_brief(shot)}; expected (image, {', '.join(template.fields)})."
-                )
-        self.texts = [template.demonstration(*shot[1:]) for shot in demonstrations]
-        self._images = [shot[0] for shot in demonstrations]
+                raise ValueError(f"demonstration {number} is {checks.brief(shot)}; expected {wanted}")
+            _check_texts(f"demonstration {number}", template.fields, shot[1:])
+        self.texts = [template.demonstration(*shot[1:]) for shot in shots]
+        self._images = [shot[0] for shot in shots]
+
+    def __repr__(self) -> str:
+        model = f"{type(self.model).__name__} on {self.model.device}"
+        return f"FewShotTask({model}, {len(self.texts)} demonstrations, template={self.template.pattern!r})"
 
     @cached_property
     @torch.no_grad()
@@ -128,7 +135,9 @@ class FewShotTask:
         """
         for option in ("num_return_sequences", "return_dict_in_generate", "generation_config"):
             if option in generation:
-                raise ValueError(f"A few-shot task gives one text a query; for {option} call model.generate.")
+                raise ValueError(f"a few-shot task gives one text a query; for {option} call model.generate")
+        checks.whole_number("max_new_tokens", max_new_tokens, 1)
+        checks.whole_number("num_beams", num_beams, 1)
         generation = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False} | generation
         answers = []
         for batch in _batches(self._queries(queries), batch_size):
@@ -150,6 +159,11 @@ class FewShotTask:
             normalize: "mean": log-probability per token (the papers'), so that long labels are not at a disadvantage;
                 or "sum".
         """
+        labels = checks.texts("labels", labels, "['cat', 'dog']")
+        if len(set(labels)) != len(labels):
+            raise ValueError("labels holds one twice; give each label once")
+        if normalize not in ("mean", "sum"):
+            raise ValueError(f"normalize={checks.brief(normalize)}: expected 'mean' or 'sum' (over a label's tokens)")
         results = []
         for batch in _batches(self._queries(queries), batch_size):
             scores = self._score(batch, labels, normalize)
@@ -159,8 +173,6 @@ class FewShotTask:
         return results
 
     def _score(self, batch: list[tuple[Any, ...]], labels: Sequence[str], normalize: str) -> Tensor:
-        if len(set(labels)) != len(labels):
-            raise ValueError("labels holds one twice; give each label once.")
         query = self.template.query(*batch[0][1:])
         candidates = [completion_tokens(self.processor, self.template, query, label) for label in labels]
         return self.model.score(**self._prompts(batch), candidates=candidates, normalize=normalize)
@@ -168,11 +180,16 @@ class FewShotTask:
     def _queries(self, queries: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Each query as (image, fields before the answer)."""
         asked = self.template.fields[:-1]
-        rows = [tuple(q) if isinstance(q, tuple | list) else (q,) for q in queries]
+        expected = f"(image, {', '.join(asked)})" if asked else "an image"
+        of, example = (f"{expected} tuples", f"[{expected}]") if asked else ("images", "task([image])")
+        rows = [
+            tuple(q) if isinstance(q, tuple | list) else (q,) for q in checks.listed("queries", queries, of, example)
+        ]
         for number, row in enumerate(rows):
             if len(row) != 1 + len(asked):
-                expected = f"(image, {', '.join(asked)})" if asked else "an image"
-                raise ValueError(f"Query {number} is {_brief(queries[number])}; expected {expected}.")
+                given = checks.brief(row[0] if len(row) == 1 else row)
+                raise ValueError(f"query {number} is {given}; expected {expected}")
+            _check_texts(f"query {number}", asked, row[1:])
         return rows
 
     @torch.no_grad()
@@ -221,6 +238,7 @@ class FewShotTask:
         Raises:
             ValueError: no task is there, or it was made with another model.
         """
+        _check_parts(model, processor, templates.caption)
         directory = Path(directory)
         if not (directory / "task.json").is_file():
             raise ValueError(
@@ -283,9 +301,34 @@ def _shifted(t: Tensor, shifts: Sequence[int]) -> Tensor:
 
 
 def _batches(items: list[Any], size: int) -> list[list[Any]]:
+    size = checks.whole_number("batch_size", size, 1)
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:77]}…"
+def _check_parts(model: Any, processor: Any, template: Any) -> None:
+    """
+    Raises:
+        ValueError: one of them is something else, e.g. another's place was taken.
+    """
+    if isinstance(model, FlamingoProcessor):
+        raise ValueError("model and processor are swapped: expected FewShotTask(model, processor, demonstrations)")
+    if isinstance(model, tuple | list):
+        raise ValueError(f"model is a {type(model).__name__}; unpack it: model, processor = fl.load_mini()")
+    if not hasattr(model, "encode_media"):
+        raise ValueError(f"model is {checks.brief(model)}; expected a FlamingoForConditionalGeneration")
+    if not isinstance(processor, FlamingoProcessor):
+        raise ValueError(
+            f"processor is {checks.brief(processor)}; expected a FlamingoProcessor, as "
+            "FlamingoProcessor(image_processor, tokenizer)"
+        )
+    if not isinstance(template, Template):
+        known = [name for name, value in vars(templates).items() if isinstance(value, Template)]
+        near = difflib.get_close_matches(template, known, 1) if isinstance(template, str) else []
+        hint = f"; did you mean flamboyance.templates.{near[0]}?" if near else ", as flamboyance.templates.vqa is one"
+        raise ValueError(f"template={checks.brief(template)}: expected a Template{hint}")
+
+
+def _check_texts(place: str, fields: Sequence[str], values: Sequence[Any]) -> None:
+    for name, value in zip(fields, values, strict=True):
+        if not isinstance(value, str):
+            raise ValueError(f"{place}: {name} is {checks.brief(value)}; expected a text (the image comes first)")

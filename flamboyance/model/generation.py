@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
+from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import attention, linear
 from flamboyance.model.cache import NAME, branch, given, roomy
@@ -196,6 +197,7 @@ class Generating(GenerationMixin):
             (B, candidates), float32.
         """
         check_mask(input_ids, attention_mask)
+        checks.whole_number("batch_size", batch_size, 1)
         media = self._media(input_ids, media, pixel_values, media_counts)
         model: Any = self
         return score_candidates(
@@ -217,8 +219,13 @@ class Barring(LogitsProcessor):
 def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     """
     Raises:
-        ValueError: the mask does not cover the tokens, or a row ends in padding.
+        ValueError: ids are no table of them, the mask does not cover the tokens, or a row ends in padding.
     """
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+        raise ValueError(
+            f"input_ids is {checks.brief(input_ids)}; expected token ids (rows, tokens), as the processor makes them: "
+            "model.generate(**processor(text, images=images))"
+        )
     if attention_mask is None:
         return
     if len(attention_mask) != len(input_ids) or attention_mask.shape[1] < input_ids.shape[1]:

@@ -1,12 +1,13 @@
 """Log-probabilities of candidate completions, with what candidates share computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from flamboyance import checks
 from flamboyance.model.cache import branch
 from flamboyance.model.media import Media, count_seen
 
@@ -97,10 +98,15 @@ def candidate_tokens(
     """Token ids of each candidate, without the tokenizer's own beginning and end.
 
     Raises:
-        ValueError: no candidates, an empty one, or texts without a tokenizer to read them.
+        ValueError: no candidates, an empty one, ids that are not the model's, or texts without a tokenizer to read
+            them.
     """
-    if isinstance(candidates, str) or not len(candidates):
-        raise ValueError(f"candidates is {candidates!r}; expected a list of at least one text, e.g. ['yes', 'no'].")
+    candidates = checks.listed("candidates", candidates, "texts", "['yes', 'no']")
+    if not candidates:
+        raise ValueError("candidates is empty; expected a list of texts: ['yes', 'no']")
+    for place, one in enumerate(candidates):
+        if not isinstance(one, str | Iterable):
+            raise ValueError(f"candidates[{place}] is {checks.brief(one)}; expected a text, or a list of token ids")
     texts = [c for c in candidates if isinstance(c, str)]
     if texts and getattr(model, "tokenizer", None) is None:
         raise ValueError(
@@ -115,4 +121,8 @@ def candidate_tokens(
     for candidate, ids in zip(candidates, tokens, strict=True):
         if not ids:
             raise ValueError(f"Candidate {candidate!r} has no tokens, so it has no probability. Remove it.")
+        if not 0 <= min(ids) <= max(ids) < model.config.vocab_size:
+            raise ValueError(
+                f"candidate {checks.brief(candidate)} holds ids outside of 0 to {model.config.vocab_size - 1}"
+            )
     return tokens

@@ -1,5 +1,7 @@
 """Bad images, texts, tensors, demonstrations and candidates."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -225,17 +227,17 @@ def drop_in_given_pixels_without_rows(given):
 # Few-shot, templates, scoring ---------------------------------------------------------------------------------------
 
 
-@case(ValueError, "Demonstration 1 is (<PIL…>, 'a', 'b'); expected (image, text).")
+@case(ValueError, "demonstration 1 is (<PIL…, 'a', 'b')…; expected (image, text)")
 def demonstration_with_too_many_fields(given):
     FewShotTask(given.model, given.processor, [(given.image, "a"), (given.image, "a", "b")])
 
 
-@case(ValueError, "Query 0 is '…'; expected (image, question).")
+@case(ValueError, "query 0 is '…'; expected (image, question)")
 def query_without_its_question(given):
     FewShotTask(given.model, given.processor, [], templates.vqa)(["x.png"])
 
 
-@case(ValueError, "labels holds one twice; give each label once.")
+@case(ValueError, "labels holds one twice; give each label once")
 def label_given_twice(given):
     FewShotTask(given.model, given.processor).classify([given.image], ["cat", "cat"])
 
@@ -262,7 +264,7 @@ def special_token_in_an_answer(given):
     FewShotTask(given.model, given.processor, [(given.image, "a <image>")])
 
 
-@case(ValueError, "candidates is 'yes'; expected a list of at least one text, e.g. ['yes', 'no'].")
+@case(ValueError, "candidates is 'yes'; expected a list of texts, even for one: ['yes', 'no']")
 def candidates_that_are_one_text(given):
     given.model.score(**given.inputs, candidates="yes")
 
@@ -286,3 +288,118 @@ def candidates_without_a_tokenizer(given):
     model = open_model(given.directory)
     model.tokenizer = None
     model.score(**given.inputs, candidates=["yes"])
+
+
+@case(ValueError, "candidates[0] is 7; expected a text, or a list of token ids")
+def candidates_that_are_ids_alone(given):
+    given.model.score(**given.inputs, candidates=[7, 8])
+
+
+@case(ValueError, "candidate [10000] holds ids outside of 0 to …")
+def candidate_with_ids_of_another_model(given):
+    given.model.score(**given.inputs, candidates=[[10_000]])
+
+
+@case(ValueError, "input_ids is '<image>a cat'; expected token ids (rows, tokens), as the processor makes them: …")
+def text_given_to_the_model(given):
+    given.model.generate("<image>a cat", pixel_values=given.inputs.pixel_values)
+
+
+@case(ValueError, "input_ids is a Tensor of shape (3,); expected token ids (rows, tokens), …")
+def ids_without_rows(given):
+    given.model.score(given.inputs.input_ids[0], ["yes", "no"], pixel_values=given.inputs.pixel_values)
+
+
+@case(ValueError, "model and processor are swapped: …")
+def swapped_model_and_processor(given):
+    FewShotTask(given.processor, given.model, [(given.image, "a cat")])
+
+
+@case(ValueError, "processor is …; expected a FlamingoProcessor, as FlamingoProcessor(image_processor, tokenizer)")
+def tokenizer_as_processor(given):
+    FewShotTask(given.model, given.processor.tokenizer)
+
+
+@case(ValueError, "model is a tuple; unpack it: model, processor = fl.load_mini()")
+def model_and_processor_in_one(given):
+    FewShotTask((given.model, given.processor), [(given.image, "a cat")])
+
+
+@case(ValueError, "template='vqa': expected a Template; did you mean flamboyance.templates.vqa?")
+def template_by_its_name(given):
+    FewShotTask(given.model, given.processor, template="vqa")
+
+
+@case(
+    ValueError, "demonstrations is 'captioned/'; expected a list of (image, text) tuples, even for one: [(image, text)]"
+)
+def demonstrations_that_are_a_path(given):
+    FewShotTask(given.model, given.processor, "captioned/")
+
+
+@case(ValueError, "demonstration 0: text is <PIL…; expected a text (the image comes first)")
+def demonstration_in_another_order(given):
+    FewShotTask(given.model, given.processor, [("a cat", given.image)])
+
+
+@case(ValueError, "query 0: question is 3; expected a text (the image comes first)")
+def question_that_is_no_text(given):
+    FewShotTask(given.model, given.processor, template=templates.vqa)([(given.image, 3)])
+
+
+def one_query(query):
+    def give(given):
+        FewShotTask(given.model, given.processor)(query)
+
+    return give
+
+
+for query, name in (
+    (np.zeros((64, 64, 3), np.uint8), "an array of shape (64, 64, 3)"),
+    (torch.zeros(3, 16, 16), "a Tensor of shape (3, 16, 16)"),
+    ("cat.png", "'cat.png'"),
+    (Path("cat.png"), "PosixPath('cat.png')"),
+    (b"\x89PNG", "b'…PNG'"),
+    (Image.new("RGB", (4, 4)), "<PIL…"),
+    (None, "None"),
+    ({"a": 1}, "{'a': 1}"),
+):
+    case(ValueError, f"queries is {name}; expected a list of images, even for one: task([image])")(one_query(query))
+
+
+def one_size(size):
+    def give(given):
+        FewShotTask(given.model, given.processor)([given.image], batch_size=size)
+
+    return give
+
+
+for size in (0, -1, 2.5, True, "8", None):
+    case(ValueError, f"batch_size={size!r}: expected a whole number, 1 or more")(one_size(size))
+
+
+@case(ValueError, "batch_size=0: expected a whole number, 1 or more")
+def batch_size_of_scores(given):
+    given.model.score(**given.inputs, candidates=["yes"], batch_size=0)
+
+
+@case(ValueError, "num_beams=0: expected a whole number, 1 or more")
+def no_beams(given):
+    FewShotTask(given.model, given.processor)([given.image], num_beams=0)
+
+
+def some_labels(labels):
+    def give(given):
+        FewShotTask(given.model, given.processor).classify([given.image], labels)
+
+    return give
+
+
+for labels, message in (
+    ("ab", "labels is 'ab'; expected a list of texts, even for one: ['cat', 'dog']"),
+    ([], "labels is empty; expected a list of texts: ['cat', 'dog']"),
+    (["cat", 3], "labels[1] is 3; expected a text that is not empty"),
+    (["cat", " "], "labels[1] is ' '; expected a text that is not empty"),
+    (None, "labels is None; expected a list of texts, even for one: ['cat', 'dog']"),
+):
+    case(ValueError, message)(some_labels(labels))

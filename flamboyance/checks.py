@@ -1,0 +1,69 @@
+"""Checks of arguments from Python: what was given, what was expected, how to fix it. Torch is not imported."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def brief(value: Any) -> str:
+    """A value in a message: short, and of an array or a model only what it is."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"{_a(type(value).__name__.replace('ndarray', 'array'))} of shape {tuple(shape)}"
+    if not isinstance(value, str | bytes | int | float | tuple | list | dict | set | frozenset | type(None)):
+        text = repr(value)
+        return text if len(text) < 80 and "\n" not in text else _a(type(value).__name__)
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}…"
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int.
+
+    Raises:
+        ValueError: it is no whole number, or less than `least`.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name}={brief(value)}: expected a whole number, {least} or more")
+    return number
+
+
+def listed(name: str, value: Any, of: str, example: str) -> list[Any]:
+    """The entries of a list, a tuple or another iterable of things.
+
+    Args:
+        of: what it is a list of, e.g. "images".
+        example: how to write it.
+
+    Raises:
+        ValueError: it is one thing, such as a text, a path, a picture or an array.
+    """
+    single = isinstance(value, str | bytes | bytearray | dict) or hasattr(value, "shape")
+    if single or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {brief(value)}; expected a list of {of}, even for one: {example}")
+    return list(value)
+
+
+def texts(name: str, value: Any, example: str) -> list[str]:
+    """A list of texts, none of them empty.
+
+    Raises:
+        ValueError: it is one text, is empty, or holds something else.
+    """
+    found = listed(name, value, "texts", example)
+    if not found:
+        raise ValueError(f"{name} is empty; expected a list of texts: {example}")
+    for place, one in enumerate(found):
+        if not isinstance(one, str) or not one.strip():
+            raise ValueError(f"{name}[{place}] is {brief(one)}; expected a text that is not empty")
+    return found
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
