@@ -3,6 +3,9 @@
 import os
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 
 # Set before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +14,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 torch.set_num_threads(1)
+
+
+# Files that take longest, by what they took alone: with two workers they come first, so that at the end no worker has a
+# long one to itself while the other is idle.
+LONGEST = (
+    *("training/test_elastic", "training/test_resume", "training/test_parallel", "evaluation/test_command"),
+    *("training/test_plan", "training/test_cost", "evaluation/test_report", "data/test_loader", "training/test_loop"),
+    *("test_few_shot", "evaluation/test_rices", "evaluation/test_features", "recipes_runs/test_mini", "test_demo"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would sort files by how many tests they have
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    home = Path(__file__).parent
+    rank = {(home / f"{name}.py"): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
 
 
 def pytest_report_header() -> str:

@@ -13,6 +13,7 @@ import pytest
 from flamboyance.cli import main
 from flamboyance.evaluation.results import locked, read_rows
 from tests.evaluation.asked import WORDS, draw
+from tests.processes import Child
 from tests.tiny import save_tiny_flamingo
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -92,15 +93,14 @@ def test_two_processes_give_the_same(whole, pets, model, tmp_path):
 
 
 def test_killed_and_gone_on_with(whole, pets, model, tmp_path):
-    command = [sys.executable, "-m", "flamboyance.cli", *arguments(pets, model, tmp_path, "--batch-size", "1")]
     for cell in ("label/3-random-0", "text/0-rices-0"):
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        given = arguments(pets, model, tmp_path, "--batch-size", "1")
+        process = Child(main, given, log=tmp_path / "log")
         end = time.monotonic() + 200
         while not (tmp_path / cell).is_dir() and time.monotonic() < end and process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.kill() == -signal.SIGKILL, process.printed
         assert not (tmp_path / "scores.json").exists()
     assert main(arguments(pets, model, tmp_path)) == 0
     assert results(tmp_path) == expected(whole)

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from flamboyance.evaluation import features
 from flamboyance.evaluation.feature_store import Store
 from flamboyance.evaluation.features import Encoder, build
 from flamboyance.images import ImageProcessor
+from tests.processes import Child
 
 SIDE = 16
 
@@ -243,27 +242,23 @@ def test_parts_are_written_by_number_and_by_time(tmp_path, encoder, images, monk
     torch.testing.assert_close(found.take(found.rows(images)).float(), plain(encoder, images), atol=1e-3, rtol=1e-3)
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-from flamboyance.evaluation import features
-tower, cache, folder = sys.argv[1:]
-features.ROWS = 2
-def advance(count):
-    print("done", flush=True)
-    time.sleep(0.3)
-images = sorted(Path(folder).glob("*.png"))
-features.build(images, features.Encoder.open(tower), Path(cache), batch_size=2, advance=advance)
-"""
+def slow_build(tower: str, cache: Path, folder: Path, seconds: float) -> None:
+    """Two images a part; says so in the log after each image."""
+    features.ROWS = 2
+
+    def advance(count: int) -> None:
+        print("done", flush=True)
+        time.sleep(seconds)
+
+    build(sorted(folder.glob("*.png")), Encoder.open(tower), cache, batch_size=2, advance=advance)
 
 
 def test_a_killed_build_goes_on(tmp_path, encoder, tower, images):
     cache = tmp_path / "cache"
-    script = [sys.executable, "-c", KILLED, tower, str(cache), str(images[0].parent)]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as run:
-        for _ in range(6):
-            assert run.stdout is not None and run.stdout.readline() == "done\n"
-        run.send_signal(signal.SIGKILL)
+    run = Child(slow_build, tower, cache, images[0].parent, 0.3, log=tmp_path / "log")
+    while run.printed.count("done") < 6 and run.poll() is None:
+        time.sleep(0.01)
+    assert run.kill() == -signal.SIGKILL
     kept = sum(len(part) for part in Store(cache / encoder.folder).parts)
     assert 4 <= kept < 10
     # And what a kill in the midst of writing leaves is not taken for a part.
@@ -297,9 +292,8 @@ def test_a_damaged_part_is_named(tmp_path, encoder, images):
 
 
 def test_two_builds_at_once(tmp_path, encoder, tower, images):
-    script = KILLED.replace("time.sleep(0.3)", "time.sleep(0.02)")
-    run = [sys.executable, "-c", script, tower, str(tmp_path / "cache"), str(images[0].parent)]
-    both = [subprocess.Popen(run, stdout=subprocess.DEVNULL) for _ in range(2)]
+    given = (tower, tmp_path / "cache", images[0].parent, 0.02)
+    both = [Child(slow_build, *given, log=tmp_path / f"log{number}") for number in range(2)]
     assert [one.wait(600) for one in both] == [0, 0]
     found = build(images, encoder, tmp_path / "cache")
     assert encoded == []

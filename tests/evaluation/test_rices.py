@@ -1,8 +1,7 @@
 """Retrieval is exact, whatever the blocks; ties, duplicates and the query's own image."""
 
 import itertools
-import subprocess
-import sys
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from flamboyance import templates
 from flamboyance.evaluation import rices, shots
 from flamboyance.evaluation.feature_store import Features
 from flamboyance.evaluation.task import Example, Metric, Score, Task
+from tests.processes import Child
 
 NO_METRIC = Metric("none", lambda examples, predictions: Score(0.0, {}, (0.0, 0.0)))
 
@@ -91,25 +91,24 @@ def test_a_setting_of_faster_products_changes_nothing():
         torch.set_float32_matmul_precision("highest")
 
 
-MEMORY = """
-import resource, sys
-import numpy as np, torch
-from flamboyance.evaluation import rices
-queries, rows, wide, k = 500, int(sys.argv[1]), 64, 32
-torch.set_num_threads(1)
-part = torch.nn.functional.normalize(torch.randn(4096, wide), dim=1).half()
-take = lambda i: part[torch.from_numpy(i % 4096)]
-rices.top_k(part[:queries], take, 1000, k)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rices.top_k(part[:queries], take, rows, k)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
+def growth(queries: int, rows: int, wide: int, k: int) -> None:
+    """Prints by how much (KiB) the process grows when it compares with so many rows."""
+    part = torch.nn.functional.normalize(torch.randn(4096, wide), dim=1).half()
+
+    def take(places: np.ndarray) -> torch.Tensor:
+        return part[torch.from_numpy(places % 4096)]
+
+    rices.top_k(part[:queries], take, 1000, k)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rices.top_k(part[:queries], take, rows, k)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, flush=True)
 
 
-def test_memory_does_not_grow_with_the_support():
+def test_memory_does_not_grow_with_the_support(tmp_path):
     """All scores at once would take 500 x 131,072 x 4 = 262 MB; it takes a block of them, and what is kept."""
-    run = subprocess.run([sys.executable, "-c", MEMORY, "131072"], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 80_000  # KiB
+    child = Child(growth, 500, 131072, 64, 32, log=tmp_path / "log")
+    assert child.wait() == 0, child.printed
+    assert int(child.printed) < 80_000  # KiB
 
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------

@@ -13,14 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import Child
+from tests.training import tiny_run
 from tests.training.tiny_run import losses
 
-LAUNCH = [sys.executable, "-m", "tests.training.tiny_run"]
+LAUNCH: list[str] = []  # a process of `tests/processes.py`
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
 TORCHRUN += ["--rdzv-endpoint", "localhost:0"]
 
 
-def start(output: Path, steps: int, *options: str, launch: list[str] = LAUNCH) -> subprocess.Popen:
+def start(output: Path, steps: int, *options: str, launch: list[str] = LAUNCH) -> Child | subprocess.Popen:
+    if not launch:
+        return Child(tiny_run.main, [str(output), str(steps), *options], log=output.with_suffix(".txt"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(output.with_suffix(".txt"), "a") as log:
         return subprocess.Popen(
@@ -43,7 +47,7 @@ def steps_done(output: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def kill_when(process: subprocess.Popen, moment) -> bool:
+def kill_when(process: Child | subprocess.Popen, moment) -> bool:
     """SIGKILL to the whole session once `moment()` holds; whether it still ran then."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:

@@ -99,7 +99,11 @@ def losses(output: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-if __name__ == "__main__":
-    output, steps, *given = sys.argv[1:]
+def main(arguments: list[str]) -> None:
+    output, steps, *given = arguments
     values = {k: (v if k == "parallel" else int(v)) for k, v in (one.split("=") for one in given)}
     train(tiny_run(Path(output), int(steps), **values))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

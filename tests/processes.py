@@ -1,0 +1,79 @@
+"""Processes for tests that kill one, or need several: born in a tenth of a second, with everything imported.
+
+A new interpreter takes seconds to import torch and transformers. These are forked by a server that has done so and does
+nothing else: it has one thread and has computed nothing, so a fork of it is as good as a new process.
+"""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+if hasattr(os, "fork"):
+    _context.set_forkserver_preload(["tests.preloaded"])
+_started: weakref.WeakSet["Child"] = weakref.WeakSet()
+
+
+class Child:
+    """A call of a function in a process and a session of its own; used as `subprocess.Popen` is.
+
+    Args:
+        function: of a module, so that the process can find it; what it returns is the exit code, as of a command.
+        log: a file to which the process writes what it prints, after what is there.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, log: Path) -> None:
+        self.log = log
+        self._process = _context.Process(target=_call, args=(function, arguments, log))
+        self._process.start()
+        self.pid: int = self._process.pid or 0
+        _started.add(self)
+
+    def poll(self) -> int | None:
+        """The exit code, minus the signal's number where one ended it; None while the process runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired(str(self._process), timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> int:
+        """Ends the process and those it started, if it still runs; returns its exit code."""
+        if self.poll() is None:
+            # Until it has a session of its own, the group has another number.
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], log: Path) -> None:
+    os.setsid()
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.exit(function(*arguments))
+
+
+@atexit.register
+def _end() -> None:
+    """A failed test leaves its processes; the interpreter would wait for them."""
+    for child in list(_started):
+        child.kill()
