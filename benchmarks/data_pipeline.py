@@ -148,7 +148,9 @@ def main() -> None:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
         versions = {"torch": torch.__version__, "webdataset": webdataset.__version__, "pillow": Image.__version__}
         about = {**machine, **versions, "pairs": given.pairs, "bytes_per_pair": round(size), "batch": BATCH}
-        Path(given.json).write_text(json.dumps({"about": about, "documents_per_second": results}, indent=1) + "\n")
+        Path(given.json).write_text(
+            json.dumps({"about": about, "documents_per_second": results}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def write_data(folder: Path, support: int, queries: int) -> Path:
                 "sentids": [number], "sentences": [{"raw": caption, "sentid": number, "imgid": number}],
             }
         )  # fmt: skip
-    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}), encoding="utf-8")
     return folder
 
 

@@ -79,7 +79,9 @@ def main() -> int:
     print("GB of 1e9 bytes; estimate and measured include the base.")
     if arguments.json:
         machine = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-        Path(arguments.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        Path(arguments.json).write_text(
+            json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
     return 0
 
 
@@ -145,7 +147,7 @@ def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, flo
         batch = batch_of(sizes, model)
         item[name] = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the high-water mark back
     built = status("VmRSS")
     began = time.perf_counter()
     for _ in range(STEPS):
@@ -156,12 +158,12 @@ def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, flo
 
 def status(field: str) -> int:
     """Bytes of a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 

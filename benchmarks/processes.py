@@ -39,7 +39,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str | Path], log: Path):
         self.log = log
-        with log.open("w") as stream:
+        with log.open("w", encoding="utf-8") as stream:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.PIPE,
@@ -57,7 +57,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line or (answer := json.loads(line)) is None:
             self.close()
-            raise RuntimeError(f"{name} failed; the end of {self.log}:\n{self.log.read_text()[-3000:]}")
+            raise RuntimeError(f"{name} failed; the end of {self.log}:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
         return answer[0]
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 def watch_memory() -> int:
     """Hands freed memory back and sets the high-water mark to what is resident now, in bytes, which is returned."""
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS")
 
 
@@ -119,5 +119,5 @@ def peak_memory() -> int:
 
 
 def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

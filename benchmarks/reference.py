@@ -52,14 +52,14 @@ def environment(directory: Path) -> Path:
     python = home / "bin" / "python"
     same = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "torchvision")]
     wanted, stamp = "\n".join([*same, *PACKAGES, *PINNED_TOO_OLD]), home / "packages.txt"
-    if not stamp.is_file() or stamp.read_text() != wanted:
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         directory.mkdir(parents=True, exist_ok=True)
         uv = [sys.executable, "-m", "uv"]
         install = [*uv, "pip", "install", "--quiet", "--python", str(python)]
         subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)], check=True)
         subprocess.run([*install, *same, *PACKAGES], check=True)
         subprocess.run([*install, "--no-deps", *PINNED_TOO_OLD], check=True)
-        stamp.write_text(wanted)
+        stamp.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -141,7 +141,7 @@ def write_tokenizer(directory: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(directory / "tokenizer.json"))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-    (directory / "tokenizer_config.json").write_text(json.dumps(about))
+    (directory / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def write_tower(clip: Path, directory: Path, config: CLIPVisionConfig) -> None:

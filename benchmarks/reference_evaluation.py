@@ -102,7 +102,9 @@ def evaluate(
     captions: dict[str, str] = {}
 
     def keep(result_path: str, annotations_path: str) -> dict[str, float]:
-        said = {str(one["image_id"]): one["caption"] for one in json.loads(Path(result_path).read_text())}
+        said = {
+            str(one["image_id"]): one["caption"] for one in json.loads(Path(result_path).read_text(encoding="utf-8"))
+        }
         captions.update({image: caption for image, caption in said.items() if caption != LEFT_OUT})
         return {"CIDEr": 0.0}
 

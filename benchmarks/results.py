@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "results"
 
 def cpuinfo(field: str) -> str:
     """The first value of a field of /proc/cpuinfo, or nothing."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
@@ -45,13 +45,13 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
     stem = FOLDER / f"{name}-{kind}-{today}"
     FOLDER.mkdir(exist_ok=True)
     content = {"date": today, "machine": here, **about, "rows": rows}
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     title = f"# {name.replace('_', ' ').capitalize()}: {here['processor']}, {here['cores']} cores, {today}\n\n"
-    stem.with_suffix(".md").write_text(title + table + "\n")
+    stem.with_suffix(".md").write_text(title + table + "\n", encoding="utf-8")
     if extra:
         write_rows(rows, extra)
     return stem
 
 
 def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

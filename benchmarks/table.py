@@ -99,7 +99,9 @@ def newest(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(folder.glob("bench-*.json"), key=lambda file: (json.loads(file.read_text())["date"], file.name))
+    files = sorted(
+        folder.glob("bench-*.json"), key=lambda file: (json.loads(file.read_text(encoding="utf-8"))["date"], file.name)
+    )
     if not files:
         raise FileNotFoundError(f"{folder} holds no bench-….json: run `make bench` first.")
     return files[-1]
@@ -107,11 +109,13 @@ def newest(folder: Path) -> Path:
 
 def write(results: Path, readme: Path = README) -> bool:
     """Puts the table of a results file between the README's two marks; False where it has none."""
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         return False
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{short(json.loads(results.read_text()))}\n{END}{after}")
+    readme.write_text(
+        f"{before}{BEGIN}\n{short(json.loads(results.read_text(encoding='utf-8')))}\n{END}{after}", encoding="utf-8"
+    )
     return True
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamboyance import checks, templates
-from flamboyance.files import replacing
+from flamboyance.files import read_json, replacing, write_json
 from flamboyance.model.cache import RoomyLayer, roomy
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
@@ -226,8 +225,7 @@ class FewShotTask:
             save_file({k: t.contiguous() for k, t in tensors.items()}, part)
         template = {k: v for k, v in asdict(self.template).items() if k != "fields"}
         task = {"model": fingerprint(self.model), "template": template, "texts": self.texts}
-        with replacing(directory / "task.json") as part:
-            Path(part).write_text(json.dumps(task, ensure_ascii=False, indent=1))
+        write_json(directory / "task.json", task)
 
     @classmethod
     def load(
@@ -244,7 +242,7 @@ class FewShotTask:
             raise ValueError(
                 f"{directory} holds no task: expected task.json and prefix.safetensors, as save writes them."
             )
-        task: dict[str, Any] = json.loads((directory / "task.json").read_text())
+        task: dict[str, Any] = read_json(directory / "task.json")
         if task["model"] != fingerprint(model):
             raise ValueError(
                 f"The task in {directory} was computed with another model or precision; its memory means nothing to "

@@ -126,6 +126,15 @@ def well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
+def local_name(name: str) -> str:
+    """A file's name out of a text, for a system whose own encoding may be another than UTF-8."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return os.fsdecode(name.encode("utf-8", "replace"))
+    return name
+
+
 def read_text(path: Path | str, limit: int | None = None) -> str:
     """A text file without its byte order mark.
 
@@ -148,7 +157,7 @@ def read_text(path: Path | str, limit: int | None = None) -> str:
 def read_lines(path: Path | str) -> list[tuple[str, str]]:
     """(place, line) of each line that holds something, stripped; the place is "FILE, line 3"."""
     with _opened(path) as file:
-        lines = decoded(_raw_lines(file, str(path)), str(path))
+        lines = decoded(raw_lines(file, str(path)), str(path))
         return [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
 
 
@@ -179,7 +188,7 @@ def _opened(path: Path | str) -> Generator[Any]:
         yield file
 
 
-def _raw_lines(file: Any, name: str) -> Iterator[bytes]:
+def raw_lines(file: Any, name: str) -> Iterator[bytes]:
     """Lines of a binary file with their ends: LF, CRLF or CR."""
     number = 0
     while line := file.readline(LINE_LIMIT):
@@ -212,17 +221,17 @@ def parse_json(text: str, place: str, lines: bool = False) -> Any:
         raise ValueError(f"{where}, column {error.colno} is not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise ValueError(f"{place} is not JSON that can be read: {error}") from error
-    return _whole(content) if r"\ud" in text.lower() else content
+    return without_halves(content) if r"\ud" in text.lower() else content
 
 
-def _whole(content: Any) -> Any:
+def without_halves(content: Any) -> Any:
     """JSON's content without halves of surrogate pairs."""
     if isinstance(content, str):
         return well_formed(content)
     if isinstance(content, list):
-        return [_whole(one) for one in content]
+        return [without_halves(one) for one in content]
     if isinstance(content, dict):
-        return {_whole(key): _whole(value) for key, value in content.items()}
+        return {without_halves(key): without_halves(value) for key, value in content.items()}
     return content
 
 
@@ -312,12 +321,12 @@ def read_table(path: Path | str) -> Iterator[tuple[str, Record]]:
     if not is_table(path):
         raise ValueError(f"{path}: expected a table, which is a file named {', '.join(TABLE_SUFFIXES)}")
     with _opened(path) as file:
-        yield from table_rows(_raw_lines(file, str(path)), str(path))
+        yield from table_rows(raw_lines(file, str(path)), str(path))
 
 
 def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]]:
-    """The rows of a table of that name from its lines; as `read_table`."""
-    suffix = os.path.splitext(name)[1].lower()
+    """The rows of a table of that name from its lines, unpacked where it ends in `.gz`; as `read_table`."""
+    suffix = os.path.splitext(re.sub(r"\.gz$", "", name, flags=re.IGNORECASE))[1].lower()
     if suffix in JSONL_SUFFIXES:
         yield from _objects(decoded(lines, name), name)
     else:
@@ -327,7 +336,7 @@ def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]
 def read_json_lines(path: Path | str) -> Iterator[tuple[str, Record]]:
     """(place, object) of each line of a JSON-lines file, whatever its name; as `read_table`."""
     with _opened(path) as file:
-        yield from _objects(decoded(_raw_lines(file, str(path)), str(path)), str(path))
+        yield from _objects(decoded(raw_lines(file, str(path)), str(path)), str(path))
 
 
 def _objects(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, Record]]:

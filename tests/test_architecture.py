@@ -92,7 +92,7 @@ def imported_parts(file: Path, source: str, everywhere: bool = True) -> set[str]
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_run_one_way(file: Path) -> None:
     assert part(file) in BELOW, f"{part(file)} has no place in the order of imports yet: give it one in BELOW"
-    source, when_called = file.read_text(), WHEN_CALLED.get(str(file.relative_to(PACKAGE)), set())
+    source, when_called = file.read_text(encoding="utf-8"), WHEN_CALLED.get(str(file.relative_to(PACKAGE)), set())
     above = imported_parts(file, source) - when_called | imported_parts(file, source, everywhere=False)
     above -= BELOW[part(file)]
     if part(file) in {"cli", "commands", "demo", "serving", "evaluation"}:
@@ -116,7 +116,7 @@ def test_the_reader_of_imports_sees_every_form() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_files_stay_short(file: Path) -> None:
-    lines = len(file.read_text().splitlines())
+    lines = len(file.read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST, f"{file.relative_to(PACKAGE)} has {lines} lines; split it by concept at {LONGEST}"
 
 

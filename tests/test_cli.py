@@ -30,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
     (folder / "more").mkdir(parents=True)
     for name, colour in (("b.png", "red"), ("a.JPG", "green"), ("more/c.png", "blue")):
         Image.new("RGB", (20, 16), COLOURS[colour]).save(folder / name)
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
     (folder / "._a.JPG").write_bytes(b"what some systems leave beside a file")
     return folder
 
@@ -43,16 +43,16 @@ def demonstrations(tmp_path: Path) -> Path:
     captions, questions = [], []
     for colour in ("red", "blue"):
         Image.new("RGB", (16, 16), COLOURS[colour]).save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} square\n")
+        (folder / f"{colour}.txt").write_text(f"a {colour} square\n", encoding="utf-8")
         row = {"image": f"captioned/{colour}.png"}
         captions.append(row | {"text": f"a {colour} square"})
         questions.append(row | {"question": "what is this ?", "answer": f"a {colour} square", "id": "7"})
     for name, rows in (("captions", captions), ("questions", questions)):
-        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -62,9 +62,9 @@ def run(*arguments: object) -> int:
 
 def rows_of(path: Path) -> list[dict]:
     if path.suffix == ".csv":
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def fails(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -140,7 +140,7 @@ def test_ask(model: str, photos: Path, demonstrations: Path, tmp_path: Path, sou
 
 def test_classify(model: str, photos: Path, demonstrations: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
-    labels.write_text("cat\n\ndog\nred square\n")
+    labels.write_text("cat\n\ndog\nred square\n", encoding="utf-8")
     common = ("classify", photos, "--model", model, "--demonstrations", demonstrations)
     assert run(*common, "--labels", labels, "--output", tmp_path / "out.jsonl") == 0
     assert run(*common, "--labels", "cat,dog, red square", "--output", tmp_path / "out.csv") == 0
@@ -235,9 +235,9 @@ def test_a_row_may_hold_anything(tmp_path: Path) -> None:
 def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "file").touch()
-    (tmp_path / "notes.jsonl").write_text("my notes\nand more")
-    (tmp_path / "other.csv").write_text("name,age\nx,1\n")
-    (tmp_path / "answers.jsonl").write_text('{"image": "a", "question": "q", "answer": "b"}\n')
+    (tmp_path / "notes.jsonl").write_text("my notes\nand more", encoding="utf-8")
+    (tmp_path / "other.csv").write_text("name,age\nx,1\n", encoding="utf-8")
+    (tmp_path / "answers.jsonl").write_text('{"image": "a", "question": "q", "answer": "b"}\n', encoding="utf-8")
     cases = [
         (("caption", tmp_path / "none"), "holds no image"),
         (("caption", tmp_path / "gone.png"), "no such image or folder"),
@@ -271,8 +271,8 @@ def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) 
     for arguments, message in cases:
         assert message in fails(capsys, *arguments)
     # What was there is still there.
-    assert (tmp_path / "notes.jsonl").read_text() == "my notes\nand more"
-    assert (tmp_path / "other.csv").read_text() == "name,age\nx,1\n"
+    assert (tmp_path / "notes.jsonl").read_text(encoding="utf-8") == "my notes\nand more"
+    assert (tmp_path / "other.csv").read_text(encoding="utf-8") == "name,age\nx,1\n"
 
 
 @pytest.mark.parametrize(
@@ -398,6 +398,26 @@ def test_a_picture_that_preprocessing_refuses_costs_its_own_row(model: str, tmp_
     Image.new("RGB", (20, 20), "blue").save(folder / "c.png")
     out = tmp_path / "out.jsonl"
     assert main(["caption", str(folder), "--model", model, "--output", str(out), "--max-new-tokens", "2"]) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert ["error" in row for row in rows] == [False, True, False]
     assert "too long and thin" in rows[1]["error"]
+
+
+def test_large_pictures_are_opened_one_by_one_with_the_same_answers(
+    model: str, photos: Path, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for pixels in (10**9, 20 * 16, 0):
+        monkeypatch.setattr("flamboyance.commands.describe.PIXELS", pixels)
+        out = tmp_path / f"{pixels}.jsonl"
+        common = ("--model", model, "--demonstrations", demonstrations, "--output", out, "--beams", 1)
+        assert run("caption", photos, *common) == 0
+        found.append(rows_of(out))
+    assert found[0] == found[1] == found[2]
+
+
+def test_demonstrations_outside_of_their_folder_on_request(model: str, photos: Path, demonstrations: Path) -> None:
+    (photos / "d.csv").write_text(f"image,text\n{demonstrations / 'red.png'},a red square\n", encoding="utf-8")
+    common = ("caption", photos, "--model", model, "--demonstrations", photos / "d.csv", "--beams", 1)
+    assert run(*common) == 2
+    assert run(*common, "--outside") == 0

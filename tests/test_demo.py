@@ -46,7 +46,7 @@ def written(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the command wrote, which held a file before."""
     folder = tmp_path_factory.mktemp("out") / "demo"
     folder.mkdir()
-    (folder / "mine.txt").write_text("mine")
+    (folder / "mine.txt").write_text("mine", encoding="utf-8")
     with redirect_stdout(StringIO()) as said:
         assert main(["demo", "--model", str(tiny), "--output", str(folder), "--queries", str(QUERIES)]) == 0
     (folder / "said.txt").write_text(said.getvalue(), encoding="utf-8")
@@ -78,7 +78,7 @@ def queries_of(data: dict) -> list[tuple[dict, dict]]:
 
 
 def test_pictures_are_pictures_and_the_page_shows_each(written: Path) -> None:
-    data, page = json.loads((written / "results.json").read_text()), Page(written / "index.html")
+    data, page = json.loads((written / "results.json").read_text(encoding="utf-8")), Page(written / "index.html")
     shown = [one["image"] for task in data["tasks"] for part in task["sets"] for one in part["demonstrations"]]
     shown += [query["example"]["image"] for _, query in queries_of(data)]
     assert len(set(shown)) == len(shown) and set(shown) <= set(page.references)
@@ -87,7 +87,7 @@ def test_pictures_are_pictures_and_the_page_shows_each(written: Path) -> None:
         with Image.open(written / name) as image:
             image.load()
             assert len(image.convert("L").getcolors(1 << 20)) > 1
-    assert (written / "mine.txt").read_text() == "mine"
+    assert (written / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_page_refers_to_nothing_elsewhere(written: Path) -> None:
@@ -95,19 +95,19 @@ def test_the_page_refers_to_nothing_elsewhere(written: Path) -> None:
     assert "script" not in page.tags and "link" not in page.tags
     for reference in page.references:
         assert reference.startswith("#") or (written / reference).exists(), reference
-    assert "url(" not in (written / "index.html").read_text()
+    assert "url(" not in (written / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_page_holds_every_question_and_answer(written: Path) -> None:
     text = " ".join(Page(written / "index.html").text.split())
-    for _, query in queries_of(json.loads((written / "results.json").read_text())):
+    for _, query in queries_of(json.loads((written / "results.json").read_text(encoding="utf-8"))):
         said = [reply["said"] for reply in query["replies"].values()]
         for words in [query["example"]["answer"], query["example"]["question"] or "", *said]:
             assert all(word in text for word in words.split())
 
 
 def test_the_table_counts_the_replies(written: Path) -> None:
-    data = json.loads((written / "results.json").read_text())
+    data = json.loads((written / "results.json").read_text(encoding="utf-8"))
     text, said = Page(written / "index.html").text, (written / "said.txt").read_text(encoding="utf-8")
     assert re.findall(rf"(\d+)/{QUERIES}\b", said) == [str(row["right"]) for row in data["table"]]
     assert re.search(r"done in \d+ seconds", said) and str(written / "index.html") in said.replace("\n", "")
@@ -124,7 +124,7 @@ def test_the_table_counts_the_replies(written: Path) -> None:
 
 
 def test_demonstrations_of_words_are_balanced_at_every_number_of_shots(written: Path) -> None:
-    data = json.loads((written / "results.json").read_text())
+    data = json.loads((written / "results.json").read_text(encoding="utf-8"))
     (words,) = (task for task in data["tasks"] if task["name"] == "words")
     for part in words["sets"]:
         for shots in SHOTS:
@@ -222,13 +222,13 @@ def test_any_text_stays_text(tmp_path: Path) -> None:
     assert all(reference == HOSTILE for reference in page.references if "x.example" in reference)
     assert page.text.count("<script>alert(1)</script>") > 10
     results.save(tmp_path)
-    (saved,) = json.loads((tmp_path / "results.json").read_text())["tasks"]
+    (saved,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["tasks"]
     assert saved["sets"][0]["queries"][0]["replies"]["0"]["said"] == HOSTILE
     write_plots(results, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main(["demo", "--output", str(output)]) == 2
         said = capsys.readouterr().err

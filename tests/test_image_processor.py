@@ -100,7 +100,7 @@ def test_older_forms_of_the_config(tmp_path: Path) -> None:
     assert ImageProcessor.from_config(OLD_CLIP) == ImageProcessor.clip(224)
     assert ImageProcessor.from_config(OLD_VIT) == ImageProcessor((224, 224), None, HALF, HALF, resample=2)
     nested = {"processor_class": "CLIPProcessor", "image_processor": OLD_CLIP}
-    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested), encoding="utf-8")
     assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor.clip(224)
 
 

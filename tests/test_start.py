@@ -107,8 +107,8 @@ def test_interrupt_during_imports_is_one_line(tmp_path: Path, turned_into: str |
     else:
         library += "class Dropped:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
         library += "        time.sleep(20)\ndropped = Dropped()\ndel dropped\ntime.sleep(20)\n"
-    (tmp_path / "torch.py").write_text(library)
-    (tmp_path / "transformers.py").write_text("import torch")
+    (tmp_path / "torch.py").write_text(library, encoding="utf-8")
+    (tmp_path / "transformers.py").write_text("import torch", encoding="utf-8")
     (tmp_path / "a.png").write_bytes(b"")
     command = [sys.executable, "-m", "flamboyance", "caption", str(tmp_path / "a.png"), "--model", "mini"]
     found = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])

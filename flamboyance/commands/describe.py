@@ -19,7 +19,8 @@ from flamboyance.files import json_line
 EPILOG = """\
 demonstrations:
   a folder     images, each with its text beside it: cat.jpg, cat.txt
-  a CSV file   columns image,text or image,label or image,question,answer; image paths relative to the file
+  a CSV file   columns image,text or image,label or image,question,answer; image paths relative to the file;
+               also with tabs (.tsv) or semicolons
   a JSONL file one object a line, with the same keys
 
 output:
@@ -31,6 +32,9 @@ output:
 exit status:
   0 done; 1 none of the images could be read; 2 a mistake in what was asked; 130 interrupted
 """
+
+PIXELS = 64_000_000
+"""Of a batch's pictures, how many are held in memory at once."""
 
 Answer = Callable[[list[Any]], list[Row]]
 """What a task says of a batch of loaded images: the columns of each row besides `image`."""
@@ -68,9 +72,9 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
     group = parser.add_argument_group("demonstrations")
-    group.add_argument("--demonstrations", metavar="FOLDER|CSV|JSONL", help="images with their texts; see below")
+    group.add_argument("--demonstrations", metavar="FOLDER|CSV|TSV|JSONL", help="images with their texts; see below")
     group.add_argument("--shots", type=at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
-    group.add_argument("--outside", action="store_true", help="a file's images may be outside of its folder")
+    group.add_argument("--outside", action="store_true", help="paths and links may lead out of the given folders")
     add_model(parser)
     parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
     group = parser.add_argument_group("output")
@@ -85,7 +89,7 @@ def run(job: Job) -> int:
     if arguments.overwrite and not arguments.output:
         raise ValueError("--overwrite needs --output, the file to start anew")
     shots = [job.shot(one) for one in job.demonstrations]
-    images = find_images(arguments.images)
+    images = find_images(arguments.images, arguments.outside)
     with _output(job) if arguments.output else nullcontext() as output:
         keys = [{"image": str(path), **job.constant} for path in images]
         todo = [path for path, row in zip(images, keys, strict=True) if output is None or row not in output]
@@ -165,12 +169,15 @@ def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int)
 
     for start in range(0, len(paths), batch_size):
         rows: list[Row] = []
-        readable, images = [], []
+        readable, images, pixels = [], [], 0
         for path in paths[start : start + batch_size]:
             row = {"image": str(path), **constant}
             rows.append(row)
             try:
-                images.append(load_image(path))
+                image = load_image(path)
+                pixels += image.width * image.height
+                # A batch of very large pictures does not fit into memory: those are opened again, one by one.
+                images.append(image if pixels <= PIXELS else path)
                 readable.append(row)
             except (ValueError, OSError) as error:
                 row["error"] = one_line(str(error))

@@ -7,7 +7,6 @@ conversion that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -19,6 +18,7 @@ from flamboyance.data.documents import Record, Rejected
 from flamboyance.data.shard_writer import write_shard
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
+from flamboyance.files import read_json, write_json
 
 PER_SHARD = 1000
 
@@ -26,7 +26,8 @@ Fields = dict[str, bytes]
 Item = TypeVar("Item")
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
-_MAGIC |= {b"II*\0": "tiff", b"MM\0*": "tiff"}
+_MAGIC |= {b"II*\0": "tiff", b"MM\0*": "tiff", b"\0\0\0\x0cjP  ": "jp2", b"qoif": "qoi"}
+_MAGIC |= {b"P6": "ppm", b"P5": "pgm", b"P4": "pbm"}
 
 
 def convert_folder(
@@ -56,7 +57,7 @@ def convert_folder(
     output, counts = Path(output), Counter()
     shards = expand(str(source))
     same_settings(output, {"format": "own", "source": str(source), "per_shard": per_shard, "outside": outside})
-    found = enumerate(record for shard in shards for record in records(shard))
+    found = enumerate(record for shard in shards for record in records(shard, outside))
     for number, batch in enumerate(batches(found, per_shard)):
         path = output / f"{number:05d}.tar"
         if path.is_file():
@@ -101,7 +102,7 @@ def _own_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
 
 def _kind(image: bytes) -> str:
     """The extension that fits what an image file begins with."""
-    if image[4:12] == b"ftypavif":
+    if image[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif"
     for magic, extension in _MAGIC.items():
         if image.startswith(magic):
@@ -124,10 +125,9 @@ def batches(items: Iterator[Item], size: int) -> Iterator[Iterator[Item]]:
 def same_settings(output: Path, asked: dict[str, Any]) -> None:
     """Other settings would put other documents into the tars that are missing."""
     output.mkdir(parents=True, exist_ok=True)
-    file, part = output / "conversion.json", output / ".conversion.json.part"
-    if file.is_file() and (found := json.loads(file.read_text())) != asked:
+    file = output / "conversion.json"
+    if file.is_file() and (found := read_json(file)) != asked:
         differ = [key for key in sorted(found | asked) if found.get(key) != asked.get(key)]
         told = ", ".join(f"{key}={found.get(key)} instead of {asked.get(key)}" for key in differ)
         raise ValueError(f"the tars in {output} were made with {told}; give those values, or another folder")
-    part.write_text(json.dumps(asked) + "\n")
-    os.replace(part, file)
+    write_json(file, asked, indent=None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from flamboyance.data.batch import Example
 from flamboyance.data.documents import Document, Rejected, Source
 from flamboyance.data.interleaved import Interleaved
+from flamboyance.files import TEXT_LIMIT, well_formed
 from flamboyance.images import ImageError, ImageProcessor, ImageTooLargeError, load_image
 from flamboyance.templates import END_OF_CHUNK_TOKEN
 
@@ -66,8 +67,10 @@ class Reader:
         )
 
     def tokens(self, text: str) -> np.ndarray:
-        """Ids of a text and of the end of it, without `prefix`: (T,) int64."""
-        text = text.encode("utf-8", "replace").decode()  # JSON may hold half of a surrogate pair
+        """Ids of a text and of the end of it, without `prefix`: (T,) int64. Raises `Rejected` for megabytes."""
+        if len(text) > TEXT_LIMIT:
+            raise Rejected("text too long")
+        text = well_formed(text)
         ids = self.tokenizer(text, verbose=False).input_ids
         ids = ids[len(self.prefix) : len(ids) - self.suffix]
         return np.array(ids + [self.eos_token_id] * (self.eos_token_id is not None), dtype=np.int64)

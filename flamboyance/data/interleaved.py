@@ -30,9 +30,19 @@ class Interleaved(Source):
 
 def clean(text: str) -> str:
     """Text from outside, without anything that would count as one of the two tokens."""
-    while IMAGE_TOKEN in text or END_OF_CHUNK_TOKEN in text:  # taking one out may spell another
-        text = text.replace(IMAGE_TOKEN, "").replace(END_OF_CHUNK_TOKEN, "")
-    return text
+    if IMAGE_TOKEN not in text and END_OF_CHUNK_TOKEN not in text:
+        return text
+    # Taking one out may spell another, so what is kept is looked at wherever a token may end: one pass, however deep
+    # they are nested.
+    kept: list[str] = []
+    *ended, last = text.split(">")
+    for piece in ended:
+        kept += piece
+        kept.append(">")
+        for token in (IMAGE_TOKEN, END_OF_CHUNK_TOKEN):
+            if kept[-len(token) :] == list(token):
+                del kept[-len(token) :]
+    return "".join(kept) + last
 
 
 def interleave(pieces: Iterable[str | None]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,19 @@ import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected
 from flamboyance.data.interleaved import Interleaved, clean, interleave
-from flamboyance.data.reading import IMAGE_EXTENSIONS, first_image, from_base64, json_object, named_image, text
+from flamboyance.data.reading import (
+    FILE_LIMIT,
+    IMAGE_EXTENSIONS,
+    first_image,
+    from_base64,
+    json_object,
+    named_image,
+    text,
+)
+from flamboyance.files import TEXT_LIMIT
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template, caption, vqa
 
+TEXTS = ("text", "question", "answer")
 PATH_LENGTH, SHORTEST_BASE64 = 4096, 64  # characters: the longest path, and less than any image takes
 
 
@@ -46,46 +57,89 @@ class Own(Interleaved):
             raise ValueError(f"template={self.template!r}: expected one {IMAGE_TOKEN}")
 
     def document(self, record: Record, rng: np.random.Generator) -> Document:
-        content, images = read(record, self.outside)
-        written = content.get("text")
-        if isinstance(written, str) and IMAGE_TOKEN in written:
-            return Document(_interleaved(written), tuple(images), "after_image")
+        return self.written(*read(record, self.outside))
+
+    def written(self, content: dict[str, Any], images: list[bytes]) -> Document:
+        """What `read` gives, as a document."""
+        text = content.get("text")
+        if isinstance(text, str) and IMAGE_TOKEN in text:
+            return Document(_interleaved(text), tuple(images), "after_image")
         if not images:
             raise Rejected("no image")
         if len(images) > 1:
             raise Rejected("images and <image> differ in number")
-        is_question = "question" in content and "answer" in content
-        template = Template(self.template) if self.template else vqa if is_question else caption
-        values = {name: _filled(content, name) for name in template.fields}
+        template, values = self.filled(content)
         try:
-            return Document(template.demonstration(**values), tuple(images), "all")
+            return Document(template.demonstration(*values), tuple(images), "all")
         except ValueError as error:  # texts that spell a token where they meet
             raise Rejected("text spells a token") from error
+
+    def filled(self, content: dict[str, Any]) -> tuple[Template, tuple[str, ...]]:
+        """How one image and its texts are written: the template, and the values of its fields without tokens."""
+        is_question = "question" in content and "answer" in content
+        template = Template(self.template) if self.template else vqa if is_question else caption
+        return template, tuple(_filled(content, name) for name in template.fields)
+
+
+# Where a record has no text, or no answer: other names for them, first choice first.
+_TEXTS, _ANSWERS = ("caption", "captions", "label"), ("label", "answers")
 
 
 def read(record: Record, outside: bool = False) -> tuple[dict[str, Any], list[bytes]]:
     """What a record says, and its images in order."""
     content = json_object(record) if "json" in record.fields else {}
     if "text" not in content:
+        name = next((name for name in _TEXTS if name in content), None)  # "caption" is img2dataset's name for it
         if "txt" in record.fields:
             content["text"] = text(record.fields["txt"])
-        elif "caption" in content:  # img2dataset's name for it
-            content["text"] = content["caption"]
+        elif "question" not in content and name is not None:
+            content["text"] = _first(content[name])
+    if "question" in content and "answer" not in content:
+        name = next((name for name in _ANSWERS if name in content), None)
+        content |= {"answer": _first(content[name])} if name is not None else {}
+    if any(isinstance(value, str) and len(value) > TEXT_LIMIT for key, value in content.items() if key in TEXTS):
+        raise Rejected("text too long")
     named = content.get("images", content.get("image", content.get("file_name")))
     if named is None:
         beside = any(extension in record.fields for extension in IMAGE_EXTENSIONS)
         return content, [first_image(record)] if beside else []
-    return content, [_image(record, one, outside) for one in (named if isinstance(named, list) else [named])]
+    return content, _images(record, named if isinstance(named, list) else [named], content.get("text"), outside)
 
 
-def _image(record: Record, named: Any, outside: bool) -> bytes:
+def _first(value: Any) -> Any:
+    """Of several captions the first; of several answers what most annotators say."""
+    texts = [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+    return Counter(texts).most_common(1)[0][0] if texts else value if not isinstance(value, int) else str(value)
+
+
+def _images(record: Record, named: list[Any], written: Any, outside: bool) -> list[bytes]:
+    # Counted before anything is read: a record of a few bytes may name a file a million times.
+    places = written.count(IMAGE_TOKEN) if isinstance(written, str) else 0
+    if len(named) != max(places, 1):
+        raise Rejected("images and <image> differ in number")
+    read: dict[str, bytes] = {}
+    images, left = [], FILE_LIMIT
+    for one in named:
+        if not isinstance(one, str) or one not in read:
+            image = _image(record, one, outside, left)
+            read |= {one: image} if len(one) < PATH_LENGTH else {}
+        else:
+            image = read[one]
+        left -= len(image)
+        if left < 0:
+            raise Rejected("image too large")
+        images.append(image)
+    return images
+
+
+def _image(record: Record, named: Any, outside: bool, most: int) -> bytes:
     if not isinstance(named, str) or not named:
         raise Rejected("missing image")
     if named.startswith("data:"):
         return from_base64(named.partition(",")[2])
     if len(named) < PATH_LENGTH:
         try:
-            return named_image(record, named, outside)
+            return named_image(record, named, outside, most)
         except Rejected:
             if len(named) < SHORTEST_BASE64:
                 raise
@@ -106,6 +160,7 @@ def _decoded(named: str) -> bytes | None:
 
 def _filled(content: dict[str, Any], name: str) -> str:
     value = content.get(name)
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     value = clean(value).strip() if isinstance(value, str) else ""
     if not value:
         raise Rejected(f"no {name}")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.data.documents import Record, Rejected
+from flamboyance.files import TEXT_LIMIT, local_name, without_halves
+from flamboyance.images import SUFFIXES
 
-IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif")
+IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in SUFFIXES)
 """First choice first, where a record has several."""
 
 FILE_LIMIT = 256 << 20
@@ -27,11 +29,13 @@ def json_object(record: Record, extension: str = "json") -> dict[str, Any]:
         raise Rejected("broken JSON") from error
     if not isinstance(content, dict):
         raise Rejected("JSON is no object")
-    return content
+    return without_halves(content) if b"\\ud" in record.fields[extension].lower() else content
 
 
 def text(content: bytes) -> str:
     """A text file's content."""
+    if len(content) > TEXT_LIMIT:
+        raise Rejected("text too long")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,10 +62,12 @@ def from_base64(content: Any) -> bytes:
         raise Rejected("damaged image") from error
 
 
-def named_image(record: Record, name: str, outside: bool = False) -> bytes:
+def named_image(record: Record, name: str, outside: bool = False, most: int = FILE_LIMIT) -> bytes:
     """The image of that name beside a record: among its files (in a tar: `KEY.name`), or a file in its folder.
 
-    `outside`: it may also stand elsewhere than in the folder.
+    Args:
+        outside: it may also be elsewhere than in the folder.
+        most: bytes; larger files are not read.
     """
     if (stored := record.fields.get(name.lower())) is not None:
         return stored
@@ -70,18 +76,18 @@ def named_image(record: Record, name: str, outside: bool = False) -> bytes:
     if "://" in record.folder:
         return _remote(record.folder, name)
     try:
-        return _local(record.folder, name, outside)
+        return _local(record.folder, local_name(name), outside, most)
     except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in it
         raise Rejected("missing image") from error
 
 
-def _local(folder: str, name: str, outside: bool) -> bytes:
+def _local(folder: str, name: str, outside: bool, most: int) -> bytes:
     path = Path(folder, name)
     if not outside and not path.resolve().is_relative_to(Path(folder).resolve()):
         raise Rejected("image outside the folder")
     if not path.is_file():
         raise Rejected("missing image")
-    if path.stat().st_size > FILE_LIMIT:
+    if path.stat().st_size > min(most, FILE_LIMIT):
         raise Rejected("image too large")
     return path.read_bytes()
 

@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from flamboyance.files import naming
+
 
 def write_shard(path: Path | str, records: Iterable[tuple[str, dict[str, bytes]]]) -> int:
     """Writes (key, content by extension) to a tar; the same bytes for the same records. Returns how many there were.
@@ -21,8 +23,8 @@ def write_shard(path: Path | str, records: Iterable[tuple[str, dict[str, bytes]]
     path = Path(path)
     part, written = path.with_name(f".{path.name}.part"), 0
     try:
-        with part.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        with naming(path), part.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
                 for key, fields in records:
                     _add(tar, key, fields)
                     written += 1

@@ -19,7 +19,8 @@ from typing import Any
 
 from flamboyance.data.documents import Record
 from flamboyance.data.folder import folder_records, has_images
-from flamboyance.data.tar import MEMBER_LIMIT, Bytes, ByteStream, Damage, members
+from flamboyance.data.tables import check_table, is_json_lines, is_separated, lines, separated
+from flamboyance.data.tar import END, MEMBER_LIMIT, Bytes, ByteStream, Damage, members
 
 PIPE = "pipe:"
 RETRY_AFTER = (0.5, 2.0)
@@ -40,7 +41,7 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
             with as many digits, and (but for commands) `*` for any characters.
 
     Raises:
-        ValueError: a pattern names nothing, or a folder without images.
+        ValueError: a pattern names nothing, a folder without images, or a CSV or TSV file with a damaged row.
         ImportError: a URL's protocol needs a package that is not installed.
     """
     given = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
@@ -64,12 +65,14 @@ def _expand_one(pattern: str) -> list[str]:
         folder = os.path.dirname(pattern) or "."
         exists = "" if _is_url(pattern) or os.path.isdir(folder) else ", which does not exist"
         raise ValueError(
-            f"no shards are found for '{pattern}' in '{folder}'{exists}; expected paths or URLs of .tar or .jsonl "
-            "files or a folder of images, with * or a range like {000..099} where there are several"
+            f"no shards are found for '{pattern}' in '{folder}'{exists}; expected paths or URLs of .tar, .jsonl, .csv "
+            "or .tsv files or a folder of images, with * or a range like {000..099} where there are several"
         )
     for shard in found:
         if not _is_url(shard) and os.path.isdir(shard) and not has_images(shard):
             raise ValueError(f"the folder '{shard}' holds no images; for the tars in it give '{shard}/*.tar'")
+        if not _is_url(shard) and os.path.isfile(shard) and is_separated(shard) and not shard.lower().endswith(".gz"):
+            check_table(shard)
     return found
 
 
@@ -129,12 +132,13 @@ def _remote_glob(url: str) -> list[str]:
     return sorted(system.unstrip_protocol(found) for found in system.glob(path))
 
 
-def records(shard: str) -> Iterator[Record | Damage]:
+def records(shard: str, outside: bool = False) -> Iterator[Record | Damage]:
     """What a shard holds, in stored order; the same each time.
 
     Args:
-        shard: of `expand`: a folder of images, a `.jsonl` (or `.jsonl.gz`) of a record a line, or else a tar (or
-            `.tar.gz`), in which files that share the name up to its first dot are one record.
+        shard: of `expand`: a folder of images; a `.jsonl`, `.csv` or `.tsv` (or one of these with `.gz`) of a record a
+            row; or else a tar (or `.tar.gz`), in which files that share the name up to its first dot are one record.
+        outside: links of a folder may lead out of it.
 
     Yields:
         Records; and a `Damage` for each place that cannot be read, or for the whole shard. Nothing is raised for
@@ -144,7 +148,7 @@ def records(shard: str) -> Iterator[Record | Damage]:
     given = tries = 0
     while True:
         try:
-            for number, item in enumerate(_records(shard)):
+            for number, item in enumerate(_records(shard, outside)):
                 if number == given:
                     given, tries = given + 1, 0
                     yield item
@@ -170,10 +174,14 @@ def _transfer_errors() -> tuple[type[BaseException], ...]:
     return tuple(found)
 
 
-def _records(shard: str) -> Iterator[Record | Damage]:
-    if not shard.startswith(PIPE) and not _is_url(shard) and os.path.isdir(shard):
-        yield from folder_records(shard)
-        return
+def _records(shard: str, outside: bool) -> Iterator[Record | Damage]:
+    if not shard.startswith(PIPE) and not _is_url(shard):
+        if os.path.isdir(shard):
+            yield from folder_records(shard, outside)
+            return
+        if os.path.exists(shard) and not os.path.isfile(shard):
+            yield Damage("shard is no regular file")
+            return
     with _opened(shard) as file:
         stream = ByteStream(file)
         magic = stream.read(2)
@@ -181,8 +189,10 @@ def _records(shard: str) -> Iterator[Record | Damage]:
         if magic == b"\x1f\x8b":
             stream = ByteStream(gzip.GzipFile(fileobj=stream))  # ty: ignore[invalid-argument-type]
         try:
-            if re.search(r"\.jsonl(\.gz)?$", shard) and not shard.startswith(PIPE):
-                yield from _lines(stream, shard)
+            if not shard.startswith(PIPE) and is_json_lines(shard):
+                yield from lines(stream, shard)
+            elif not shard.startswith(PIPE) and is_separated(shard):
+                yield from separated(stream, shard)
             else:
                 yield from _grouped(stream)
         except _DAMAGED_GZIP:
@@ -246,26 +256,6 @@ class _Command(io.RawIOBase):
         super().close()
 
 
-def _lines(stream: ByteStream, shard: str) -> Iterator[Record | Damage]:
-    folder, number, pieces, size = os.path.dirname(shard) or ".", 0, [], 0
-    while chunk := stream.read(1 << 16):
-        first, *others = chunk.split(b"\n")
-        for following in others:
-            number += 1
-            if line := b"".join([*pieces, first]).strip():
-                yield Record(f"{shard}:{number}", {"json": line}, folder)
-            first, pieces, size = following, [], 0
-        pieces.append(first)
-        size += len(first)
-        if size > MEMBER_LIMIT:
-            yield Damage(f"line longer than {MEMBER_LIMIT >> 20} MB")
-            return
-    if line := b"".join(pieces).strip():
-        yield Record(f"{shard}:{number + 1}", {"json": line}, folder)
-    elif not number:
-        yield Damage("empty shard")
-
-
 def _grouped(stream: ByteStream) -> Iterator[Record | Damage]:
     """Members of a tar as records: neighbours that share the path up to the first dot of the file's name."""
     key, fields, size = "", {}, 0
@@ -274,6 +264,9 @@ def _grouped(stream: ByteStream) -> Iterator[Record | Damage]:
             yield member
             continue
         name, content = member
+        if member == END and fields:
+            yield Record(key, fields)
+            key, fields, size = "", {}, 0
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
         if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):

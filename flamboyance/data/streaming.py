@@ -95,6 +95,7 @@ class Stream:
     ) -> None:
         self.name, self.drops = name, Counter(state["drops"])
         self._shards, self._most, self._streams = shards, max(source.shuffle, 1), streams
+        self._outside = getattr(source, "outside", False)  # only some sources have paths of their own
         self._order = ShardOrder(seed, source_key(name), len(shards), source.replacement)
         self._draw_key = [_DRAW, seed, source_key(name), number]
         self._ordinal, self._index, self._draws = state["ordinal"], state["index"], state["draws"]
@@ -159,7 +160,7 @@ class Stream:
                 epoch = self._order.epoch(self._ordinal)
                 if self._buffer and self._order.epoch(self._buffer[0].ordinal) != epoch:
                     return False
-                self._items, self._begun_since = records(self._shard(self._ordinal)), True
+                self._items, self._begun_since = self._records_of(self._ordinal), True
             for item in self._items:
                 self._index += 1
                 if isinstance(item, Damage):
@@ -207,6 +208,9 @@ class Stream:
             "and its limits"
         )
 
+    def _records_of(self, ordinal: int) -> Iterator[Record | Damage]:
+        return records(self._shard(ordinal), self._outside)
+
     def _shard(self, ordinal: int) -> str:
         return self._shards[self._order.place(ordinal)]
 
@@ -225,7 +229,7 @@ class Stream:
             last[ordinal] = max(last.get(ordinal, 0), index + 1)
         sought = set(wanted)
         for ordinal, end in last.items():
-            items = records(self._shard(ordinal))
+            items = self._records_of(ordinal)
             for index, item in enumerate(islice(items, end)):
                 if (ordinal, index) in sought:
                     found[ordinal, index] = item

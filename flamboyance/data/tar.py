@@ -15,6 +15,7 @@ MEMBER_LIMIT = 256 << 20
 """Largest member that is read, in bytes."""
 
 _BLOCK = 512
+_RECORD = 20 * _BLOCK  # most writers fill a tar with zeros up to a multiple of this
 _CHUNK = 1 << 20
 _EXTENSION_LIMIT = 1 << 20  # of a long name, or of a member's extended header
 _SCAN_LIMIT = 1 << 30  # a stream without any header in so many bytes is given up
@@ -26,6 +27,10 @@ class Damage:
     """Stored data that gave no record; `reason` is a few words, the same for all that is lost for it."""
 
     reason: str
+
+
+END = ("", b"")
+"""What `members` gives where a tar ends."""
 
 
 class Bytes(Protocol):
@@ -40,8 +45,14 @@ class ByteStream:
     def __init__(self, file: Bytes) -> None:
         self._file = file
         self._ahead = io.BytesIO()
+        self.offset = 0  # bytes read so far
 
     def read(self, size: int, /) -> bytes:
+        data = self._read(size)
+        self.offset += len(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
         data = self._ahead.read(size)
         if len(data) == size:
             return data
@@ -54,6 +65,7 @@ class ByteStream:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def give_back(self, data: bytes) -> None:
+        self.offset -= len(data)
         self._ahead = io.BytesIO(data + self._ahead.read())
 
 
@@ -62,19 +74,29 @@ class _DamagedHeader(Exception):
 
 
 def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
-    """(name, content) of each regular file, in stored order, and a `Damage` for each place that cannot be read."""
+    """(name, content) of each regular file, in stored order, and a `Damage` for each place that cannot be read.
+
+    Blocks of zeros end a tar (`END`), but not the stream: another tar may follow, or the rest of a damaged one.
+    """
     extended: dict[str, bytes] = {}
-    padding, found = 0, False
+    padding, found, start = 0, False, stream.offset  # of the tar that is being read
     while True:
         block = stream.read(padding + _BLOCK)[padding:]
         padding = 0
-        if not block.strip(b"\0"):  # the first of the two blocks of zeros that end a tar, or the end of the stream
-            second = stream.read(_BLOCK)
-            if not second.strip(b"\0"):
+        if not block.strip(b"\0"):
+            if block:
+                yield END  # before more is read, which may fail
+            zeros, block = _after_zeros(stream, block)
+            if not block:
                 if not found:
                     yield Damage("empty shard")
+                elif not zeros:
+                    yield Damage("truncated tar")  # at the end of a member
                 return
-            block = second
+            here = stream.offset - len(block) - start
+            if zeros != 2 and here % _RECORD and _is_header(block):
+                yield Damage("zeros inside a tar")
+            start += here
         try:
             name, kind, size = _header(block)
             if kind in _EXTENSIONS:
@@ -118,6 +140,23 @@ def _header(block: bytes) -> tuple[bytes, bytes, int]:
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
     return name, block[156:157], _number(block[124:136])
+
+
+def _after_zeros(stream: ByteStream, block: bytes) -> tuple[int, bytes]:
+    """Number of blocks of zeros from this one on, and the block after them; empty at the end of the stream."""
+    zeros = 0
+    while block and not block.strip(b"\0"):
+        zeros += 1
+        block = stream.read(_BLOCK)
+    return zeros, block
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        _header(block)
+    except (_DamagedHeader, EOFError):
+        return False
+    return True
 
 
 def _looks_sound(block: bytes) -> bool:

@@ -128,7 +128,7 @@ def build(
     if unread:
         store.folder.mkdir(parents=True, exist_ok=True)
         with replacing(store.folder / "tower.json") as part:
-            Path(part).write_text(json.dumps(encoder.about, indent=1) + "\n")
+            Path(part).write_text(json.dumps(encoder.about, indent=1) + "\n", encoding="utf-8")
         reads = _ahead(_Reader(encoder.processor, store), unread, threads, 2 * batch_size)
         broken = _encode(reads, _Writer(encoder, store, batch_size), advance)
         store = Store(store.folder)

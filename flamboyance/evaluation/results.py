@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from flamboyance.evaluation import data_folders
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Prediction, Score, Task
-from flamboyance.files import replacing
+from flamboyance.files import naming, replacing
 
 try:
     import fcntl
@@ -111,9 +111,10 @@ class Rows:
         """Writes rows, and lets them reach the file."""
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
-        for one in rows:
-            self._file.write(_json_line(one))
-        self._file.flush()
+        with naming(self._path):
+            for one in rows:
+                self._file.write(_json_line(one))
+            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:

@@ -18,6 +18,7 @@ from flamboyance.files import (
     Record,
     is_inside,
     is_table,
+    local_name,
     read_table,
     read_text,
     walk,
@@ -135,7 +136,7 @@ def _image(table: Path, record: Record, place: str, outside: bool) -> Path:
     if not isinstance(name, str) or not name.strip():
         shown = "empty" if name in (None, "") or isinstance(name, str) else f"{_brief(name)}"
         raise ValueError(f"{place}: {column} is {shown}; expected the path of an image")
-    name = name.strip()
+    name = local_name(name.strip())
     if "://" in name[:12] or name.startswith("data:"):
         raise ValueError(f"{place}: the image {_brief(name)} is a URL, and URLs are not fetched; save it as a file")
     image = Path(os.path.normpath(table.parent / name))

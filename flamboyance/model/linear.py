@@ -209,7 +209,7 @@ def onednn_is_faster() -> bool:
 
 def _processor() -> str:
     try:
-        return Path("/proc/cpuinfo").read_text(errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor()
 

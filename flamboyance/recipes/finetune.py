@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import warnings
 from functools import partial
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from flamboyance import catalog
 from flamboyance.catalog import MINI
-from flamboyance.files import replacing
 from flamboyance.recipes.held_out import Kept, draw, evaluate, unknown_words
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run
@@ -33,23 +30,26 @@ def finetune(
     rate: float | None = None,
     held_out: float = 0.1,
     template: str = "",
+    outside: bool = False,
 ) -> Run:
-    """Trains a checkpoint further on your own images and texts: a folder, JSONL, CSV, or tars.
+    """Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.
 
-    Some of the data is never trained on; four times in a run the loss on it is measured, and the share of its texts
-    that the model gives word for word.
+    Some of the images are never trained on; four times in a run the loss on them is measured, and the share of their
+    texts that the model gives word for word.
 
     Args:
-        data: a folder of images with their texts beside them (cat.jpg, cat.txt); a .csv or .jsonl with image and text,
-            or image, question and answer; a .jsonl of interleaved documents; tars of the same.
+        data: a folder of images with their texts beside them (cat.jpg, cat.txt); a .csv, .tsv or .jsonl with image and
+            text (or label), or image, question and answer; a .jsonl of interleaved documents; tars of the same.
         output: the run's directory.
         model: mini, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
         steps: optimizer steps.
         batch_size: documents in a step, on each device; a small folder is read again and again.
         rate: learning rate, falling to nothing; none: 5e-4 for mini, 5e-5 for the others.
-        held_out: share of the documents that is kept for measuring, at most 200 of them; 0: none.
+        held_out: share of the documents that is kept for measuring, at most 200 of them; 0: none. They are chosen by
+            image, from all of the data, evenly over labels.
         template: how an image and its text are written, as in "<image>A photo of {text}"; by default as the templates
             `caption` and `vqa` have it.
+        outside: images may be outside of the folder of the data: absolute paths, `..`, links that lead out.
 
     Raises:
         ValueError: the share is not between 0 and 1.
@@ -57,10 +57,7 @@ def finetune(
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out={held_out}: expected a share from 0 up and below 1")
     kept = str(Path(output) / "held_out.json") if held_out else ""
-    rows = str(Path(output) / "data.jsonl") if data.endswith(".csv") else data
-    source = Kept(
-        shards=rows, batch_size=batch_size, template=template, shuffle=100, outside=rows != data, held_out=kept
-    )
+    source = Kept(shards=data, batch_size=batch_size, template=template, shuffle=100, outside=outside, held_out=kept)
     training = Training(
         output=output,
         sources={"own": source},
@@ -78,29 +75,8 @@ def finetune(
         build=partial(build, model, source),
         outline=partial(outline, model),
         evaluate=partial(evaluate, source=source) if held_out else None,
-        prepare=partial(prepare, data, source, held_out),
+        prepare=partial(draw, source, held_out),
     )
-
-
-def prepare(data: str, source: Kept, held_out: float) -> None:
-    """Draws what is held out; a CSV file's rows are written as JSONL first."""
-    if data.endswith(".csv"):
-        _write_rows(Path(data), Path(str(source.shards)))
-    draw(source, held_out)
-
-
-def _write_rows(data: Path, target: Path) -> None:
-    """A CSV file as JSONL whose paths hold from anywhere."""
-    with data.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "image" not in (reader.fieldnames or []):
-            raise ValueError(
-                f"{data} has the columns {','.join(reader.fieldnames or [])}; expected image,text or "
-                "image,question,answer"
-            )
-        rows = [{**row, "image": str(data.parent.resolve() / row["image"])} for row in reader if row["image"]]
-    with replacing(target) as part:
-        Path(part).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:

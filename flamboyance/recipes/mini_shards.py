@@ -96,8 +96,8 @@ def write(folder: Path, documents: int, data_seed: int, progress: Callable[[int]
 def _check_same(file: Path, asked: dict[str, int]) -> None:
     if not file.is_file():
         with replacing(file) as part:
-            Path(part).write_text(json.dumps(asked) + "\n")
-    found = json.loads(file.read_text())
+            Path(part).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    found = json.loads(file.read_text(encoding="utf-8"))
     if found != asked:
         differ = ", ".join(
             f"{key}={found.get(key)} instead of {asked[key]}" for key in asked if found.get(key) != asked[key]

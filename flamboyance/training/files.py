@@ -34,7 +34,7 @@ def write_settings(output: Path, run: Run, command: list[str] | None) -> None:
     for name, source in run.training.sources.items():
         settings["sources"][name] = {"format": type(source).__name__, **settings["sources"][name]}
     versions = {name: version(name) for name in ("flamboyance", "torch", "transformers")}
-    with replacing(output / "training.json") as part, open(part, "w") as file:
+    with replacing(output / "training.json") as part, open(part, "w", encoding="utf-8") as file:
         json.dump({"command": command, "versions": versions, "training": settings}, file, indent=2)
 
 
@@ -57,7 +57,7 @@ def only_one(output: Path, here: World) -> Generator[None]:
         yield
         return
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "w") as lock:
+    with open(output / ".lock", "w", encoding="utf-8") as lock:
         for left in range(20, -1, -1):
             try:
                 # Of this process, not of its children: data workers that outlive it for a moment hold nothing.

@@ -106,14 +106,14 @@ def _cut(path: Path, start: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in [] if start == 0 else path.read_text(errors="replace").splitlines(keepends=True):
+    for line in [] if start == 0 else path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] > start:
                 break
         except (ValueError, KeyError, TypeError):
             break
         kept.append(line)
-    with replacing(path) as part, open(part, "w") as file:
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(kept)
 
 
@@ -163,8 +163,8 @@ def _tracker(name: str, output: Path, start: int, config: Any) -> Any:
     # One run there for this directory, however often it is resumed, and no other directory's of the same name.
     known = output / ".run-id"
     if not known.exists():
-        known.write_text(uuid.uuid4().hex[:12])
-    run = f"{output.resolve().name}-{known.read_text()}"
+        known.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    run = f"{output.resolve().name}-{known.read_text(encoding='utf-8')}"
     more = {"dir": str(output), "id": run, "resume": "allow"} if name == "wandb" else {"resume": "allow"}
     library.init(project="flamboyance", name=run, config=config, **more)
 

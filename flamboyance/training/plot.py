@@ -60,7 +60,7 @@ def read(run: Path) -> Log:
     path = run / LOG if run.is_dir() else run
     if not path.is_file():
         raise FileNotFoundError(f"no log to plot: {path} does not exist; give a run's directory, or its {LOG}")
-    text = path.read_text(errors="replace")
+    text = path.read_text(errors="replace", encoding="utf-8")
     lines = text.split("\n")
     rows = []
     for number, line in enumerate(lines[:-1] if not text.endswith("\n") else lines, 1):

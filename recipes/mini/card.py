@@ -72,4 +72,4 @@ def write(directory: Path, table: str, parameters: dict[str, float], megabytes: 
     """Writes README.md; `parameters` in millions: vision, language, trained."""
     total = sum(parameters.values())
     text = CARD.format(table=table, total=total, megabytes=megabytes, origin=origin, **parameters)
-    (directory / "README.md").write_text(text)
+    (directory / "README.md").write_text(text, encoding="utf-8")

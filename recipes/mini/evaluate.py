@@ -242,5 +242,5 @@ def markdown(rows: list[Row]) -> str:
 def save(rows: list[Row], folder: Path) -> None:
     """Writes table.json and table.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    (folder / "table.md").write_text(markdown(rows) + "\n")
+    (folder / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    (folder / "table.md").write_text(markdown(rows) + "\n", encoding="utf-8")

@@ -38,11 +38,11 @@ def halve(directory: Path) -> int:
         save_file(tensors, file, metadata={"format": "pt"})
         file.chmod(0o644)
     for file in directory.rglob("config.json"):
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         for part in (config, config.get("text_config") or {}):
             if "dtype" in part:
                 part["dtype"] = "float32"
-        file.write_text(json.dumps(config, indent=2) + "\n")
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
     if size > MOST_BYTES:
         raise ValueError(f"the weights in {directory} take {size / 1e6:.1f} MB; at most 20 MB are shipped")

@@ -25,7 +25,7 @@ def copied(given):
 def edited(given, **changes):
     """A copy of the model with another config.json."""
     file = copied(given) / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
     return file.parent
 
 
@@ -51,13 +51,13 @@ def directory_without_a_configuration(given):
 
 @case(ValueError, "…config.json is not valid JSON (…). Restore it from the original checkpoint.")
 def configuration_that_is_corrupt(given):
-    (given.tmp / "config.json").write_text('{"model_type": "flam')
+    (given.tmp / "config.json").write_text('{"model_type": "flam', encoding="utf-8")
     open_model(given.tmp)
 
 
 @case(ValueError, "…config.json holds a JSON list; expected an object with model_type 'flamingo'.")
 def configuration_that_is_a_list(given):
-    (given.tmp / "config.json").write_text("[]")
+    (given.tmp / "config.json").write_text("[]", encoding="utf-8")
     open_model(given.tmp)
 
 

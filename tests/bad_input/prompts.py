@@ -35,7 +35,7 @@ def image_file_that_is_truncated(given):
 
 @case(ImageError, "'…x.png' is not an image of a known kind (it starts with b'not an i'); use JPEG, PNG or WebP")
 def text_instead_of_an_image(given):
-    (given.tmp / "x.png").write_text("not an image")
+    (given.tmp / "x.png").write_text("not an image", encoding="utf-8")
     load_image(given.tmp / "x.png")
 
 

@@ -31,7 +31,7 @@ def test_readme_shows_a_column_for_each_peer_and_precision():
 
 def test_the_newest_results_are_taken(tmp_path):
     for name, date in (("bench-z", "2029-12-31"), ("bench-a", "2030-01-02"), ("other-z", "2031-01-01")):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content([], date)))
+        (tmp_path / f"{name}.json").write_text(json.dumps(content([], date)), encoding="utf-8")
     assert table.newest(tmp_path).name == "bench-a.json"
 
 
@@ -42,21 +42,21 @@ def test_no_results_say_what_to_do(tmp_path):
 
 def test_the_table_replaces_what_stood_between_the_marks(tmp_path):
     results, readme = tmp_path / "bench-a.json", tmp_path / "README.md"
-    results.write_text(json.dumps(content([result()])))
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    results.write_text(json.dumps(content([result()])), encoding="utf-8")
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
     for _ in range(2):  # a second time changes nothing
         assert table.write(results, readme)
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{table.BEGIN}\n| times") and text.endswith(f"{table.END}\nafter\n")
     assert "old" not in text and text.count("**4.0**") == 1
 
 
 def test_a_readme_without_marks_is_left_alone(tmp_path):
     results, readme = tmp_path / "bench-a.json", tmp_path / "README.md"
-    results.write_text(json.dumps(content([result()])))
-    readme.write_text("words")
+    results.write_text(json.dumps(content([result()])), encoding="utf-8")
+    readme.write_text("words", encoding="utf-8")
     assert not table.write(results, readme)
-    assert readme.read_text() == "words"
+    assert readme.read_text(encoding="utf-8") == "words"
 
 
 def test_outputs_say_how_answers_compare():

@@ -295,7 +295,7 @@ def test_a_second_save_leaves_nothing_of_the_first(tiny, tmp_path, first, second
 def test_shards_of_an_earlier_save_are_gone(model, tmp_path):
     model.language_model.save_pretrained(tmp_path / "language", max_shard_size="20KB")
     assert (tmp_path / "language" / "model.safetensors.index.json").is_file()
-    (tmp_path / "language" / "notes.txt").write_text("mine")
+    (tmp_path / "language" / "notes.txt").write_text("mine", encoding="utf-8")
     unfrozen_language(model)
     train_a_little(model)
     model.save_pretrained(tmp_path, include_backbones=True)
@@ -403,5 +403,5 @@ def test_moved_elsewhere(trained, tmp_path):
     directory, models = trained
     shutil.copytree(directory / "on_language", tmp_path / "elsewhere")
     for file in Path(tmp_path / "elsewhere").rglob("*.json"):
-        assert str(directory.parent) not in file.read_text()
+        assert str(directory.parent) not in file.read_text(encoding="utf-8")
     same(models["on_language"], open_model(tmp_path / "elsewhere"))

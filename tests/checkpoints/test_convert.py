@@ -99,10 +99,10 @@ def test_a_checkpoint_of_none_of_the_released(case, tmp_path):
 
 
 def test_a_file_in_the_way(case, tmp_path):
-    (tmp_path / "out").write_text("mine")
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="out is a file; expected a directory to write to"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out", **case.backbones)
-    assert (tmp_path / "out").read_text() == "mine"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
 def test_frozen_embeddings(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo, released
 
-KEYS = json.loads((Path(__file__).parent.parent / "parity" / "openflamingo_keys.json").read_text())
+KEYS = json.loads((Path(__file__).parent.parent / "parity" / "openflamingo_keys.json").read_text(encoding="utf-8"))
 MPT_1B, MPT_1B_DOLLY, RPJ, RPJ_INSTRUCT, MPT_7B = KEYS
 
 # Published: layers with a block, and parameters of blocks and resampler, of the embedding table, and what trains.

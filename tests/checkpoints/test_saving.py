@@ -59,7 +59,7 @@ def test_the_frozen_language_model_is_its_own(case, model, saved):
 def test_with_backbones_it_stands_alone(case, model, tmp_path):
     model.save_pretrained(tmp_path / "whole", include_backbones=True)
     shutil.move(tmp_path / "whole", tmp_path / "elsewhere")
-    config = json.loads((tmp_path / "elsewhere" / "config.json").read_text())
+    config = json.loads((tmp_path / "elsewhere" / "config.json").read_text(encoding="utf-8"))
     assert (config["language"], config["vision"]["name"]) == ("./language", "./vision")
     again = open_model(tmp_path / "elsewhere")
     assert torch.equal(case.logits(again), case.logits(model))

@@ -37,7 +37,7 @@ def captioned(tmp_path: Path) -> Path:
     folder.mkdir()
     for colour in ("red", "blue"):
         Image.new("RGB", (16, 16), colour).save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} square")
+        (folder / f"{colour}.txt").write_text(f"a {colour} square", encoding="utf-8")
     return folder
 
 
@@ -65,7 +65,7 @@ def test_other_settings_are_refused(models, photos, captioned, tmp_path, suffix,
 
     assert again() == 0
     whole, about = out.read_bytes(), (tmp_path / f"out{suffix}.settings.json").read_bytes()
-    (captioned / "red.txt").write_text("a red cat")
+    (captioned / "red.txt").write_text("a red cat", encoding="utf-8")
     for changed, words in (
         ({"model": models[1]}, "model"),
         ({"model": None}, "mini"),
@@ -79,7 +79,7 @@ def test_other_settings_are_refused(models, photos, captioned, tmp_path, suffix,
         assert again(**changed) == 2
         assert words in capsys.readouterr().err
         assert out.read_bytes() == whole
-    (captioned / "red.txt").write_text("a red square")
+    (captioned / "red.txt").write_text("a red square", encoding="utf-8")
     assert again() == again(batch_size=1) == 0
     assert out.read_bytes() == whole
     assert (tmp_path / f"out{suffix}.settings.json").read_bytes() == about

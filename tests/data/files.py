@@ -52,5 +52,5 @@ def line_shards(folder: Path, sizes: Iterable[int]) -> list[str]:
     names = []
     for shard, size in enumerate(sizes):
         names.append(str(folder / f"{shard:03d}.jsonl"))
-        Path(names[-1]).write_text("".join(json.dumps([shard, line]) + "\n" for line in range(size)))
+        Path(names[-1]).write_text("".join(json.dumps([shard, line]) + "\n" for line in range(size)), encoding="utf-8")
     return names

@@ -70,6 +70,18 @@ def test_a_tar_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not (tmp_path / "1.tar").exists()
 
 
+@pytest.mark.parametrize("name", ["rows.CSV", "rows.tsv"])
+def test_a_table_as_tars(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(RED)
+    separator = "\t" if name == "rows.tsv" else ";"
+    lines = ["image,question,answer", "a.jpg,what?,Ein Bär.", "gone.jpg,what?,b"]
+    (tmp_path / name).write_text("\n".join(lines).replace(",", separator), encoding="utf-8")
+    counts = convert_folder(tmp_path / name, tmp_path / "tars")
+    assert counts == {"records": 1, "left out: missing image": 1, "tars written": 1}
+    (found,) = documents(Own(shards="", batch_size=1), tmp_path / "tars" / "00000.tar")
+    assert found.text == "<image>Question:what? Short answer:Ein Bär.<|endofchunk|>" and found.images == (RED,)
+
+
 @pytest.mark.parametrize("record", [("a.b", {"txt": b""}), ("x/", {"txt": b""}), ("a", {})])
 def test_records_that_would_be_read_as_others(tmp_path: Path, record: Any) -> None:
     with pytest.raises(ValueError, match="no record"):
@@ -236,12 +248,12 @@ def captioned(tmp_path: Path) -> Path:
     Image.new("RGB", (8, 8), "green").save(folder / "b.PNG")
     (folder / "a.jpg").write_bytes(RED)
     (folder / "more/c.jpeg").write_bytes(BLUE)
-    (folder / "a.txt").write_text("A red square.")
+    (folder / "a.txt").write_text("A red square.", encoding="utf-8")
     (folder / "b.txt").write_text("Ein grünes Quadrat.\n", encoding="utf-8")
-    (folder / "more/c.json").write_text('{"question": "What colour?", "answer": "blue"}')
+    (folder / "more/c.json").write_text('{"question": "What colour?", "answer": "blue"}', encoding="utf-8")
     (folder / "alone.jpg").write_bytes(WHITE)
-    (folder / "notes.jpg").write_text("no image")
-    (folder / "notes.txt").write_text("really")
+    (folder / "notes.jpg").write_text("no image", encoding="utf-8")
+    (folder / "notes.txt").write_text("really", encoding="utf-8")
     return folder
 
 
@@ -275,7 +287,7 @@ def test_a_jsonl_file_becomes_tars_that_read_the_same(captioned: Path, tmp_path:
         {"image": "a.jpg", "text": "<image>x<|endofchunk|>y", "source": "mine"},
     ]
     path = captioned / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     counts = convert_folder(path, tmp_path / "tars", per_shard=2)
     assert counts == {"records": 5, "tars written": 3}
     own = Own(shards="", batch_size=1)

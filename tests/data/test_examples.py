@@ -260,3 +260,8 @@ def test_text_from_outside_cannot_hold_our_tokens() -> None:
 
 def test_half_of_a_surrogate_pair_is_no_crash() -> None:
     assert example("<image>a \ud83d cat<|endofchunk|>", source(), "all").input_ids[-1] == EOS
+
+
+def test_a_text_of_megabytes_is_rejected_before_it_is_tokenized() -> None:
+    with pytest.raises(Rejected, match="text too long"):
+        example("<image>" + "a cat " * 200_000, source())

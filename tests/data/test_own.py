@@ -39,7 +39,7 @@ def test_a_question_is_written_as_a_demonstration(folder: Path) -> None:
 
 def test_it_is_what_few_shot_tasks_make_of_the_same_file(folder: Path) -> None:
     line = json.dumps({"image": "a.jpg", "question": "How many?\n", "answer": " two"})
-    (folder / "data.jsonl").write_text(line)
+    (folder / "data.jsonl").write_text(line, encoding="utf-8")
     ((_, *values),) = read_demonstrations(folder / "data.jsonl")
     assert read(OWN, json_record(line.encode(), folder)).text == templates.vqa.demonstration(*values)
 
@@ -128,7 +128,7 @@ def test_images_stay_in_the_folder(folder: Path) -> None:
         ({"image": "a.jpg"}, "no text"),
         ({"image": "a.jpg", "text": " "}, "no text"),
         ({"image": "a.jpg", "text": None}, "no text"),
-        ({"image": "a.jpg", "question": "a", "answer": 3}, "no answer"),
+        ({"image": "a.jpg", "question": "a", "answer": 3.5}, "no answer"),
         ({"images": ["a.jpg", "a.jpg"], "text": "a"}, "images and <image> differ in number"),
         ({"image": "data:image/png;base64,a", "text": "a"}, "damaged image"),
         ({"image": "x" * 5001, "text": "a"}, "damaged image"),
@@ -164,3 +164,57 @@ def test_images_of_a_remote_file(folder: Path) -> None:
     for path, why in {"gone.jpg": "missing image", "../b.jpg": "image outside the folder"}.items():
         record = Record("0", {"json": json.dumps({"image": path, "text": "a"}).encode()}, "memory://own")
         assert reason(OWN, record) == why
+
+
+@pytest.mark.parametrize("image", ["a.jpg", "./a.jpg"])
+def test_a_file_that_is_named_very_often_is_counted_before_it_is_read(
+    folder: Path, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    monkeypatch.setattr("flamboyance.data.reading._local", lambda *given: reads.append(given) or RED)
+    assert reason(OWN, json_record({"image": [image] * 100_000, "text": "a"}, folder)) == (
+        "images and <image> differ in number"
+    )
+    assert not reads
+    found = read(OWN, json_record({"images": [image] * 100, "text": "<image>a" * 100}, folder))
+    assert len(found.images) == 100 and len(reads) == 1
+    assert all(one is found.images[0] for one in found.images)
+
+
+def test_images_of_one_record_have_a_limit_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flamboyance.data.own.FILE_LIMIT", 3 * len(RED) - 1)
+    given = {"images": ["a.jpg"] * 2, "text": "<image>a<image>b"}
+    assert len(read(OWN, json_record(given, folder)).images) == 2
+    given = {"images": ["a.jpg", "a.jpg", "a.jpg"], "text": "<image>a<image>b<image>c"}
+    assert reason(OWN, json_record(given, folder)) == "image too large"
+
+
+@pytest.mark.parametrize("field", ["text", "question", "answer", "caption"])
+def test_a_text_of_megabytes_is_rejected_before_it_is_tokenized(folder: Path, field: str) -> None:
+    content = (
+        {"image": "a.jpg", "question": "a", "answer": "b"} if field in ("question", "answer") else {"image": "a.jpg"}
+    )
+    assert reason(OWN, json_record(content | {field: "word " * 300_000}, folder)) == "text too long"
+    assert reason(OWN, Record("a", {"jpg": RED, "txt": b"word " * 300_000})) == "text too long"
+
+
+def test_halves_of_surrogate_pairs_become_question_marks(folder: Path) -> None:
+    line = rb'{"image": "a.jpg", "question": "what\ud83d?", "answer": "\uDE00a"}'
+    assert read(OWN, json_record(line, folder)).text == "<image>Question:what?? Short answer:?a<|endofchunk|>"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"label": "cat"}, "<image>Output:cat<|endofchunk|>"),
+        ({"label": 7}, "<image>Output:7<|endofchunk|>"),
+        ({"captions": ["A cat.", "B."]}, "<image>Output:A cat.<|endofchunk|>"),
+        ({"question": "Is it?", "label": "yes"}, "<image>Question:Is it? Short answer:yes<|endofchunk|>"),
+        (
+            {"question": "Is it?", "answers": ["no", "yes", "yes"]},
+            "<image>Question:Is it? Short answer:yes<|endofchunk|>",
+        ),
+    ],
+)
+def test_what_evaluate_reads_can_be_trained_on(folder: Path, content: dict[str, Any], text: str) -> None:
+    assert read(OWN, json_record({"image": "a.jpg"} | content, folder)).text == text

@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flamboyance.data import shards
+from flamboyance.data import shards, tables
 from flamboyance.data.documents import Record
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
@@ -165,8 +166,8 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
         ("a", {"png": b"A", "txt": b"text", "json": b"{}"}),
         ("b", {"jpg": b"B"}),
         ("c", {"webp": b"C"}),
-        ("metadata.jsonl:1", {"json": b'{"file_name": "x.jpg"}\n'}),
-        ("metadata.jsonl:3", {"json": b'{"file_name": "y.jpg"}\n'}),
+        ("metadata.jsonl:1", {"json": b'{"file_name": "x.jpg"}'}),
+        ("metadata.jsonl:3", {"json": b'{"file_name": "y.jpg"}'}),
     ]
     assert [r.folder for r in records(str(tmp_path))][2:4] == [str(tmp_path / "sub"), str(tmp_path / "told")]
 
@@ -190,6 +191,14 @@ def claiming(size: int) -> bytes:
     return corrupt(SECOND, bytes(header))
 
 
+OTHERS = tar_bytes([file for number in (7, 8) for file in pair(number)])
+
+
+def short(tar: bytes) -> bytes:
+    """The tar with just the two blocks of zeros that end it, as some writers leave it."""
+    return tar[: -(-len(tar.rstrip(b"\0")) // 512) * 512 + 1024]
+
+
 DAMAGED = {
     "zero bytes": (b"", ["empty shard"]),
     "an empty tar": (b"\0" * 10240, ["empty shard"]),
@@ -197,7 +206,20 @@ DAMAGED = {
     "a short text": (b"404 not found", ["not a tar"]),
     "cut in an image": (GOOD[: SECOND + 600], ["truncated tar", "00000"]),
     "cut in a header": (GOOD[: SECOND + 300], ["truncated tar", "00000"]),
-    "cut between records": (GOOD[:SECOND], ["00000"]),
+    "cut between records": (GOOD[:SECOND], ["truncated tar", "00000"]),
+    "cut between members": (GOOD[: SECOND - 1024], ["truncated tar", "00000"]),
+    "two tars": (GOOD + OTHERS, ["00000", "00001", "00002", "00007", "00008"]),
+    "two tars that end in two blocks of zeros": (
+        short(GOOD) + short(OTHERS),
+        ["00000", "00001", "00002", "00007", "00008"],
+    ),
+    "a tar that ends in one block of zeros": (short(GOOD)[:-512], ["00000", "00001", "00002"]),
+    "4 kB of zeros over records": (corrupt(SECOND, b"\0" * 4096), ["zeros inside a tar", "00000", "00002"]),
+    "zeros over a header": (corrupt(SECOND, b"\0" * 1024), ["damaged tar header", "00000", "00001", "00002"]),
+    "4 kB of zeros between records": (
+        GOOD[:SECOND] + b"\0" * 4096 + GOOD[SECOND:],
+        ["zeros inside a tar", "00000", "00001", "00002"],
+    ),
     "a damaged header": (corrupt(SECOND, b"\xff" * 20), ["damaged tar header", "00000", "00001", "00002"]),
     "a damaged first header": (corrupt(0, b"\xff" * 20), ["damaged tar header", "00000", "00001", "00002"]),
     "a size that is no number": (corrupt(SECOND + 124, b"what"), ["damaged tar header", "00000", "00001", "00002"]),
@@ -241,7 +263,7 @@ def test_noise_anywhere_is_survived(tmp_path: Path) -> None:
 
 
 def test_a_long_line_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MEMBER_LIMIT", 1 << 20)
+    monkeypatch.setattr(tables, "MEMBER_LIMIT", 1 << 20)
     shard = written(tmp_path / "x.jsonl", b"first\n" + b"x" * (3 << 20) + b"\nlast\n")
     assert keys(shard) == [f"{shard}:1", "line longer than 1 MB"]
 
@@ -275,10 +297,10 @@ def test_a_failing_command_is_tried_again_and_goes_on(tmp_path: Path, monkeypatc
         f"pipe:echo x >> {tries}; [ $(wc -l < {tries}) -gt 1 ] && cat {shard} || {{ head -c {SECOND} {shard}; false; }}"
     )
     assert keys(once) == ["00000", "00001", "00002"]
-    assert len(tries.read_text().split()) == 2
+    assert len(tries.read_text(encoding="utf-8").split()) == 2
     tries.unlink()
     assert keys(f"pipe:echo x >> {tries}; false") == ["shard cannot be read: OSError"]
-    assert len(tries.read_text().split()) == 3
+    assert len(tries.read_text(encoding="utf-8").split()) == 3
     assert keys(f"pipe:cat {shard}; exit 3") == ["00000", "00001", "00002", "shard cannot be read: OSError"]
 
 
@@ -348,3 +370,97 @@ def test_json_survives_as_stored(tmp_path: Path) -> None:
     shard = written(tmp_path / "x.tar", tar_bytes([("0.json", json.dumps({"a": "ü"}).encode())]))
     assert read(shard) == [("0", {"json": json.dumps({"a": "ü"}).encode()})]
     assert not any(isinstance(item, Damage) for item in records(str(shard)))
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.csv", 'image,text\na.jpg,"one, two"\n'),
+        ("x.CSV", "\ufeffImage; Text\r\na.jpg;one, two\r\n"),
+        ("x.tsv", "image\ttext\na.jpg\tone, two\n"),
+        ("x.csv.gz", gzip.compress(b"image;text\ra.jpg;one, two\r")),
+    ],
+)
+def test_rows_of_a_table(tmp_path: Path, name: str, content: str | bytes) -> None:
+    shard = written(tmp_path / name, content.encode() if isinstance(content, str) else content)
+    (found,) = [record for record in records(*expand(shard)) if isinstance(record, Record)]
+    assert json.loads(found.fields["json"]) == {"image": "a.jpg", "text": "one, two"}
+    assert found.folder == str(tmp_path) and found.key.startswith(f"{shard}, line")
+
+
+def test_lines_in_upper_case_and_by_their_other_name(tmp_path: Path) -> None:
+    for name in ("x.JSONL", "x.ndjson", "x.Jsonl.GZ"):
+        content = b'{"a": 1}\n{"a": 2}\n'
+        shard = written(tmp_path / name, gzip.compress(content) if name.endswith("GZ") else content)
+        assert keys(shard) == [f"{shard}:1", f"{shard}:2"]
+
+
+def test_a_damaged_table_is_refused_before_training(tmp_path: Path) -> None:
+    shard = written(tmp_path / "x.csv", b"image,text\na.jpg,a dog, two cats\n")
+    with pytest.raises(ValueError, match=r"x\.csv, line 2 has 3 values for the 2 columns image,text"):
+        expand(shard)
+    assert keys(shard) == ["damaged table"]
+    shard = written(tmp_path / "y.csv", b"picture,words\na.jpg,a dog\n")
+    with pytest.raises(ValueError, match=r"y\.csv, line 2 has the columns picture,words; expected image,text"):
+        expand(shard)
+
+
+# Folders
+
+
+def test_texts_and_images_of_a_folder_in_any_case(tmp_path: Path) -> None:
+    for name in ("a.JPG", "a.TXT", "b.avif", "b.txt", "c.jfif", "c.Json"):
+        written(tmp_path / name, b"{}")
+    assert [(Path(k).name, set(f)) for k, f in read(tmp_path)] == [
+        ("a", {"jpg", "txt"}),
+        ("b", {"avif", "txt"}),
+        ("c", {"jfif", "json"}),
+    ]
+
+
+def test_pictures_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    for name in ("a.HEIC", "b.heic", "c.jxl"):
+        written(tmp_path / name, b"")
+    assert expand(str(tmp_path)) == [str(tmp_path)]
+    assert read(tmp_path) == [".heic is not read", ".heic is not read", ".jxl is not read"]
+
+
+def test_metadata_as_csv(tmp_path: Path) -> None:
+    written(tmp_path / "metadata.CSV", b"file_name,text\na.jpg,a cat\n")
+    written(tmp_path / "a.jpg", b"A")
+    ((_, fields),) = read(tmp_path)
+    assert json.loads(fields["json"]) == {"file_name": "a.jpg", "text": "a cat"}
+
+
+def test_links_of_a_folder_stay_inside(tmp_path: Path) -> None:
+    away, home = tmp_path / "away", tmp_path / "home"
+    written(away / "b.jpg", b"B")
+    written(away / "b.txt", b"root:x:0:0")
+    for name in ("a.jpg", "c.jpg", "d.jpg"):
+        written(home / name, b"A")
+    (home / "inner.jpg").symlink_to("a.jpg")
+    (home / "b.jpg").symlink_to(away / "b.jpg")
+    (home / "a.txt").symlink_to(away / "b.txt")
+    (home / "zero.jpg").symlink_to("/dev/zero")
+    (home / "more").symlink_to(away)
+    os.mkfifo(home / "pipe.jpg")
+    os.mkfifo(home / "c.txt")
+    assert sorted(keys(home)) == sorted(
+        [
+            *(str(home / "d"), str(home / "inner"), "text outside the folder", "text is no regular file"),
+            *("image outside the folder", "image outside the folder", "image is no regular file"),
+            "folder outside the folder",
+        ]
+    )
+    followed = {r.key: r.fields for r in records(str(home), outside=True) if isinstance(r, Record)}
+    assert followed[str(home / "b")] == {"jpg": b"B"} and followed[str(home / "a")]["txt"] == b"root:x:0:0"
+    assert str(home / "more" / "b") in followed
+
+
+def test_a_text_beside_an_image_has_a_limit(tmp_path: Path) -> None:
+    written(tmp_path / "a.jpg", b"A")
+    written(tmp_path / "a.txt", b"a" * ((1 << 20) + 1))
+    assert read(tmp_path) == ["text too long"]

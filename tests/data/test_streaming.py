@@ -170,7 +170,7 @@ def test_resuming_reads_only_the_shards_of_its_buffer(shards: list[str], monkeyp
     draw(given, 200)
     state, opened = given.state(), []
     true_records = streaming.records
-    monkeypatch.setattr(streaming, "records", lambda shard: opened.append(shard) or true_records(shard))
+    monkeypatch.setattr(streaming, "records", lambda shard, *given: opened.append(shard) or true_records(shard, *given))
     stream(shards, state, shuffle=6, replacement=True)
     assert len(opened) == len({o for o, _ in state["buffer"]} | {state["ordinal"]}) < 7
 
@@ -181,7 +181,7 @@ def test_a_record_that_is_gone_is_counted_and_the_stream_goes_on(tmp_path: Path)
     draw(given, 3)
     state = given.state()
     for shard in shards:
-        Path(shard).write_text(Path(shard).read_text().splitlines(keepends=True)[0])
+        Path(shard).write_text(Path(shard).read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
     resumed = stream(shards, state, shuffle=6)
     assert resumed.drops["not found again on resuming"] > 0
     assert len(draw(resumed, 20)) == 20

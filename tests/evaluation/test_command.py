@@ -31,7 +31,7 @@ def pets(tmp_path_factory):
     images = draw(folder / "images", 40, 0)
     for kind, texts in (("label", ("cat", "dog")), ("text", WORDS)):
         lines = [f"images/{image.name},{texts[i % len(texts)]}" for i, image in enumerate(images)]
-        (folder / f"{kind}.csv").write_text("\n".join([f"image,{kind}", *lines]) + "\n")
+        (folder / f"{kind}.csv").write_text("\n".join([f"image,{kind}", *lines]) + "\n", encoding="utf-8")
     return folder
 
 
@@ -63,7 +63,7 @@ def expected(output) -> dict:
 
 
 def test_what_is_written(whole, pets, model):
-    run = json.loads((whole / "run.json").read_text())
+    run = json.loads((whole / "run.json").read_text(encoding="utf-8"))
     assert run["model"]["name"] == str(model) and run["versions"]["torch"] and run["command"][0] == "flamboyance"
     assert run["tasks"]["label"]["labels"] == ["cat", "dog"] and run["tasks"]["text"]["metric"] == "CIDEr"
     assert run["settings"]["shots"] == [0, 3]
@@ -75,7 +75,7 @@ def test_what_is_written(whole, pets, model):
     for row in rows:
         shown = [shot["image"] for shot in row["demonstrations"]]
         assert len(set(shown)) == 3 and row["image"] not in shown and row["score"] in (0, 100)
-    score = json.loads((whole / "label/3-rices-0/score.json").read_text())
+    score = json.loads((whole / "label/3-rices-0/score.json").read_text(encoding="utf-8"))
     assert score["value"] == pytest.approx(sum(row["score"] for row in rows) / 40)
     assert score["interval"][0] <= score["value"] <= score["interval"][1]
 
@@ -88,7 +88,9 @@ def test_two_processes_give_the_same(whole, pets, model, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert results(tmp_path) == expected(whole)
-    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((whole / "scores.json").read_text())
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")) == json.loads(
+        (whole / "scores.json").read_text(encoding="utf-8")
+    )
     assert done.stdout.count("label, 3 shots, random, seed 0: top-1") == 1
 
 
@@ -104,7 +106,9 @@ def test_killed_and_gone_on_with(whole, pets, model, tmp_path):
         assert not (tmp_path / "scores.json").exists()
     assert main(arguments(pets, model, tmp_path)) == 0
     assert results(tmp_path) == expected(whole)
-    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((whole / "scores.json").read_text())
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")) == json.loads(
+        (whole / "scores.json").read_text(encoding="utf-8")
+    )
 
 
 def test_scores_are_printed_at_the_end_with_their_intervals(whole, pets, model, capsys):
@@ -112,7 +116,7 @@ def test_scores_are_printed_at_the_end_with_their_intervals(whole, pets, model, 
     capsys.readouterr()
     assert main(arguments(pets, model, whole, "--seeds", "1", "--shots", "3")) == 0
     lines = capsys.readouterr().out.splitlines()
-    scores = json.loads((whole / "scores.json").read_text())["label"]
+    scores = json.loads((whole / "scores.json").read_text(encoding="utf-8"))["label"]
     (random,) = [line for line in lines if "random" in line and line.startswith("label, top-1")]
     mean, deviation = (scores["random"]["3"][name] for name in ("mean", "std"))
     assert f"{mean:.1f} ({deviation:.1f})" in random and " to " in random
@@ -129,7 +133,7 @@ def test_scores_as_json(whole, pets, model, capsys):
     assert told["output"] == str(whole) and told["model"] == str(model) and told["protocol"] == "papers"
     rows = {(one["task"], one["demonstrations"], one["shots"]): one for one in told["scores"]}
     assert set(rows) == {(t, w, n) for t in ("label", "text") for w in ("random", "rices") for n in (0, 3)}
-    scores = json.loads((whole / "scores.json").read_text())
+    scores = json.loads((whole / "scores.json").read_text(encoding="utf-8"))
     for (task, way, shots), row in rows.items():
         kept = scores[task][way][str(shots)]
         assert (row["mean"], row["std"]) == (kept["mean"], kept["std"])
@@ -161,7 +165,7 @@ def test_a_query_without_a_feature_is_named_before_the_model_is_loaded(pets, mod
     monkeypatch.setattr("flamboyance.commands.evaluate.open_answers", None)
     images = draw(tmp_path / "images", 6, 5)
     lines = [f"images/{image.name},{('cat', 'dog')[i % 2]}" for i, image in enumerate(images)]
-    (tmp_path / "label.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    (tmp_path / "label.csv").write_text("\n".join(["image,label", *lines]) + "\n", encoding="utf-8")
     given = ["evaluate", tmp_path / "label.csv", "--model", model, "--output", tmp_path / "run", "--shots", "3"]
     given += ["--demonstrations", "rices", "--features", tmp_path / "f", "--support", pets / "label.csv"]
     images[4].write_bytes(images[4].read_bytes()[:70])
@@ -172,7 +176,7 @@ def test_a_query_without_a_feature_is_named_before_the_model_is_loaded(pets, mod
     given[-1] = tmp_path / "shown.csv"
     shown = draw(tmp_path / "shown", 4, 6)
     lines = [f"shown/{image.name},{('cat', 'dog')[i % 2]}" for i, image in enumerate(shown)]
-    given[-1].write_text("\n".join(["image,label", *lines]) + "\n")
+    given[-1].write_text("\n".join(["image,label", *lines]) + "\n", encoding="utf-8")
     shown[0].write_bytes(b"cut")
     shown[1].write_bytes(b"cut")
     draw(tmp_path / "images", 6, 5)
@@ -205,9 +209,9 @@ def test_mistakes_are_told_before_a_model_is_loaded(pets, tmp_path, capsys, monk
     )
     assert "expected TASK.NAME=PATH" in complaint(capsys, "evaluate", pets / "text.csv", "--file", "x")
     assert "--file names coco" in complaint(capsys, "evaluate", pets / "text.csv", "--file", "coco.karpathy=a.json")
-    (tmp_path / "label.csv").write_text(f"image,label\n{pets / 'images' / '0.png'},cat\n")
+    (tmp_path / "label.csv").write_text(f"image,label\n{pets / 'images' / '0.png'},cat\n", encoding="utf-8")
     assert "allow that with outside (--outside)" in complaint(capsys, "evaluate", tmp_path / "label.csv")
-    (tmp_path / "label.csv").write_text("image,label\nnone.png,cat\n")
+    (tmp_path / "label.csv").write_text("image,label\nnone.png,cat\n", encoding="utf-8")
     assert "line 2 names the image" in complaint(capsys, "evaluate", tmp_path / "label.csv")
     assert "two tasks are called label" in complaint(
         capsys, "evaluate", pets / "label.csv", pets / "images" / ".." / "label.csv"
@@ -225,7 +229,7 @@ def test_wrong_options(capsys):
 def test_a_truncated_query_image_is_named_and_the_rest_is_kept(pets, model, tmp_path, capsys):
     images = draw(tmp_path / "images", 12, 5)
     lines = [f"images/{image.name},{('cat', 'dog')[i % 2]}" for i, image in enumerate(images)]
-    (tmp_path / "label.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    (tmp_path / "label.csv").write_text("\n".join(["image,label", *lines]) + "\n", encoding="utf-8")
     good = images[11].read_bytes()
     images[11].write_bytes(good[:70])
     given = ["evaluate", tmp_path / "label.csv", "--model", model, "--output", tmp_path / "run", "--shots", "0"]
@@ -243,6 +247,8 @@ def test_data_that_changed_are_refused(pets, model, tmp_path, capsys):
     assert main(given) == 0
     assert main(given) == 0  # nothing to do
     table = data / "label.csv"
-    table.write_text(table.read_text().replace(",cat", ",dog", 1))  # a label was wrong: as many rows, the same labels
+    table.write_text(
+        table.read_text(encoding="utf-8").replace(",cat", ",dog", 1), encoding="utf-8"
+    )  # a label was wrong: as many rows, the same labels
     assert main(given) != 0
     assert "another tasks" in capsys.readouterr().err

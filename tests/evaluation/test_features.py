@@ -205,9 +205,9 @@ def test_broken_images_are_named_and_the_rest_goes_on(tmp_path, encoder, images)
     images[1].write_bytes(images[1].read_bytes()[:60])
     images[2].write_bytes(b"")
     images[3].unlink()
-    images[4].write_text("no image")
+    images[4].write_text("no image", encoding="utf-8")
     twin = tmp_path / "images" / "twin.png"
-    twin.write_text("no image")
+    twin.write_text("no image", encoding="utf-8")
     told: list[int] = []
     for _ in range(2):
         found = build([*images, twin], encoder, tmp_path / "cache", batch_size=3, advance=told.append)
@@ -317,7 +317,7 @@ def _resident() -> int:
     status = Path("/proc/self/statm")
     if not status.exists():
         pytest.skip("no /proc here")
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(status.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_reading_goes_on_ahead_of_the_tower(monkeypatch):

@@ -113,13 +113,13 @@ def test_no_run_and_damaged_files_are_named(tmp_path: Path) -> None:
         read(tmp_path)
     WrittenRun(tmp_path).task("coco", "COCO", "CIDEr").cell("coco")
     file = tmp_path / "coco" / "4-random-0" / "score.json"
-    file.write_text('{"value": 3')
+    file.write_text('{"value": 3', encoding="utf-8")
     with pytest.raises(ValueError, match=r"4-random-0/score.json is damaged.*remove it"):
         read(tmp_path)
-    file.write_text("[]")
+    file.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"score.json is damaged: expected an object"):
         read(tmp_path)
-    (tmp_path / "run.json").write_text("")
+    (tmp_path / "run.json").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"run.json is damaged"):
         read(tmp_path)
 
@@ -230,8 +230,8 @@ def test_runs_without_anything_in_common(tmp_path: Path) -> None:
 def test_a_damaged_prediction_is_named(tmp_path: Path) -> None:
     two_runs(tmp_path, valued([1, 2]), valued([1, 2]))
     file = tmp_path / "second" / "t" / "4-random-0" / "predictions.jsonl"
-    lines = file.read_text().splitlines()
-    file.write_text(f"{lines[0]}\n{lines[1][:30]}\n")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text(f"{lines[0]}\n{lines[1][:30]}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"second/t/4-random-0/predictions.jsonl, line 2 is not JSON"):
         compare(*read_all([tmp_path / "first", tmp_path / "second"]))
 
@@ -282,7 +282,7 @@ def test_figures(tmp_path: Path) -> None:
     ]
     for name in names:
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (tmp_path / "figures" / name).with_suffix(".svg").read_text()
+        assert "<svg" in (tmp_path / "figures" / name).with_suffix(".svg").read_text(encoding="utf-8")
 
 
 def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_csv_has_all_digits(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path, "a, b").task("coco", 'C"O', "CIDEr")
     run.cell("coco", 4, "rices", 0, valued([1.0], dropped=2), 1 / 3, [0.1, 0.7])
     write_csv(build([read(tmp_path)], ["OpenFlamingo-9B", "Flamingo-80B"]), tmp_path / "s.csv")
-    with (tmp_path / "s.csv").open(newline="") as file:
+    with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         (one,) = csv.DictReader(file)
     assert one["model"] == "a, b" and one["title"] == 'C"O' and float(one["mean"]) == 1 / 3 and one["std"] == ""
     assert (one["low"], one["high"], one["fewest_queries"], one["dropped"]) == ("0.1", "0.7", "1", "2")
@@ -400,7 +400,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "73.0 (0.0)" in out and "84.3" in out and "index.html" in out
     for name in ("report.md", "scores.csv", "index.html", "figure-6-shots-random.svg"):
         assert (folder / name).stat().st_size > 0
-    assert "](figure-1-share-of-flamingo.png)" in (folder / "report.md").read_text()
+    assert "](figure-1-share-of-flamingo.png)" in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_two_runs_into_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,7 +409,7 @@ def test_two_runs_into_another_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = [str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(tmp_path / "new" / "both")]
     assert main(["report", *arguments]) == 0
     assert "+33.3" in capsys.readouterr().out
-    assert "## Difference" in (tmp_path / "new" / "both" / "report.md").read_text()
+    assert "## Difference" in (tmp_path / "new" / "both" / "report.md").read_text(encoding="utf-8")
     assert sorted((tmp_path / "first").iterdir()) == before
 
 
@@ -431,7 +431,7 @@ def test_without_matplotlib_there_are_tables(
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["report", str(tmp_path)]) == 0
     assert "pip install matplotlib" in capsys.readouterr().err
-    assert (tmp_path / "index.html").exists() and "Figures" not in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "index.html").exists() and "Figures" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_without_matplotlib_there_are_tables(
 def test_a_run_json_of_any_shape_gives_a_report(tmp_path: Path, about: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=valued([1.0, 2.0]))
-    (tmp_path / "run.json").write_text(json.dumps(about))
+    (tmp_path / "run.json").write_text(json.dumps(about), encoding="utf-8")
     assert main(["report", str(tmp_path)]) == 0
 
 
@@ -461,18 +461,18 @@ def test_a_run_json_of_any_shape_gives_a_report(tmp_path: Path, about: dict, mon
 def test_a_prediction_of_another_shape_is_named(tmp_path: Path, changes: dict) -> None:
     WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=[row("a"), row("b", dropped=0)])
     file = tmp_path / "t/4-random-0/predictions.jsonl"
-    lines = file.read_text().splitlines()
-    file.write_text(f"{lines[0]}\n{json.dumps(json.loads(lines[1]) | changes)}\n")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text(f"{lines[0]}\n{json.dumps(json.loads(lines[1]) | changes)}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"predictions.jsonl, line 2 is no prediction: .*{next(iter(changes))[:5]}"):
         list(read(tmp_path).cells[0].rows())
 
 
 def test_json_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=[row("a")])
-    (tmp_path / "t/4-random-0/predictions.jsonl").write_text("[" * 200_000 + "\n")
+    (tmp_path / "t/4-random-0/predictions.jsonl").write_text("[" * 200_000 + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
         list(read(tmp_path).cells[0].rows())
-    (tmp_path / "run.json").write_text("[" * 200_000)
+    (tmp_path / "run.json").write_text("[" * 200_000, encoding="utf-8")
     with pytest.raises(ValueError, match=r"run.json is damaged"):
         read(tmp_path)
 
@@ -496,12 +496,12 @@ def test_links_out_of_the_results_directory_are_refused(tmp_path: Path) -> None:
 
 def test_a_report_writes_over_no_file_that_a_link_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published_run(tmp_path / "run")
-    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "mine").write_text("kept", encoding="utf-8")
     names = ["report.md", "scores.csv", "index.html", "figure-6-shots-random.png", "figure-6-shots-random.svg"]
     for name in names:
         (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
     assert main(["report", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "mine").read_text() == "kept"
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "kept"
     assert all(not (tmp_path / "run" / name).is_symlink() for name in names)
 
 
@@ -513,7 +513,7 @@ def test_names_that_control_a_terminal_or_a_spreadsheet(tmp_path: Path, capsys: 
     assert main(["report", str(tmp_path)]) == 0
     out, error = capsys.readouterr()
     assert "\x1b" not in out + error and "\x07" not in out + error and "$\\frac{$" in out
-    with (tmp_path / "scores.csv").open(newline="") as file:
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         (one,) = csv.DictReader(file)
     assert [one[name][:3] for name in ("model", "title", "metric")] == ["'=1", "'=H", "'@m"]
 
@@ -527,7 +527,7 @@ def test_seeds_without_a_value_are_told(tmp_path: Path) -> None:
 
 def test_run_json_may_lack_what_is_not_needed(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("coco", "COCO", "CIDEr").cell("coco")
-    (tmp_path / "run.json").write_text(json.dumps({}))
+    (tmp_path / "run.json").write_text(json.dumps({}), encoding="utf-8")
     report = build([read(tmp_path)])
     assert cells(scores(report))[0][0] == "coco, CIDEr" and report.runs[0].name == tmp_path.name
 

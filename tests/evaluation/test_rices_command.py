@@ -24,7 +24,7 @@ def birds(tmp_path: Path) -> Path:
         Image.fromarray(levels).save(tmp_path / f"{i}.png")
         rows.append((f"{i}.png", f"kind {i % 2}"))
     rows.append(("0.png", "kind 0"))
-    with (tmp_path / "birds.csv").open("w", newline="") as file:
+    with (tmp_path / "birds.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "label"), *rows])
     return tmp_path / "birds.csv"
 

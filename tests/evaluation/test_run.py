@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on(tasks, answers, whole, tmp_path, monkeypatch, resu
     part = tmp_path / "captions/3-random-0/predictions-0.jsonl"
     done = results.read_rows(part)
     assert len(done) == 4
-    with part.open("a") as file:
+    with part.open("a", encoding="utf-8") as file:
         file.write('{"id": "q8", "answ')  # cut off in writing
     again = []
     monkeypatch.setattr(
@@ -227,7 +227,7 @@ def test_a_querys_own_images_do_not_count_as_demonstrations(tasks, tmp_path):
 
 def test_a_damaged_run_is_named(tasks, answers, tmp_path):
     asked(tasks[:1], answers, tmp_path, shots=(2,))
-    (tmp_path / "run.json").write_text('{"model":')
+    (tmp_path / "run.json").write_text('{"model":', encoding="utf-8")
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
         asked(tasks[:1], answers, tmp_path, shots=(2,))
 
@@ -251,8 +251,10 @@ def test_a_damaged_line_is_named(tasks, answers, tmp_path):
     asked(tasks[:1], answers, tmp_path, shots=(2,))
     folder = tmp_path / "captions/2-random-0"
     (folder / "score.json").unlink()
-    lines = (folder / "predictions.jsonl").read_text().splitlines()
-    (folder / "predictions.jsonl").write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "predictions.jsonl").write_text(
+        "\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n", encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"predictions\.jsonl, line 4 is not JSON"):
         asked(tasks[:1], answers, tmp_path, shots=(2,))
 
@@ -267,7 +269,7 @@ def test_demonstrations_go_before_the_query_is_cut(tasks, answers, tmp_path, mon
         assert row["dropped"] > 0 and len(row["demonstrations"]) == 8 - row["dropped"]
         assert row["prompt"].endswith("<image>Output:")
         assert answers.lengths([whole])[0] > answers.context - 4
-    score = json.loads((tmp_path / "captions/8-random-0/score.json").read_text())
+    score = json.loads((tmp_path / "captions/8-random-0/score.json").read_text(encoding="utf-8"))
     assert score["dropped"] == sum(row["dropped"] for row in rows(tmp_path)["captions/8-random-0"])
     monkeypatch.setattr(answers, "context", 5)
     with pytest.raises(ValueError, match="query 'q0' alone has"):
@@ -285,7 +287,7 @@ def test_queries_without_references_are_answered(tasks, answers, tmp_path):
     sent = lambda examples, said: [{"id": e.id, "answer": p.answer} for e, p in zip(examples, said, strict=True)]  # noqa: E731
     task = dataclasses.replace(tasks[0], queries=blank, test_server=sent)
     assert asked([task], answers, tmp_path, shots=(2,)) == {}
-    content = json.loads((tmp_path / "captions/2-random-0/test_server.json").read_text())
+    content = json.loads((tmp_path / "captions/2-random-0/test_server.json").read_text(encoding="utf-8"))
     assert [one["id"] for one in content] == [query.id for query in blank]
 
 
@@ -313,8 +315,8 @@ def test_values_that_are_none_are_null(tasks, answers, tmp_path):
     nothing = Metric("m", lambda examples, said: Score(float("nan"), {}, (float("nan"), float("nan"))))
     assert asked([dataclasses.replace(tasks[0], metric=nothing)], answers, tmp_path, shots=(2,)) == {}
     for file in tmp_path.rglob("*.json"):
-        json.loads(file.read_text(), parse_constant=refuse)
-    score = json.loads((tmp_path / "captions/2-random-0/score.json").read_text())
+        json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+    score = json.loads((tmp_path / "captions/2-random-0/score.json").read_text(encoding="utf-8"))
     assert score["value"] is None and score["interval"] is None
 
 
@@ -343,7 +345,7 @@ def test_a_finished_cells_rows_are_not_held(tasks, answers, tmp_path, monkeypatc
 
 
 def rows_of(file: Path, loads) -> list[dict]:
-    return [loads(line) for line in file.read_text().splitlines()]
+    return [loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_too_many_shots_are_told_beforehand(tasks, tmp_path):

@@ -127,8 +127,8 @@ def test_the_command_opens_it(llava, tmp_path, capsys):
     assert not is_flamingo(str(llava)) and is_flamingo("mini")
     captions(tmp_path)
     lines = [f"shown/{i}.png,{('cat', 'dog')[i % 2]}" for i in range(12)]
-    (tmp_path / "pets.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    (tmp_path / "pets.csv").write_text("\n".join(["image,label", *lines]) + "\n", encoding="utf-8")
     arguments = ["--model", llava, "--shots", "0,2", "--seeds", "0", "--output", tmp_path / "run", "--debug"]
     assert main(["evaluate", str(tmp_path / "pets.csv"), *map(str, arguments)]) == 0
-    score = json.loads((tmp_path / "run" / "pets" / "2-random-0" / "score.json").read_text())
+    score = json.loads((tmp_path / "run" / "pets" / "2-random-0" / "score.json").read_text(encoding="utf-8"))
     assert score["queries"] == 12

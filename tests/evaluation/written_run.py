@@ -53,7 +53,7 @@ class WrittenRun:
         self.save()
 
     def save(self) -> None:
-        (self.folder / "run.json").write_text(json.dumps(self.about))
+        (self.folder / "run.json").write_text(json.dumps(self.about), encoding="utf-8")
 
     def task(
         self, name: str, title: str, metric: str, queries: int = 0, labels: list[str] | None = None
@@ -90,7 +90,7 @@ class WrittenRun:
             "dropped": sum(one["dropped"] for one in rows),
             "seconds": {"all": 1.5},
         }
-        (folder / "score.json").write_text(json.dumps(score))
+        (folder / "score.json").write_text(json.dumps(score), encoding="utf-8")
         return folder
 
     def killed(self, task: str, shots: int, mode: str, seed: int, rows: Sequence[Row]) -> Path:
@@ -98,5 +98,5 @@ class WrittenRun:
         folder = self.folder / task / f"{shots}-{mode}-{seed}"
         folder.mkdir(parents=True)
         lines = [json.dumps(one) + "\n" for one in rows]
-        (folder / "predictions-0.jsonl").write_text("".join(lines) + '{"id": "cut')
+        (folder / "predictions-0.jsonl").write_text("".join(lines) + '{"id": "cut', encoding="utf-8")
         return folder

@@ -91,7 +91,7 @@ def test_siglip_without_its_head_pools_by_the_mean_not_by_random_weights(tmp_pat
 
 def test_openclip_is_encode_image(tmp_path):
     open_clip = pytest.importorskip("open_clip")
-    (tmp_path / "flamboyance-embedding.json").write_text(json.dumps(OPENCLIP))
+    (tmp_path / "flamboyance-embedding.json").write_text(json.dumps(OPENCLIP), encoding="utf-8")
     open_clip.add_model_config(tmp_path)
     model = randomise(open_clip.create_model("flamboyance-embedding"))
     torch.save(model.state_dict(), tmp_path / "weights.pt")

@@ -192,7 +192,7 @@ def test_published_directory_loads_without_remote_code(tmp_path):
     model = build()
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert "lm_head.weight" not in weights
-    (tmp_path / "config.json").write_text(json.dumps(HUB_CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(HUB_CONFIG), encoding="utf-8")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False, output_loading_info=True)
     assert type(loaded) is MosaicGPTForCausalLM

@@ -19,8 +19,8 @@ OPENCLIP = {
 def openclip(tmp_path):
     """OpenCLIP with two tiny models of its own; weights of the first in a file."""
     open_clip = pytest.importorskip("open_clip")
-    (tmp_path / "flamboyance-tiny.json").write_text(json.dumps(OPENCLIP))
-    (tmp_path / "flamboyance-tiny-quick.json").write_text(json.dumps(OPENCLIP | {"quick_gelu": True}))
+    (tmp_path / "flamboyance-tiny.json").write_text(json.dumps(OPENCLIP), encoding="utf-8")
+    (tmp_path / "flamboyance-tiny-quick.json").write_text(json.dumps(OPENCLIP | {"quick_gelu": True}), encoding="utf-8")
     open_clip.add_model_config(tmp_path)
     model = randomise(open_clip.create_model("flamboyance-tiny"))
     torch.save(model.state_dict(), tmp_path / "weights.pt")

@@ -22,7 +22,7 @@ MODEL_TYPES = {"pythia": "gpt_neox", "mpt1b": "mosaic_gpt"}
 
 
 def read_case(file: Path) -> dict:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def weight(key: str, shape: list[int], seed: int, prefix: str = "") -> torch.Tensor:

@@ -61,10 +61,10 @@ def test_answers_have_the_types_of_the_official_files(tmp_path):
     folder = mini_benchmarks.write(tmp_path, 48, 1)
     types = {"yes-no": "yes/no", "count": "number", "color": "other", "shape": "other"}
     file = folder / "vqav2" / "v2_mscoco_train2014_annotations.json"
-    found = json.loads(file.read_text())["annotations"]
+    found = json.loads(file.read_text(encoding="utf-8"))["annotations"]
     assert {one["question_type"]: one["answer_type"] for one in found} == types
     assert all((one["answer_type"] == "yes/no") == (one["multiple_choice_answer"] in ("yes", "no")) for one in found)
-    vizwiz = json.loads((folder / "vizwiz" / "Annotations" / "train.json").read_text())
+    vizwiz = json.loads((folder / "vizwiz" / "Annotations" / "train.json").read_text(encoding="utf-8"))
     assert {one["answer_type"] for one in vizwiz} == {"number", "other", "unanswerable"}
     for one in vizwiz:
         most = Counter(answer["answer"] for answer in one["answers"]).most_common(1)[0][0]
@@ -73,7 +73,7 @@ def test_answers_have_the_types_of_the_official_files(tmp_path):
 
 def test_vizwiz_has_unanswerable_questions_and_no_ids(folder):
     assert "unanswerable" in {one.answer for one in open_task("vizwiz", folder).support}
-    (entry, *_) = json.loads((folder / "vizwiz" / "Annotations" / "val.json").read_text())
+    (entry, *_) = json.loads((folder / "vizwiz" / "Annotations" / "val.json").read_text(encoding="utf-8"))
     assert entry["answers"][0].keys() == {"answer", "answer_confidence"}
 
 

@@ -30,7 +30,7 @@ def small(*, output: str, size=4, names: tuple[str, ...] = ()) -> Run:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's recipe file, as the command line names it."""
     file = tmp_path / f"recipe_of_{tmp_path.name}.py"
-    file.write_text(OWN)
+    file.write_text(OWN, encoding="utf-8")
     monkeypatch.setattr(sys, "path", list(sys.path))
     return f"{file}:small"
 
@@ -120,7 +120,7 @@ def test_unknown_recipes_and_files(tmp_path: Path, own: str) -> None:
         find(str(tmp_path / "nowhere.py:small"), RECIPES)
     with pytest.raises(ValueError, match="no function large; it has small"):
         find(own.replace(":small", ":large"), RECIPES)
-    (tmp_path / "json.py").write_text("def small(): ...")
+    (tmp_path / "json.py").write_text("def small(): ...", encoding="utf-8")
     with pytest.raises(ValueError, match="another module is called json"):
         find(str(tmp_path / "json.py:small"), RECIPES)
 

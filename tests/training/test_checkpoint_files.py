@@ -76,9 +76,9 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
 
 def test_a_directory_that_names_other_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "step", 1)
-    content = json.loads((tmp_path / "step" / "checkpoint.json").read_text())
+    content = json.loads((tmp_path / "step" / "checkpoint.json").read_text(encoding="utf-8"))
     del content["crc32"]
-    (tmp_path / "secret.json").write_text("{}")
+    (tmp_path / "secret.json").write_text("{}", encoding="utf-8")
     entries = {"../secret.json": {"bytes": 2, "crc32": 0}, "rank-0.json": content["files"]["rank-0.json"]}
     files.write_manifest(tmp_path / "step", {"step": 4, "ranks": 1}, entries)
     with pytest.raises(Damaged, match=r"does not list rank-0\.safetensors"):

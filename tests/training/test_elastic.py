@@ -17,8 +17,10 @@ OPTIONS = ("workers=1", "checkpoint_every=6")
 
 def ranks(launcher: int) -> list[int]:
     """Process ids of the trainers that torchrun has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(p) for p in children if "tests.training.tiny_run" in Path(f"/proc/{p}/cmdline").read_text()]
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="utf-8").split()
+    return [
+        int(p) for p in children if "tests.training.tiny_run" in Path(f"/proc/{p}/cmdline").read_text(encoding="utf-8")
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in /proc")
@@ -29,8 +31,8 @@ def test_a_killed_rank_comes_back(tmp_path):
     while steps_done(tmp_path / "pieces") < 15 and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(ranks(launcher.pid)[1], signal.SIGKILL)
-    assert launcher.wait(240) == 0, (tmp_path / "pieces.txt").read_text()[-3000:]
-    assert "going on after step" in (tmp_path / "pieces.txt").read_text()
+    assert launcher.wait(240) == 0, (tmp_path / "pieces.txt").read_text(encoding="utf-8")[-3000:]
+    assert "going on after step" in (tmp_path / "pieces.txt").read_text(encoding="utf-8")
     assert_same(whole, tmp_path / "pieces")
     # As many streams of data, in one process: the same documents in the same steps.
     alone = finish(tmp_path / "alone", STEPS, "workers=2", "accumulate=2", "checkpoint_every=100")

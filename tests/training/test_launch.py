@@ -25,7 +25,7 @@ def stubs(tmp_path):
         "srun": 'shift; exec "$@"',
     }
     for name, body in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
@@ -67,7 +67,7 @@ def test_slurm(stubs):
 
 
 def test_skypilot(stubs):
-    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text(encoding="utf-8"))
     given = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_TASK_ID": "t"}
     values = {key: str(value) for key, value in task["envs"].items()} | {"LAION": "a", "MMC4": "b"}
     environment = stubs | given | values | {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}

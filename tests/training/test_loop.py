@@ -45,7 +45,7 @@ def run(tmp_path, shards):
 
 
 def lines(output):
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_learns_and_its_model_opens(run, tmp_path):
@@ -331,9 +331,9 @@ def test_what_was_left_out_is_counted_once_a_document(tmp_path, capsys):
     photos.mkdir()
     for name in "abc":
         (photos / f"{name}.jpg").write_bytes(jpeg("red", 1))
-        (photos / f"{name}.txt").write_text("a red square")
+        (photos / f"{name}.txt").write_text("a red square", encoding="utf-8")
     (photos / "d.jpg").write_bytes(jpeg("red", 1)[:200])
-    (photos / "d.txt").write_text("a red square")
+    (photos / "d.txt").write_text("a red square", encoding="utf-8")
     one = tiny_run(tmp_path / "run", 30, workers=0)
     source = Own(shards=str(photos), batch_size=2, shuffle=2)
     train(replace(one, training=replace(one.training, sources={"own": source})))

@@ -153,7 +153,7 @@ def tiny(*, output: str, shards: str) -> Run:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "plan_recipe.py"
-    path.write_text(RECIPE)
+    path.write_text(RECIPE, encoding="utf-8")
     return f"{path}:tiny"
 
 

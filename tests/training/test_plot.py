@@ -29,7 +29,7 @@ def row(step, **more):
 
 def write(folder, rows, end=""):
     folder.mkdir(exist_ok=True)
-    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + end)
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + end, encoding="utf-8")
     return folder
 
 
@@ -80,7 +80,7 @@ def test_runs_lie_over_one_another(run, tmp_path):
     assert main(["plot", str(run), str(other), "--output", str(tmp_path / "b.svg"), "--against", "images"]) == 0
     drawn = texts(tmp_path / "b.svg")
     assert {str(run), str(other), "images seen"} <= set(drawn)
-    source = (tmp_path / "b.svg").read_text().lower()
+    source = (tmp_path / "b.svg").read_text(encoding="utf-8").lower()
     assert all(color.lower() in source for color in COLORS[:2])
 
 
@@ -134,7 +134,7 @@ def test_logs_that_cannot_be_drawn(tmp_path, capsys, content, words):
     folder = tmp_path / "run"
     folder.mkdir()
     if content is not None:
-        (folder / "log.jsonl").write_text(content)
+        (folder / "log.jsonl").write_text(content, encoding="utf-8")
     assert main(["plot", str(folder)]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1

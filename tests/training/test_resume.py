@@ -26,7 +26,7 @@ def start(output: Path, steps: int, *options: str, launch: list[str] = LAUNCH) -
     if not launch:
         return Child(tiny_run.main, [str(output), str(steps), *options], log=output.with_suffix(".txt"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(output.with_suffix(".txt"), "a") as log:
+    with open(output.with_suffix(".txt"), "a", encoding="utf-8") as log:
         return subprocess.Popen(
             [*launch, str(output), str(steps), *options],
             stdout=log,
@@ -38,7 +38,7 @@ def start(output: Path, steps: int, *options: str, launch: list[str] = LAUNCH) -
 
 def finish(output: Path, steps: int, *options: str, launch: list[str] = LAUNCH) -> Path:
     process = start(output, steps, *options, launch=launch)
-    assert process.wait(240) == 0, output.with_suffix(".txt").read_text()[-2000:]
+    assert process.wait(240) == 0, output.with_suffix(".txt").read_text(encoding="utf-8")[-2000:]
     return output
 
 
@@ -83,7 +83,9 @@ def killed_at_random(folder: Path, steps: int, kills: int, seed: int) -> None:
         process = start(pieces, steps)
         goal = min(steps - 2, steps * (number + 1) // (kills + 1) + rng.randrange(3))
         moment = while_saving(pieces, steps_done(pieces)) if number % 2 else after(pieces, goal)
-        assert kill_when(process, moment), f"kill {number}: {pieces.with_suffix('.txt').read_text()[-800:]}"
+        assert kill_when(process, moment), (
+            f"kill {number}: {pieces.with_suffix('.txt').read_text(encoding='utf-8')[-800:]}"
+        )
     assert_same(whole, finish(pieces, steps))
 
 
@@ -115,6 +117,6 @@ def test_a_signal_saves_first_and_a_finished_run_is_left_alone(tmp_path):
     assert (output / "model" / "model.safetensors").stat().st_mtime_ns >= before
     again = load_file(output / "model" / "model.safetensors")
     assert all(torch.equal(model[name], again[name]) for name in model)
-    settings = json.loads((output / "training.json").read_text())
+    settings = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert settings["training"]["sources"]["documents"]["format"] == "MMC4"
     assert settings["training"]["steps"] == done + 2

@@ -94,7 +94,7 @@ def tiny_run(output: Path, steps: int, shards: Path | None = None, **options) ->
 
 def losses(output: Path) -> list[float]:
     """The losses that a run has logged; every step once, in order."""
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
 

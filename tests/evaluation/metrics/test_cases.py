@@ -7,8 +7,8 @@ import pytest
 
 from flamboyance.evaluation.metrics import cider, ptb_tokenize, vqa_accuracy
 
-CASES = json.loads(Path(__file__).with_name("cases.json").read_text())
-TOKENS = json.loads(Path(__file__).with_name("ptb_cases.json").read_text())
+CASES = json.loads(Path(__file__).with_name("cases.json").read_text(encoding="utf-8"))
+TOKENS = json.loads(Path(__file__).with_name("ptb_cases.json").read_text(encoding="utf-8"))
 CAPTIONS, QUESTIONS = CASES["cider"], CASES["vqa"]
 
 

@@ -14,15 +14,15 @@ def picture(file: Path) -> Path:
 
 def put(file: Path, content) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return file
 
 
 def change(file: Path, edit) -> None:
     """Reads a JSON file, lets `edit` change the content in place, and writes it."""
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     edit(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 # ---- captions -------------------------------------------------------------------------------------------------------

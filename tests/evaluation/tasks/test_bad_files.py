@@ -131,7 +131,7 @@ def list_for_an_object(folder):
 
 @case("vqav2", ValueError, f"…{QUESTIONS} holds the keys annotations; expected an object with the key 'questions'; …")
 def files_mixed_up(folder):
-    (folder / QUESTIONS).write_text((folder / ANNOTATIONS).read_text())
+    (folder / QUESTIONS).write_text((folder / ANNOTATIONS).read_text(encoding="utf-8"), encoding="utf-8")
 
 
 @case("vqav2", ValueError, f"…{ANNOTATIONS}, annotations is an object; expected a list")
@@ -237,7 +237,9 @@ def no_answers_to_show(folder):
     "predictions alone, or ask for vizwiz:test",
 )
 def queries_without_answers(folder):
-    (folder / "val.json").write_text((folder / "test.json").read_text().replace("VizWiz_test", "VizWiz_val"))
+    (folder / "val.json").write_text(
+        (folder / "test.json").read_text(encoding="utf-8").replace("VizWiz_test", "VizWiz_val"), encoding="utf-8"
+    )
 
 
 @case("hateful_memes", ValueError, "hateful_memes: the queries have no answers…as --file hateful_memes.queries=PATH")

@@ -6,7 +6,7 @@ from pathlib import Path
 from flamboyance.evaluation import tasks
 from tests.evaluation.tasks.files import picture, put
 
-PAGE = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_the_example_is_a_task(tmp_path, monkeypatch):

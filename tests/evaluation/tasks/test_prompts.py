@@ -24,7 +24,7 @@ def snapshot(name, folder):
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_are_the_published_ones(name, tmp_path):
     WRITE[name](tmp_path / name)
-    assert snapshot(name, tmp_path) == (SNAPSHOTS / f"{name}.txt").read_text()
+    assert snapshot(name, tmp_path) == (SNAPSHOTS / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def test_an_answer_is_read_as_published(tmp_path):

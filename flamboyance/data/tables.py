@@ -1,0 +1,96 @@
+"""CSV, TSV and JSONL files as records: a row, or a line, each."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from flamboyance.data.documents import Record
+from flamboyance.data.tar import MEMBER_LIMIT, Bytes, Damage
+from flamboyance.files import JSONL_SUFFIXES, is_table, raw_lines, read_table, table_rows
+
+
+def is_separated(name: str) -> bool:
+    """Whether a file, packed or not, is a CSV or TSV by its name."""
+    return is_table(_unpacked(name)) and not is_json_lines(name)
+
+
+def is_json_lines(name: str) -> bool:
+    return _unpacked(name).lower().endswith(JSONL_SUFFIXES)
+
+
+def _unpacked(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
+def check_table(name: str) -> None:
+    """Reads a CSV or TSV file of this machine once through.
+
+    Raises:
+        ValueError: a row is damaged, or no column holds images; names the line.
+    """
+    for place, row in read_table(name):
+        if not row.keys() & {"image", "images", "file_name"}:
+            raise ValueError(
+                f"{place} has the columns {','.join(row)}; expected image,text or image,label or image,question,answer"
+            )
+
+
+def table_records(name: str) -> Iterator[Record | Damage]:
+    """The records of a table of this machine."""
+    with open(name, "rb") as file:
+        yield from (separated if is_separated(name) else lines)(file, name)
+
+
+def separated(stream: Bytes, name: str) -> Iterator[Record | Damage]:
+    """The rows of a CSV or TSV file, as JSON. A damaged row ends it: what follows an open quote means nothing."""
+    file = io.BufferedReader(_Raw(stream), 1 << 20)
+    found = False
+    try:
+        for place, row in table_rows(raw_lines(file, name), name):
+            found = True
+            yield Record(place, {"json": json.dumps(row).encode()}, os.path.dirname(name) or ".")
+    except ValueError:
+        yield Damage("damaged table")
+        return
+    if not found:
+        yield Damage("empty shard")
+
+
+def lines(stream: Bytes, name: str) -> Iterator[Record | Damage]:
+    """The lines of a JSONL file that hold something."""
+    folder, number, pieces, size = os.path.dirname(name) or ".", 0, [], 0
+    while chunk := stream.read(1 << 16):
+        first, *others = chunk.split(b"\n")
+        for following in others:
+            number += 1
+            if line := b"".join([*pieces, first]).strip():
+                yield Record(f"{name}:{number}", {"json": line}, folder)
+            first, pieces, size = following, [], 0
+        pieces.append(first)
+        size += len(first)
+        if size > MEMBER_LIMIT:
+            yield Damage(f"line longer than {MEMBER_LIMIT >> 20} MB")
+            return
+    if line := b"".join(pieces).strip():
+        yield Record(f"{name}:{number + 1}", {"json": line}, folder)
+    elif not number:
+        yield Damage("empty shard")
+
+
+class _Raw(io.RawIOBase):
+    """A stream of bytes as a file that lines can be read from."""
+
+    def __init__(self, stream: Bytes) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
