@@ -64,8 +64,10 @@ def register() -> None:
     watch = _Watch(lambda: look())
 
     def look() -> None:
-        for place in [place for place in waiting if place in sys.modules]:
-            import_module(waiting.pop(place))
+        for place in list(waiting):
+            # The import causes further ones, and those look here again.
+            if place in sys.modules and (module := waiting.pop(place, None)):
+                import_module(module)
         if not waiting and watch in sys.meta_path:
             sys.meta_path.remove(watch)
 

@@ -111,3 +111,33 @@ class Template:
 caption = Template("<image>Output:{text}", stops=("Output",), drop='"')
 vqa = Template("<image>Question:{question} Short answer:{answer}", stops=("Question", "Answer", "Short"), strip=False)
 classification = Template("<image>Output:{text}", stops=("Output",), strip=False)
+
+CHAT_TEMPLATE = """\
+{%- macro written(content) -%}
+{%- if content is string -%}{{ content | trim }}
+{%- else -%}
+{%- for part in content -%}
+{%- if part['type'] == 'image' -%}<image>
+{%- elif loop.first or loop.previtem['type'] == 'image' -%}{{ part['text'].lstrip() }}
+{%- else -%}{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set turn = namespace(question='') -%}
+{%- for message in messages -%}
+{%- set text = written(message['content']) | trim -%}
+{%- set before = turn.question -%}
+{%- set joined = not before or before.endswith('<image>') -%}
+{%- if message['role'] == 'assistant' -%}
+{{- before -}}
+{%- if not joined and not before.endswith(':') -%}{{- ' ' -}}{%- endif -%}
+{{- text -}}<|endofchunk|>
+{%- set turn.question = '' -%}
+{%- else -%}
+{%- set turn.question = before ~ ('' if joined or text.startswith('<image>') else ' ') ~ text -%}
+{%- endif -%}
+{%- endfor -%}
+{{- turn.question -}}
+"""
+"""Jinja: turns of a user and an assistant as demonstrations, the last user's as the query."""

@@ -133,12 +133,39 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert np.asarray(load_image(eight_bits))[0, :, 0].tolist() == [0, 7, 255]
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_animations_give_their_first_frame(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_an_animation_is_refused_unless_a_frame_is_chosen(kind: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, WHITE)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+    (tmp_path / "moving").write_bytes(data)
     assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert near(load_image(data), (8, 8), RED, within=12)
+    for source in (data, tmp_path / "moving", Image.open(tmp_path / "moving"), io.BytesIO(data)):
+        with pytest.raises(ImageError, match="3 frames; choose one with"):
+            load_image(source)
+    for number, colour in enumerate((RED, GREEN, WHITE)):
+        assert near(load_image(data, frame=number), (8, 8), colour, within=12)
+    with pytest.raises(ImageError, match=r"has 3 frame\(s\), counted from 0; there is no frame 3"):
+        load_image(data, frame=3)
+    still = encoded(frames[1], kind)
+    assert near(load_image(still), (8, 8), GREEN, within=12) and near(load_image(still, frame=0), (8, 8), GREEN, 12)
+    with pytest.raises(ImageError, match="3 frames"):
+        load_frames(data)
+
+
+def test_a_photograph_with_a_preview_is_one_picture() -> None:
+    photo, preview = noise(32, 24), noise(8, 6)
+    data = encoded(photo, "MPO", save_all=True, append_images=[preview])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert load_image(data).size == (32, 24)
+
+
+def test_large_transparent_pictures_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = np.random.default_rng(0).integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    image = Image.fromarray(layers)
+    whole = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    for strip in (1, 17, 40, 10**6):
+        monkeypatch.setattr(loading, "STRIP", strip)
+        assert np.array_equal(np.asarray(load_image(image)), np.asarray(whole))
 
 
 def test_arrays_and_tensors() -> None:

@@ -168,7 +168,7 @@ def _page_image(name: Any, folders: list[Path], check: bool, counts: Counter[str
                 continue
             image = path.read_bytes()
             if check:
-                load_image(image)
+                load_image(image, frame=0)
         except ImageError:
             counts["images damaged"] += 1
             return None

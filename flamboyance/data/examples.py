@@ -78,7 +78,7 @@ class Reader:
     def levels(self, image: bytes, source: Source) -> Tensor:
         """An encoded image as uint8 (3, H, W)."""
         try:
-            return self.images.levels(load_image(image, max_pixels=source.max_pixels))
+            return self.images.levels(load_image(image, source.max_pixels, frame=0))
         except ImageTooLargeError as error:
             raise Rejected("image too large") from error
         except ImageError as error:

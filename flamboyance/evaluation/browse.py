@@ -255,7 +255,7 @@ def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], s
             outside += [found] if _is_there(found) else []
             continue
         try:
-            image = load_image(file)
+            image = load_image(file, frame=0)
         except ImageError:
             continue  # its card says that it is not there
         image = image.copy()

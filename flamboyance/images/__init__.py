@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 from flamboyance.images.suffixes import SUFFIXES
 
 if TYPE_CHECKING:
-    from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeError, load_frames, load_image
+    from flamboyance.images.loading import (
+        MAX_PIXELS,
+        ImageError,
+        ImageTooLargeError,
+        frames_of,
+        load_frames,
+        load_image,
+    )
     from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
     from flamboyance.images.processor import ImageProcessor
 
 _DEFINED_IN = {
-    **dict.fromkeys(("MAX_PIXELS", "ImageError", "ImageTooLargeError", "load_frames", "load_image"), "loading"),
+    **dict.fromkeys(("MAX_PIXELS", "ImageError", "ImageTooLargeError"), "loading"),
+    **dict.fromkeys(("frames_of", "load_frames", "load_image"), "loading"),
     **dict.fromkeys(("OPENAI_MEAN", "OPENAI_STD"), "preprocessor_config"),
     "ImageProcessor": "processor",
 }
@@ -27,6 +35,7 @@ __all__ = [
     "ImageError",
     "ImageProcessor",
     "ImageTooLargeError",
+    "frames_of",
     "load_frames",
     "load_image",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded, in pixels: where Pillow itself stops (twice its MAX_IMAGE_PIXELS)."""
 
+STRIP = 1 << 22
+"""Pixels that are converted at a time."""
+
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,7 +32,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow reads more, but of those some are run rather than decoded (EPS, by Ghostscript).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "QOI")
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "QOI", "HEIF")
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # formats of several frames, each of which could be the picture
 # What Pillow's decoders raise on damaged data; SyntaxError is its PNG and TIFF readers' "broken file".
 _DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError),
@@ -44,21 +49,23 @@ class ImageTooLargeError(ImageError):
     """A picture has more pixels than are decoded."""
 
 
-def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
+def load_image(source: Any, max_pixels: int | None = None, frame: int | None = None) -> Image.Image:
     """Reads one picture as an upright 8-bit RGB PIL image.
 
     `source` is a PIL image, a path or `file://` URL, the bytes of an image file, a binary file object, a
     numpy array (H, W) or (H, W, 1|3|4), or a torch tensor (1|3|4, H, W); where the shape leaves no doubt,
     channels may be at either end. Arrays and tensors hold uint8, uint16, bool, or floats from 0 to 1.
-    EXIF orientation is applied, transparency is laid on white, 16-bit levels are scaled to 8, and the first
-    frame of an animation is taken. An upright RGB PIL image comes back as it is, not copied. Pictures of more than
-    `max_pixels` (default, and at most: `MAX_PIXELS`) are refused before they are decoded.
+    EXIF orientation is applied, transparency is laid on white, and 16-bit levels are scaled to 8. An upright RGB PIL
+    image comes back as it is, not copied. Pictures of more than `max_pixels` (default, and at most: `MAX_PIXELS`) are
+    refused before they are decoded. Of an animation (GIF, WebP, PNG, AVIF), or a TIFF of several pages, `frame` says
+    which one is meant; without it an animation is refused, since none of its frames is the picture.
 
     Raises:
         ImageTooLargeError: too many pixels.
-        ImageError: missing, empty, truncated or damaged file, or not an image.
+        ImageError: missing, empty, truncated or damaged file, not an image, an animation, or one with fewer frames.
     """
     if isinstance(source, Image.Image):
+        _choose(source, "the PIL image", frame)
         return _decode(source, "the PIL image", max_pixels)
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
@@ -68,14 +75,14 @@ def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
         return _from_array(source, "the array")
     if isinstance(source, (str, Path)):
         path = _local_path(source)
-        return _open(path, f"'{path}'", max_pixels)
+        return _open(path, f"'{path}'", max_pixels, frame)
     if hasattr(source, "read"):
         source = source.read()
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         if not data:
             raise ImageError("the image's bytes are empty; pass the whole content of an image file")
-        return _open(io.BytesIO(data), f"the image given as {len(data)} bytes", max_pixels)
+        return _open(io.BytesIO(data), f"the image given as {len(data)} bytes", max_pixels, frame)
     raise ImageError(
         f"a {type(source).__name__} is not an image; pass a PIL image, a path, bytes, an array or a tensor"
     )
@@ -83,13 +90,18 @@ def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
 
 def load_frames(medium: Any) -> list[Image.Image]:
     """The frames of one medium: one for an image, each entry for a video (list of images, or 4-D array)."""
+    return [load_image(frame) for frame in frames_of(medium)]
+
+
+def frames_of(medium: Any) -> Sequence[Any]:
+    """The pictures of one medium, not yet loaded: itself, or the entries of a list or of a 4-D array."""
     if isinstance(medium, (np.ndarray, torch.Tensor)) and medium.ndim == 4:
         medium = list(medium)
     if not isinstance(medium, (list, tuple)):
-        return [load_image(medium)]
+        return [medium]
     if not medium:
         raise ImageError("a video (list of frames) is empty; give at least one frame")
-    return [load_image(frame) for frame in medium]
+    return medium
 
 
 def _local_path(source: str | Path) -> Path:
@@ -110,7 +122,7 @@ def _local_path(source: str | Path) -> Path:
     return path
 
 
-def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None) -> Image.Image:
+def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None, frame: int | None) -> Image.Image:
     try:
         Image.init()  # lists the formats that this Pillow was built with
         image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
@@ -124,7 +136,30 @@ def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None) -> Image.I
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
     with image:
+        _choose(image, name, frame)
         return _decode(image, name, max_pixels)
+
+
+def _choose(image: Image.Image, name: str, frame: int | None) -> None:
+    """Moves to the frame that is wanted of a file of several. A preview in a phone's JPEG is not one of them."""
+    if image.format not in _ANIMATED:
+        return
+    try:
+        frames = getattr(image, "n_frames", 1)
+        if frame is not None and 0 <= frame < frames:
+            return image.seek(frame)
+    except _DECODE_ERRORS as error:
+        if frame is None or frame == 0:
+            return None  # a damaged second frame does not matter; a damaged first one is reported where it is decoded
+        raise ImageError(f"frame {frame} of {name} cannot be read: {error}") from error
+    if frame is not None:
+        raise ImageError(f"{name} has {frames} frame(s), counted from 0; there is no frame {frame}")
+    if frames > 1:
+        raise ImageError(
+            f"{name} is an animation or a document of {frames} frames; choose one with load_image(path, frame=0), or "
+            "give the frames as a list, a video, to a model that was trained on videos"
+        )
+    return None
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int | None = None) -> Image.Image:
@@ -164,9 +199,21 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Transparency laid on white, a strip at a time: whole copies of a large picture would take gigabytes."""
+    width, height = image.size
+    rows = max(1, STRIP // width)
+    flat = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        layer = image if rows >= height else image.crop(box)
+        layer = layer.convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), box)
+    return flat
 
 
 def _from_array(array: np.ndarray, name: str, channel_axes: tuple[int, int] = (2, 0)) -> Image.Image:

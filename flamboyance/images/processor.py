@@ -99,7 +99,11 @@ class ImageProcessor:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `preprocessor_config.json`, which transformers reads too, into `directory`."""
-        preprocessor_config.save(preprocessor_config.write(**vars(self)), directory)
+        preprocessor_config.save(self.to_dict(), directory)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `preprocessor_config.json`."""
+        return preprocessor_config.write(**vars(self))
 
 
 def _centre_box(height: int, width: int, crop_height: int, crop_width: int) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from flamboyance.files import read_json, replacing, write_text
 
 WEIGHTS = "model.safetensors"
 ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "vision/*", "language/*"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "vision/*", "language/*"]
 
 
 def local_directory(name: str, **options: Any) -> Path:

@@ -102,7 +102,7 @@ def empty_text(given):
     given.processor("")
 
 
-@case(ValueError, "row 0 has 3 tokens, max_length is 2; texts are not cut: give fewer demonstrations or shorter texts")
+@case(ValueError, "row 0 has 3 tokens, max_length is 2; texts are not cut: give fewer …")
 def text_that_is_too_long(given):
     given.processor("a cat dog", max_length=2)
 

@@ -38,6 +38,7 @@ def test_what_trained_is_saved_and_nothing_else(case, model, saved):
     assert tensors.keys() == model.trained_parameters().keys()
     assert {name.split(".")[0] for name in tensors} == {"resampler", "cross_attention", "added_tokens"}
     processor = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"}
+    processor |= {"processor_config.json", "chat_template.jinja"}
     assert {file.name for file in saved.iterdir()} - processor == {
         "README.md", "config.json", "generation_config.json", "model.safetensors",
     }  # fmt: skip
