@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import flamboyance
-from flamboyance import mini, templates
+from flamboyance import names, templates
 from flamboyance.cli import main
 from flamboyance.demo import run as demonstration
 from flamboyance.demo.asking import MAX_NEW_TOKENS, ask
@@ -96,6 +96,15 @@ def test_the_page_refers_to_nothing_elsewhere(written: Path) -> None:
     for reference in page.references:
         assert reference.startswith("#") or (written / reference).exists(), reference
     assert "url(" not in (written / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_says_that_other_pictures_are_outside_of_its_world(written: Path, tmp_path: Path) -> None:
+    told = " ".join(Page(written / "index.html").text.split())
+    assert "Other pictures are outside of it" in told
+    results = Results("flamingo-mini", 3, 1, (0,), 0, [], 1.0)
+    own = " ".join(Page(write_page(results, tmp_path)).text.split())
+    assert "Other pictures are outside of it" in own and "photograph" in own
+    assert "auxiliary loss and a gate set by hand" in own  # how its binding came about
 
 
 def test_the_page_holds_every_question_and_answer(written: Path) -> None:
@@ -259,10 +268,10 @@ def test_what_is_missing_or_wrong_is_named(
 
 
 def test_load_mini(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(names, "EMBEDDED_DIRECTORY", tmp_path)
     with pytest.raises(OSError, match="the embedded model is missing from this installation"):
         flamboyance.load_mini()
-    monkeypatch.setattr(mini, "DIRECTORY", tiny)
+    monkeypatch.setattr(names, "EMBEDDED_DIRECTORY", tiny)
     model, processor = flamboyance.load_mini()
     assert model.dtype == torch.float32 and not model.training
     inputs = processor(["<image>Output:"], [[Image.new("RGB", (16, 16))]])

@@ -50,6 +50,7 @@ def demo(arguments: argparse.Namespace) -> int:
             advance=advance,
         )
     _print_table(results)
+    print("all pictures are of the small world that flamingo-mini was trained on; other pictures are outside of it")
     print(f"done in {time.monotonic() - began:.0f} seconds; the page is {(folder / PAGE).resolve()}")
     return 0
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from flamboyance.demo.cards import e, set_card
 from flamboyance.demo.plot import DARK, LIGHT
 from flamboyance.demo.results import FILE, AnsweredTask, Results
-from flamboyance.demo.snippets import prompt, python
+from flamboyance.demo.snippets import MINI, prompt, python
+from flamboyance.demo.world.words import COLORS, SHAPES, SIZES
+from flamboyance.files import write_text
 
 PAGE = "index.html"
 AT_ONCE = {"words": 8}  # sets in sight; the rest is folded away
@@ -17,7 +19,7 @@ FEW = 2
 def write_page(results: Results, folder: Path) -> Path:
     """Writes `index.html`, which refers to the images and plots beside it. Every text is escaped."""
     page = folder / PAGE
-    page.write_text(_document(results), encoding="utf-8")
+    write_text(page, _document(results))
     return page
 
 
@@ -37,6 +39,7 @@ def _document(results: Results) -> str:
 {_header(results)}
 <main>
 {_table(results)}
+{_limits(results)}
 <figure class="plot"><picture>
 <source srcset="{DARK}" media="(prefers-color-scheme: dark)">
 <img src="{LIGHT}" alt="Accuracy against the number of shots; the figures are those of the table">
@@ -60,6 +63,26 @@ its vision tower are frozen; the {_millions(results.trained)} parameters between
 trained here: what differs from shot to shot is only what stands before the query.</p>
 <nav>{links}</nav>
 </header>"""
+
+
+def _limits(results: Results) -> str:
+    """What the figures do not say."""
+    world = f"""pictures of 64 × 64 pixels with up to three things ({", ".join(SHAPES)}) in {len(COLORS)} colours and
+{len(SIZES)} sizes on a grey ground, or one handwritten digit"""
+    if results.model != MINI:
+        return f"""<section id="limits">
+<h2>What these figures do not say</h2>
+<p>All pictures are of one small world, for which {MINI} was made: {world}. <strong>Other pictures are outside of
+it.</strong> How {e(results.model)} does here says nothing of how it does on photographs.</p>
+</section>"""
+    return f"""<section id="limits">
+<h2>What these figures do not say</h2>
+<p>All pictures are of the one small world that the model was trained on: {world}. Held out are the pictures, not the
+world. <strong>Other pictures are outside of it</strong>: of a photograph, another shape or a thing of another size the
+model speaks just as surely, in the few words that it knows, and what it says means nothing.</p>
+<p>That it takes a made-up word from the demonstrations was not learned by the papers' loss alone: its training had an
+auxiliary loss and a gate set by hand. These figures are no measure of what a large Flamingo does with real images.</p>
+</section>"""
 
 
 def _millions(number: int) -> str:

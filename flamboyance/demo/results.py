@@ -1,11 +1,11 @@
 """What was answered, how often that was right, and `results.json`."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flamboyance.demo.tasks import Example, Task
+from flamboyance.files import write_json
 
 FILE = "results.json"
 
@@ -109,7 +109,7 @@ class Results:
                 for task in self.tasks
             ],
         }
-        (folder / FILE).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / FILE, data)
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
