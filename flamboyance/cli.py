@@ -92,6 +92,7 @@ COMMANDS = (
         "train a model: flamboyance train RECIPE key=value",
         "flamboyance train finetune data=photos/ output=run",
     ),
+    Command("completion", "the script that completes this command in a shell", "flamboyance completion bash"),
 )
 
 EPILOG = """\
@@ -245,8 +246,8 @@ def _did_you_mean(given: str, known: Any) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands with their arguments."""
+def build_parser(one_word: bool = False) -> argparse.ArgumentParser:
+    """All commands with their arguments. `one_word`: without those of two words, which shells cannot complete."""
     parser = Parser(
         prog="flamboyance",
         description="Few-shot vision-language models: show a few images with their texts, and get the next.",
@@ -256,7 +257,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        _add(commands, command)
+        if not (one_word and " " in command.name):
+            _add(commands, command)
     return parser
 
 
@@ -270,7 +272,7 @@ def _add(commands: Any, command: Command) -> None:
         add_help=command.name != "train",  # recipes say themselves what they take
     )
     one.add_argument("--debug", action="store_true", help="show where an error comes from")
-    one.set_defaults(command=command)
+    one.set_defaults(command=command, build_parser=build_parser)
     import_module(f"flamboyance.commands.{command.function}").add_arguments(one)
 
 

@@ -267,6 +267,14 @@ def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) 
         (("convert", tmp_path / "gone.pt", tmp_path / "to"), "no such checkpoint"),
         (("convert", tmp_path / "file", tmp_path / "file"), "is a file"),
         (("info", tmp_path / "none"), "config.json"),
+        (("info", "mini", "--model", tmp_path), "two models are named"),
+        (("info", "OpenFlamingo-3B-vitl-mpt1"), "OpenFlamingo-3B-vitl-mpt1b"),
+        (("caption", photos, "--beems", 3), "no option '--beems'; did you mean --beams?"),
+        (("captoin", photos), "did you mean caption?"),
+        (("train", "finetun", "output=x"), "Did you mean finetune?"),
+        (("train", "finetune", "data=x", "output=y", "step=3"), "steps"),
+        (("caption", "https://example.com/cat.jpg"), "is a URL"),
+        (("caption", photos, "--demonstrations", "https://example.com/d.csv"), "is a URL"),
     ]
     for arguments, message in cases:
         assert message in fails(capsys, *arguments)
@@ -328,6 +336,18 @@ def test_info_of_a_directory(model: str, capsys, monkeypatch: pytest.MonkeyPatch
     assert "before layers 0, 1" in " ".join(said.split())
     assert "+0.7616" in said  # tanh(1), the tiny model's attention gate
     assert "+0.4621" in said  # tanh(0.5)
+
+
+def test_info_as_json(model: str, capsys) -> None:
+    assert run("info", model, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    names = [part["name"] for part in told["parts"]]
+    assert names == ["vision", "resampler", "cross_attention", "added_tokens", "language_model"]
+    assert told["parameters"] == sum(part["parameters"] for part in told["parts"]) > told["trainable_parameters"] > 0
+    assert told["gates"][1]["attention"] == pytest.approx(0.7616, abs=1e-4)
+    assert [gate["before_layer"] for gate in told["gates"]] == told["layers"] == [0, 1]
+    assert run("info", "openflamingo/OpenFlamingo-3B-vitl-mpt1b", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["gates"] is None
 
 
 def test_info_counts_what_trains(model: str) -> None:

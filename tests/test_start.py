@@ -25,7 +25,8 @@ def test_help_and_mistakes_do_not_import_torch() -> None:
 import contextlib, io, sys
 from flamboyance.cli import COMMANDS, main
 cases = [[], ["--help"], ["--version"], ["captoin"], ["caption"], ["caption", "a.png", "--beems", "3"]]
-cases += [[*one.name.split(), "--help"] for one in COMMANDS if one.name != "train"]
+cases += [[*one.name.split(), "--help"] for one in COMMANDS]
+cases += [["train"], ["train", "finetun", "output=x"], ["train", "finetune", "output"], ["plan", "finetun"]]
 for case in cases:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:

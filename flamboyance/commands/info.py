@@ -1,9 +1,10 @@
 """`info`: what a model is made of, what trains, how much memory it takes."""
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flamboyance.commands.arguments import add_model
@@ -27,15 +28,21 @@ class Part:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
+    parser.add_argument("--json", action="store_true", help="parts, parameters, bytes and gates as JSON")
     add_model(parser, device=False)
 
 
 def info(arguments: argparse.Namespace) -> int:
     """Print a table of a model's parts, and its gates where the weights are at hand."""
+    name = arguments.name or model_name(arguments)
+    if arguments.name and arguments.model and arguments.name != arguments.model:
+        raise ValueError(f"two models are named, {arguments.name} and --model {arguments.model}; give one")
+    model, gates = outline(name)
+    if arguments.json:
+        print(json.dumps(as_json(name, model, gates), indent=1))
+        return 0
     from rich.console import Console
 
-    name = arguments.name or model_name(arguments)
-    model, gates = outline(name)
     console = Console()
     console.print(_table(name, parts(model)))
     console.print(_memory(model))
@@ -44,6 +51,25 @@ def info(arguments: argparse.Namespace) -> int:
     else:
         console.print("Gates are shown for models whose weights are on this machine.")
     return 0
+
+
+def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
+    """What the tables show: parameters and bytes as numbers, gates after tanh (None if no weights are here)."""
+    rows = parts(model)
+    spliced = zip(model.spliced_layers, gates or (), strict=False)
+    return {
+        "model": name,
+        "parts": [asdict(row) for row in rows],
+        "parameters": sum(row.parameters for row in rows),
+        "trainable_parameters": sum(row.trained for row in rows),
+        "bytes": sum(row.bytes for row in rows),
+        "layers": list(model.spliced_layers),
+        "gates": gates
+        and [
+            {"before_layer": layer, "attention": math.tanh(attention), "feed_forward": math.tanh(feed_forward)}
+            for layer, (attention, feed_forward) in spliced
+        ],
+    }
 
 
 def parts(model: Any) -> list[Part]:

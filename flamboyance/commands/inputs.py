@@ -1,13 +1,15 @@
 """What the command line reads: images and folders of them, demonstrations, labels."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from flamboyance.files import JSONL_SUFFIXES, read_lines
-from flamboyance.images.listing import Row, find_images, image_rows
+from flamboyance.images import listing
+from flamboyance.images.listing import Row, image_rows
 
 __all__ = ["Demonstration", "find_images", "read_demonstrations", "read_labels"]
 
@@ -15,6 +17,23 @@ Demonstration = tuple[Path, str] | tuple[Path, str, str]
 """(image, text), or (image, question, answer)."""
 
 COLUMNS = "image,text or image,label or image,question,answer"
+
+
+def find_images(paths: Iterable[Path | str], outside: bool = False) -> list[Path]:
+    """As flamboyance.images.listing.find_images.
+
+    Raises:
+        ValueError: one of them is a URL.
+    """
+    paths = list(paths)
+    for path in paths:
+        _refuse_url(path)
+    return listing.find_images(paths, outside)
+
+
+def _refuse_url(given: Path | str) -> None:
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", str(given)):
+        raise ValueError(f"{given} is a URL; only files on this machine are read: download it first")
 
 
 def read_demonstrations(source: Path | str, shots: int | None = None, outside: bool = False) -> list[Demonstration]:
@@ -31,6 +50,7 @@ def read_demonstrations(source: Path | str, shots: int | None = None, outside: b
         FileNotFoundError: the source, or an image that it names, does not exist.
         ValueError: it is of another kind, is empty, lacks columns or values, or holds fewer than `shots`.
     """
+    _refuse_url(source)
     if not os.path.exists(source):
         raise FileNotFoundError(f"no such demonstrations: {source}")
     found = [_demonstration(row) for row in image_rows(source, outside)]

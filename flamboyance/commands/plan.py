@@ -67,6 +67,9 @@ def _positive(given: str) -> float:
 def plan(arguments: argparse.Namespace) -> int:
     """Print memory, operations, time and data of a recipe on some devices; for several numbers, a line each."""
     from flamboyance import recipes
+
+    if arguments.recipe not in recipes.SUMMARIES and ".py:" not in arguments.recipe:
+        raise recipes.unknown(arguments.recipe)
     from flamboyance.recipes.arguments import find, parameters, resolve
     from flamboyance.training.hardware import find as find_hardware
     from flamboyance.training.plan import Assumptions, Planner

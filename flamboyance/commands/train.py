@@ -13,7 +13,7 @@ examples:
   flamboyance train finetune data=photos/ output=runs/mine
   torchrun --nproc-per-node 8 -m flamboyance.cli train openflamingo-3b output=runs/3b laion=… mmc4=…
 
-`flamboyance train RECIPE --help` lists what a recipe takes. The same command goes on with a run that was stopped.
+`flamboyance train RECIPE --help` lists what a recipe takes. The same command resumes a run that was stopped.
 docs/training.md says more."""
 
 
@@ -27,10 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def train(arguments: argparse.Namespace) -> int:
     """Train, or go on training; without settings, say what there is to set."""
     from flamboyance import recipes
+
+    # Names and their mistakes need no torch.
+    if arguments.recipe is None:
+        return _tell(_overview(recipes.SUMMARIES))
+    if arguments.recipe not in recipes.SUMMARIES and ".py:" not in arguments.recipe:
+        raise recipes.unknown(arguments.recipe)
+    if wrong := next((setting for setting in arguments.settings if "=" not in setting), None):
+        raise ValueError(f"{wrong!r} is no setting; expected key=value, as in steps=200")
     from flamboyance.recipes.arguments import find, resolve
 
-    if arguments.recipe is None:
-        return _tell(_overview(recipes.RECIPES))
     recipe = find(arguments.recipe, recipes.RECIPES)
     if arguments.help or not arguments.settings:
         return _tell(_about(arguments.recipe, recipe))
@@ -47,16 +53,12 @@ def _tell(text: str) -> int:
     return 0
 
 
-def _overview(recipes: dict[str, Any]) -> str:
-    width = max(map(len, [*recipes, FILE]))
+def _overview(summaries: dict[str, str]) -> str:
+    width = max(map(len, [*summaries, FILE]))
     lines = [USAGE, "", "recipes:"]
-    lines += [f"  {name:<{width}}  {_summary(recipe)}" for name, recipe in recipes.items()]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
     lines += [f"  {FILE:<{width}}  your own: a function that returns flamboyance.training.run.Run", ""]
     return "\n".join([*lines, EXAMPLES])
-
-
-def _summary(recipe: Any) -> str:
-    return (inspect.getdoc(recipe) or "").partition("\n")[0]
 
 
 def _about(name: str, recipe: Any) -> str:

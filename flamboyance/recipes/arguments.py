@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from flamboyance.recipes import unknown
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run
 
@@ -45,11 +46,7 @@ def find(name: str, recipes: dict[str, Recipe]) -> Recipe:
     if ".py:" in name:
         return _function(*name.rsplit(":", 1))
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"there is no recipe {name!r}.{hint} There are {', '.join(recipes)}; your own is path/to/file.py:function"
-        )
+        raise unknown(name, recipes)
     return recipes[name]
 
 
