@@ -167,7 +167,8 @@ def decoded(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
         if number == 1:
             if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise ValueError(f"{name} is UTF-16 text; save it as UTF-8")
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            while line.startswith(b"\xef\xbb\xbf"):  # programs that do not know the mark add a second one
+                line = line[3:]
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -396,11 +397,8 @@ def _rows(lines: Iterator[tuple[int, str]], before: int, separator: str, name: s
         except StopIteration:
             return
         except csv.Error as error:
-            hint = (
-                "is a closing quote missing?"
-                if "end of data" in str(error) or last > start
-                else ('write a quote inside a quoted value twice ("")')
-            )
+            is_open = "end of data" in str(error) or "limit" in str(error) or last > start
+            hint = "is a closing quote missing?" if is_open else 'write a quote inside a quoted value twice ("")'
             where = f"line {start}" if last <= start else f"lines {start} to {last}"
             raise ValueError(f"{name}, {where}: not CSV ({error}); {hint}") from error
         yield _Line(start, values), last

@@ -126,6 +126,7 @@ TWO = [{"image": "a.jpg", "text": "a cat"}, {"image": "b.jpg", "text": "a dog, a
         ("d.csv", "image;text\na.jpg;a cat\nb.jpg;a dog, a bird\n"),
         ("d.csv", "image\ttext\na.jpg\ta cat\nb.jpg\ta dog, a bird\n"),
         ("d.csv", "sep=;\nimage;text\na.jpg;a cat\nb.jpg;a dog, a bird\n"),
+        ("d.csv", '\ufeff\ufeff"image","text"\na.jpg,a cat\nb.jpg,"a dog, a bird"\n'),
         ("d.csv", ',image,text\n0,a.jpg,a cat\n1,b.jpg,"a dog, a bird"\n'),
         ("d.csv", 'image,text,\na.jpg,a cat,\nb.jpg,"a dog, a bird",\n'),
         ("d.tsv", "image\ttext\na.jpg\ta cat\nb.jpg\ta dog, a bird\n"),
@@ -163,6 +164,9 @@ def test_values_may_be_long_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
     long = "word " * 60_000  # more than the 131,072 characters at which Python's reader stops by itself
     assert rows(tmp_path / "d.csv", f"image,text\na.jpg,{long}\n")[0]["text"] == long
     assert rows(tmp_path / "d.jsonl", json.dumps({"text": long}))[0]["text"] == long
+    (tmp_path / "e.csv").write_bytes(b"image,text\n" + b"a" * (16 << 20) + b"b,c\n")
+    with pytest.raises(ValueError, match=r"e\.csv, line 2: not CSV .*limit.*closing quote"):
+        list(read_table(tmp_path / "e.csv"))
     monkeypatch.setattr("flamboyance.files.LINE_LIMIT", 1000)
     for name in ("d.csv", "d.jsonl"):
         with pytest.raises(ValueError, match=rf"{name}, line \d is longer"):

@@ -111,5 +111,6 @@ def read_labels(given: str) -> list[str]:
         where = [f"{label} ({' and '.join(found)})" if is_file else label for label, found in twice.items()]
         raise ValueError(f"--labels names {', '.join(where)} more than once")
     if len(places) < 2:
-        raise ValueError(f"--labels {given!r} gives {len(places)} label; expected two or more, as in cat,dog")
+        expected = "one on each line" if is_file else "as in cat,dog"
+        raise ValueError(f"--labels {given!r} gives {len(places)} label; expected two or more, {expected}")
     return list(places)

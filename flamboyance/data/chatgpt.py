@@ -42,7 +42,8 @@ def read(content: dict[str, Any], max_images: int, protocol: str) -> Document:
     pieces = [None if number % 2 else clean(part) for number, part in enumerate(parts)]
     if protocol == "aligned":
         # Text after the last image that counts is cut away with the next one, in examples.py.
-        return Document(interleave(pieces), tuple(_image(images, place) for place in places), "after_image")
+        found = {place: _image(images, place) for place in dict.fromkeys(places)}  # a place may be named very often
+        return Document(interleave(pieces), tuple(found[place] for place in places), "after_image")
     made = interleave_as_openflamingo(pieces, max_images)
     numbered = sorted(images, key=lambda name: (len(name), name))[: made.count(IMAGE_TOKEN)]
     return Document(made, tuple(_image(images, name) for name in numbered), "after_image")

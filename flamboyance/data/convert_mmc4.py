@@ -145,15 +145,25 @@ def _pages(
             counts["documents damaged"] += 1
             continue
         beside: Fields = {}
+        read: dict[Any, bytes | None] = {}  # a page may name a file very often
+        size = 0
         for one in about:
             if one.get("image_base64") is not None:
                 continue  # it has come with its image
-            image = _page_image(one.get("image_name"), folders, check, counts)
+            name = one.get("image_name") if isinstance(one.get("image_name"), str) else None
+            if name not in read:
+                read[name] = _page_image(name, folders, check, counts)
+            image = read[name]
+            size += len(image or b"")
+            if size > MEMBER_LIMIT:
+                break
             if image is not None and inside:
                 one["image_base64"] = base64.b64encode(image).decode()
             elif image is not None:
                 beside[one["image_name"].lower()] = image
-        if beside or any(one.get("image_base64") is not None for one in about):
+        if size > MEMBER_LIMIT:
+            counts["documents too large"] += 1
+        elif beside or any(one.get("image_base64") is not None for one in about):
             yield f"{prefix}-{number:06d}", {"json": dumped(page)} | beside
         else:
             counts["documents without images"] += 1

@@ -10,7 +10,7 @@ import numpy as np
 from flamboyance.data import chatgpt
 from flamboyance.data.documents import Document, Record, Rejected
 from flamboyance.data.interleaved import Interleaved, clean, interleave, interleave_as_openflamingo
-from flamboyance.data.reading import from_base64, json_object, named_image
+from flamboyance.data.reading import FILE_LIMIT, from_base64, json_object, named_image
 
 Match = tuple[int, int]
 """(image, sentence), both counted from 0."""
@@ -45,7 +45,7 @@ class MMC4(Interleaved):
         if page.get("is_gpt"):
             return chatgpt.read(page, self.max_images, self.protocol)
         sentences, about = _listed(page, "text_list", str), _listed(page, "image_info", dict)
-        found = {i: image for i, one in enumerate(about) if (image := _image(record, one)) is not None}
+        found = _images(record, about)
         images = {i: image for i, image in found.items() if len(image) >= self.min_image_bytes}
         if not images:
             raise Rejected("images too small" if found else "no image available")
@@ -80,6 +80,25 @@ class MMC4(Interleaved):
         if self.protocol == "openflamingo":
             return Document(interleave_as_openflamingo(pieces), tuple(images[i] for i, _ in matches), "after_image")
         return Document(interleave(pieces), tuple(images[i] for i, _ in in_order), "after_image")
+
+
+def _images(record: Record, about: list[dict[str, Any]]) -> dict[int, bytes]:
+    """The images that were fetched, by their place. A file that is named several times is read once."""
+    found: dict[int, bytes] = {}
+    read: dict[str, bytes | None] = {}
+    size = 0
+    for place, one in enumerate(about):
+        name = one.get("image_name")
+        named = one.get("image_base64") is None and isinstance(name, str)
+        image = read[name] if named and name in read else _image(record, one)
+        if named and name not in read:
+            read[name] = image
+        size += len(image or b"")
+        if size > FILE_LIMIT:
+            raise Rejected("image too large")
+        if image is not None:
+            found[place] = image
+    return found
 
 
 def _image(record: Record, about: dict[str, Any]) -> bytes | None:

@@ -74,3 +74,8 @@ def test_tokens_in_the_text_are_taken_out() -> None:
 )
 def test_what_cannot_be_used_is_rejected(given: dict, why: str) -> None:
     assert reason(OURS, json_record(given)) == why
+
+
+def test_an_image_that_is_placed_often_is_decoded_once() -> None:
+    images = read(OURS, json_record(content("_!_IMAGE1_!_ a " * 50))).images
+    assert len(images) == 50 and all(image is images[0] for image in images)

@@ -201,6 +201,17 @@ def test_sequences_of_chatgpt_among_the_pages() -> None:
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(ImportError, match=r"flamboyance\[train\]"):
+    with pytest.raises(ImportError, match="pip install scipy"):
         read(ANY, json_record(page([[0.5]])))
     assert read(BEST, json_record(page([[0.5]]))).images == (RED,)
+
+
+def test_a_file_that_is_named_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(RED)
+    reads: list[Any] = []
+    local = "flamboyance.data.reading._local"
+    monkeypatch.setattr(local, lambda *given: reads.append(given) or RED)
+    given = page([[0.5] * 50] * 50, [RED] * 50, ["a"] * 50) | {"image_info": [{"image_name": "a.jpg"}] * 50}
+    assert len(read(ANY, json_record(given, tmp_path)).images) == 50 and len(reads) == 1
+    monkeypatch.setattr("flamboyance.data.mmc4.FILE_LIMIT", 40 * len(RED))
+    assert reason(ANY, json_record(given, tmp_path)) == "image too large"
