@@ -66,7 +66,7 @@ class Child:
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], log: Path) -> None:
     os.setsid()
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.exit(function(*arguments))

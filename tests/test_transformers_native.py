@@ -329,9 +329,9 @@ def test_auto_processor_opens_models_of_earlier_versions(tiny: Path, tmp_path: P
     old = shutil.copytree(tiny, tmp_path / "old")
     for name in ("processor_config.json", "chat_template.jinja"):
         (old / name).unlink()
-    config = json.loads((old / "tokenizer_config.json").read_text())
+    config = json.loads((old / "tokenizer_config.json").read_text(encoding="utf-8"))
     config.pop("processor_class")
-    (old / "tokenizer_config.json").write_text(json.dumps(config))
+    (old / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     found = AutoProcessor.from_pretrained(old)
     assert type(found) is FlamingoProcessor
     assert same(found(f"{IMAGE}a cat", A), FlamingoProcessor.from_pretrained(tiny)(f"{IMAGE}a cat", A))
