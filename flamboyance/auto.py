@@ -25,10 +25,10 @@ REGISTERED_BY = {
 
 
 class _Watch:
-    """A finder of modules: calls `after` whenever an import of one of transformers' modules is over.
+    """A finder of modules: calls `after` whenever an import of one of transformers' modules, or of ours, is over.
 
-    "Over" includes the imports that it caused: earlier, our modules could ask for a module of transformers that is
-    only half imported.
+    "Over" includes the imports that it caused, and those that caused it: earlier, our modules could ask for a module
+    that is only half imported.
     """
 
     def __init__(self, after: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class _Watch:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != "transformers":
+        if fullname.partition(".")[0] not in ("transformers", "flamboyance"):
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
