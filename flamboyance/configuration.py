@@ -30,6 +30,7 @@ class FlamingoConfig(PreTrainedConfig):
     """
 
     model_type = "flamingo"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  as transformers declares it
 
     def __init__(
         self,
@@ -67,6 +68,16 @@ class FlamingoConfig(PreTrainedConfig):
         # Whether heads are tied is the language model's affair; this class ties nothing itself.
         kwargs.update(tie_word_embeddings=False, pad_token_id=pad_token_id, eos_token_id=eoc_token_id)
         super().__init__(**kwargs)
+
+    def __repr__(self) -> str:
+        """In a line; `to_json_string()` gives all of it."""
+        text, vision = self.text_config, self.vision
+        parts = [f"vision={vision['name'] or vision['library']!r} (width {self.vision_width})"]
+        if text is not None:
+            sizes = f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers"
+            parts.append(f"language={self.language!r} ({sizes})")
+        parts += [f"interval={self.interval}", f"{self.resampler['latents']} latents per image"]
+        return f"{type(self).__name__}({', '.join([*parts, f'{self.vocab_size} tokens'])})"
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's configuration as generation needs it: it lays out the cache by it and, in older

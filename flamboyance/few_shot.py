@@ -1,14 +1,13 @@
 """FewShotTask: demonstrations computed once, queried many times."""
 
 import difflib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
@@ -16,6 +15,8 @@ from transformers import DynamicCache
 from flamboyance import checks, templates
 from flamboyance.files import read_json, replacing, write_json
 from flamboyance.model.cache import RoomyLayer, roomy
+from flamboyance.model.files import check_finite
+from flamboyance.model.fingerprint import fingerprint, stamp
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
@@ -44,6 +45,14 @@ class Prefix:
         model(input_ids=ids[None], media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers: list[Any] = cache.layers
         return cls(ids, media, tuple((layer.keys, layer.values) for layer in layers))
+
+    def to(self, device: torch.device) -> "Prefix":
+        """The same on another device."""
+        if self.media is None:
+            return self
+        pairs = tuple((k.to(device), v.to(device)) for k, v in self.media.keys_values)
+        media = Media(self.media.latents.to(device), pairs, self.media.rows)
+        return Prefix(self.ids.to(device), media, tuple((k.to(device), v.to(device)) for k, v in self.layers))
 
     def shared(self, row: list[int]) -> int:
         """How many of these tokens a row begins with; all, unless the tokenizer joins their end with what follows. At
@@ -102,17 +111,40 @@ class FewShotTask:
             _check_texts(f"demonstration {number}", template.fields, shot[1:])
         self.texts = [template.demonstration(*shot[1:]) for shot in shots]
         self._images = [shot[0] for shot in shots]
+        self._prefix: Prefix | None = None
+        self._stamp: tuple[Any, ...] = ()  # of the model when the prefix was computed
+        self._made_with: str | None = None  # fingerprint of the model that an opened task was made with
 
     def __repr__(self) -> str:
         model = f"{type(self.model).__name__} on {self.model.device}"
         return f"FewShotTask({model}, {len(self.texts)} demonstrations, template={self.template.pattern!r})"
 
-    @cached_property
-    @torch.no_grad()
+    @property
     def prefix(self) -> Prefix | None:
-        """The demonstrations, computed; None without any."""
+        """The demonstrations, computed; None without any. Computed anew when the model's weights, precision, device or
+        adapters have changed since.
+
+        Raises:
+            ValueError: they have, and the task was opened from a directory, which holds no images to compute from.
+        """
         if not self.texts:
             return None
+        now = stamp(self.model)
+        if self._prefix is None or self._stamp != now:
+            if self._made_with is None:
+                self._prefix = self._computed()
+            elif self._made_with != fingerprint(self.model):
+                raise ValueError(
+                    "the model has changed since this task was opened: other weights, precision or adapters. What the "
+                    "task remembers of its demonstrations means nothing to it; make the task again from them"
+                )
+            elif self._prefix is not None:  # the same weights in another place
+                self._prefix = self._prefix.to(self.model.device)
+            self._stamp = now
+        return self._prefix
+
+    @torch.no_grad()
+    def _computed(self) -> Prefix:
         inputs = self.processor(["".join(self.texts)], [self._images]).to(self.model.device)
         media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
         return Prefix.of(self.model, inputs.input_ids[0], media)
@@ -197,16 +229,17 @@ class FewShotTask:
         device = self.model.device
         queries = [self.template.query(*fields) for _, *fields in batch]
         inputs = self.processor(queries, [[image] for image, *_ in batch]).to(device)
-        if self.prefix is None or self.prefix.media is None:
+        prefix = self.prefix
+        if prefix is None or prefix.media is None:
             return dict(inputs)
         own = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
-        shots = self.prefix.media.rows[0]
-        media = Media.join([self.prefix.media, own], tuple((*shots, len(shots) + i) for i in range(len(batch))))
+        shots = prefix.media.rows[0]
+        media = Media.join([prefix.media, own], tuple((*shots, len(shots) + i) for i in range(len(batch))))
         rows = self.processor.tokenize(["".join([*self.texts, query]) for query in queries])
-        known = min(self.prefix.shared(row) for row in rows)
+        known = min(prefix.shared(row) for row in rows)
         padded = {name: tensor.to(device) for name, tensor in self.processor.pad(rows).items()}
         shifts = [padded["input_ids"].shape[1] - len(row) for row in rows]
-        cache = self.prefix.cache(shifts, known, self.model.shares_prompts)
+        cache = prefix.cache(shifts, known, self.model.shares_prompts)
         return {**padded, "media": media, "past_key_values": cache}
 
     # Keeping ----------------------------------------------------------------------------------------------------
@@ -215,16 +248,21 @@ class FewShotTask:
         """Writes the template, the demonstrations' texts and what the model remembers of them; no images."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {}
-        if self.prefix is not None and self.prefix.media is not None:
-            tensors["ids"], tensors["latents"] = self.prefix.ids, self.prefix.media.latents
-            for name, pairs in (("media", self.prefix.media.keys_values), ("language", self.prefix.layers)):
+        tensors, prefix = {}, self.prefix
+        if prefix is not None and prefix.media is not None:
+            tensors["ids"], tensors["latents"] = prefix.ids, prefix.media.latents
+            for name, pairs in (("media", prefix.media.keys_values), ("language", prefix.layers)):
                 for i, (keys, values) in enumerate(pairs):
                     tensors[f"{name}.{i}.keys"], tensors[f"{name}.{i}.values"] = keys, values
         with replacing(directory / "prefix.safetensors") as part:
             save_file({k: t.contiguous() for k, t in tensors.items()}, part)
         template = {k: v for k, v in asdict(self.template).items() if k != "fields"}
-        task = {"model": fingerprint(self.model), "template": template, "texts": self.texts}
+        task = {
+            "model": fingerprint(self.model),
+            "preprocessing": _preprocessing(self.processor),
+            "template": template,
+            "texts": self.texts,
+        }
         write_json(directory / "task.json", task)
 
     @classmethod
@@ -243,17 +281,30 @@ class FewShotTask:
                 f"{directory} holds no task: expected task.json and prefix.safetensors, as save writes them."
             )
         task: dict[str, Any] = read_json(directory / "task.json")
-        if task["model"] != fingerprint(model):
+        if task["model"] != (found := fingerprint(model)):
             raise ValueError(
-                f"The task in {directory} was computed with another model or precision; its memory means nothing to "
-                "this one. Make it again from its demonstrations."
+                f"the task in {directory} was computed with another model or precision (its parts, weights or "
+                "adapters differ), so its memory means nothing to this one; make it again from its demonstrations"
+            )
+        told, own = task.get("preprocessing"), _preprocessing(processor)
+        if told is not None and own is not None and told != own:
+            raise ValueError(
+                f"the task in {directory} was computed from images preprocessed by {told}; this processor has {own}. "
+                "Give the processor that it was made with"
             )
         template: dict[str, Any] = task["template"]
         template["stops"] = tuple(template["stops"])
         self = cls(model, processor, (), Template(**template))
         self.texts = task["texts"]
         if self.texts:
-            self.__dict__["prefix"] = _read_prefix(directory / "prefix.safetensors", model)
+            self._prefix = _read_prefix(directory / "prefix.safetensors", model)
+            [ids] = processor.tokenize(["".join(self.texts)])
+            if ids != self._prefix.ids.tolist():
+                raise ValueError(
+                    f"the task in {directory} was computed with another tokenizer: its demonstrations are other tokens "
+                    "now. Give the processor that it was made with"
+                )
+            self._stamp, self._made_with = stamp(model), found
         return self
 
 
@@ -266,17 +317,18 @@ def completion_tokens(processor: FlamingoProcessor, template: Template, query: s
     return processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
 
 
-def fingerprint(model: FlamingoForConditionalGeneration) -> str:
-    """Tells models apart by their gates, first latents and added tokens, and their precision."""
-    digest = hashlib.sha256(str(model.dtype).encode())
-    for name, p in sorted(model.trained_parameters().items()):
-        if name.endswith("_gate") or name in ("resampler.latents", "added_tokens.embedding"):
-            digest.update(p.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _preprocessing(processor: FlamingoProcessor) -> str | None:
+    """How images become pixels, in words; None where that is a function of the user's own."""
+    text = str(processor.image_processor)
+    return None if " at 0x" in text else text
 
 
 def _read_prefix(file: Path, model: FlamingoForConditionalGeneration) -> Prefix:
-    tensors = load_file(file, device=str(model.device))
+    try:
+        tensors = load_file(file, device=str(model.device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is damaged or missing ({error}); make the task again") from None
+    check_finite(tensors, file)
 
     def pairs(name: str) -> tuple[tuple[Tensor, Tensor], ...]:
         count = sum(key.startswith(f"{name}.") for key in tensors) // 2

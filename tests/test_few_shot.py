@@ -1,9 +1,13 @@
 """A few-shot task gives what the full prompt gives, whatever the queries' lengths."""
 
+import copy
+
 import numpy as np
+import peft
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -183,3 +187,97 @@ def test_options_of_generation():
     with pytest.raises(ValueError, match="one text a query; for num_return_sequences"):
         task(QUERIES, num_return_sequences=2)
     assert not task.prefix.media.latents.requires_grad, "a task keeps no graph alive"
+
+
+CHANGES = {
+    "another language model": lambda model: model.language_model.get_input_embeddings().weight.data.mul_(1.5),
+    "one weight of the language model": lambda model: written(model.language_model.lm_head.weight),
+    "another tower": lambda model: [p.data.mul_(1.5) for p in model.vision.parameters()],
+    "the resampler": lambda model: model.resampler.layers[0].attention.to_q.weight.data.mul_(1.5),
+    "precision": lambda model: model.to(torch.bfloat16),
+    "an adapter": lambda model: adapted(model),
+}
+
+
+@torch.no_grad()
+def written(weight):
+    weight[5, 3] += 1
+
+
+def adapted(model):
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    model.language_model = peft.get_peft_model(model.language_model, config)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_saved_task_is_refused_by_another_model(tmp_path, change):
+    model = make("llama")
+    FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa).save(tmp_path)
+    opened = FewShotTask.load(tmp_path, model, processor())
+    assert opened(QUERIES, **NEW)
+    CHANGES[change](model)
+    with pytest.raises(ValueError, match="another model"):
+        FewShotTask.load(tmp_path, model, processor())
+    with pytest.raises(ValueError, match="the model has changed"):  # nor does one go on that was opened before
+        opened(QUERIES, **NEW)
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if "one weight" not in name])
+def test_a_task_is_computed_anew_when_the_model_changes(change):
+    model = make("llama")
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    before = task.classify(QUERIES, ["cat", "a dog"])
+    CHANGES[change](model)
+    after = task.classify(QUERIES, ["cat", "a dog"])
+    fresh = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    assert after == fresh.classify(QUERIES, ["cat", "a dog"]) != before
+
+
+def test_a_switched_adapter_is_noticed():
+    model = make("llama")
+    adapted(model)
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    before = task.classify(QUERIES, ["cat", "a dog"])
+    with model.language_model.disable_adapter():
+        assert task.classify(QUERIES, ["cat", "a dog"]) != before
+    assert task.classify(QUERIES, ["cat", "a dog"]) == before
+
+
+def test_a_model_that_did_not_change_is_not_computed_again(tmp_path):
+    model = make("llama")
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    task.save(tmp_path)
+    opened = FewShotTask.load(tmp_path, model, processor())
+    for part in (task, opened):
+        first = part.prefix
+        model.train().eval()
+        model.requires_grad_(False)
+        part(QUERIES, **NEW)
+        assert part.prefix is first
+    expected = opened(QUERIES, **NEW)
+    copied = copy.deepcopy(model)  # the same weights elsewhere
+    opened.model = copied
+    assert opened(QUERIES, **NEW) == expected
+
+
+def test_a_saved_task_is_refused_with_another_processor(tmp_path):
+    model = make("llama")
+    FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa).save(tmp_path)
+    other = processor()
+    other.image_processor = ImageProcessor(size=PIXELS, crop=(PIXELS, PIXELS), mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(ValueError, match="preprocess"):
+        FewShotTask.load(tmp_path, model, other)
+
+
+def test_a_saved_task_that_is_not_finite_is_refused(tmp_path):
+    model = make("llama")
+    FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa).save(tmp_path)
+    file = tmp_path / "prefix.safetensors"
+    tensors = load_file(file)
+    tensors["latents"][0, 0, 0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"latents in .* not finite"):
+        FewShotTask.load(tmp_path, model, processor())
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        FewShotTask.load(tmp_path, model, processor())

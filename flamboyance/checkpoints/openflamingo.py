@@ -17,6 +17,7 @@ from torch import Tensor
 from flamboyance.checkpoints.layout import BLOCK, Layout
 from flamboyance.checkpoints.torch_file import read_torch_file
 from flamboyance.model import language, linear
+from flamboyance.model.files import check_finite
 from flamboyance.model.loading import warn_if_shut
 
 RENAMES = (
@@ -238,6 +239,7 @@ def _shaped(key: str, tensor: Tensor, shape: Iterable[int], layout: Layout) -> T
         raise ValueError(
             f"{key} has shape {tuple(tensor.shape)} in the checkpoint; this model needs {tuple(shape)}. {layout}"
         )
+    check_finite({key: tensor}, "the checkpoint")
     return tensor
 
 

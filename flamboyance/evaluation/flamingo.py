@@ -14,7 +14,8 @@ import torch
 from flamboyance.evaluation.media_cache import MediaCache
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Task
-from flamboyance.few_shot import Prefix, completion_tokens, fingerprint
+from flamboyance.few_shot import Prefix, completion_tokens
+from flamboyance.model.fingerprint import fingerprint
 
 ROWS = 32  # of text that are scored together
 

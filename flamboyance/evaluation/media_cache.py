@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flamboyance.evaluation.feature_store import digest, stamp
-from flamboyance.few_shot import fingerprint
 from flamboyance.files import replacing
 from flamboyance.images import ImageError, load_image
+from flamboyance.model.fingerprint import fingerprint
 from flamboyance.model.media import Media
 
 AT_ONCE = 32  # images encoded together

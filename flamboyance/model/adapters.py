@@ -47,6 +47,14 @@ def names(model: nn.Module) -> set[str]:
     return found
 
 
+def layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """The adapted layers, with their paths."""
+    if sys.modules.get("peft") is None:
+        return []
+    kinds = _kinds()
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, kinds.switched)]
+
+
 def own_children(module: nn.Module) -> list[nn.Module] | None:
     """The children of an adapted layer that are the adapter's; None for a module that is no adapted layer."""
     if sys.modules.get("peft") is None:

@@ -25,6 +25,7 @@ from flamboyance.model import attention, language, linear, mpt
 from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
+from flamboyance.model.files import is_finite
 from flamboyance.model.generation import Generating
 from flamboyance.model.loading import Checkpointing
 from flamboyance.model.media import Media, Spans, count_seen, decoding_sight, prefill_sight, traced_sight
@@ -123,7 +124,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
                     f"media_counts {counts} does not fit packed pixel_values of shape {shape}: expected counts that "
                     f"add up to {len(pixel_values)}."
                 )
-            return self.resample(self._patches(pixel_values), counts)
+            return self._resample(self._patches(pixel_values), counts)
         if pixel_values.ndim != 6:
             raise ValueError(
                 f"pixel_values has shape {shape}; expected six dimensions: (rows, media per row, "
@@ -140,7 +141,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             real = pixel_values.flatten(0, 1)
         else:
             real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
-        return self.resample(self._patches(real), counts)
+        return self._resample(self._patches(real), counts)
 
     def _encode_traced(self, pixel_values: Tensor, media_counts: Tensor) -> Media:
         """`encode_media` where numbers of media are tensors whose values nothing may depend on: entries beyond a row's
@@ -161,6 +162,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         """pixels (M, F, C, H, W) -> the tower's features (M, F, P, D); None where there are no media."""
         if not len(pixels):
             return None
+        self._check_finite("pixel_values", pixels)
         pixels = pixels.to(self.resampler.latents.device)
         return self.vision(pixels.flatten(0, 1)).unflatten(0, (-1, pixels.shape[1]))
 
@@ -170,8 +172,16 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         Args:
             patches: (M, F, P, D), those of row 0 first; None without any.
             media_counts: media of each of the B rows; they add up to M.
+
+        Raises:
+            ValueError: features that are not finite.
         """
-        return self.media_of(self._latents(patches), media_counts)
+        if patches is not None:
+            self._check_finite("patches", patches)
+        return self._resample(patches, media_counts)
+
+    def _resample(self, patches: Tensor | None, media_counts: Sequence[int]) -> Media:
+        return self._media_of(self._latents(patches), media_counts)
 
     def _latents(self, patches: Tensor | None) -> Tensor:
         home = self.resampler.latents
@@ -180,13 +190,31 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         return self.resampler(patches.to(home.device, home.dtype))
 
     def media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
-        """The last part of `encode_media`: latents (M, L, D) with their keys and values of every block."""
+        """The last part of `encode_media`: latents (M, L, D) with their keys and values of every block.
+
+        Raises:
+            ValueError: latents that are not finite.
+        """
+        self._check_finite("latents", latents)
+        return self._media_of(latents, media_counts)
+
+    def _media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
         ends = [0, *accumulate(map(int, media_counts))]
         return self._keys_values(latents, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
 
     def _keys_values(self, latents: Tensor, rows: Any) -> Media:
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
         return Media(latents, pairs, rows)
+
+    def _check_finite(self, name: str, values: Tensor) -> None:
+        """Not in training, where a step that is not finite is left out, and where looking at values takes time."""
+        if self.training or torch.compiler.is_compiling() or is_finite(values):
+            return
+        wrong = [i for i, one in enumerate(values) if not is_finite(one)]
+        raise ValueError(
+            f"{name} of media {', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''} of {len(values)} are "
+            "not finite (NaN or infinity); compute them again"
+        )
 
     def _media(
         self,

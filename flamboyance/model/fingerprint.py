@@ -1,0 +1,67 @@
+"""Whether a model is the one that something was computed with."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flamboyance.model import adapters
+from flamboyance.model.trainable import Mark
+
+# Of a configuration: where its parts are, and who wrote it. The rest says what is computed.
+ELSEWHERE = {"_name_or_path", "name", "language", "transformers_version", "architectures", "dtype", "torch_dtype"}
+
+
+def fingerprint(model: Any) -> str:
+    """16 hexadecimal digits over all that a model computes with: every parameter and buffer in its precision, the
+    configuration, and which adapters are active. Reads all weights once, at the speed of memory."""
+    digest = hashlib.sha256(json.dumps(_told(model.config.to_dict()), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(adapters.tensors(model).items()):
+        mark = Mark.of(tensor)
+        digest.update(f"{name} {mark.dtype} {mark.shape} {mark.checksum}".encode())
+        digest.update(mark.some.float().cpu().numpy().tobytes())
+    digest.update(repr(_switches(model)).encode())
+    return digest.hexdigest()[:16]
+
+
+def stamp(model: Any) -> tuple[Any, ...]:
+    """Changes whenever weights are replaced, moved, converted or written to, and when adapters are switched. Takes a
+    millisecond or two, and means something in this process alone."""
+    places, some = [], []
+    for tensor in (*model.parameters(), *model.buffers()):
+        packed = tensor.is_mkldnn
+        version = None if tensor.is_inference() else tensor._version
+        place = id(tensor) if packed or tensor.is_meta else _address(tensor)
+        places.append((place, version, tensor.dtype, str(tensor.device), tuple(tensor.shape)))
+        if not packed and not tensor.is_meta and type(tensor) in (Tensor, torch.nn.Parameter) and tensor.numel():
+            flat = tensor.detach().reshape(-1)  # also what is written past the version, by `.data`
+            some.append(flat[:: max(1, flat.numel() // 4)][:4].to(torch.float64 if flat.is_cpu else torch.float32))
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for values in some:
+        by_device.setdefault(values.device, []).append(values)
+    values = b"".join(torch.cat(group).cpu().numpy().tobytes() for group in by_device.values())
+    return (*places, values, _switches(model))
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # of a kind that has no storage of its own
+        return id(tensor)
+
+
+def _switches(model: Any) -> tuple[Any, ...]:
+    """What of adapters is no weight: which are active, merged, and by how much they count."""
+    return tuple(
+        (path, tuple(layer.active_adapters), layer.disable_adapters, str(getattr(layer, "scaling", "")))
+        + tuple(getattr(layer, "merged_adapters", ()))
+        for path, layer in adapters.layers(model)
+    )
+
+
+def _told(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {k: _told(v) for k, v in values.items() if k not in ELSEWHERE}
+    return [_told(v) for v in values] if isinstance(values, list | tuple) else values
