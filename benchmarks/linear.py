@@ -1,8 +1,13 @@
 """Linear layers by torch and by flamboyance.model.linear, in turns: `python -m benchmarks.linear [--threads N]`.
 
 Rates of one product over weights that no cache holds: billions of operations and GB of weights a second. By torch, by
-oneDNN from plain weights and from packed ones, in float32 and bfloat16 (in which torch's are oneDNN's); and the two
-products of the backward pass.
+oneDNN from plain weights and from packed ones, in float32 and bfloat16 (in which torch's are oneDNN's, if it has any on
+the processor; where it has none, the second column is of float32 products of the same numbers); and the two products of
+the backward pass.
+
+To measure what a processor without AVX-512 would do, on one that has it:
+
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m benchmarks.linear
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from flamboyance.model.linear import PACKED_FOR, _product, onednn_is_faster
+from benchmarks import results
+from flamboyance.model import linear
 
 WEIGHTS = ((768, 768), (3072, 768), (768, 3072), (4096, 4096))  # outputs, inputs
 ROWS = (1, 3, 4, 12, 48, 200, 1000)
@@ -40,7 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     torch.set_num_threads(parser.parse_args().threads)
-    print(f"torch {torch.__version__}; float32 by oneDNN on this processor: {onednn_is_faster()}\n")
+    here = results.machine()
+    print(f"torch {here['torch']}, {here['processor']}, {here['instruction_set']}; by oneDNN: {chosen()}\n")
     print("| in | weight | rows | product | torch, Gop/s | oneDNN | packed | torch, GB/s | oneDNN | packed |")
     print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for dtype in (torch.float32, torch.bfloat16):
@@ -50,15 +57,26 @@ def main() -> None:
                 compare(rows, weights if rows < 100 else weights[:4])
 
 
+def chosen() -> str:
+    """What flamboyance.model.linear has oneDNN multiply on this processor."""
+    found = {"float32": linear.onednn_is_faster(), "packed bfloat16": linear.onednn_multiplies_bfloat16()}
+    return ", ".join(name for name, by_onednn in found.items() if by_onednn) or "nothing"
+
+
 def compare(rows: int, weights: list[torch.Tensor]) -> None:
     outputs, inputs = weights[0].shape
     x, back = (torch.randn(rows, side).to(weights[0].dtype) for side in (inputs, outputs))
-    packed = [torch.ops.mkldnn._reorder_linear_weight(w, PACKED_FOR) for w in weights]
-    forward = [lambda w: F.linear(x, w), lambda w: _product(x, w)]
-    show(rows, "y = x Wᵀ", [(way, weights) for way in forward] + [(forward[1], packed)])
+    plain = [(lambda w: F.linear(x, w), weights)]
+    if not linear.has_onednn():
+        return show(rows, "y = x Wᵀ", plain)
+    plain.append((lambda w: linear._product(x, w), weights))
+    if x.dtype == torch.float32 or linear.supports_bfloat16():
+        plain.append((plain[1][0], [linear.blocks(w) for w in weights]))
+    show(rows, "y = x Wᵀ", plain)
     if rows >= 200 and x.dtype == torch.float32:
-        show(rows, "g W", [(lambda w: back @ w, weights), (lambda w: _product(back, w.t()), weights)])
-        show(rows, "gᵀ x", [(lambda w: back.t() @ x, weights), (lambda w: _product(back.t(), x.t()), weights)])
+        by_onednn = linear._product
+        show(rows, "g W", [(lambda w: back @ w, weights), (lambda w: by_onednn(back, w.t()), weights)])
+        show(rows, "gᵀ x", [(lambda w: back.t() @ x, weights), (lambda w: by_onednn(back.t(), x.t()), weights)])
 
 
 def show(rows: int, name: str, ways: list[tuple[Callable[[torch.Tensor], object], list[torch.Tensor]]]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from flamboyance.model.linear import instruction_set
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -33,6 +35,7 @@ def machine() -> dict[str, Any]:
         "family_model": f"{cpuinfo('cpu family')}/{cpuinfo('model')}",
         "cores": len(os.sched_getaffinity(0)),
         "vector_units": sorted(flags),
+        "instruction_set": instruction_set(),  # what the libraries use, which the environment may limit
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -81,7 +81,7 @@ class FlamingoProcessor(ProcessorMixin):
         self.eoc_token_id: int = vocabulary[END_OF_CHUNK_TOKEN]
         self.image_token_id: int = vocabulary[IMAGE_TOKEN]
         self.pad_token_id: int = cast(int, tokenizer.pad_token_id)
-        self.added_tokens = _added_tokens(vocabulary, cast(str, tokenizer.pad_token))
+        self.added_tokens = _added_tokens(vocabulary, cast(str, tokenizer.pad_token), set(tokenizer.get_added_vocab()))
         self.base_vocab_size = max(vocabulary.values()) + 1 - len(self.added_tokens)
 
     def __repr__(self) -> str:
@@ -481,13 +481,24 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
 
 
-def _added_tokens(vocabulary: dict[str, int], pad_token: str) -> list[str]:
-    """Those of our tokens that end the vocabulary, in our order; the same for a tokenizer saved with them."""
+def _added_tokens(vocabulary: dict[str, int], pad_token: str, added_by_anyone: set[str]) -> list[str]:
+    """Those of our tokens that end the vocabulary, in our order, and what a user added behind them; the same for a
+    tokenizer saved with them."""
+    ours = [PAD_TOKEN] * (pad_token == PAD_TOKEN) + [IMAGE_TOKEN, END_OF_CHUNK_TOKEN]
+    users = _behind(ours, vocabulary, added_by_anyone)
     added: list[str] = []
-    for token in [PAD_TOKEN] * (pad_token == PAD_TOKEN) + [IMAGE_TOKEN, END_OF_CHUNK_TOKEN]:
-        if vocabulary[token] == max(vocabulary.values()) - len(added):
+    for token in ours:
+        if vocabulary[token] == max(vocabulary.values()) - len(users) - len(added):
             added.insert(0, token)
-    return added
+    return added + users
+
+
+def _behind(ours: list[str], vocabulary: dict[str, int], added_by_anyone: set[str]) -> list[str]:
+    """The tokens behind the last of ours, if all were added to the tokenizer."""
+    names = {number: token for token, number in vocabulary.items()}
+    last = max(vocabulary[token] for token in ours)
+    behind = [names[number] for number in range(last + 1, max(names) + 1) if number in names]
+    return behind if set(behind) <= added_by_anyone else []
 
 
 AutoProcessor.register(FlamingoConfig, FlamingoProcessor, exist_ok=True)  # flamboyance.auto imports this in time

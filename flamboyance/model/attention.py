@@ -25,6 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from flamboyance.model.linear import product
+
 NAME = "flamboyance"
 # Families whose attention takes keys from the cache to the register's function as they are, and this repository's own.
 SHARING = {"gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mosaic_gpt", "opt", "phi", "phi3"}
@@ -92,7 +94,7 @@ def _product(rows: Tensor, shared: Tensor) -> Tensor:
     """(R, H, T, A) by (B, H/G, A, C) -> (R, H, T, C): row r meets text r // (R / B), head h head h // G."""
     texts, heads = shared.shape[:2]
     grouped = rows.unflatten(1, (heads, -1)).unflatten(0, (texts, -1)).transpose(1, 2)  # (B, H/G, R/B, G, T, A)
-    out = grouped.flatten(2, 4) @ shared
+    out = product(grouped.flatten(2, 4), shared)
     return out.unflatten(2, grouped.shape[2:5]).transpose(1, 2).flatten(0, 1).flatten(1, 2)
 
 
@@ -110,7 +112,8 @@ def joined(parts: Sequence[Tensor], rows: int) -> Tensor:
 
 
 def is_slow(query: Tensor, dropout: float) -> bool:
-    """Whether scores that are written out are faster than fused attention."""
+    """Whether scores that are written out are faster than fused attention. (Measured where oneDNN multiplies bfloat16
+    and where it does not, as with AVX2: `product` is then in float32.)"""
     one = query.shape[2] == 1 and query.device.type == "cpu" and query.dtype == torch.bfloat16
     return one and not dropout and not torch.is_grad_enabled()
 

@@ -96,6 +96,50 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
     def get_output_embeddings(self) -> nn.Module:
         return language.output_head(self.language_model)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Takes tokens that were added to the tokenizer:
+
+            processor.tokenizer.add_tokens(["<left>", "<right>"])
+            model.resize_token_embeddings(len(processor.tokenizer))
+
+        Their rows are in `model.added_tokens`, where they train and are saved, beside those of `<image>` and
+        `<|endofchunk|>`. The language model's tables stay as they are. An optimizer that was made before does not know
+        the new parameters.
+
+        Args:
+            new_num_tokens: of the tokenizer, with all added tokens; None changes nothing. Fewer than the model has:
+                tokens that were added in this way are taken away again, the last first.
+            pad_to_multiple_of, mean_resizing: accepted for transformers' callers. No table has a size that could be
+                padded, and new rows always start at the table's mean.
+
+        Returns:
+            The language model's own input table.
+
+        Raises:
+            ValueError: the number would take away a token that the model needs.
+        """
+        config, now = self.config, self.config.vocab_size
+        if new_num_tokens is None or new_num_tokens == now:
+            return self.get_input_embeddings()
+        needed = 1 + max(config.image_token_id, config.eoc_token_id, config.pad_token_id, config.base_vocab_size - 1)
+        if new_num_tokens < needed:
+            raise ValueError(
+                f"resize_token_embeddings({new_num_tokens}): expected {needed} tokens or more. The model has {now}: "
+                f"{config.base_vocab_size} of the language model's tokenizer, then {brief(config.added_tokens)}, and "
+                "needs those for images and padding. Give len(processor.tokenizer), of the tokenizer that the model "
+                "was made with"
+            )
+        known = (
+            {} if self.tokenizer is None else {number: token for token, number in self.tokenizer.get_vocab().items()}
+        )
+        names = [known.get(number, f"<token {number}>") for number in range(now, new_num_tokens)]
+        count = new_num_tokens - config.base_vocab_size
+        self.added_tokens.resize(count, self.language_model)
+        config.added_tokens = [*config.added_tokens, *names][:count]
+        return self.get_input_embeddings()
+
     @property
     def blocks(self) -> list[GatedCrossAttentionBlock]:
         """The gated cross-attention blocks, in the order of `spliced_layers`."""
@@ -324,8 +368,9 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             if not 0 <= token < self.config.vocab_size:
                 raise ValueError(
                     f"input_ids holds {token}; expected ids from 0 to {self.config.vocab_size - 1}: "
-                    f"{self.config.base_vocab_size} tokens of the tokenizer, then "
-                    f"{', '.join(self.config.added_tokens)}. Use the tokenizer that the model was made with."
+                    f"{self.config.base_vocab_size} tokens of the tokenizer, then {brief(self.config.added_tokens)}. "
+                    "Use the tokenizer that the model was made with; if tokens were added to it since, first call "
+                    "model.resize_token_embeddings(len(tokenizer))."
                 )
 
     def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: Tensor | None):
@@ -349,6 +394,11 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             return media, traced_sight(seen.to(input_ids.device), media)
         sight = prefill_sight(seen, media)
         return media, None if sight is None else sight.to(input_ids.device)
+
+
+def brief(tokens: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    return ", ".join(tokens[:5]) + (f" and {len(tokens) - 5} more" if len(tokens) > 5 else "")
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:

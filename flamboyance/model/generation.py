@@ -39,7 +39,7 @@ class Generating(GenerationMixin):
         no more memory. Saves, copies and moves as ever; training, and whatever else records gradients, unpacks. Unpack
         before `torch.compile`, and for code that reads weights itself.
 
-        Done where it is known to help: in bfloat16 with AVX-512, in float32 with AVX-512 of AMD's, for backbones whose
+        Done where it is known to help (the table in flamboyance.model.linear), for backbones whose
         layers are called as layers (transformers' towers, and the families of `PACKED`). Elsewhere nothing happens."""
         parts: list[nn.Module] = [self.resampler, self.cross_attention]
         if self.vision.spec["library"] == "transformers":

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from flamboyance.model.cache import NAMES
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
+from flamboyance.model.linear import plain
 from flamboyance.model.media import Media, Sight
 
 
@@ -41,7 +42,8 @@ class AddedTokens(nn.Module):
         if table.weight.shape[0] < first:
             raise ValueError(
                 f"The tokenizer has {first} tokens, but the language model's table only {table.weight.shape[0]} rows. "
-                "Give the tokenizer that belongs to this language model."
+                "Give the tokenizer that belongs to this language model. Tokens of your own are added to it once the "
+                "model is made, followed by model.resize_token_embeddings(len(tokenizer))."
             )
         self.first = first
         # Gemma's embedding scales its rows by sqrt(width); an added row stands beside the unscaled weights.
@@ -51,6 +53,23 @@ class AddedTokens(nn.Module):
         self.head = None if self.tied else nn.Parameter(_initial_rows(head.weight, first, count))
         bias = getattr(head, "bias", None)
         self.head_bias = None if bias is None else nn.Parameter(_initial_rows(bias, first, count))
+
+    def resize(self, count: int, language_model: PreTrainedModel) -> None:
+        """Takes this number of added tokens in all. Rows that stay keep their values; new ones start at the mean of the
+        language model's, with a little noise. The parameters are new objects."""
+        table: Any = language_model.get_input_embeddings()
+        head: Any = output_head(language_model)
+        frozen = {"embedding": table.weight, "head": head.weight, "head_bias": getattr(head, "bias", None)}
+        for name, rows in frozen.items():
+            old = getattr(self, name)
+            if old is None:
+                continue
+            new = old.detach()[:count]
+            if count > len(old):
+                # Without the table's spare rows, which nobody has trained.
+                more = _initial_rows(plain(rows)[: self.first], self.first, count - len(old))
+                new = torch.cat([new, more.to(new)])
+            setattr(self, name, nn.Parameter(new.clone(), old.requires_grad))
 
     def embed(self, ids: Tensor, table: nn.Module) -> Tensor:
         """ids (R, T) -> (R, T, D): the frozen table's rows, or the added ones."""

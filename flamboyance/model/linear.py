@@ -1,11 +1,19 @@
 """Linear layers on processors where PyTorch's own leave half of the machine idle.
 
 PyTorch multiplies float32 matrices by Intel's MKL, which keeps to AVX2 on AMD's processors. oneDNN, which PyTorch also
-carries (for convolutions and bfloat16), uses AVX-512 on them. Measured on 2 cores of an AMD EPYC with torch 2.13 and a
-weight of 3072 × 768: 1,000 rows at 190 and 420 billion operations a second, 3 rows (a decode step's) at 7 and 28 GB of
-weights a second; the products of the backward pass as the first (`python -m benchmarks.linear`).
+carries (for convolutions and bfloat16), uses AVX-512 on them, and with AVX2 alone is ahead as far where rows are few.
+Which of the two computes follows from the machine alone, never from a timing, so that a run can be repeated bit by bit:
 
-Which of the two computes follows from the machine alone, never from a timing, so that a run can be repeated bit by bit.
+| instruction set | float32 | bfloat16 |
+| --- | --- | --- |
+| AVX-512 of AMD's | oneDNN, packed | PyTorch's own (oneDNN), packed |
+| AVX-512 of others' | PyTorch's own (MKL) | PyTorch's own (oneDNN), packed |
+| AVX2 at most | oneDNN, packed | few rows by PyTorch's own, others in float32 by oneDNN |
+| less (SSE4.1) | PyTorch's own (MKL) | few rows by PyTorch's own, others in float32 |
+| other processors (ARM) | PyTorch's own | PyTorch's own |
+
+The figures are in docs/speed.md, and `python -m benchmarks.linear` measures them. ONEDNN_MAX_CPU_ISA and
+ATEN_CPU_CAPABILITY, which have the libraries use less than there is, count as the processor.
 
 oneDNN multiplies by blocks, and rearranges a weight that lies as PyTorch keeps it into blocks at every call. While
 decoding, with its few rows, little else takes time. `pack` rearranges weights once, and keeps them so.
@@ -13,6 +21,7 @@ decoding, with its few rows, little else takes time. `pack` rearranges weights o
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections import Counter
@@ -32,6 +41,8 @@ from torch.autograd.function import once_differentiable
 _one_at_a_time = threading.RLock()  # threads that both find a weight packed
 PACKED_FOR = 16  # rows; oneDNN's blocks are the same from two on
 SMALLEST = 2**16  # elements of a weight, below which the longer way to oneDNN costs more than it saves
+WIDENED_FROM = 8  # rows; of fewer, in bfloat16, a weight's conversion takes longer than PyTorch's loops
+AT_ONCE = 2**20  # elements of a weight that are converted at a time; they stay in a processor's cache
 
 
 class Linear(nn.Linear):
@@ -50,7 +61,7 @@ class Linear(nn.Linear):
         compiled function holds, stays plain."""
         with _one_at_a_time, torch.inference_mode(False):
             if _packs(self.weight):
-                _replace(self.weight, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKED_FOR))
+                _replace(self.weight, blocks(self.weight.detach()))
 
     @torch.no_grad()
     def unpack(self) -> None:
@@ -155,6 +166,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, batches of matrices. PyTorch's loops for bfloat16 take up to 50 times as long as float32's products."""
+    if a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu" and bfloat16_is_slow():
+        return (a.float() @ b.float()).to(a.dtype)
+    return a @ b
+
+
 def _records_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -165,12 +183,15 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and type(x) in (nn.Parameter, Tensor)
         and weight.numel() >= SMALLEST
         and weight.device.type == x.device.type == "cpu"
-        and weight.dtype == x.dtype == torch.float32
-        and (bias is None or bias.dtype == torch.float32)
+        and weight.dtype == x.dtype
+        and (bias is None or bias.dtype == x.dtype)
         and x.ndim > 1
         and x.numel() > 0
         and not torch.compiler.is_compiling()  # it chooses for itself
-        and onednn_is_faster()
+        and (
+            (x.dtype == torch.float32 and onednn_is_faster())
+            or (x.dtype == torch.bfloat16 and x[..., 0].numel() >= WIDENED_FROM and bfloat16_is_slow())
+        )
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -195,16 +216,36 @@ def _packs(weight: Any) -> bool:
 @cache
 def onednn_multiplies_bfloat16() -> bool:
     """Whether PyTorch's bfloat16 products are oneDNN's, on a processor whose instructions its blocks are made for."""
-    ours = torch.ops.mkldnn
-    known = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
-    return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and ours._is_mkldnn_bf16_supported()
+    return instruction_set() == "AVX512" and has_onednn() and supports_bfloat16()
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this is a processor of AMD's with AVX-512, and PyTorch has both libraries."""
-    libraries = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return libraries and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+    """Whether oneDNN multiplies float32 matrices faster than MKL: with AVX-512 on AMD's processors, with AVX2 alone on
+    any (both libraries use the same instructions there, and MKL rearranges the whole weight for a few rows too)."""
+    if not (torch.backends.mkl.is_available() and has_onednn()):
+        return False
+    return instruction_set() == "AVX2" or (instruction_set() == "AVX512" and "AuthenticAMD" in _processor())
+
+
+@torch.compiler.assume_constant_result
+def bfloat16_is_slow() -> bool:
+    """Whether PyTorch multiplies bfloat16 matrices by loops of its own, on processors of x86 for which oneDNN has no
+    bfloat16: at 2 to 3 billion operations a second, however many rows. Of more than a few rows the same numbers in
+    float32 are several times as fast."""
+    return torch.backends.mkl.is_available() and not supports_bfloat16()
+
+
+@cache
+def instruction_set() -> str:
+    """What PyTorch's libraries use of this processor: AVX512, AVX2, or another name by which nothing is chosen."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    allowed = next((os.environ[name] for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ), "")
+    if allowed.lower() in ("sse41", "avx"):
+        return "DEFAULT"
+    if capability == "AVX512" and allowed.lower().startswith("avx2"):
+        return "AVX2"
+    return capability
 
 
 def _processor() -> str:
@@ -214,8 +255,49 @@ def _processor() -> str:
         return platform.processor()
 
 
+# PyTorch's own names for oneDNN's products, which are private and may change: used here and nowhere else.
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether this PyTorch multiplies and packs by oneDNN when asked to: tried once, in small."""
+    try:
+        weight = torch.ones(16, 16, dtype=torch.float32, device="cpu")
+        with torch.inference_mode():
+            return all(_product(weight, each).shape == (16, 16) for each in (weight, blocks(weight)))
+    except (AttributeError, RuntimeError, TypeError):  # TypeError: other arguments than these
+        return False
+
+
+@cache
+def supports_bfloat16() -> bool:
+    """Whether oneDNN multiplies in bfloat16 on this processor, if need be by float32's instructions."""
+    try:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def blocks(weight: Tensor) -> Tensor:
+    """A weight (N, K) in oneDNN's blocks."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.dtype == torch.bfloat16 and not weight.is_mkldnn and bfloat16_is_slow():
+        return _widened(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of bfloat16 numbers in float32, rounded at its end."""
+    out, wide = x.new_empty(*x.shape[:-1], len(weight)), x.float()
+    product = _product if onednn_is_faster() else F.linear
+    step = max(1, AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        out[..., part] = product(wide, weight[part].float(), None if bias is None else bias[part].float())
+    return out
 
 
 class _Product(torch.autograd.Function):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flamboyance.model import linear
+
 
 class FeedForward(nn.Module):
     """LayerNorm, expansion, exact GELU, contraction; no biases outside the norm. (…, D) -> (…, D)."""
@@ -24,8 +26,10 @@ class FeedForward(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q (M, H, Q, K), k and v (M, H, S, K) -> (M, H, Q, K). Fused, but where that is slow: in bfloat16 on a CPU,
     PyTorch's fused attention of several media takes twice as long as the products written out, there and back five
-    times. (Of one medium and a decode step's few queries it takes half.)"""
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and (len(q) > 1 or torch.is_grad_enabled()):
+    times. (Of one medium and a decode step's few queries it takes half. Where oneDNN has no bfloat16, as with AVX2, the
+    products written out take fifty times as long.)"""
+    written = q.dtype == torch.bfloat16 and q.device.type == "cpu" and (len(q) > 1 or torch.is_grad_enabled())
+    if written and not linear.bfloat16_is_slow():
         return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
