@@ -481,24 +481,16 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
 
 
-def _added_tokens(vocabulary: dict[str, int], pad_token: str, added_by_anyone: set[str]) -> list[str]:
+def _added_tokens(vocabulary: dict[str, int], pad_token: str, by_anyone: set[str]) -> list[str]:
     """Those of our tokens that end the vocabulary, in our order, and what a user added behind them; the same for a
     tokenizer saved with them."""
-    ours = [PAD_TOKEN] * (pad_token == PAD_TOKEN) + [IMAGE_TOKEN, END_OF_CHUNK_TOKEN]
-    users = _behind(ours, vocabulary, added_by_anyone)
-    added: list[str] = []
+    ours, by_id = [PAD_TOKEN] * (pad_token == PAD_TOKEN) + [IMAGE_TOKEN, END_OF_CHUNK_TOKEN], vocabulary.__getitem__
+    behind = [token for token in sorted(vocabulary, key=by_id) if by_id(token) > max(map(by_id, ours))]
+    added = behind if by_anyone.issuperset(behind) else []
     for token in ours:
-        if vocabulary[token] == max(vocabulary.values()) - len(users) - len(added):
+        if by_id(token) == max(vocabulary.values()) - len(added):
             added.insert(0, token)
-    return added + users
-
-
-def _behind(ours: list[str], vocabulary: dict[str, int], added_by_anyone: set[str]) -> list[str]:
-    """The tokens behind the last of ours, if all were added to the tokenizer."""
-    names = {number: token for token, number in vocabulary.items()}
-    last = max(vocabulary[token] for token in ours)
-    behind = [names[number] for number in range(last + 1, max(names) + 1) if number in names]
-    return behind if set(behind) <= added_by_anyone else []
+    return added
 
 
 AutoProcessor.register(FlamingoConfig, FlamingoProcessor, exist_ok=True)  # flamboyance.auto imports this in time

@@ -59,7 +59,8 @@ class AddedTokens(nn.Module):
         language model's, with a little noise. The parameters are new objects."""
         table: Any = language_model.get_input_embeddings()
         head: Any = output_head(language_model)
-        frozen = {"embedding": table.weight, "head": head.weight, "head_bias": getattr(head, "bias", None)}
+        frozen: dict[str, Any] = {"embedding": table.weight, "head": head.weight}
+        frozen["head_bias"] = getattr(head, "bias", None)
         for name, rows in frozen.items():
             old = getattr(self, name)
             if old is None:
