@@ -7,6 +7,20 @@ from transformers import AutoConfig, PreTrainedConfig
 
 RESAMPLER = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4, "max_frames": None}
 CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 4}
+LIBRARIES = ("transformers", "openclip", "timm")
+_HEADS = ("num_attention_heads", "head_dim")
+
+# Far beyond any model: what exceeds them is a mistake, and would take all memory before anything else is noticed.
+MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 10_000, 1_000_000, 100_000_000
+MOST = {
+    "depth": 1000,
+    "heads": 10_000,
+    "dim_head": 100_000,
+    "latents": 100_000,
+    "ff_mult": 1000,
+    "max_frames": 1_000_000,
+}
+
 ADDED_TOKENS = ["<|endofchunk|>", "<image>", "<PAD>"]
 
 
@@ -49,10 +63,14 @@ class FlamingoConfig(PreTrainedConfig):
         pad_token_id: int = 50279,
         **kwargs: Any,
     ):
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"interval={interval!r}; expected a whole number of layers, 1 or more.")
+        _bounded("interval", interval, MOST_LAYERS, " of layers")
         if isinstance(text_config, dict):
             text_config = _config_of(text_config)
+        _check_text(text_config)
+        _check_vision(vision)
+        added = list(ADDED_TOKENS if added_tokens is None else added_tokens)
+        _bounded("vision_width", vision_width, MOST_WIDTH)
+        _check_tokens(base_vocab_size, added, image_token_id, eoc_token_id, pad_token_id)
         self.text_config: Any = text_config
         self.vision = vision or {"library": "transformers", "name": None, "pretrained": None, "config": None}
         self.vision_width = vision_width
@@ -62,7 +80,7 @@ class FlamingoConfig(PreTrainedConfig):
         self.resampler = _sizes("resampler", RESAMPLER, resampler)
         self.cross_attention = _sizes("cross_attention", CROSS_ATTENTION, cross_attention)
         self.base_vocab_size = base_vocab_size
-        self.added_tokens = list(ADDED_TOKENS if added_tokens is None else added_tokens)
+        self.added_tokens = added
         self.image_token_id = image_token_id
         self.eoc_token_id = eoc_token_id
         # Whether heads are tied is the language model's affair; this class ties nothing itself.
@@ -113,8 +131,70 @@ def _sizes(name: str, defaults: dict[str, Any], given: dict[str, Any] | None) ->
         raise ValueError(f"{name} has no size called {unknown[0]!r}; it has {', '.join(defaults)}.")
     sizes = {**defaults, **(given or {})}
     for size, value in sizes.items():
-        if value is None and defaults[size] is None:
-            continue
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: {size}={value!r}; expected a whole number, 1 or more.")
+        if value is not None or defaults[size] is not None:
+            _bounded(f"{name}: {size}", value, MOST[size])
+    if sizes["heads"] * sizes["dim_head"] > MOST_WIDTH:
+        raise ValueError(
+            f"{name}: {sizes['heads']} heads of dim_head={sizes['dim_head']}; expected a width of at most {MOST_WIDTH}."
+        )
     return sizes
+
+
+def _bounded(name: str, value: Any, most: int, of: str = "", least: int = 1) -> None:
+    """Refuses what no model has, before memory is asked for it."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        small = not isinstance(value, int) or value < least
+        limit = f"{least} or more" if small else f"at most {most}"
+        raise ValueError(f"{name}={value!r}; expected a whole number{of}, {limit}.")
+
+
+def _check_tokens(base: Any, added: list[Any], image: Any, eoc: Any, pad: Any) -> None:
+    _bounded("base_vocab_size", base, MOST_TOKENS, " of tokens")
+    odd = [token for token in added if not isinstance(token, str) or not token]
+    if odd or len(set(added)) < len(added):
+        raise ValueError(f"added_tokens={added!r}; expected different texts, as in {ADDED_TOKENS}.")
+    for name, value in (("image_token_id", image), ("eoc_token_id", eoc), ("pad_token_id", pad)):
+        _bounded(name, value, base + len(added) - 1, f", an id of {base} + {len(added)} tokens", least=0)
+    if image in (eoc, pad):
+        raise ValueError(
+            f"image_token_id={image} is eoc_token_id={eoc} or pad_token_id={pad} too; expected an id of its own."
+        )
+
+
+def _check_text(text: Any) -> None:
+    """The language model's own sizes, as far as all families name them alike."""
+    if text is None:
+        return
+    for name, most in (("num_hidden_layers", MOST_LAYERS), ("hidden_size", MOST_WIDTH), ("vocab_size", MOST_TOKENS)):
+        if getattr(text, name, None) is not None:
+            _bounded(f"text_config: {name}", getattr(text, name), most)
+    _check_heads("text_config", *(getattr(text, name, None) for name in ("hidden_size", *_HEADS)))
+
+
+def _check_vision(vision: Any) -> None:
+    if vision is None:
+        return
+    if not isinstance(vision, dict) or vision.get("library") not in LIBRARIES or "name" not in vision:
+        raise ValueError(
+            f"vision={vision!r:.200}; expected {{'library': {' | '.join(map(repr, LIBRARIES))}, 'name': …, …}}, as "
+            "VisionTower.spec gives it."
+        )
+    sizes = vision.get("config")
+    if vision["library"] != "transformers" or not isinstance(sizes, dict):
+        return
+    bounds = {"hidden_size": MOST_WIDTH, "intermediate_size": MOST_WIDTH, "num_hidden_layers": MOST_LAYERS}
+    bounds |= {"num_attention_heads": MOST["heads"], "image_size": 100_000, "patch_size": 100_000, "num_channels": 1000}
+    for name, most in bounds.items():
+        if isinstance(sizes.get(name), int | float):  # some families give a pair
+            _bounded(f"vision: {name}", sizes[name], most)
+    _check_heads("vision", *(sizes.get(name) for name in ("hidden_size", *_HEADS)))
+
+
+def _check_heads(part: str, width: Any, heads: Any, head: Any) -> None:
+    if heads is None or not isinstance(width, int) or not isinstance(heads, int):
+        return
+    _bounded(f"{part}: num_attention_heads", heads, MOST["heads"])
+    if head is None and width % heads:
+        raise ValueError(
+            f"{part}: num_attention_heads={heads}; expected a number that divides hidden_size={width} evenly."
+        )

@@ -11,7 +11,7 @@ IMAGE_TOKEN = "<image>"
 END_OF_CHUNK_TOKEN = "<|endofchunk|>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Template:
     """A pattern with named fields, the last of which is the answer that the model shall give.
 
@@ -48,6 +48,11 @@ class Template:
         if END_OF_CHUNK_TOKEN in self.pattern:
             raise ValueError(f"template {self.pattern!r}: leave out {END_OF_CHUNK_TOKEN}; it is added by itself")
         object.__setattr__(self, "fields", fields)
+
+    def __repr__(self) -> str:
+        others = {"stops": (), "drop": "", "strip": True}
+        changed = [f"{name}={getattr(self, name)!r}" for name, usual in others.items() if getattr(self, name) != usual]
+        return f"Template({', '.join([repr(self.pattern), *changed])})"
 
     def demonstration(self, *values: str, **named: str) -> str:
         """One solved example, ended by `<|endofchunk|>`."""

@@ -93,3 +93,9 @@ def test_tokens_cannot_be_put_together_from_pieces() -> None:
         Template("<image><|end{question}|>{answer}").query("ofchunk")
     with pytest.raises(ValueError, match="question='<image>' holds"):
         vqa.query("<image>")
+
+
+def test_repr_is_what_would_be_written() -> None:
+    assert repr(caption) == "Template('<image>Output:{text}', stops=('Output',), drop='\"')"
+    assert repr(Template("<image>A {thing}.")) == "Template('<image>A {thing}.')"
+    assert eval(repr(vqa), {"Template": Template}) == vqa

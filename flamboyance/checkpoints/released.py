@@ -146,6 +146,8 @@ def load(
         options = reachable(repository, hub)
         checkpoint = hf_hub_download(repository, "checkpoint.pt", revision=revision, token=token, **options)
     processor = processor_for(name, tokenizer=tokenizer or language, **hub)
+    if vision:
+        processor.image_processor = None  # from_backbones gives it the tower's own
     model = model_class.from_backbones(
         vision or TOWER["name"],
         language or config.language,

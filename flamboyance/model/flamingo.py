@@ -159,6 +159,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             ValueError: another number of dimensions, or counts that do not fit it.
         """
         shape = tuple(pixel_values.shape)
+        self._check_frames(shape[-4] if pixel_values.ndim in (5, 6) else 1)
         if torch.compiler.is_compiling() and isinstance(media_counts, Tensor) and pixel_values.ndim in (5, 6):
             return self._encode_traced(pixel_values, media_counts)
         if pixel_values.ndim == 5 and media_counts is not None:
@@ -227,10 +228,19 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
     def _resample(self, patches: Tensor | None, media_counts: Sequence[int]) -> Media:
         return self._media_of(self._latents(patches), media_counts)
 
+    def _check_frames(self, frames: int) -> None:
+        if frames > 1 and self.resampler.time_embeddings is None:
+            raise ValueError(
+                f"a medium has {frames} frames, and this model has no time embeddings (trained on single images): "
+                "the order of frames would be lost. Give one frame, or each frame as an image with an <image> of "
+                "its own; a model for videos is made with resampler={'max_frames': …}"
+            )
+
     def _latents(self, patches: Tensor | None) -> Tensor:
         home = self.resampler.latents
         if patches is None:
             return torch.zeros(0, *home.shape, dtype=home.dtype, device=home.device)
+        self._check_frames(patches.shape[1])
         return self.resampler(patches.to(home.device, home.dtype))
 
     def media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:

@@ -26,6 +26,7 @@ from flamboyance.model.files import (
     read_weights,
     resolve,
 )
+from flamboyance.model.preprocessing import follow_tower
 from flamboyance.model.trainable import OWN
 from flamboyance.model.vision import VisionTower
 
@@ -63,7 +64,8 @@ class Checkpointing:
         Args:
             vision, vision_pretrained: a hub id or directory; or an OpenCLIP name and its tag; or `timm/<name>`.
             language: hub id or directory of any causal language model.
-            processor: the FlamingoProcessor around that language model's tokenizer; gives the ids of added tokens.
+            processor: the FlamingoProcessor around that language model's tokenizer; gives the ids of added tokens. Made
+                without an image processor, it gets the tower's.
             interval, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
             dtype: of all parts; "auto": the one that the language model is stored in.
             trained_dtype: of what trains, if not that; float32 to train further.
@@ -77,6 +79,7 @@ class Checkpointing:
         with opening("vision", vision):
             hub = reachable(vision, hub) | {"dtype": language_model.dtype}
             tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **hub)
+        follow_tower(processor, tower.spec)
         config = FlamingoConfig(
             vision=tower.spec,
             vision_width=tower.width,

@@ -71,6 +71,14 @@ class Media:
         if top >= len(self.latents):
             raise ValueError(f"Media rows refer to image {top}, but there are {len(self.latents)} images.")
 
+    def __repr__(self) -> str:
+        counts = self.counts if isinstance(self.rows, tuple) else "known when it runs"
+        shape, kind = tuple(self.latents.shape), str(self.latents.dtype).removeprefix("torch.")
+        return (
+            f"Media({len(self.rows)} prompts, images per prompt: {counts}, latents {shape} {kind} on "
+            f"{self.latents.device}, keys and values of {len(self.keys_values)} blocks)"
+        )
+
     @property
     def counts(self) -> list[int]:
         """Number of images of each prompt."""

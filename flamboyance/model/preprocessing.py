@@ -1,24 +1,77 @@
-"""How a vision tower's images are prepared."""
+"""How a vision tower's images are prepared, and whether a processor prepares them so."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from flamboyance import hub
 from flamboyance.images import ImageProcessor
 from flamboyance.model.vision import tower_preprocessing
 
+CLOSE = 5e-3  # of a mean or deviation; those that are given in practice are rounded
+
 
 def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
-    """The preprocessing that a tower's directory states, or else the one that its kind was trained with.
+    """The preprocessing that a tower's directory or repository states, or else the one that its kind was trained with.
 
     `vision`: the tower's spec, as FlamingoConfig.vision.
     """
-    if vision["name"] and (Path(vision["name"]) / "preprocessor_config.json").is_file():
-        return ImageProcessor.from_pretrained(vision["name"])
+    name = vision["name"]
+    if name and vision["library"] == "transformers":
+        if Path(name).is_dir():
+            if (Path(name) / "preprocessor_config.json").is_file():
+                return ImageProcessor.from_pretrained(name)
+        else:
+            try:
+                return ImageProcessor.from_pretrained(name, **hub.options(name, {}))
+            except (OSError, ValueError):  # out of reach, or a form that is not known: what its kind had
+                pass
     told = tower_preprocessing(vision)
     side, means = told["image_size"], {"mean": told["mean"], "std": told["std"]}
     square = (side, side)
     if told["resize"] == "exact":
         return ImageProcessor(size=square, **means)
     return ImageProcessor(size=side, crop=square, **means)
+
+
+def follow_tower(processor: Any, vision: dict[str, Any]) -> None:
+    """Checks that a processor prepares images for this tower. One without an image processor gets the tower's.
+
+    An image processor that is a function of the user's own cannot be looked into, and is trusted.
+
+    Args:
+        processor: a FlamingoProcessor.
+        vision: the tower's spec, as FlamingoConfig.vision.
+
+    Raises:
+        ValueError: mean, deviation, size or crop are another tower's; names both.
+    """
+    given = processor.image_processor
+    if given is not None and not isinstance(given, ImageProcessor):
+        return
+    expected = image_processor_of(vision)
+    if given is None:
+        processor.image_processor = expected
+    elif not _alike(given, expected):
+        raise ValueError(
+            f"the processor prepares images for another vision tower: {_told(given)}; {vision['name']} expects "
+            f"{_told(expected)}. Give FlamingoProcessor(None, tokenizer), which then follows the tower; or, for a "
+            "tower that was trained otherwise, save its image processor into the tower's directory"
+        )
+
+
+def _alike(given: ImageProcessor, expected: ImageProcessor) -> bool:
+    levels = zip((*given.mean, *given.std), (*expected.mean, *expected.std), strict=True)
+    return (
+        given.image_size == expected.image_size
+        and isinstance(given.size, int) == isinstance(expected.size, int)
+        and all(abs(a - b) < CLOSE for a, b in levels)
+    )
+
+
+def _told(images: ImageProcessor) -> str:
+    height, width = images.image_size
+    how = "shortest edge and centre crop" if isinstance(images.size, int) else "resized exactly"
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (images.mean, images.std))
+    return f"{height}x{width} pixels ({how}), mean {mean}, deviation {std}"

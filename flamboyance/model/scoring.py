@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamboyance import checks
+from flamboyance.files import well_formed
 from flamboyance.model.cache import branch
 from flamboyance.model.media import Media, count_seen
 
@@ -115,7 +116,7 @@ def candidate_tokens(
         )
     read: Any = model.tokenizer
     tokens = [
-        read(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else [int(t) for t in c]
+        read(well_formed(c), add_special_tokens=False)["input_ids"] if isinstance(c, str) else [int(t) for t in c]
         for c in candidates
     ]
     for candidate, ids in zip(candidates, tokens, strict=True):

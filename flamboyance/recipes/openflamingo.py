@@ -83,6 +83,8 @@ def build(
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 
     processor = released.processor_for(name, tokenizer=tokenizer or language)
+    if vision:
+        processor.image_processor = None  # the tower's own is used: another one has another mean, deviation and size
     named, interval, _ = released.RELEASED[name]
     tower = vision or released.TOWER["name"]
     model = FlamingoForConditionalGeneration.from_backbones(str(tower), language or named, processor, interval=interval)

@@ -23,6 +23,7 @@ def train_and_save(folder: Path) -> Path:
     model, processor = naming.train(folder)
     model.save_pretrained(target, include_backbones=True)
     processor.save_pretrained(target)
+    processor.image_processor.save_pretrained(target / "vision")  # its mean and deviation are its own
     halve(target)
     return target
 

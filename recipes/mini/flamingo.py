@@ -35,9 +35,9 @@ WEIGHTS = {"caption": 1.0, "question": 3.0, "binding": 3.0}  # of an answer's to
 def build(vision: Path, language: Path) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo around the two frozen backbones, and its processor."""
     spread = {"mean": (tower.MEAN,) * 3, "std": (tower.STD,) * 3}
-    processor = FlamingoProcessor(
-        ImageProcessor(size=(SIDE, SIDE), crop=None, **spread), AutoTokenizer.from_pretrained(language)
-    )
+    images = ImageProcessor(size=(SIDE, SIDE), crop=None, **spread)
+    images.save_pretrained(vision)  # the tower's own, not those of its kind
+    processor = FlamingoProcessor(images, AutoTokenizer.from_pretrained(language))
     model = FlamingoForConditionalGeneration.from_backbones(
         str(vision), str(language), processor, interval=1, dtype=torch.float32,
         resampler=RESAMPLER, cross_attention=CROSS_ATTENTION, attn_implementation="eager",
