@@ -10,7 +10,7 @@ from typing import Any
 
 from flamboyance.commands.arguments import add_model, at_least
 from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations
-from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_unknown_words
+from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_default, note_unknown_words
 from flamboyance.commands.output import Row, RowFile
 from flamboyance.commands.progress import progress
 from flamboyance.commands.settings import Settings, demonstration_settings, model_settings
@@ -229,12 +229,7 @@ def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
     from flamboyance.few_shot import FewShotTask
 
     arguments = job.arguments
-    if arguments.model is None:
-        print(
-            "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and "
-            "digits and nothing else",
-            file=sys.stderr,
-        )
+    note_default(arguments)
     model, processor = load(model_name(arguments), arguments.device, arguments.dtype)
     told = [text for _, *texts in job.demonstrations for text in texts]
     note_unknown_words(model_name(arguments), processor, job.words | ({"demonstrations": told} if told else {}))

@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flamboyance.commands.arguments import DEVICES, DTYPES
+from flamboyance.commands.models import model_name, note_default
+
 if TYPE_CHECKING:
     from flamboyance.evaluation.run import Settings
     from flamboyance.evaluation.task import Task
@@ -65,11 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--beams", type=_count, default=3, metavar="N", help="default: 3")
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", default="mini", metavar="NAME|DIR",
+        "--model", metavar="NAME|DIR",
         help="a Flamingo, as in other commands, or any image-text-to-text model of transformers (default: mini)",
     )  # fmt: skip
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
+    group.add_argument("--dtype", choices=DTYPES, default="auto")
     group.add_argument("--batch-size", type=_count, default=8, metavar="N", help="prompts at a time (default: 8)")
     group.add_argument(
         "--media-gb", type=float, default=2.0, metavar="X", help="memory for encoded images (default: %(default)s)"
@@ -116,6 +119,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         arguments.batch_size, arguments.protocol,
     )  # fmt: skip
     settings.check(tasks)
+    note_default(arguments)
+    arguments.model = model_name(arguments)
     with ranks() as here:
         features = build_features(arguments, tasks, settings, here)
         answers = open_answers(arguments, here)

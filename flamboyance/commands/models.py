@@ -1,6 +1,7 @@
 """Models by name, for the command line."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -34,6 +35,16 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any
 def model_name(arguments: argparse.Namespace) -> str:
     """The model that was asked for; the embedded one by default."""
     return arguments.model or MINI
+
+
+def note_default(arguments: argparse.Namespace) -> None:
+    """One line on the error stream if the embedded model was not asked for by name."""
+    if arguments.model is None and os.environ.get("RANK", "0") == "0":
+        print(
+            "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and "
+            "digits and nothing else",
+            file=sys.stderr,
+        )
 
 
 SHOWN = 10  # words

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flamboyance.commands.arguments import DEVICES
+
 EPILOG = """\
 `flamboyance evaluate --demonstrations rices` builds what is missing by itself; this does it where there is a GPU and no
 language model yet. Each distinct image is encoded once, also where several tasks share it, and a build that was stopped
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tower", metavar="NAME|DIR", help="another tower, e.g. ViT-L-14, with --tower-pretrained openai"
     )
     group.add_argument("--tower-pretrained", metavar="TAG", help="its weights, for OpenCLIP's names")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     group.add_argument("--batch-size", type=_count, default=64, metavar="N", help="images at a time (default: 64)")
     group.add_argument("--threads", type=_count, metavar="N", help="that read images (default: cores, up to 8)")
     parser.add_argument("--features", metavar="DIR", help="where features are kept (default: the user's cache folder)")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from flamboyance import catalog
 from flamboyance.catalog import MINI
-from flamboyance.recipes.held_out import Kept, draw, evaluate, unknown_words
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
+    from flamboyance.recipes.held_out import Kept
 
 
 def finetune(
@@ -54,6 +54,8 @@ def finetune(
     Raises:
         ValueError: the share is not between 0 and 1.
     """
+    from flamboyance.recipes.held_out import Kept, draw, evaluate  # when called: a mistake in a setting needs no torch
+
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out={held_out}: expected a share from 0 up and below 1")
     kept = str(Path(output) / "held_out.json") if held_out else ""
@@ -82,6 +84,8 @@ def finetune(
 def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The checkpoint and its processor. Warns when the tokenizer does not know the words of the data."""
     import torch
+
+    from flamboyance.recipes.held_out import unknown_words
 
     # What trains stays in float32, also beside a language model that is stored in less.
     made, processor = catalog.resolve(model).open(trained_dtype=torch.float32)

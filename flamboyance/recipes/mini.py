@@ -11,8 +11,6 @@ from flamboyance.data.chatgpt import ChatGPT
 from flamboyance.data.documents import Source
 from flamboyance.data.mmc4 import MMC4
 from flamboyance.data.pairs import Pairs
-from flamboyance.demo.world.words import SEPARATOR
-from flamboyance.recipes import mini_shards
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run
 
@@ -45,6 +43,8 @@ def mini(
         rate: learning rate, falling to nothing over the last 40 % of the steps.
         warmup: steps in which it rises.
     """
+    from flamboyance.recipes import mini_shards  # when called: a mistake in a setting needs no torch
+
     folder = Path(output) / "shards"
     shards = {name: one.pattern(folder) for name, one in mini_shards.sets(documents).items()}
     every: dict[str, Any] = {"shuffle": 250, "flip": 0.0}  # left and right have names here, so no picture is mirrored
@@ -72,6 +72,7 @@ def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The embedded backbones with all that trains between them new, and the processor."""
     import torch
 
+    from flamboyance.demo.world.words import SEPARATOR
     from flamboyance.mini import DIRECTORY
     from flamboyance.model.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
@@ -106,6 +107,8 @@ def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcess
 
 def prepare(folder: Path, documents: int, data_seed: int) -> None:
     """Writes what is missing of the shards, and says so."""
+    from flamboyance.recipes import mini_shards
+
     total, missing = 0, 0
     for one in mini_shards.sets(documents).values():
         total += one.shards

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flamboyance.configuration import FlamingoConfig
 from flamboyance.training.config import Training
+
+if TYPE_CHECKING:
+    from flamboyance.configuration import FlamingoConfig
 
 
 @dataclass(frozen=True)
