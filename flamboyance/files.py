@@ -27,6 +27,8 @@ LINE_LIMIT = 256 << 20
 VALUE_LIMIT = 16 << 20
 """Longest value of a CSV or TSV file, in characters."""
 
+csv.field_size_limit(max(csv.field_size_limit(), VALUE_LIMIT))  # Python's own limit, of 131,072, is the process's
+
 TEXT_LIMIT = 1 << 20
 """Largest text that is read as one caption, question or answer, in bytes."""
 
@@ -357,7 +359,6 @@ class _Line(NamedTuple):
 
 
 def _separated(lines: Iterator[tuple[int, str]], name: str, usual: str) -> Iterator[tuple[str, Record]]:
-    csv.field_size_limit(max(csv.field_size_limit(), VALUE_LIMIT))
     first = next((line for line in lines if line[1].strip()), None)
     if first and (stated := re.fullmatch(r"\s*\"?sep=([,;\t])\"?\s*", first[1])):  # a spreadsheet's own remark
         usual, first = stated[1], next(lines, None)

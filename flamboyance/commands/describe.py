@@ -169,7 +169,7 @@ def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int)
 
     for start in range(0, len(paths), batch_size):
         rows: list[Row] = []
-        readable, images, pixels = [], [], 0
+        readable, images, pixels, image = [], [], 0, None
         for path in paths[start : start + batch_size]:
             row = {"image": str(path), **constant}
             rows.append(row)
@@ -181,6 +181,7 @@ def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int)
                 readable.append(row)
             except (ValueError, OSError) as error:
                 row["error"] = one_line(str(error))
+        image = None  # it may be a very large one
         for row, said in zip(readable, _answers(answer, images) if images else [], strict=True):
             row.update(said)
         yield from rows

@@ -146,7 +146,10 @@ class RowFile:
             return []
         if self.is_csv:
             reader = csv.DictReader(io.StringIO(text, newline=""))
-            rows = list(reader)
+            try:
+                rows = list(reader)
+            except csv.Error as error:
+                raise ValueError(f"{self.path}, line {reader.line_num} is not CSV: {error}") from error
             if list(reader.fieldnames or []) != [escaped(column) for column in self.columns]:
                 raise self._of_another_kind(reader.fieldnames or [])
             return rows

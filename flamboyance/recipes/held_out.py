@@ -80,7 +80,7 @@ def draw(source: Kept, share: float) -> None:
     Raises:
         ValueError: fewer than two documents can be used, or all of them share images; says why.
     """
-    seen, rejected = _usable(source)
+    seen, rejected, example = _usable(source)
     why = ", ".join(f"{reason}: {count}" for reason, count in rejected.items())
     if len(seen) < 2:
         raise ValueError(
@@ -88,7 +88,8 @@ def draw(source: Kept, share: float) -> None:
             "folder of images with a text beside each (cat.jpg, cat.txt), or a .csv, .tsv or .jsonl with image and text"
         )
     if rejected:
-        warnings.warn(f"{source.shards}: {rejected.total()} documents are left out ({why})", stacklevel=2)
+        first = f"; the first is {example}" if example else ""
+        warnings.warn(f"{source.shards}: {rejected.total()} documents are left out ({why}){first}", stacklevel=2)
     if not source.held_out:
         return
     if not Path(source.held_out).is_file():
@@ -153,10 +154,11 @@ def _sharing_images(seen: Sequence[_Seen]) -> list[list[_Seen]]:
     return list(groups.values())
 
 
-def _usable(source: Kept) -> tuple[list[_Seen], Counter[str]]:
-    """The documents of the data; and how many records are none, by reason."""
+def _usable(source: Kept) -> tuple[list[_Seen], Counter[str], str]:
+    """The documents of the data; how many records are none, by reason; and the key of the first of those."""
     seen: list[_Seen] = []
     rejected: Counter[str] = Counter()
+    example = ""
     for item in _records(source):
         if isinstance(item, Damage):
             rejected[item.reason] += 1
@@ -168,7 +170,8 @@ def _usable(source: Kept) -> tuple[list[_Seen], Counter[str]]:
             seen.append(_Seen(frozenset(map(digest, images)), answer))
         except Rejected as error:
             rejected[error.reason] += 1
-    return seen, rejected
+            example = example or item.key
+    return seen, rejected, example
 
 
 def _records(source: Kept) -> Iterator[Record | Damage]:

@@ -238,3 +238,14 @@ def test_the_embedded_model_is_named_and_unknown_words_too(photos, tmp_path, cap
     assert "zebra (question)" in said[0] and "color" not in said[0]
     assert run("classify", photos, "--labels", "red,blue", "--model", "mini") == 0
     assert capsys.readouterr().err == "2 images done\n"
+
+
+def test_rows_with_long_values_are_read_again(tmp_path) -> None:
+    long = "word " * 60_000  # more than the 131,072 characters at which Python's reader stops by itself
+    for _ in range(2):
+        with RowFile(tmp_path / "out.csv", ["image", "question"], ["image", "question"]) as rows:
+            row = {"image": "a", "question": long}
+            if row not in rows:
+                rows.begin([row])
+                rows.append(row)
+    assert len(rows_of(tmp_path / "out.csv")) == 1

@@ -134,7 +134,7 @@ def test_data_that_cannot_be_used_is_explained(tmp_path: Path, photos: Path) -> 
 
 def test_some_texts_missing_is_a_warning(photos: Path, tmp_path: Path) -> None:
     (photos / "07.txt").unlink()
-    with pytest.warns(UserWarning, match=r"1 documents are left out \(no text: 1\)"):
+    with pytest.warns(UserWarning, match=r"1 documents are left out \(no text: 1\); the first is .*photos/07"):
         prepared(photos, tmp_path / "run")
 
 
