@@ -259,10 +259,13 @@ class Files(NamedTuple):
 def is_inside(path: Path | str, folder: Path | str) -> bool:
     """Whether a path, with its links followed, is in a folder or in one below it."""
     try:
-        home = os.path.realpath(folder)
-        return os.path.commonpath([os.path.realpath(path), home]) == home
+        return _is_below(os.path.realpath(path), os.path.realpath(folder))
     except ValueError:  # a zero byte in the name; another drive
         return False
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 def walk(folder: Path | str, outside: bool = False) -> Iterator[Files]:
@@ -271,8 +274,8 @@ def walk(folder: Path | str, outside: bool = False) -> Iterator[Files]:
     A link to a folder inside is passed over: its files are found where they are. With `outside`, links that lead out
     are followed, each folder once.
     """
-    home, seen = os.fspath(folder), set()
-    stack = [home]
+    start = os.fspath(folder)
+    home, seen, stack = os.path.realpath(start), set[str](), [start]
     while stack:
         here = stack.pop()
         if (real := os.path.realpath(here)) in seen:
@@ -287,16 +290,24 @@ def walk(folder: Path | str, outside: bool = False) -> Iterator[Files]:
             continue
         for entry in found:
             path = os.path.join(here, entry.name)
-            linked_out = entry.is_symlink() and os.path.exists(path) and not outside and not is_inside(path, home)
-            if linked_out:
-                left_out.append((entry.name, "leads out of the folder"))
-            elif os.path.isdir(path):
-                folders += [path] if outside or not entry.is_symlink() else []
-            elif os.path.isfile(path):
+            if entry.is_symlink():
+                target = os.path.realpath(path)
+                if not os.path.exists(target):
+                    left_out.append((entry.name, "is a link that leads nowhere"))
+                elif not outside and not _is_below(target, home):
+                    left_out.append((entry.name, "leads out of the folder"))
+                elif os.path.isfile(target):
+                    names.append(entry.name)
+                elif not os.path.isdir(target):
+                    left_out.append((entry.name, "is not a regular file"))
+                elif outside:
+                    folders.append(path)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif entry.is_file(follow_symlinks=False):
                 names.append(entry.name)
             else:
-                why = "is not a regular file" if os.path.exists(path) else "is a link that leads nowhere"
-                left_out.append((entry.name, why))
+                left_out.append((entry.name, "is not a regular file"))
         yield Files(here, names, left_out)
         stack += reversed(folders)
 

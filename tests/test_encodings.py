@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(
-    file for name in ("flamboyance", "recipes", "benchmarks", "tests") for file in (ROOT / name).rglob("*.py")
-)
+SOURCES = sorted(file for name in ("flamboyance", "recipes", "benchmarks") for file in (ROOT / name).rglob("*.py"))
 
 
 def without_encoding(source: str) -> list[int]:

@@ -25,6 +25,7 @@ from flamboyance.files import (
 )
 from flamboyance.images.suffixes import SUFFIXES, UNREADABLE
 
+TEXTS = ("text", "caption", "captions", "label", "question", "answer", "answers")
 SHOWN = 3  # of the files that are left out for one reason
 
 
@@ -125,7 +126,18 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False) ->
         raise FileNotFoundError(f"no such file or folder: {path}")
     if not is_table(path):
         raise ValueError(f"{path}: expected a folder of images, or a file named {', '.join(TABLE_SUFFIXES)}")
-    return [Row(place, _image(path, record, place, outside), record) for place, record in read_table(path)]
+    rows = []
+    for place, record in read_table(path):
+        _check_texts(record, place)
+        rows.append(Row(place, _image(path, record, place, outside), record))
+    return rows
+
+
+def _check_texts(record: Record, place: str) -> None:
+    for column, value in record.items():
+        texts = value if isinstance(value, list) else [value]
+        if column in TEXTS and any(isinstance(text, str) and len(text) > TEXT_LIMIT for text in texts):
+            raise ValueError(f"{place}: {column} is longer than {TEXT_LIMIT:,} characters; expected a text of a prompt")
 
 
 def _image(table: Path, record: Record, place: str, outside: bool) -> Path:

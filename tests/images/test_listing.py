@@ -127,6 +127,12 @@ def test_tables_name_regular_files_in_their_folder(folder: Path, name: str) -> N
         rows("https://example.com/a.jpg")
 
 
+def test_texts_of_megabytes_are_refused(folder: Path) -> None:
+    for name, row in (("d.csv", "image,text\na.jpg,{}\n"), ("d.jsonl", '{{"image": "a.jpg", "captions": ["{}"]}}')):
+        with pytest.raises(ValueError, match=rf"{name}, line \d: (text|captions) is longer than 1,048,576 characters"):
+            image_rows(put(folder / name, row.format("word " * 300_000)))
+
+
 def test_folders_named_after_labels(folder: Path, tmp_path: Path) -> None:
     for name in ("cat/1.jpg", "dog/2.jpg"):
         put(tmp_path / "pets" / name)

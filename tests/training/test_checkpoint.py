@@ -149,25 +149,25 @@ def a_file(path: Path) -> None:
 
 
 def of_a_newer_version(path: Path) -> None:
-    content = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps({**content, "format": 2}))
+    content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    (path / "checkpoint.json").write_text(json.dumps({**content, "format": 2}), encoding="utf-8")
 
 
 def of_an_earlier_version(path: Path) -> None:
     nothing_in_it(path)
     (path / ".metadata").write_bytes(b"\x80\x02.")
-    (path / "rank-0.json").write_text("{}")
+    (path / "rank-0.json").write_text("{}", encoding="utf-8")
 
 
 def with_a_well_signed_lie(path: Path) -> None:
     """Checksums fit, as somebody may write them, but the rest does not."""
-    (path / "rank-0.json").write_text(json.dumps({"tensors": {"model.a": [1]}}))
-    content = json.loads((path / "checkpoint.json").read_text())
+    (path / "rank-0.json").write_text(json.dumps({"tensors": {"model.a": [1]}}), encoding="utf-8")
+    content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
     file = (path / "rank-0.json").read_bytes()
     content["files"]["rank-0.json"] = {"bytes": len(file), "crc32": zlib.crc32(file)}
     del content["crc32"]
     signed = {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
-    (path / "checkpoint.json").write_text(json.dumps(signed))
+    (path / "checkpoint.json").write_text(json.dumps(signed), encoding="utf-8")
 
 
 WHOLE = [other_shapes, missing_keys, of_another_step, nothing_in_it, a_file, of_a_newer_version, of_an_earlier_version]
@@ -224,8 +224,8 @@ def test_a_damaged_checkpoint_is_written_anew(folder: Path) -> None:
 
 def test_left_overs_of_a_kill_are_removed(folder: Path) -> None:
     (folder / ".step-00000009.partial").mkdir()
-    (folder / ".step-00000009.partial" / "rank-0.json").write_text("{")
-    (folder / ".step-00000010.partial").write_text("")
+    (folder / ".step-00000009.partial" / "rank-0.json").write_text("{", encoding="utf-8")
+    (folder / ".step-00000010.partial").write_text("", encoding="utf-8")
     assert loaded(folder) == 7
     assert sorted(os.listdir(folder)) == ["step-00000003", "step-00000007"]
 
