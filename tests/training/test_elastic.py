@@ -7,33 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Child
+from tests.training.launcher import launch
 from tests.training.test_resume import TORCHRUN, assert_same, finish, start, steps_done
 from tests.training.tiny_run import losses
 
 STEPS = 30
 ELASTIC = [*TORCHRUN, "--max-restarts", "3", "-m", "tests.training.tiny_run"]
+RESUMED = "resumed after step"  # what a run says then
 OPTIONS = ("workers=1", "checkpoint_every=6")
 
 
-def ranks(launcher: int) -> list[int]:
-    """Process ids of the trainers that torchrun has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="utf-8").split()
-    return [
-        int(p) for p in children if "tests.training.tiny_run" in Path(f"/proc/{p}/cmdline").read_text(encoding="utf-8")
-    ]
+def elastic(output: Path) -> Child:
+    return Child(launch, [str(output), str(STEPS), *OPTIONS], 3, log=output.with_suffix(".txt"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in /proc")
 def test_a_killed_rank_comes_back(tmp_path):
-    whole = finish(tmp_path / "whole", STEPS, *OPTIONS, launch=ELASTIC)
-    launcher = start(tmp_path / "pieces", STEPS, *OPTIONS, launch=ELASTIC)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert (one := elastic(whole)).wait(300) == 0, one.printed[-3000:]
+    launcher = elastic(pieces)
     deadline = time.monotonic() + 120
-    while steps_done(tmp_path / "pieces") < 15 and time.monotonic() < deadline:
+    while steps_done(pieces) < 15 and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.kill(ranks(launcher.pid)[1], signal.SIGKILL)
-    assert launcher.wait(240) == 0, (tmp_path / "pieces.txt").read_text(encoding="utf-8")[-3000:]
-    assert "going on after step" in (tmp_path / "pieces.txt").read_text(encoding="utf-8")
-    assert_same(whole, tmp_path / "pieces")
+    os.kill(int((pieces / "rank-1.pid").read_text()), signal.SIGKILL)
+    assert launcher.wait(300) == 0, launcher.printed[-3000:]
+    said = [file.read_text() for file in tmp_path.glob("pieces.ranks/*/attempt_1/0/*.log")]
+    assert any(RESUMED in text for text in said), said
+    assert_same(whole, pieces)
     # As many streams of data, in one process: the same documents in the same steps.
     alone = finish(tmp_path / "alone", STEPS, "workers=2", "accumulate=2", "checkpoint_every=100")
     assert losses(whole) == pytest.approx(losses(alone), rel=1e-4)
