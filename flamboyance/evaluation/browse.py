@@ -68,11 +68,13 @@ def write_page(
     cells = [(number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.unfinished)]
     share = _share([done.count() for _, _, done in cells], items)
     tasks: dict[str, _Task] = {}
+    allowed = [[run.folder.resolve(), *map(Path, believed(run.about))] for run in runs]
     blobs: list[tuple[str, str]] = []
     told = []
     for number, run, done in cells:
         name = done.cell.task
         task = tasks.setdefault(name, _Task(run, name, folder))
+        task.run, task.allowed = run, allowed[number]
         rows, seen = [], _Seen()
         for row in done.rows():
             seen.add(row)
@@ -93,12 +95,18 @@ def write_page(
 
 
 class _Task:
-    """A task's texts, images, demonstrations and queries, each once and known by its place."""
+    """A task's texts, images, demonstrations and queries, each once and known by its place.
+
+    Attributes:
+        run, allowed: whose rows are being added; from which folders its images may be copied.
+        folders: from which each image may be copied: the data folders of the runs that name it.
+    """
 
     def __init__(self, run: Run, name: str, folder: Path) -> None:
         self.title, self.metric, self.labels = run.title(name), run.metric(name), run.labels(name)
         self.run, self.folder = run, folder
-        self.folders = [run.folder.resolve(), *map(Path, believed(run.about))]
+        self.allowed: list[Path] = []
+        self.folders: dict[str, list[Path]] = {}
         self.texts: dict[str, int] = {}
         self.images: dict[str, list[Any]] = {}
         self.places: dict[str, int] = {}
@@ -155,10 +163,13 @@ class _Task:
         return self.texts.setdefault("" if text is None else str(text), len(self.texts))
 
     def _image(self, path: str) -> int:
-        if path not in self.images:
-            self.places[path] = len(self.images)
-            self.images[path] = [_link(_found(path, self.run), self.folder), os.path.basename(path), 0]
-        return self.places[path]
+        file = str(_found(path, self.run))
+        if file not in self.images:
+            self.places[file] = len(self.images)
+            self.images[file] = [_link(Path(file), self.folder), os.path.basename(path), 0]
+            self.folders[file] = []
+        self.folders[file] += [one for one in self.allowed if one not in self.folders[file]]
+        return self.places[file]
 
     def _chances(self, row: Row) -> list[list[float]] | None:
         """[[label, probability]], the likeliest and the right one: the softmax over the labels that were written."""
@@ -249,8 +260,8 @@ def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], s
     queue = [(task, path) for turn in turns for task, path in zip(tasks, turn, strict=True) if path is not None]
     outside: list[Path] = []
     for task, path in queue[:most]:
-        found = _found(path, task.run)
-        file = inside(found, [*task.folders, *images])
+        found = Path(path)
+        file = inside(found, [*task.folders[path], *images])
         if file is None:
             outside += [found] if _is_there(found) else []
             continue

@@ -193,6 +193,21 @@ def test_pictures_from_elsewhere_are_not_copied(tmp_path: Path, monkeypatch: pyt
     assert small(written(run, images=[secret.parent]))[:7] == [True] * 6 + [False]
 
 
+def test_a_run_from_elsewhere_beside_ones_own_copies_no_pictures_of_ones_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked, other = picture(tmp_path / "data" / "1.png"), picture(tmp_path / "data" / "2.png")
+    own = WrittenRun(tmp_path / "own").task("t", "T", "m")
+    own.cell("t", rows=[row("1", image=str(asked))])
+    own.about["data"] = data_folders.sealed([str(tmp_path / "data")])
+    own.save()
+    theirs = WrittenRun(tmp_path / "theirs").task("t", "T", "m")
+    theirs.cell("t", rows=[row("1", image=str(asked)), row("2", image=str(other))])
+    page = Page(browse.write_page(read_all([own.folder, theirs.folder]), tmp_path))
+    assert (small(page, 0), small(page, 1)) == ([True], [True, False])
+
+
 def test_pictures_of_the_users_own_data_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     inside, outside = picture(tmp_path / "data" / "deep" / "1.png"), picture(tmp_path / "database" / "2.png")
