@@ -229,7 +229,10 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             name = word.partition("=")[0]
             if word.startswith("--") and not any(option.startswith(name) for option in self._option_string_actions):
-                self.error(f"there is no option {name!r}{_did_you_mean(name, self._option_string_actions)}")
+                near = _did_you_mean(name, self._option_string_actions)
+                if not near and any(action.dest == "settings" for action in self._actions):
+                    near = f"; settings are written key=value, as in {name.lstrip('-').replace('-', '_')}=…"
+                self.error(f"there is no option {name!r}{near}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -271,6 +271,7 @@ def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) 
         (("info", "OpenFlamingo-3B-vitl-mpt1"), "OpenFlamingo-3B-vitl-mpt1b"),
         (("caption", photos, "--beems", 3), "no option '--beems'; did you mean --beams?"),
         (("captoin", photos), "did you mean caption?"),
+        (("train", "finetune", "--data", "photos/"), "settings are written key=value, as in data=…"),
         (("train", "finetun", "output=x"), "Did you mean finetune?"),
         (("train", "finetune", "data=x", "output=y", "step=3"), "steps"),
         (("caption", "https://example.com/cat.jpg"), "is a URL"),

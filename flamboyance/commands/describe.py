@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _output(job: Job) -> RowFile:
         arguments.output,
         ["image", *job.constant, *job.columns, "error"],
         ["image", *job.constant],
-        settings_of(job),
+        cache(lambda: settings_of(job)),
         arguments.overwrite,
     )
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class RowFile:
         columns: the keys of a row, in the order of the CSV file's columns; `a.b` is key b of the dict
             under a. A row may lack some. A row with a value under `error` failed.
         keys: the columns that tell rows apart.
-        settings: what else the rows depend on, by name.
+        settings: gives what else the rows depend on, by name; called when the file is known to be one of ours.
         overwrite: start anew, whatever the file holds.
 
     Raises:
@@ -49,16 +49,19 @@ class RowFile:
         path: Path | str,
         columns: Sequence[str],
         keys: Sequence[str] = ("image",),
-        settings: Settings | None = None,
+        settings: Callable[[], Settings] = dict,
         overwrite: bool = False,
     ) -> None:
-        self.path, self.columns, self.keys = Path(path), list(columns), list(keys)
+        # Through a link, so that it stays one.
+        self.path, self.columns, self.keys = Path(os.path.realpath(path)), list(columns), list(keys)
         self.about = self.path.with_name(f"{self.path.name}.settings.json")
-        self.settings = settings or {}
+        self._settings = settings
         self._outer = {column.partition(".")[0] for column in columns}
         self.is_csv = self.path.suffix.lower() == ".csv"
         if not self.is_csv and self.path.suffix.lower() != ".jsonl":
             raise ValueError(f"--output is a .jsonl or a .csv file; {self.path} is neither")
+        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+            raise ValueError(f"--output {self.path} is not a regular file")  # a FIFO would block
         # Opened before it is read: a file that cannot be written is found out before any work is done.
         self._created = not self.path.exists()
         self._file = _open_locked(self.path)
@@ -86,7 +89,7 @@ class RowFile:
         """
         if self._fresh:
             self._file.truncate(0)
-            write_json(self.about, self.settings)
+            write_json(self.about, self._settings())
             self._write(_csv_line(self.columns) if self.is_csv else "")
             return
         written = self.path.read_bytes()
@@ -173,7 +176,7 @@ class RowFile:
         before = read_json(self.about)
         if not isinstance(before, dict):
             raise ValueError(f"{self.about} holds no settings: {anew}")
-        if differences := describe_differences(before, self.settings):
+        if differences := describe_differences(before, self._settings()):
             raise ValueError(f"{self.path} was made with other settings: {'; '.join(differences)}; {anew}")
 
     def _of_another_kind(self, found: Any) -> ValueError:

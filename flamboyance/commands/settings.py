@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flamboyance.files import read_json
+
 Settings = dict[str, Any]
 
 NOTES = ("flamboyance",)
@@ -61,11 +63,13 @@ def demonstration_settings(source: str | None, demonstrations: Sequence[tuple[An
 
 
 def directory_digest(directory: Path) -> str:
-    """Tells apart what two models' directories hold.
+    """Tells apart what two models' directories hold, and backbones that they name elsewhere on this machine.
 
     Of a large file, samples from all over it are read: training changes every part of the weights that it changes.
     """
     digest = hashlib.sha256()
+    for backbone in _backbones(directory):
+        digest.update(directory_digest(backbone).encode())
     for file in sorted(_files(directory)):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(directory)}\0{size}\0".encode("utf-8", "surrogateescape"))
@@ -77,6 +81,17 @@ def directory_digest(directory: Path) -> str:
                 content.seek(number * (size - SAMPLE) // (SAMPLES - 1))
                 digest.update(content.read(SAMPLE))
     return digest.hexdigest()[:16]
+
+
+def _backbones(directory: Path) -> list[Path]:
+    """The tower and the language model that a Flamingo's configuration names, where they are other directories."""
+    try:
+        config = read_json(directory / "config.json")
+        names = [config["vision"]["name"], config["language"]]
+    except (OSError, ValueError, LookupError, TypeError):  # a backbone, or a model that is refused when it is opened
+        return []
+    places = [(directory / name).resolve() for name in names if isinstance(name, str)]
+    return [place for place in places if place.is_dir() and not place.is_relative_to(directory.resolve())]
 
 
 def _files(directory: Path) -> Iterable[Path]:

@@ -26,7 +26,7 @@ from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.files import is_finite
-from flamboyance.model.generation import Generating
+from flamboyance.model.generation import Generating, check_ids
 from flamboyance.model.loading import Checkpointing
 from flamboyance.model.media import Media, Spans, count_seen, decoding_sight, prefill_sight, traced_sight
 from flamboyance.model.resampler import PerceiverResampler
@@ -337,6 +337,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         unknown = sorted(named - {"output_hidden_states", "output_attentions", "cache_position"})
         if unknown:
             raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation for those that it takes.")
+        check_ids(input_ids)
         past_key_values = given(past_key_values, cache)
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()

@@ -221,11 +221,7 @@ def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     Raises:
         ValueError: ids are no table of them, the mask does not cover the tokens, or a row ends in padding.
     """
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
-        raise ValueError(
-            f"input_ids is {checks.brief(input_ids)}; expected token ids (rows, tokens), as the processor makes them: "
-            "model.generate(**processor(text, images=images))"
-        )
+    check_ids(input_ids)
     if attention_mask is None:
         return
     if len(attention_mask) != len(input_ids) or attention_mask.shape[1] < input_ids.shape[1]:
@@ -238,4 +234,16 @@ def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         raise ValueError(
             f"Row {int(padded[0])} ends in padding, so nothing follows its last token. Pad on the left: "
             "processor(…, padding_side='left')."
+        )
+
+
+def check_ids(input_ids: Any) -> None:
+    """
+    Raises:
+        ValueError: something else than rows of token ids.
+    """
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+        raise ValueError(
+            f"input_ids is {checks.brief(input_ids)}; expected token ids (rows, tokens), as the processor makes them: "
+            "model.generate(**processor(text, images=images))"
         )

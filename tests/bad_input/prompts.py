@@ -403,3 +403,8 @@ for labels, message in (
     (None, "labels is None; expected a list of texts, even for one: ['cat', 'dog']"),
 ):
     case(ValueError, message)(some_labels(labels))
+
+
+@case(ValueError, "input_ids is [[1, 2]]; expected token ids (rows, tokens), …")
+def ids_as_lists(given):
+    given.model([[1, 2]])

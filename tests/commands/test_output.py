@@ -108,6 +108,48 @@ def test_overwrite_starts_anew(models, photos, tmp_path, capsys) -> None:
     assert "out.jsonl.settings.json" in capsys.readouterr().err
 
 
+def test_a_backbone_outside_of_the_directory_is_part_of_the_model(tmp_path) -> None:
+    from flamboyance.commands.settings import directory_digest
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "language").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"vision": {"name": null}, "language": "../language"}')
+    (tmp_path / "language" / "model.safetensors").write_bytes(b"1")
+    before = directory_digest(tmp_path / "model")
+    assert directory_digest(tmp_path / "model") == before
+    (tmp_path / "language" / "model.safetensors").write_bytes(b"2")
+    assert directory_digest(tmp_path / "model") != before
+
+
+def test_large_files_are_told_apart_by_samples(tmp_path, monkeypatch) -> None:
+    from flamboyance.commands import settings
+
+    monkeypatch.setattr(settings, "WHOLE", 1000)
+    monkeypatch.setattr(settings, "SAMPLE", 10)
+    digests = set()
+    for content in (b"a" * 5000, b"b" * 5000, b"a" * 4999 + b"b", b"b" + b"a" * 4999, b"a" * 5001):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        digests.add(settings.directory_digest(tmp_path))
+    assert len(digests) == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no FIFOs")
+def test_an_output_that_is_no_regular_file(tmp_path) -> None:
+    os.mkfifo(tmp_path / "out.jsonl")
+    with pytest.raises(ValueError, match="not a regular file"):
+        RowFile(tmp_path / "out.jsonl", ["image", "error"])
+
+
+def test_a_link_stays_a_link(tmp_path) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "out.jsonl")
+    for error in ("no image", ""):
+        with RowFile(tmp_path / "link.jsonl", ["image", "text", "error"]) as rows:
+            rows.begin([{"image": "a"}])
+            rows.append({"image": "a", "error": error} if error else {"image": "a", "text": "b"})
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert rows_of(tmp_path / "out.jsonl") == [{"image": "a", "text": "b"}]
+
+
 def test_labels_are_settings(models, photos, tmp_path) -> None:
     common = ("classify", photos, "--model", models[0], "--output", tmp_path / "out.jsonl")
     assert run(*common, "--labels", "cat,dog") == 0
