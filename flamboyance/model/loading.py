@@ -148,11 +148,11 @@ class Checkpointing:
         directory = local_directory(name, revision=revision, token=token, **hub)
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
+        config = read_config(directory) if config is None else copy.deepcopy(config)
         tensors, about = read_weights(directory / WEIGHTS)
         stored = dtype == "auto"
         if stored and about.get("language_trained"):
             dtype = about["dtype"]
-        config = read_config(directory) if config is None else copy.deepcopy(config)
         config.language = absolute(language) if language else resolve(config.language, directory)
         vision = absolute(vision) if vision else resolve(config.vision["name"], directory)
         config.vision = dict(config.vision, name=vision)

@@ -103,7 +103,7 @@ def another_tower(given):
     open_model(given.directory, vision=str(given.tmp / "narrow"))
 
 
-@case(ValueError, "There is no model.safetensors in …: expected what trained, as save_pretrained writes it.")
+@case(ValueError, "there is no model.safetensors in …: expected what trained, as save_pretrained writes it")
 def checkpoint_without_weights(given):
     (copied(given) / "model.safetensors").unlink()
     open_model(given.tmp / "copy")
@@ -136,7 +136,7 @@ def conversion_of_something_else(given):
     convert_file(given.tmp / "x.pt", given.tmp / "out")
 
 
-@case(ValueError, "…out is a file; expected a directory to save the model in.")
+@case(ValueError, "…out is a file; expected a directory to save the model in")
 def saving_over_a_file(given):
     (given.tmp / "out").touch()
     given.model.save_pretrained(given.tmp / "out")
@@ -169,7 +169,7 @@ def size_of_nothing(given):
 @case(
     ValueError,
     "The tokenizer has 32 tokens, but the language model's table only 22 rows. Give the tokenizer that belongs to this "
-    "language model.",
+    "language model. …",
 )
 def tokenizer_larger_than_the_table(given):
     tokenizer = tiny_tokenizer()
