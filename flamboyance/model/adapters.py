@@ -22,6 +22,23 @@ def base(module: Any) -> Any:
     return module
 
 
+def called(module: Any) -> Any:
+    """What to call of a language model: the one inside PEFT's wrapper, which has the adapters in it and takes
+    embeddings, as the wrapper of some families does not.
+
+    Raises:
+        ValueError: the wrapper puts tokens of its own into the prompt.
+    """
+    if callable(getattr(type(module), "get_base_model", None)):
+        if getattr(module, "_is_prompt_learning", False):
+            raise ValueError(
+                "the language model has a PEFT adapter that adds tokens to its prompts, where each token's images are "
+                "already laid out; use an adapter of weights, such as LoRA"
+            )
+        return called(module.get_base_model())
+    return module
+
+
 def canonical(name: str) -> str:
     """A parameter's name as it was before PEFT wrapped modules: without `base_model.model`, `base_layer`, …"""
     parts = [part for part in name.split(".") if part not in INSERTED]

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import attention, language, linear, mpt
+from flamboyance.model import adapters, attention, language, linear, mpt
 from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
@@ -350,7 +350,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         table = self.language_model.get_input_embeddings()
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
         with language.conditioned(language.Conditioning(media, sight, self.added_tokens, logits_to_keep)):
-            out = self.language_model(
+            out = adapters.called(self.language_model)(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
                 attention_mask=attention_mask,
                 **language.cache_option(self.language_model, past_key_values),

@@ -196,6 +196,7 @@ def find_decoder_layers(language_model: PreTrainedModel, name: str | None = None
     Raises:
         ValueError: nothing (or more than one list) fits; lists what there is to pass as `decoder_layers`.
     """
+    language_model = unwrapped(language_model)
     kind = type(language_model).__name__
     lists = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if name is not None:

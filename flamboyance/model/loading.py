@@ -151,7 +151,7 @@ class Checkpointing:
         config = read_config(directory) if config is None else copy.deepcopy(config)
         tensors, about = read_weights(directory / WEIGHTS)
         stored = dtype == "auto"
-        if stored and about.get("language_trained"):
+        if stored and about.get("dtype"):
             dtype = about["dtype"]
         config.language = absolute(language) if language else resolve(config.language, directory)
         vision = absolute(vision) if vision else resolve(config.vision["name"], directory)

@@ -1,12 +1,14 @@
 """Saving a Flamingo: a directory that opens wherever it is copied to, and on the hub."""
 
 import copy
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import GenerationConfig
@@ -76,8 +78,7 @@ class Saving:
         about = {
             "adapters": described,
             "trainable": list(self.trained_parameters()),
-            "dtype": str(self.language_model.dtype).removeprefix("torch."),
-            "language_trained": any(name.startswith("language_model.") for name in kept),
+            "dtype": self._backbones_dtype(tensors),
         }
         write_checkpoint(directory, config, tensors, about)
         self.generation_config.save_pretrained(directory)
@@ -85,6 +86,16 @@ class Saving:
         card.write(directory, self, config, kept, written)
         if push_to_hub:
             self._upload(directory, options.pop("repo_id", None) or directory.resolve().name, **options)
+
+    def _backbones_dtype(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """The precision that keeps all of what trained of the backbones; None where nothing did."""
+        theirs = adapters.names(self)  # ty: ignore[invalid-argument-type]
+        found = [
+            tensor.dtype
+            for name, tensor in tensors.items()
+            if name not in theirs and not name.startswith(OWN) and tensor.is_floating_point()
+        ]
+        return str(functools.reduce(torch.promote_types, found)).removeprefix("torch.") if found else None
 
     def _write_backbones(self, directory: Path, config: FlamingoConfig, include: bool | None) -> list[str]:
         """Writes those backbones that shall be in the directory, and says so in the configuration."""

@@ -265,6 +265,8 @@ def test_prompt_tuning_is_refused(model, tmp_path):
     model.language_model = get_peft_model(model.language_model, config)
     with pytest.raises(ValueError, match="prompt tuning"):
         model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="adds tokens to its prompts"):
+        logits(model)
 
 
 def test_layers_added_by_hand_are_refused_by_name(model, tmp_path):
