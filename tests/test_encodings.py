@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -49,15 +48,15 @@ task = FewShotTask(model, processor, [("photos/0.png", "größer 猫")])
 task.save("task")
 assert FewShotTask.load("task", model, processor).texts == task.texts
 common = ["--model", "mini"]
-assert main(["caption", "photos", "--demonstrations", "shown.csv", "--output", "out.jsonl", *common]) == 0
-assert main(["ask", "photos", "--question", "größer?", "--output", "out.csv", *common]) == 0
+short = ["--beams", "1", "--max-new-tokens", "2"]
+assert main(["caption", "photos", "--demonstrations", "shown.csv", "--output", "out.jsonl", *common, *short]) == 0
+assert main(["ask", "photos", "--question", "größer?", "--output", "out.csv", *common, *short]) == 0
 assert main(["classify", "photos", "named", "--labels", "labels.txt", *common]) == 0
 assert main(["caption", "photos", "--demonstrations", "größer.csv", *common]) == 2
 """
 
 
-@pytest.mark.parametrize("utf8", [False, True])
-def test_tasks_and_commands_under_another_locale(tmp_path: Path, utf8: bool) -> None:
+def test_tasks_and_commands_under_another_locale(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(2):
         Image.new("RGB", (64, 64), ("red", "blue")[number]).save(tmp_path / "photos" / f"{number}.png")
@@ -67,7 +66,6 @@ def test_tasks_and_commands_under_another_locale(tmp_path: Path, utf8: bool) -> 
     (tmp_path / "labels.txt").write_text("größer\n猫\n", encoding="utf-8")
     (tmp_path / "run.py").write_text(RUN, encoding="utf-8")
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    environment |= {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"} if utf8 else {}
     done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
     assert json.loads((tmp_path / "task" / "task.json").read_bytes())["texts"] == [
@@ -78,5 +76,4 @@ def test_tasks_and_commands_under_another_locale(tmp_path: Path, utf8: bool) -> 
     # What the terminal's encoding lacks is escaped; names of files come out as the bytes that they are.
     printed = done.stdout.splitlines()
     assert [line.split(b"\t")[0] for line in printed] == [b"photos/0.png", b"photos/1.png", "named/été.png".encode()]
-    shown = "größer".encode() if utf8 else rb"gr\xf6\xdfer"
-    assert any(shown in line or rb"\u732b" in line or "猫".encode() in line for line in printed)
+    assert any(rb"gr\xf6\xdfer" in line or rb"\u732b" in line for line in printed)

@@ -96,7 +96,7 @@ class Row(NamedTuple):
     """An image and what is said of it.
 
     Attributes:
-        place: where it stands, for messages: "FILE, line 3".
+        place: where it is, for messages: "FILE, line 3".
         image: its path; a regular file.
         record: by column, e.g. {"text": "a cat"} or {"question": …, "answer": …}.
     """
