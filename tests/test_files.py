@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import flamboyance.files
 from flamboyance.files import (
     is_inside,
     naming,
@@ -235,6 +236,16 @@ def test_only_regular_files_of_known_suffixes_are_read(tmp_path: Path) -> None:
         list(read_table(tmp_path / "d.xlsx"))
     with pytest.raises(FileNotFoundError):
         list(read_table(tmp_path / "gone.csv"))
+
+
+def test_tables_are_read_in_one_place() -> None:
+    package = Path(flamboyance.files.__file__).parent
+    readers = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if re.search(r"csv\.(reader|DictReader)", file.read_text(encoding="utf-8"))
+    }
+    assert readers == {"files.py", "commands/output.py"}  # the latter reads what it has written
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------

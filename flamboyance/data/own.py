@@ -133,7 +133,7 @@ def _images(record: Record, named: list[Any], written: Any, outside: bool) -> li
 
 
 def _image(record: Record, named: Any, outside: bool, most: int) -> bytes:
-    if not isinstance(named, str) or not named:
+    if not isinstance(named, str) or not (named := named.strip()):
         raise Rejected("missing image")
     if named.startswith("data:"):
         return from_base64(named.partition(",")[2])

@@ -113,7 +113,9 @@ def test_a_backbone_outside_of_the_directory_is_part_of_the_model(tmp_path) -> N
 
     (tmp_path / "model").mkdir()
     (tmp_path / "language").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"vision": {"name": null}, "language": "../language"}')
+    (tmp_path / "model" / "config.json").write_text(
+        '{"vision": {"name": null}, "language": "../language"}', encoding="utf-8"
+    )
     (tmp_path / "language" / "model.safetensors").write_bytes(b"1")
     before = directory_digest(tmp_path / "model")
     assert directory_digest(tmp_path / "model") == before

@@ -166,6 +166,10 @@ def test_images_of_a_remote_file(folder: Path) -> None:
         assert reason(OWN, record) == why
 
 
+def test_white_space_around_a_path_is_left_out(folder: Path) -> None:
+    assert read(OWN, json_record({"image": " images/b.jpg \n", "text": "a"}, folder)).images == (GREEN,)
+
+
 @pytest.mark.parametrize("image", ["a.jpg", "./a.jpg"])
 def test_a_file_that_is_named_very_often_is_counted_before_it_is_read(
     folder: Path, image: str, monkeypatch: pytest.MonkeyPatch

@@ -32,5 +32,5 @@ def launch(arguments: list[str], restarts: int) -> None:
 def rank(arguments: list[str]) -> None:
     output = Path(arguments[0])
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"rank-{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    (output / f"rank-{os.environ['RANK']}.pid").write_text(str(os.getpid()), encoding="utf-8")
     tiny_run.main(arguments)

@@ -1,4 +1,4 @@
-"""The training loop trains, checkpoints and exports adapters and unfrozen parts, as it does what it trains by itself."""
+"""The training loop trains, checkpoints and exports adapters and unfrozen parts, as it does its own."""
 
 import dataclasses
 

@@ -29,9 +29,9 @@ def test_a_killed_rank_comes_back(tmp_path):
     deadline = time.monotonic() + 120
     while steps_done(pieces) < 15 and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.kill(int((pieces / "rank-1.pid").read_text()), signal.SIGKILL)
+    os.kill(int((pieces / "rank-1.pid").read_text(encoding="utf-8")), signal.SIGKILL)
     assert launcher.wait(300) == 0, launcher.printed[-3000:]
-    said = [file.read_text() for file in tmp_path.glob("pieces.ranks/*/attempt_1/0/*.log")]
+    said = [file.read_text(encoding="utf-8") for file in tmp_path.glob("pieces.ranks/*/attempt_1/0/*.log")]
     assert any(RESUMED in text for text in said), said
     assert_same(whole, pieces)
     # As many streams of data, in one process: the same documents in the same steps.
