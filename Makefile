@@ -17,7 +17,8 @@ help:
 	@echo "make test-all  every test"
 	@echo "make test-newest  the core tests with the newest releases of everything, in .venv-newest"
 	@echo "make test-oldest  the core tests with the oldest that pyproject.toml declares, in .venv-oldest"
-	@echo "make bench     time and memory beside open_flamingo and Idefics, an hour (JSON=FILE: the figures there too)"
+	@echo "make bench     time and memory beside open_flamingo and Idefics, an hour (WORK=a,d: some works; JSON=FILE:"
+	@echo "               the figures there too)"
 	@echo "make check     ruff and ty"
 	@echo "make format    put the sources into ruff's format"
 	@echo "make clean     remove .venv and caches"
@@ -54,7 +55,7 @@ test-newest test-oldest: test-%: $(READY)
 	.venv-$*/bin/python -m pytest -n 2 --dist loadfile $(CORE)
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.bench $(if $(JSON),--json $(JSON))
+	$(BIN)/python -m benchmarks.bench $(if $(WORK),--work $(WORK)) $(if $(JSON),--json $(JSON))
 
 check: $(READY)
 	$(BIN)/ruff check .

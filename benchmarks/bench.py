@@ -1,6 +1,7 @@
 """Flamboyance beside its peers: `make bench`, which is
 
-    python -m benchmarks.bench [--work a,b,…] [--repeats 5] [--json FILE] [--env DIR] [--threads N] [--clock processor]
+    python -m benchmarks.bench [--work a,b,…] [--keep] [--repeats 5] [--json FILE] [--env DIR] [--threads N]
+                               [--clock processor]
 
 open_flamingo 2.0.1 runs in an environment of its own, made when missing, with the same weights and the same prompts;
 in fp32, for its bf16 is for CUDA. Transformers' Idefics has random weights of the same shape, which is all it can have.
@@ -12,7 +13,7 @@ Where the processor multiplies in bfloat16 itself, Flamboyance in bf16 stands be
     d  greedy, batch of 4                       h  import and load time
 
 Every answer has 20 tokens, whatever the model would have liked. A run of all works goes to benchmarks/results/, and the
-README's table is written from it.
+README's tables are written from the newest on each instruction set; so does a run of some works with --keep.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--work", default=",".join(LETTERS), help="letters of the works (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="timed answers of each way (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--keep", action="store_true", help="keep a run of some works too, for the README's tables")
     parser.add_argument("--env", type=Path, default=reference.DEFAULT, help="where the peers are kept")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what is counted as time (default: wall)")
@@ -94,7 +96,7 @@ def main() -> None:
         about["mini_accuracy"] = mini_accuracy()
         text += "\n" + table.MINI.format(**about["mini_accuracy"])
     print(text)
-    if letters == set(LETTERS):
+    if letters == set(LETTERS) or given.keep:
         results.write("bench", rows, text, about, given.json)
         table.main()
     elif given.json:

@@ -37,7 +37,7 @@ class Parts:
         self.begin()
         self._watch(model.vision, "forward", lambda given: "vision")
         self._watch(model.resampler, "forward", lambda given: "resampler")
-        self._watch(model, "media_of", lambda given: "resampler")
+        self._watch(model, "_keys_values", lambda given: "resampler")
         self._watch(model, "forward", _phase)
 
     def begin(self) -> None:

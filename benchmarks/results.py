@@ -45,6 +45,8 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
     """Rows and table to the results folder; the rows alone also to `extra`. The files' path, without its ending."""
     here, today = machine(), datetime.date.today().isoformat()
     kind = re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['cores']} cores".lower()).strip("-")
+    if here["instruction_set"] != "AVX512":
+        kind += f"-{here['instruction_set'].lower()}"
     stem = FOLDER / f"{name}-{kind}-{today}"
     FOLDER.mkdir(exist_ok=True)
     content = {"date": today, "machine": here, **about, "rows": rows}
@@ -57,4 +59,6 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
 
 
 def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
-    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    """The rows, each with the processor and the instruction set that it was measured on."""
+    here = {name: machine()[name] for name in ("processor", "instruction_set")}
+    file.write_text(json.dumps([{**row, **here} for row in rows], indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tables of `make bench`, and the README's, which is written from the newest full run:
+"""The tables of `make bench`, and the README's, which are written from the newest kept run on each instruction set:
 
 python -m benchmarks.table
 """
@@ -83,7 +83,8 @@ def short(content: dict[str, Any]) -> str:
         lines.append(f"| {work} | {' | '.join(cells)} |")
     machine = content["machine"]
     below = (
-        f"{content['size']}, {content['threads']} threads of {machine['processor']}, {content['date']}; medians of "
+        f"{content['size']}, {content['threads']} threads of {machine['processor']}{units(machine)}, "
+        f"{content['date']}; medians of "
         f"{content['repeats']}, in turns. open_flamingo has the same weights and runs in fp32; Idefics has random "
         "weights of the same shape, and our precision. 8 of its 16 queries in (c), 16 of 64 in (g) and 50 of its 1,000 "
         "candidates in (e) stand for all of open_flamingo's, which computes each by itself."
@@ -93,36 +94,45 @@ def short(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + below
 
 
-def newest(folder: Path) -> Path:
-    """The results of the latest date.
+def units(machine: dict[str, Any]) -> str:
+    """The instruction set of a run in brackets, and whether the processor has a larger one that was switched off."""
+    name = {"AVX512": "AVX-512"}.get(machine.get("instruction_set", ""), machine.get("instruction_set", ""))
+    limited = ", with its AVX-512 switched off" if name == "AVX2" and "avx512f" in machine["vector_units"] else ""
+    return f" ({name}{limited})" if name else ""
+
+
+def newest_of_each(folder: Path) -> list[Path]:
+    """The latest results of each instruction set, the one with most works first.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(
-        folder.glob("bench-*.json"), key=lambda file: (json.loads(file.read_text(encoding="utf-8"))["date"], file.name)
-    )
-    if not files:
+    found: dict[str, tuple[str, str, Path, int]] = {}
+    for file in folder.glob("bench-*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind = content["machine"].get("instruction_set", "AVX512")  # not written before 2026-11-28
+        entry = (content["date"], file.name, file, len(content["rows"]))
+        found[kind] = max(entry, found.get(kind, entry))
+    if not found:
         raise FileNotFoundError(f"{folder} holds no bench-….json: run `make bench` first.")
-    return files[-1]
+    return [file for *_, file, _ in sorted(found.values(), key=lambda entry: (-entry[3], entry[1]))]
 
 
-def write(results: Path, readme: Path = README) -> bool:
-    """Puts the table of a results file between the README's two marks; False where it has none."""
+def write(*results: Path, readme: Path = README) -> bool:
+    """Puts the tables of results files between the README's two marks; False where it has none."""
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         return False
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(
-        f"{before}{BEGIN}\n{short(json.loads(results.read_text(encoding='utf-8')))}\n{END}{after}", encoding="utf-8"
-    )
+    tables = "\n\n".join(short(json.loads(file.read_text(encoding="utf-8"))) for file in results)
+    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
     return True
 
 
 def main() -> None:
-    file = newest(FOLDER)
-    written = write(file)
-    print(f"README: table of {file.name}" if written else f"README.md has no marks {BEGIN} and {END}; nothing written")
+    files = newest_of_each(FOLDER)
+    names, written = ", ".join(file.name for file in files), write(*files)
+    print(f"README: tables of {names}" if written else f"README.md has no marks {BEGIN} and {END}; nothing written")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,11 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile in place. Unpacks first: compiled functions choose products themselves, of plain weights."""
+        self.unpack()
+        super().compile(*args, **kwargs)
+
     def get_output_embeddings(self) -> nn.Module:
         return language.output_head(self.language_model)
 

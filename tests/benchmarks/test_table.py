@@ -32,12 +32,31 @@ def test_readme_shows_a_column_for_each_peer_and_precision():
 def test_the_newest_results_are_taken(tmp_path):
     for name, date in (("bench-z", "2029-12-31"), ("bench-a", "2030-01-02"), ("other-z", "2031-01-01")):
         (tmp_path / f"{name}.json").write_text(json.dumps(content([], date)), encoding="utf-8")
-    assert table.newest(tmp_path).name == "bench-a.json"
+    assert [file.name for file in table.newest_of_each(tmp_path)] == ["bench-a.json"]
+
+
+def test_each_instruction_set_has_a_table_that_names_the_processor(tmp_path):
+    for name, date, kind, flags, rows in (
+        ("bench-old", "2030-01-01", None, ["avx512f"], [result()] * 3),
+        ("bench-new", "2030-01-02", "AVX512", ["avx512f"], [result()] * 2),
+        ("bench-lesser", "2029-01-02", "AVX2", ["avx2"], [result(ratio=4.2)]),
+    ):
+        made = content(rows, date)
+        made["machine"] |= {"vector_units": flags} | ({"instruction_set": kind} if kind else {})
+        (tmp_path / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
+    files = table.newest_of_each(tmp_path)
+    assert [file.stem for file in files] == ["bench-new", "bench-lesser"]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{table.BEGIN}\n{table.END}\n", encoding="utf-8")
+    assert table.write(*files, readme=readme)
+    text = readme.read_text(encoding="utf-8")
+    assert "A Chip (AVX-512)" in text and "A Chip (AVX2)" in text and "**4.2**" in text
+    assert table.units({"instruction_set": "AVX2", "vector_units": ["avx512f"]}) != " (AVX2)"
 
 
 def test_no_results_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="make bench"):
-        table.newest(tmp_path)
+        table.newest_of_each(tmp_path)
 
 
 def test_the_table_replaces_what_stood_between_the_marks(tmp_path):
@@ -45,7 +64,7 @@ def test_the_table_replaces_what_stood_between_the_marks(tmp_path):
     results.write_text(json.dumps(content([result()])), encoding="utf-8")
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
     for _ in range(2):  # a second time changes nothing
-        assert table.write(results, readme)
+        assert table.write(results, readme=readme)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{table.BEGIN}\n| times") and text.endswith(f"{table.END}\nafter\n")
     assert "old" not in text and text.count("**4.0**") == 1
@@ -55,7 +74,7 @@ def test_a_readme_without_marks_is_left_alone(tmp_path):
     results, readme = tmp_path / "bench-a.json", tmp_path / "README.md"
     results.write_text(json.dumps(content([result()])), encoding="utf-8")
     readme.write_text("words", encoding="utf-8")
-    assert not table.write(results, readme)
+    assert not table.write(results, readme=readme)
     assert readme.read_text(encoding="utf-8") == "words"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flamboyance import FlamingoForConditionalGeneration
+from flamboyance.model import linear
 from flamboyance.model.media import Media, Spans, count_seen, prefill_sight, traced_sight
 from tests.model.families import EOC, FAMILIES, IMAGE, images, make, pad_left, prompt
 
@@ -46,12 +47,16 @@ def prefill_and_step(model, media, given, **extra):
 
 
 @torch.no_grad()
-def test_one_graph_each_for_prompts_and_steps_in_any_thread():
+def test_one_graph_each_for_prompts_and_steps_in_any_thread(monkeypatch):
     model, given = make("opt", interval=3), inputs()
     others = [inputs(seed) for seed in (3, 4, 5)]
     wanted = [model(**each).logits for each in (given, *others)]
     text = model.generate(**given, **HOW)
+    monkeypatch.setattr(linear, "SMALLEST", 0)
+    monkeypatch.setattr(linear, "onednn_is_faster", linear.has_onednn)
+    assert any(p.is_mkldnn for p in model.pack().parameters()) == linear.has_onednn()
     model.compile(backend="eager", fullgraph=True)  # an error where Dynamo would break the graph
+    assert not any(p.is_mkldnn for p in model.parameters())
     torch.testing.assert_close(model(**given).logits, wanted[0])
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(torch.no_grad()(lambda other: model(**other).logits), others))
