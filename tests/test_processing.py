@@ -1,5 +1,6 @@
 """FlamingoProcessor: its tensors, its tokens with several kinds of tokenizer, and what it refuses."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,22 @@ def test_a_directory_that_holds_no_processor(processor: FlamingoProcessor, tmp_p
     processor.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(OSError, match=r"holds no preprocessor_config.json"):
         FlamingoProcessor.from_pretrained(tmp_path)
+
+
+def test_pictures_are_small_again_before_the_next_one_is_opened(tmp_path: Path) -> None:
+    """A batch of large pictures takes the memory of one."""
+    alive: list[weakref.ref[Image.Image]] = []
+
+    def shrink(image: Image.Image) -> torch.Tensor:
+        assert not any(earlier() is not None for earlier in alive)
+        alive.append(weakref.ref(image))
+        return torch.ones(3, 2, 2)
+
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    processor = FlamingoProcessor(shrink, byte_level())
+    batch = processor([f"{IMAGE}a{IMAGE}b", IMAGE], [[paths[0], paths[1]], [paths[2]]])
+    assert batch.pixel_values.shape == (2, 2, 1, 3, 2, 2)
+    assert processor(IMAGE, [paths]).pixel_values.shape == (1, 1, 4, 3, 2, 2)
+    assert len(alive) == 7
