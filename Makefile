@@ -8,13 +8,14 @@ CORE   := tests/model tests/checkpoints tests/parity tests/test_processing.py te
           tests/test_drop_in.py tests/training/test_step.py
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-newest test-oldest bench check format clean
+.PHONY: help setup demo test test-all test-families test-newest test-oldest bench check format clean
 
 help:
 	@echo "make setup     the virtual environment in .venv"
 	@echo "make demo      show the embedded model on held-out images (flamboyance-demo/index.html)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test"
+	@echo "make test-families  every family of language models (docs/families.md)"
 	@echo "make test-newest  the core tests with the newest releases of everything, in .venv-newest"
 	@echo "make test-oldest  the core tests with the oldest that pyproject.toml declares, in .venv-oldest"
 	@echo "make bench     time and memory beside open_flamingo and Idefics, an hour (WORK=a,d: some works; JSON=FILE:"
@@ -46,6 +47,10 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
+# Every family of causal language models that transformers has, tiny; the table in docs/families.md.
+test-families: $(READY)
+	$(BIN)/python -m pytest -n 2 -m families tests/model/test_families.py
+
 # Made anew each time, from what the index has on the day; nothing is pinned. uv links files from its cache.
 test-newest: RESOLUTION := highest
 test-oldest: RESOLUTION := lowest-direct
@@ -53,6 +58,7 @@ test-newest test-oldest: test-%: $(READY)
 	$(BIN)/python -m uv venv --quiet --clear --python $(BIN)/python .venv-$*
 	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) --editable '.[test]'
 	.venv-$*/bin/python -m pytest -n 2 --dist loadfile $(CORE)
+	.venv-$*/bin/python -m pytest -n 2 -m families tests/model/test_families.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench $(if $(WORK),--work $(WORK)) $(if $(JSON),--json $(JSON))

@@ -166,9 +166,14 @@ def _check_text(text: Any) -> None:
     if text is None:
         return
     for name, most in (("num_hidden_layers", MOST_LAYERS), ("hidden_size", MOST_WIDTH), ("vocab_size", MOST_TOKENS)):
-        if getattr(text, name, None) is not None:
-            _bounded(f"text_config: {name}", getattr(text, name), most)
-    _check_heads("text_config", *(getattr(text, name, None) for name in ("hidden_size", *_HEADS)))
+        if _size(text, name) is not None:
+            _bounded(f"text_config: {name}", _size(text, name), most)
+    _check_heads("text_config", *(_size(text, name) for name in ("hidden_size", *_HEADS)))
+
+
+def _size(text: Any, name: str) -> Any:
+    """A size by its common name, or None. Not by getattr: Gemma 4's refuses sizes in which layers differ."""
+    return vars(text).get(text.attribute_map.get(name, name))
 
 
 def _check_vision(vision: Any) -> None:

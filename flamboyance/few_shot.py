@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from flamboyance import checks, templates
 from flamboyance.files import read_json, replacing, write_json
-from flamboyance.model.cache import RoomyLayer, roomy
+from flamboyance.model.cache import RoomyLayer, branch, empty, is_plain, moved, roomy
 from flamboyance.model.files import check_finite
 from flamboyance.model.fingerprint import fingerprint, stamp
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
@@ -31,18 +31,22 @@ class Prefix:
         ids: (P,) their tokens.
         media: their images, as the one row of a Media; None without any.
         layers: per layer of the language model keys and values, (1, heads, P, width of a head) each.
+        state: the language model's whole cache, where its layers hold something else; layers is empty then.
     """
 
     ids: Tensor
     media: Media | None
     layers: tuple[tuple[Tensor, Tensor], ...]
+    state: DynamicCache | None = None
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: FlamingoForConditionalGeneration, ids: Tensor, media: Media | None) -> "Prefix":
         """Computes (P,) tokens, whose images are the one row of `media`."""
-        cache = DynamicCache()
+        cache = empty(model.config.text_config)
         model(input_ids=ids[None], media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if not is_plain(cache):
+            return cls(ids, media, (), cache)
         layers: list[Any] = cache.layers
         return cls(ids, media, tuple((layer.keys, layer.values) for layer in layers))
 
@@ -52,7 +56,8 @@ class Prefix:
             return self
         pairs = tuple((k.to(device), v.to(device)) for k, v in self.media.keys_values)
         media = Media(self.media.latents.to(device), pairs, self.media.rows)
-        return Prefix(self.ids.to(device), media, tuple((k.to(device), v.to(device)) for k, v in self.layers))
+        layers = tuple((k.to(device), v.to(device)) for k, v in self.layers)
+        return Prefix(self.ids.to(device), media, layers, None if self.state is None else moved(self.state, device))
 
     def shared(self, row: list[int]) -> int:
         """How many of these tokens a row begins with; all, unless the tokenizer joins their end with what follows. At
@@ -61,14 +66,20 @@ class Prefix:
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(row), len(self.ids)))
         return min(same, len(row) - 1)
 
-    def cache(self, shifts: Sequence[int], length: int, share: bool) -> DynamicCache:
+    def cache(self, shifts: Sequence[int], length: int, share: bool) -> DynamicCache | None:
         """A cache of `length` tokens for a batch: in row i the demonstrations start `shifts[i]` places later, behind
         padding, and lose as many tokens at their end.
 
         So every row stays one stretch of real tokens behind its padding, whatever the lengths of the queries: exact for
         relative (ALiBi) as for absolute positions. Where all start at once, rows share one copy if the model can attend
         to it (`share`).
+
+        None where the language model's state is not keys and values, so that it can be neither cut nor moved, and that
+        would be needed: the prompts are then computed whole.
         """
+        if self.state is not None:
+            whole = length == len(self.ids) and not any(shifts)
+            return branch(self.state, len(shifts)) if whole else None
         cache = roomy()
         if share and not any(shifts):
             cache.layers = [RoomyLayer(before=((k[:, :, :length], v[:, :, :length]),)) for k, v in self.layers]
@@ -336,7 +347,8 @@ def _read_prefix(file: Path, model: FlamingoForConditionalGeneration) -> Prefix:
 
     latents = tensors["latents"]
     media = Media(latents, pairs("media"), (tuple(range(len(latents))),))
-    return Prefix(tensors["ids"], media, pairs("language"))
+    layers = pairs("language")  # none where the state is something else, which is not kept in files
+    return Prefix(tensors["ids"], media, layers) if layers else Prefix.of(model, tensors["ids"], media)
 
 
 def _shifted(t: Tensor, shifts: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from flamboyance import FewShotTask, FlamingoProcessor, templates
 from flamboyance.images import ImageProcessor
 from tests.model.families import FAMILIES, PIXELS, VOCABULARY, make
+from tests.model.zoo import tiny_config
 
 WORDS = [
     "Output",
@@ -281,3 +282,16 @@ def test_a_saved_task_that_is_not_finite_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="damaged"):
         FewShotTask.load(tmp_path, model, processor())
+
+
+def test_a_hybrid_model_equals_the_full_prompt_and_is_saved_and_loaded(tmp_path):
+    """Its state can be neither cut nor moved: shared where queries have the same length, computed anew where not."""
+    model = make("qwen3_next", interval=2, text_config=tiny_config("qwen3_next"))
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    inputs = full_prompt(task, QUERIES)
+    out = model.generate(**inputs, num_beams=3, do_sample=False, **NEW)[:, inputs["input_ids"].shape[1] :]
+    expected = [task.template.parse(text) for text in task.processor.batch_decode(out)]
+    assert task(QUERIES, num_beams=3, **NEW) == expected
+    assert task(QUERIES, num_beams=3, batch_size=1, **NEW) == expected
+    task.save(tmp_path)
+    assert FewShotTask.load(tmp_path, model, processor())(QUERIES, num_beams=3, batch_size=1, **NEW) == expected

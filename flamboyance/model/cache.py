@@ -9,13 +9,14 @@ Shape letters: R rows of text, H heads, T tokens, K width of a head.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from flamboyance.model.attention import Pairs, joined
 
@@ -173,6 +174,36 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._room)
 
 
+def empty(config: Any, room: bool = False) -> DynamicCache:
+    """A cache that holds nothing yet, for a language model of this configuration.
+
+    Where all layers keep keys and values, all of them are kept, also those that have left a sliding window: the masks
+    hide those, and a cache that has them can be cut and shared. Other layers (recurrent and convolutional states,
+    indices, what is shared by layers) are those that transformers has for them.
+
+    Args:
+        room: layers of keys and values grow in place.
+    """
+    layers: list[Any] = DynamicCache(config=config).layers
+    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return roomy() if room else DynamicCache()
+    cache = DynamicCache(config=config)
+    if room:
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in layers]
+    return cache
+
+
+def is_recurrent(cache: Any) -> bool:
+    """Whether a layer holds a state that is not keys and values of each token: it cannot be cut, nor be shifted behind
+    padding, and several tokens at once do not continue it in every family and version of transformers."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(cache, "layers", ()))
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether every layer holds keys and values of all tokens."""
+    return all(type(layer) in (DynamicLayer, RoomyLayer) for layer in cache.layers)
+
+
 def roomy() -> DynamicCache:
     """An empty cache with room to grow."""
     cache = DynamicCache()
@@ -202,7 +233,9 @@ def _branch(layer: Any, times: int, share: bool) -> Any:
     plain = type(layer) in (DynamicLayer, RoomyLayer) and layer.get_seq_length()
     if plain and share:
         return layer.shared() if isinstance(layer, RoomyLayer) else RoomyLayer(before=((layer.keys, layer.values),))
-    # Layers of other kinds grow by making new tensors, so sharing the old ones is safe.
+    if type(layer) not in (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer):
+        return _repeated(layer, times)
+    # Other layers of keys and values grow by making new tensors, so sharing the old ones is safe.
     new = copy.copy(layer)
     if isinstance(new, RoomyLayer) and not share:
         new.gather()
@@ -210,4 +243,33 @@ def _branch(layer: Any, times: int, share: bool) -> Any:
         new = RoomyLayer.of(new.keys, new.values, times)
     elif times > 1:
         new.batch_repeat_interleave(times)
+    return new
+
+
+def _repeated(layer: Any, times: int) -> Any:
+    """A copy of a layer's states, every row `times` times. They are written in place, so nothing may be shared."""
+    return _mapped(layer, lambda t: t.repeat_interleave(times, 0) if t.ndim > 1 else t.clone())
+
+
+def moved(cache: Any, device: torch.device) -> Any:
+    """A copy of a cache on another device."""
+    new = copy.copy(cache)
+    new.layers = [_mapped(layer, lambda t: t.to(device, copy=True)) for layer in cache.layers]
+    return new
+
+
+def _mapped(layer: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a layer, with the function's value of each tensor in it."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, dict):
+            return {key: mapped(each) for key, each in value.items()}
+        return [mapped(each) for each in value] if isinstance(value, list) else value
+
+    new = copy.copy(layer)
+    new.__dict__ = {name: mapped(value) for name, value in vars(layer).items()}
+    if getattr(new, "device", None) is not None and getattr(new, "keys", None) is not None:
+        new.device = new.keys.device
     return new

@@ -21,14 +21,15 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import adapters, attention, language, linear, mpt
+from flamboyance.model import adapters, attention, families, language, linear, mpt
 from flamboyance.model.cache import NAME as CACHE
-from flamboyance.model.cache import given
+from flamboyance.model.cache import given, is_recurrent
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.files import is_finite
 from flamboyance.model.generation import Generating, check_ids
 from flamboyance.model.loading import Checkpointing
 from flamboyance.model.media import Media, Spans, count_seen, decoding_sight, prefill_sight, traced_sight
+from flamboyance.model.recurrent import one_by_one
 from flamboyance.model.resampler import PerceiverResampler
 from flamboyance.model.saving import Saving
 from flamboyance.model.trainable import Trainable, freeze
@@ -64,6 +65,8 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         self.generation_config.use_cache = True  # MPT's configurations say False
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
+        families.check(language_model)
+        families.prepare(language_model)
         self.vision = VisionTower.from_config(config.vision) if vision is None else vision
         self.language_model = language_model
         freeze(self.vision)
@@ -76,7 +79,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             raise ValueError(
                 f"interval={config.interval} leaves no layer to splice: the language model has {len(layers)} layers."
             )
-        width = config.text_config.hidden_size
+        width = config.text_config.get_text_config(decoder=True).hidden_size
         blocks = [
             GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention) for _ in self.spliced_layers
         ]
@@ -84,6 +87,9 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
         linear.adopt(self)
+        self._inputs_by_layer = language.takes_inputs_by_layer(language_model)
+        self._positions = language.positions(language_model)
+        self._first_position = language.first_position(language_model)
         self._attends_itself = mpt.adopt(language_model) or attention.adopt(language_model)
         self.mark_as_opened()
         self.train(False)
@@ -346,14 +352,27 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         past_key_values = given(past_key_values, cache)
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self.check_length(past + input_ids.shape[1], attention_mask)
         # Looking at ids waits for the device: not while decoding, nor for a caller who has counted their images.
         if images_seen is None and (not past or input_ids.shape[1] > 1):
             self._check_ids(input_ids, labels)
         media, sight = self._sight(input_ids, media, past, images_seen)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+            position_ids = position_ids + self._first_position
+        if past and input_ids.shape[1] > 1 and is_recurrent(past_key_values):
+            if images_seen is None:
+                images_seen = count_seen(input_ids, self.config.image_token_id, media, past)
+            known: dict[str, Any] = {CACHE: past_key_values}
+            logits = one_by_one(
+                self, input_ids, attention_mask, media, past_key_values, position_ids, logits_to_keep, images_seen
+            )
+            loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss, logits=logits, **known)
         table = self.language_model.get_input_embeddings()
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
+        if self._inputs_by_layer:
+            options |= language.inputs_by_layer(self.language_model, input_ids, self.config.base_vocab_size)
         with language.conditioned(language.Conditioning(media, sight, self.added_tokens, logits_to_keep)):
             out = adapters.called(self.language_model)(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
@@ -366,7 +385,33 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         logits = logits if past_key_values is not None else logits.contiguous()  # a step need not copy its vocabulary
         loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         rest: dict[str, Any] = {name: out.get(name) for name in (CACHE, "hidden_states", "attentions")}
+        if use_cache is False:
+            rest[CACHE] = past_key_values  # some families make one all the same
         return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
+
+    def check_length(self, length: int, attention_mask: Tensor | None = None, new: int = 0) -> None:
+        """Whether texts fit the language model's positions.
+
+        Args:
+            length: columns of text, padding and what a cache holds included.
+            attention_mask: of all columns; padding takes no position.
+            new: tokens to be generated after them.
+
+        Raises:
+            ValueError: more tokens than the language model has positions for.
+        """
+        most = self._positions
+        if most is None or length + new <= most:
+            return
+        if attention_mask is not None and attention_mask.ndim == 2 and language.counts_real(self.language_model):
+            length = int(attention_mask.sum(1).max())
+        if length + new > most:
+            kind = type(language.unwrapped(self.language_model)).__name__
+            more = f" and up to {new} new ones" if new else ""
+            raise ValueError(
+                f"too long: {length} tokens{more}, but {kind} has {most} positions. Shorten the text, give fewer "
+                "demonstrations, or generate fewer tokens."
+            )
 
     def _check_ids(self, input_ids: Tensor, labels: Tensor | None) -> None:
         if labels is not None and labels.shape != input_ids.shape:

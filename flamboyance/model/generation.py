@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import attention, linear
-from flamboyance.model.cache import NAME, branch, given, roomy
+from flamboyance.model.cache import NAME, branch, empty, given, is_recurrent
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.scoring import score_candidates
 
@@ -32,6 +32,7 @@ class Generating(GenerationMixin):
     resampler: Any
     cross_attention: Any
     _attends_itself: bool
+    _first_position: int
     _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's, as the two above
 
     def pack(self) -> Any:
@@ -87,15 +88,23 @@ class Generating(GenerationMixin):
         Returns:
             (B·sequences, T + new tokens), prompt included, or transformers' output object on request.
         """
-        check_mask(input_ids, attention_mask)
+        attention_mask = self._mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts)
         told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         seen = count_seen(input_ids, self.config.image_token_id, media, told)
         seen = F.pad(seen, (told, 0))  # columns for tokens that are in the cache and were not given again
         cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         sequences, plain = self._sequences(kwargs), self._plain(kwargs)
+        model: Any = self
+        model.check_length(told + input_ids.shape[1], attention_mask, self._new_tokens(kwargs))
         if cache is None and plain:
-            cache = roomy() if sequences == 1 else DynamicCache()
+            cache = empty(self.config.text_config, room=sequences == 1)
+        looks_ahead = kwargs.get("assistant_model") is not None or self._named(kwargs).get("prompt_lookup_num_tokens")
+        if looks_ahead and is_recurrent(empty(self.config.text_config) if cache is None else cache):
+            raise ValueError(
+                f"{type(self.language_model).__name__} has a recurrent state, which cannot go back from tokens that "
+                "turn out wrong: generate without assistant_model and prompt_lookup_num_tokens."
+            )
         if cache is not None and sequences > 1:
             known = cache.get_seq_length()
             # transformers leaves out what is in the cache only where it is given the whole text.
@@ -133,12 +142,29 @@ class Generating(GenerationMixin):
             images_seen=images_seen[:, -new_ids.shape[1] : -1],
         )
 
+    def _mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """The mask that was given, checked; or one that hides the padding before each row's first token, if any."""
+        if attention_mask is None:
+            real = (input_ids != self.config.pad_token_id).long().cummax(1).values
+            attention_mask = None if bool(real.all()) else real
+        check_mask(input_ids, attention_mask)
+        return attention_mask
+
+    def _new_tokens(self, options: dict[str, Any]) -> int:
+        """Tokens that may be generated, as far as it is said by their number."""
+        places = (options, vars(options.get("generation_config") or object), vars(self.generation_config))
+        return next((place["max_new_tokens"] for place in places if place.get("max_new_tokens")), 0)
+
     def _plain(self, options: dict[str, Any]) -> bool:
         """Whether nothing is asked of the prompt's own computation, nor another kind of cache."""
-        places = (vars(self.generation_config), vars(options.get("generation_config") or object), options)
-        named = {name: value for place in places for name, value in place.items() if value is not None}
+        named = self._named(options)
         wanted = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
         return named.get("use_cache") is not False and not any(named.get(name) for name in wanted)
+
+    def _named(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Every option of a generation that has a value, from wherever it was given."""
+        places = (vars(self.generation_config), vars(options.get("generation_config") or object), options)
+        return {name: value for place in places for name, value in place.items() if value is not None}
 
     def _sequences(self, options: dict[str, Any]) -> int:
         """Rows of text per prompt while generating: beams or returned sequences."""
@@ -163,6 +189,8 @@ class Generating(GenerationMixin):
         prepare: Any = super().prepare_inputs_for_generation
         cache = given(past_key_values, cache)
         inputs = prepare(input_ids, **{NAME: cache}, **kwargs)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + self._first_position
         past = 0 if cache is None else cache.get_seq_length()
         # Generated tokens see what the prompt's last token saw, its last image: what a step sees when nothing is said.
         new = inputs["input_ids"].shape[1]
@@ -196,7 +224,7 @@ class Generating(GenerationMixin):
         Returns:
             (B, candidates), float32.
         """
-        check_mask(input_ids, attention_mask)
+        attention_mask = self._mask(input_ids, attention_mask)
         checks.whole_number("batch_size", batch_size, 1)
         media = self._media(input_ids, media, pixel_values, media_counts)
         model: Any = self

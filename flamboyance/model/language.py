@@ -12,7 +12,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from inspect import signature
+from functools import cache
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -149,6 +150,11 @@ class BlockHook:
         if on is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.ndim != 3:
+            raise ValueError(
+                f"{type(layer).__name__} takes hidden states of shape {tuple(hidden.shape)}; expected (rows, tokens, "
+                "width). This language model cannot be a Flamingo's."
+            )
         x, keys, values, sight = moved(hidden, self.block), None, None, None
         if on.sight is not None and on.media is not None:
             keys, values = (moved(t, self.block) for t in on.media.keys_values[self.number])
@@ -208,6 +214,15 @@ def find_decoder_layers(language_model: PreTrainedModel, name: str | None = None
     # Lists inside a decoder layer (experts, heads) may be as long by chance; the decoder's own is the outermost.
     outermost = [n for n in fitting if not any(n.startswith(f"{other}.") for other in fitting)]
     if len(outermost) != 1:
+        # A vision tower of the same depth is outside the decoder. A layer may count as several (LongCat).
+        decoder = {id(module) for module in language_model.get_decoder().modules()}
+        fitting = {n: m for n, m in (fitting or lists).items() if id(m) in decoder}
+        outermost = [n for n in fitting if not any(n.startswith(f"{other}.") for other in fitting)]
+    if len(outermost) > 1:  # or inside, but deeper
+        least = min(n.count(".") for n in outermost)
+        own = [n for n in outermost if n.count(".") == least]
+        outermost = own if own[0].endswith(".layers") else outermost
+    if len(outermost) != 1:
         found = ", ".join(f"{n} ({len(m)})" for n, m in lists.items()) or "no lists at all"
         raise ValueError(
             f"Cannot tell which list of {kind} holds its {depth} decoder layers: it has {found}. "
@@ -248,16 +263,75 @@ def unwrapped(language_model: nn.Module) -> PreTrainedModel:
     return found
 
 
+def arguments(language_model: nn.Module) -> frozenset[str]:
+    """What the language model's forward takes: what it names, and what its decoder names if it passes more on."""
+    model: Any = unwrapped(language_model)
+    return _arguments(type(model), type(model.base_model), type(model.get_decoder()))
+
+
+@cache
+def _arguments(*kinds: Any) -> frozenset[str]:
+    """What the first takes, and each next one, as long as those before it pass on what they do not name."""
+    names: frozenset[str] = frozenset()
+    for kind in kinds:
+        parameters = signature(kind.forward).parameters
+        names |= frozenset(parameters)
+        if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
+
+
 def accepted(language_model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that the language model's forward names."""
-    known = signature(type(unwrapped(language_model)).forward).parameters
+    """Those of the options that the language model's forward takes."""
+    known = arguments(language_model)
     return {k: v for k, v in options.items() if k in known}
 
 
 def cache_option(language_model: nn.Module, cache: Any) -> dict[str, Any]:
     """The cache under the name that the language model has for it."""
-    known = signature(type(unwrapped(language_model)).forward).parameters
+    known = arguments(language_model)
     return {next((name for name in NAMES if name in known), NAMES[0]): cache}
+
+
+def takes_inputs_by_layer(language_model: nn.Module) -> bool:
+    """Whether layers take more of a token than its embedding (Gemma 4)."""
+    config = unwrapped(language_model).config.get_text_config(decoder=True)
+    wanted = getattr(config, "hidden_size_per_layer_input", 0)
+    return bool(wanted) and "per_layer_inputs" in arguments(language_model)
+
+
+def inputs_by_layer(language_model: nn.Module, input_ids: Tensor, first_added: int) -> dict[str, Tensor]:
+    """What layers take of the tokens beside the embeddings. Added tokens are read as padding, as Gemma's own images."""
+    model = unwrapped(language_model)
+    config = model.config.get_text_config(decoder=True)
+    embed: Any = next(m for m in reversed(list(model.modules())) if hasattr(m, "get_per_layer_inputs"))
+    ids = input_ids.masked_fill(input_ids >= first_added, config.pad_token_id or 0)
+    more = (None,) if len(signature(embed.get_per_layer_inputs).parameters) > 1 else ()
+    return {"per_layer_inputs": embed.get_per_layer_inputs(ids, *more)}
+
+
+def positions(language_model: nn.Module) -> int | None:
+    """Tokens that the language model has positions for; None where nothing limits them (ALiBi by formula, positions
+    that are scaled as texts grow, none at all)."""
+    config = unwrapped(language_model).config.get_text_config(decoder=True)
+    most = getattr(config, "max_seq_len" if config.model_type == "mpt" else "max_position_embeddings", None)
+    scaling = getattr(config, "rope_parameters", None) or {}
+    grows = isinstance(scaling, dict) and scaling.get("rope_type") == "dynamic"
+    alibi = getattr(config, "alibi", False) and config.model_type != "mpt"
+    if not isinstance(most, int) or most < 1 or grows or alibi:
+        return None
+    return most - first_position(language_model)
+
+
+def first_position(language_model: nn.Module) -> int:
+    """The position of a text's first token: RoBERTa and its kin keep the first ones of their table for padding."""
+    tables = [m for n, m in language_model.named_modules() if n.endswith("position_embeddings")]
+    return next((m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None), 0)
+
+
+def counts_real(language_model: nn.Module) -> bool:
+    """Whether padding takes no position: all but MPT, whose ALiBi is a table over columns."""
+    return "position_ids" in accepted(language_model, {"position_ids": None})
 
 
 @torch.no_grad()

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from flamboyance import checks
 from flamboyance.files import well_formed
-from flamboyance.model.cache import branch
+from flamboyance.model.cache import branch, empty
 from flamboyance.model.media import Media, count_seen
 
 if TYPE_CHECKING:
@@ -32,7 +31,10 @@ def score_candidates(
     tokens = candidate_tokens(model, candidates)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     seen = count_seen(input_ids, model.config.image_token_id, media)
-    cache = DynamicCache() if past_key_values is None else branch(past_key_values, 1, model.shares_prompts)
+    if past_key_values is None:
+        cache = empty(model.config.text_config)
+    else:
+        cache = branch(past_key_values, 1, model.shares_prompts)
     past = cache.get_seq_length()
     if past >= input_ids.shape[1]:
         raise ValueError(

@@ -52,9 +52,10 @@ PUBLISHED = ("opt", "mpt", "mosaic_gpt", "gpt_neox", "gpt_neo", "gptj", "llama")
 MODERN = ("mistral", "qwen3", "gemma3_text", "phi", "phi3", "smollm3")
 
 
-def make(family: str, interval: int = 1, max_frames: int | None = None, seed: int = 0):
+def make(family: str, interval: int = 1, max_frames: int | None = None, seed: int = 0, text_config=None):
     torch.manual_seed(seed)
-    text_config = AutoConfig.for_model(family, **FAMILIES[family])
+    if text_config is None:
+        text_config = AutoConfig.for_model(family, **FAMILIES[family])
     tower = CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,

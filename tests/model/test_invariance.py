@@ -324,3 +324,17 @@ def test_images_and_padding_never_come_and_raw_logits_stay_raw(models, beams):
         barred = scores.isinf().all(0).nonzero().flatten().tolist()
         assert {IMAGE, PAD} <= set(barred) <= {IMAGE, PAD, EOC}  # the end of a chunk has its turn after three tokens
         assert logits.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mpt"])
+def test_padding_without_a_mask_is_seen_as_padding(models, family):
+    """Greedy, beams, several sequences and candidates alike."""
+    model = models(family)
+    inputs = pad_left([prompt(3), prompt(9, seed=1)])
+    media = model.encode_media(images(1, 1))
+    for options in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+        told = generate(model, **inputs, media=media, **options)
+        assert torch.equal(generate(model, input_ids=inputs["input_ids"], media=media, **options), told)
+    told = model.score(**inputs, media=media, candidates=[[5, 6], [7]])
+    assert_close(model.score(inputs["input_ids"], [[5, 6], [7]], media=media), told)
