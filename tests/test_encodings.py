@@ -20,7 +20,9 @@ def without_encoding(source: str) -> list[int]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             places = {"read_text": 0, "write_text": 1}.get(node.func.attr)
             named = any(keyword.arg in ("encoding", None) for keyword in node.keywords)
-            if places is not None and len(node.args) <= places and not named:
+            mode = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            opens = node.func.attr == "open" and isinstance(mode, str) and set(mode) <= set("rwaxt+")
+            if ((places is not None and len(node.args) <= places) or opens) and not named:
                 found.append(node.lineno)
     return found
 
@@ -33,8 +35,15 @@ def test_every_text_file_names_its_encoding() -> None:
 
 
 def test_the_search_sees_calls_without_an_encoding() -> None:
-    assert without_encoding("p.read_text()\np.write_text('a')\np.read_text(errors='replace')") == [1, 2, 3]
-    assert not without_encoding("p.read_text('utf-8')\np.write_text('a', encoding='utf-8')\nread_text(p)")
+    assert without_encoding("p.read_text()\np.write_text('a')\np.read_text(errors='replace')\np.open('w')") == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert not without_encoding(
+        "p.read_text('utf-8')\np.write_text('a', encoding='utf-8')\nread_text(p)\np.open('wb')\nq.open()"
+    )
 
 
 RUN = """

@@ -333,7 +333,7 @@ def locked(output: Path) -> Generator[None]:
         OSError: one is at work there, or the directory cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
+    with (output / ".lock").open("wb") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
