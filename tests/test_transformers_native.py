@@ -361,8 +361,9 @@ import flamboyance
 from transformers import pipeline
 answer = pipeline("image-text-to-text", model=sys.argv[1])
 text = "<image>Output:a cat<|endofchunk|><image>Output:"
-few = answer(images=[sys.argv[2], sys.argv[2]], text=text, max_new_tokens=6, return_full_text=False)
-print(json.dumps(few[0]["generated_text"]))
+options = {"images": [sys.argv[2], sys.argv[2]], "text": text, "max_new_tokens": 6}
+ids = answer(**options, return_tensors=True)[0]["generated_token_ids"].tolist()
+print(json.dumps([ids, answer(**options, return_full_text=False)[0]["generated_text"]]))
 """
 
 
@@ -381,8 +382,10 @@ def test_a_pipeline_in_a_new_process_answers_as_the_model(tiny: Path, tmp_path: 
         FlamingoProcessor.from_pretrained(tiny),
     )
     inputs = processor(f"{IMAGE}Output:a cat{EOC}{IMAGE}Output:", [A, A])
-    new = model.generate(**inputs, max_new_tokens=6)[:, inputs.input_ids.shape[1] :]
-    assert json.loads(done.stdout).strip() == processor.batch_decode(new)[0].strip() != ""
+    ids, text = json.loads(done.stdout)
+    out = model.generate(**inputs, max_new_tokens=6)
+    assert ids == out[0].tolist() and len(ids) > inputs.input_ids.shape[1]
+    assert text.strip() == processor.batch_decode(out[:, inputs.input_ids.shape[1] :])[0].strip()
 
 
 def test_pipelines_take_texts_lists_and_chats(tiny: Path, tmp_path: Path) -> None:
