@@ -91,19 +91,24 @@ class Loader:
         # The next item comes from torch's first worker, whichever stream's turn it is.
         turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
         dataset = _Batches(sources, shards, Reader.of(processor), seed, self._per_rank * ranks, turns, self._states)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=max(prefetch, 1) if workers else None,
-            multiprocessing_context="fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None,
-            worker_init_fn=partial(start_worker, parent=os.getpid()),
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            generator=torch.Generator(),  # else torch would draw from the run's random numbers
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's advice on the number of cores
+            loader = DataLoader(
+                dataset,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=max(prefetch, 1) if workers else None,
+                multiprocessing_context="fork"
+                if workers and "fork" in multiprocessing.get_all_start_methods()
+                else None,
+                worker_init_fn=partial(start_worker, parent=os.getpid()),
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory and torch.cuda.is_available(),
+                generator=torch.Generator(),  # else torch would draw from the run's random numbers
+            )
         others = set(multiprocessing.active_children())
-        with threads_of_tokenizers(off=workers > 0), sheltered_start():
+        with threads_of_tokenizers(off=workers > 0), sheltered_start(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")
             self._iterator: Iterator[_Item | _Failure] | None = iter(loader)
         unwatch(self._iterator)
         self._workers = [process for process in multiprocessing.active_children() if process not in others]

@@ -27,9 +27,6 @@ from flamboyance.images import ImageProcessor
 from tests.data.files import pair_shards
 from tests.tiny import tiny_tokenizer
 
-# torch remarks on more workers than cores
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
 PROCESSOR = FlamingoProcessor(ImageProcessor.clip(16), tiny_tokenizer())
 
 

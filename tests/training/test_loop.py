@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -170,6 +171,12 @@ def test_a_full_disk_names_the_file(run, tmp_path, monkeypatch, file):
     assert len(losses(tmp_path / "run")) == 2
 
 
+def test_more_workers_than_cores_are_nothing_to_warn_of(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(run(1, workers=(os.cpu_count() or 1) + 1))
+
+
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
     whole = run(12, checkpoint_every=4, keep=3)
     train(whole)
@@ -185,6 +192,32 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
     assert losses(tmp_path / "run") == expected
     kept = sorted(p.name for p in checkpoints.iterdir())
     assert [name for name in kept if "damaged" not in name] == ["step-00000004", "step-00000008", "step-00000012"]
+
+
+def test_a_run_directory_from_somebody_else_runs_no_code(run, tmp_path):
+    trap = tmp_path / "trap"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    train(run(2))
+    good = tmp_path / "run" / "checkpoints" / "step-00000002"
+    given = good.with_name("step-00000009")
+    given.mkdir()
+    for name in (".metadata", "__0_0.distcp", "rank-0.json", "rank-0.safetensors", "rank-0.pt"):
+        (given / name).write_bytes(pickle.dumps(Malicious()))
+    (good / ".metadata").write_bytes(pickle.dumps(Malicious()))
+    for name in ("held_out.json", ".run-id", "training.json", "log.jsonl"):
+        (tmp_path / "run" / name).write_bytes(pickle.dumps(Malicious()))
+    with pytest.warns(UserWarning, match=r"step-00000009 is damaged: it was written by an earlier version"):
+        train(run(4))
+    shutil.rmtree(good)
+    shutil.rmtree(good.with_name("step-00000004"))
+    good.with_name("step-00000009.damaged").rename(given)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*earlier version.*another output="):
+        train(run(4))
+    assert not trap.exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):
