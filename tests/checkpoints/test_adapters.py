@@ -15,6 +15,7 @@ from flamboyance import FlamingoForConditionalGeneration
 from flamboyance.checkpoints import openflamingo
 from flamboyance.model import linear
 from flamboyance.model.adapters import tensors
+from flamboyance.model.vision import VisionTower
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo
 
 open_model = FlamingoForConditionalGeneration.from_pretrained
@@ -409,3 +410,18 @@ def test_moved_elsewhere(trained, tmp_path):
     for file in Path(tmp_path / "elsewhere").rglob("*.json"):
         assert str(directory.parent) not in file.read_text(encoding="utf-8")
     same(models["on_language"], open_model(tmp_path / "elsewhere"))
+
+
+def test_an_unfrozen_tower_of_another_library():
+    """A convolutional one, whose running statistics follow what it sees as soon as it trains."""
+    torch.manual_seed(0)
+    tower = VisionTower.from_config({"library": "timm", "name": "timm/resnet10t", "pretrained": None, "config": None})
+    assert not any(m.training for m in tower.train().modules())
+    pixels = torch.randn(2, 3, 64, 64)
+    assert not tower(pixels).requires_grad
+    tower.requires_grad_(True).train()
+    before = {name: t.clone() for name, t in tensors(tower).items()}
+    tower(pixels).square().sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.parameters())
+    moved = [name for name, t in tensors(tower).items() if not torch.equal(t, before[name])]
+    assert moved and all("running" in name or "num_batches" in name for name in moved)
