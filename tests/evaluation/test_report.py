@@ -495,7 +495,7 @@ def test_links_out_of_the_results_directory_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_report_writes_over_no_file_that_a_link_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    published_run(tmp_path / "run")
+    WrittenRun(tmp_path / "run").task("own", "My own", "accuracy").cell("own", 4, "random", 0, [], 10.0)
     (tmp_path / "mine").write_text("kept", encoding="utf-8")
     names = ["report.md", "scores.csv", "index.html", "figure-6-shots-random.png", "figure-6-shots-random.svg"]
     for name in names:
