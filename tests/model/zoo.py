@@ -26,7 +26,8 @@ SIZES: dict[str, Any] = {
     "qk_head_dim": 8, "d_model": 32, "decoder_layers": LAYERS, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
     "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "ffn_dim": 48, "n_embd": 32,
     "n_head": 4, "n_layer": LAYERS, "n_positions": 512, "n_layers": LAYERS, "n_heads": 4, "emb_dim": 32,
-    "embedding_size": 32, "n_inner": 48, "rotary_dim": 4, "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8,
+    "embedding_size": 32, "n_inner": 48, "rotary_dim": 4, "mamba_chunk_size": 8, "chunk_size": 8,
+    "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8,
     "mamba_n_groups": 1, "mamba_d_ssm": 64, "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8,
     "state_size": 8, "num_heads": 4, "n_groups": 1, "sliding_window": 8, "attention_chunk_size": 8, "window_size": 8,
     "is_decoder": True,
@@ -88,7 +89,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 NOT_BUILT = {
     "dots3_note": "its configuration names layers by number, for its published depth alone",
     "gemma4_assistant": "transformers refuses its default configuration; it drafts for Gemma 4, whose cache it reads",
-    "gemma4_unified_assistant": "it drafts for Gemma 4, whose cache it reads",
+    "gemma4_unified_assistant": "transformers refuses its default configuration; it drafts for Gemma 4",
     "musicgen": "AutoModelForCausalLM cannot build it from its configuration; it predicts sounds",
     "musicgen_melody": "AutoModelForCausalLM cannot build it from its configuration; it predicts sounds",
 }
