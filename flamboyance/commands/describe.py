@@ -231,8 +231,9 @@ def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
     from flamboyance.few_shot import FewShotTask
 
     arguments = job.arguments
-    note_default(arguments)
     model, processor = load(model_name(arguments), arguments.device, arguments.dtype)
+    if arguments.model is None:
+        note_default()
     told = [text for _, *texts in job.demonstrations for text in texts]
     note_unknown_words(model_name(arguments), processor, job.words | ({"demonstrations": told} if told else {}))
     return FewShotTask(model, processor, shots, template=getattr(templates, job.template))

@@ -119,11 +119,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         arguments.batch_size, arguments.protocol,
     )  # fmt: skip
     settings.check(tasks)
-    note_default(arguments)
+    by_default = arguments.model is None
     arguments.model = model_name(arguments)
     with ranks() as here:
         features = build_features(arguments, tasks, settings, here)
         answers = open_answers(arguments, here)
+        if by_default and here.first:
+            note_default()
         about = describe(arguments, tasks, answers)
         whole = sum(len(here.share(range(settings.asked(task)))) for task in tasks for _ in settings.cells(task.name))
         with progress(whole, "queries") as advance:

@@ -1,7 +1,6 @@
 """Models by name, for the command line."""
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -37,14 +36,13 @@ def model_name(arguments: argparse.Namespace) -> str:
     return arguments.model or MINI
 
 
-def note_default(arguments: argparse.Namespace) -> None:
-    """One line on the error stream if the embedded model was not asked for by name."""
-    if arguments.model is None and os.environ.get("RANK", "0") == "0":
-        print(
-            "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and "
-            "digits and nothing else",
-            file=sys.stderr,
-        )
+def note_default() -> None:
+    """One line on the error stream: the embedded model was not asked for by name."""
+    print(
+        "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and digits "
+        "and nothing else",
+        file=sys.stderr,
+    )
 
 
 SHOWN = 10  # words

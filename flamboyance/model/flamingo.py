@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import adapters, attention, families, language, linear, mpt
 from flamboyance.model.cache import NAME as CACHE
@@ -169,6 +170,10 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         Raises:
             ValueError: another number of dimensions, or counts that do not fit it.
         """
+        if not isinstance(pixel_values, Tensor):
+            raise ValueError(
+                f"pixel_values is {checks.brief(pixel_values)}; expected a tensor, as the processor makes it"
+            )
         shape = tuple(pixel_values.shape)
         self._check_frames(shape[-4] if pixel_values.ndim in (5, 6) else 1)
         if torch.compiler.is_compiling() and isinstance(media_counts, Tensor) and pixel_values.ndim in (5, 6):
@@ -288,6 +293,8 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
         pixel_values: Tensor | None,
         media_counts: Tensor | Sequence[int] | None,
     ) -> Media | None:
+        if media is not None and not isinstance(media, Media):
+            raise ValueError(f"media is {checks.brief(media)}; expected a Media, as model.encode_media makes it")
         if media is None and pixel_values is not None:
             media = self.encode_media(pixel_values, media_counts)
         elif media is not None and pixel_values is not None:

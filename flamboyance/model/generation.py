@@ -270,7 +270,7 @@ def check_ids(input_ids: Any) -> None:
     Raises:
         ValueError: something else than rows of token ids.
     """
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(
             f"input_ids is {checks.brief(input_ids)}; expected token ids (rows, tokens), as the processor makes them: "
             "model.generate(**processor(text, images=images))"

@@ -74,7 +74,7 @@ class Checkpointing:
         vision, language = absolute(vision), absolute(language)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         with opening("language", language):
-            options = reachable(language, hub) | language_options
+            options = adapters_too(reachable(language, hub)) | language_options
             language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **options)
         with opening("vision", vision):
             hub = reachable(vision, hub) | {"dtype": language_model.dtype}
@@ -162,7 +162,7 @@ class Checkpointing:
         if token is not None:
             language_options["token"] = token
         with opening("language", language := config.language):
-            options = reachable(language, hub) | language_options
+            options = adapters_too(reachable(language, hub)) | language_options
             language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **options)
         check_language_model(config, language_model)
         pretrained, library = config.vision["pretrained"], config.vision["library"]
@@ -320,3 +320,9 @@ def _find_processor(model: Any, directory: Path) -> None:
         model.tokenizer = model.processor.tokenizer
     except (OSError, ValueError):  # no preprocessing beside the tokenizer
         model.tokenizer = AutoTokenizer.from_pretrained(directory)
+
+
+def adapters_too(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `AutoModelForCausalLM.from_pretrained`, which looks for an adapter on the hub, with retries, even
+    where it was told to look at local files only."""
+    return options | {"adapter_kwargs": {"local_files_only": True}} if options.get("local_files_only") else options

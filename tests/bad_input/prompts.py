@@ -408,3 +408,18 @@ for labels, message in (
 @case(ValueError, "input_ids is [[1, 2]]; expected token ids (rows, tokens), …")
 def ids_as_lists(given):
     given.model([[1, 2]])
+
+
+@case(ValueError, "input_ids is a Tensor of shape (1, 2); expected token ids (rows, tokens), …")
+def ids_that_are_floats(given):
+    given.model.generate(torch.ones(1, 2))
+
+
+@case(ValueError, "media is 'cat.png'; expected a Media, as model.encode_media makes it")
+def media_that_are_a_path(given):
+    given.model.generate(given.inputs.input_ids, media="cat.png")
+
+
+@case(ValueError, "pixel_values is 'cat.png'; expected a tensor, as the processor makes it")
+def pixels_that_are_a_path(given):
+    given.model.generate(given.inputs.input_ids, pixel_values="cat.png")
