@@ -320,7 +320,7 @@ if __name__ == "__main__":
     print(*children(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
     workers = [int(pid) for pid in run.stdout.split()]
     assert len(workers) >= 2, run.stderr
 
