@@ -58,7 +58,7 @@ test-newest test-oldest: test-%: $(READY)
 	$(BIN)/python -m uv venv --quiet --clear --python $(BIN)/python .venv-$*
 	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) --editable '.[test]'
 	.venv-$*/bin/python -m pytest -n 2 --dist loadfile $(CORE)
-	.venv-$*/bin/python -m pytest -n 2 -m families tests/model/test_families.py
+	$(if $(filter newest,$*),.venv-newest/bin/python -m pytest -n 2 -m families tests/model/test_families.py)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench $(if $(WORK),--work $(WORK)) $(if $(JSON),--json $(JSON))
