@@ -144,6 +144,7 @@ class Generating(GenerationMixin):
 
     def _mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """The mask that was given, checked; or one that hides the padding before each row's first token, if any."""
+        check_ids(input_ids)
         if attention_mask is None:
             real = (input_ids != self.config.pad_token_id).long().cummax(1).values
             attention_mask = None if bool(real.all()) else real
