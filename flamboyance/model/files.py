@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flamboyance import hub, names
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.files import read_json, replacing, write_text
+from flamboyance.files import read_json, replacing
 
 WEIGHTS = "model.safetensors"
 ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
@@ -93,10 +93,12 @@ def write_checkpoint(
     config.vision = dict(config.vision, name=portable(config.vision["name"], directory))
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"} | ({} if about is None else {ABOUT: json.dumps(about)})
-    with replacing(directory / WEIGHTS) as part:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata=metadata)
     values = _without_paths(json.loads(config.to_json_string(use_diff=False)))
-    write_text(directory / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    # Both are written before either is put in place, so that a full disk leaves the old pair.
+    with replacing(directory / WEIGHTS) as weights, replacing(directory / "config.json") as part:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, weights, metadata=metadata)
+        Path(part).write_bytes(text.encode())
 
 
 def _without_paths(values: Any) -> Any:
