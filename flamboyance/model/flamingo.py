@@ -103,6 +103,7 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """torch.compile in place. Unpacks first: compiled functions choose products themselves, of plain weights."""
         self.unpack()
+        language.hook_head(self.language_model)
         super().compile(*args, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
@@ -376,6 +377,8 @@ class FlamingoForConditionalGeneration(Trainable, Checkpointing, Saving, Generat
             )
             loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
             return CausalLMOutputWithPast(loss=loss, logits=logits, **known)
+        if not torch.compiler.is_compiling():
+            language.hook_head(self.language_model)
         table = self.language_model.get_input_embeddings()
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
         if self._inputs_by_layer:

@@ -191,7 +191,19 @@ def splice(language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[
     """Puts each block before the decoder layer whose index is its key."""
     for number, (index, block) in enumerate(blocks.items()):
         layers[index].register_forward_pre_hook(BlockHook(block, number), with_kwargs=True)
+    hook_head(language_model)
+
+
+def hook_head(language_model: PreTrainedModel) -> None:
+    """Puts the hooks on what is the output head now. An adapter puts a module around the head, or takes it away: hooks
+    on the head inside would see other logits than those that come out, or none if the adapter does not call it."""
     head = output_head(language_model)
+    if extend_head in head._forward_hooks.values():
+        return
+    for part in head.modules():  # a head that is in an adapter now
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (keep_wanted, extend_head)]:
+                del hooks[key]
     head.register_forward_pre_hook(keep_wanted)
     head.register_forward_hook(extend_head)
 

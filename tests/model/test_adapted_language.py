@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 
 from flamboyance.model.language import find_decoder_layers
 from tests.model.families import images, make, pad_left, prompt
@@ -28,6 +28,35 @@ def test_an_adapter_at_zero_changes_nothing(family, task):
         torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
         assert torch.equal(model.generate(**inputs, **options), told)
         torch.testing.assert_close(model.score(**inputs, candidates=[[5, 6], [7]]), scores, atol=1e-5, rtol=1e-4)
+
+
+# Around the output head: a tied one too, with or without calling the head inside, or a copy in its place.
+HEADS = {
+    "tokens": TrainableTokensConfig(token_indices=[3, 4], target_modules=["wte"]),
+    "tokens of an adapter": LoraConfig(target_modules=["c_attn"], r=2, trainable_token_indices=[3, 4]),
+    "adapter": LoraConfig(target_modules=["lm_head"], r=2),
+    "copy": LoraConfig(target_modules=["c_attn"], r=2, modules_to_save=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.filterwarnings("ignore")  # PEFT's on tied weights
+def test_an_adapter_on_the_output_head_leaves_the_added_tokens(kind):
+    model = make("gpt2")
+    inputs = pad_left([prompt(3, 4), prompt(5, 2, seed=1, lead=2)]) | {"pixel_values": images(2, 2)}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        plain = model.language_model
+        model.language_model = wrapped = get_peft_model(plain, HEADS[kind])
+        torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model(**inputs, logits_to_keep=1).logits, logits[:, -1:], atol=1e-5, rtol=1e-4)
+        for name, p in wrapped.named_parameters():
+            if p.requires_grad and kind == "adapter":
+                p.normal_(generator=torch.Generator().manual_seed(len(name)))
+        rows = slice(model.config.base_vocab_size, None)  # an adapter of the head is for the head's own rows
+        torch.testing.assert_close(model(**inputs).logits[..., rows], logits[..., rows], atol=1e-5, rtol=1e-4)
+        model.language_model = wrapped.unload()
+        torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
 
 
 def test_layers_that_are_named_are_found_in_a_wrapped_model():
