@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 # What PEFT puts into the names of the modules that it wraps.
 INSERTED = ("base_layer", "original_module")
+TOKENS = "token_adapter.base_layer."  # around a table some of whose rows train
 
 
 def base(module: Any) -> Any:
@@ -41,6 +42,7 @@ def called(module: Any) -> Any:
 
 def canonical(name: str) -> str:
     """A parameter's name as it was before PEFT wrapped modules: without `base_model.model`, `base_layer`, …"""
+    name = name.replace(f".{TOKENS}", ".")
     parts = [part for part in name.split(".") if part not in INSERTED]
     kept: list[str] = []
     skip = False
@@ -58,7 +60,8 @@ def names(model: nn.Module) -> set[str]:
     """Names of the parameters and buffers that belong to adapters rather than to the model beneath them."""
     found: set[str] = set()
     for path, module, beneath in _wrappers(model):
-        for name, _ in chain(module.named_parameters(), module.named_buffers()):
+        parameters = module.named_parameters(remove_duplicate=False)  # one that two layers share has two names
+        for name, _ in chain(parameters, module.named_buffers(remove_duplicate=False)):
             if not name.startswith(beneath):
                 found.add(f"{path}.{name}" if path else name)
     return found
@@ -164,6 +167,12 @@ def rebuild(model: nn.Module, described: list[dict[str, Any]], source: Any) -> N
             if isinstance(part, _kinds().switched) and root["active"]:
                 part.set_adapter(root["active"])
                 part.enable_adapters(not root["disabled"])
+        switched = {name: part for name, part in module.named_modules() if isinstance(part, _kinds().switched)}
+        for name, switches in root.get("layers", {}).items():
+            try:
+                _switch(switched[name], **switches)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"the adapters of {source} are described wrongly: {name} of {path}") from error
 
 
 def save_base(model: Any, directory: Any) -> None:
@@ -201,18 +210,18 @@ def _kinds() -> _Kinds:
     return _Kinds()
 
 
-def _wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Each module of PEFT's around others, with its path, and what the names of the others begin with."""
+def _wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
+    """Each module of PEFT's around others, with its path, and what the names of the others may begin with."""
     if sys.modules.get("peft") is None:
         return
     kinds = _kinds()
     for path, module in model.named_modules():
         if isinstance(module, kinds.models):
-            yield path, module, "base_model.model."
+            yield path, module, ("base_model.model.",)
         elif isinstance(module, kinds.layers):
-            yield path, module, "base_layer."
+            yield path, module, ("base_layer.",)
         elif isinstance(module, kinds.auxiliary):
-            yield path, module, "original_module."
+            yield path, module, ("original_module.", TOKENS)
 
 
 def _root(path: str, module: nn.Module, configs: dict[str, Any], wrapped: bool) -> dict[str, Any]:
@@ -225,7 +234,30 @@ def _root(path: str, module: nn.Module, configs: dict[str, Any], wrapped: bool) 
         "adapters": {name: _plain(config) for name, config in configs.items()},
         "active": active,
         "disabled": bool(layers) and all(layer.disable_adapters for layer in layers),
+        "layers": {
+            name: _switches(layer) for name, layer in module.named_modules() if isinstance(layer, _kinds().switched)
+        },
     }
+
+
+def _switches(layer: Any) -> dict[str, Any]:
+    """What of an adapted layer is neither weight nor configuration."""
+    scaling = getattr(layer, "scaling", None)
+    numbers = isinstance(scaling, dict) and all(isinstance(value, int | float) for value in scaling.values())
+    return {
+        "active": list(layer.active_adapters),
+        "disabled": bool(layer.disable_adapters),
+        "scaling": dict(scaling) if isinstance(scaling, dict) and numbers else {},
+    }
+
+
+def _switch(layer: Any, active: list[str], disabled: bool, scaling: dict[str, float]) -> None:
+    if active != list(layer.active_adapters):
+        layer.set_adapter(active)
+    if disabled != bool(layer.disable_adapters):
+        layer.enable_adapters(not disabled)
+    for name, value in scaling.items():
+        layer.scaling[name] = float(value)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -59,10 +59,30 @@ def on_embeddings(model):
     model.language_model = get_peft_model(model.language_model, lora("embed_tokens", bias="lora_only"))
 
 
+def rows_of_embeddings(model):  # tied to the output head
+    model.language_model = get_peft_model(model.language_model, lora("q_proj", trainable_token_indices=[3, 4]))
+
+
+def shared_matrices(model):
+    config = peft.VeraConfig(target_modules=["q_proj", "out_proj"], r=2)
+    model.language_model = get_peft_model(model.language_model, config)
+
+
 def two_adapters(model):
     wrapped = get_peft_model(model.language_model, lora("q_proj"))
     wrapped.add_adapter("second", lora("v_proj"))
     wrapped.set_adapter("second")
+    model.language_model = wrapped
+
+
+def each_layer_its_own(model):
+    """One adapter is on in one layer and off in the next, and counts three times."""
+    wrapped = get_peft_model(model.language_model, lora("q_proj"))
+    wrapped.add_adapter("second", lora("q_proj", "v_proj"))
+    layers = model.language_model.model.decoder.layers
+    layers[0].self_attn.q_proj.set_adapter("second")
+    layers[1].self_attn.q_proj.scaling["default"] *= 3
+    layers[1].self_attn.v_proj.enable_adapters(False)
     model.language_model = wrapped
 
 
@@ -86,8 +106,8 @@ PLACES = {
     place.__name__: place
     for place in (
         on_language, on_language_by_transformers, on_cross_attention, on_tower, within_tower, on_resampler,
-        on_everything, on_embeddings, two_adapters, by_principal_components, unfrozen_language, unfrozen_tower,
-        one_layer_of_language,
+        on_everything, on_embeddings, rows_of_embeddings, shared_matrices, two_adapters, each_layer_its_own,
+        by_principal_components, unfrozen_language, unfrozen_tower, one_layer_of_language,
     )
 }  # fmt: skip
 
@@ -166,12 +186,14 @@ def trained(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_trained_opens_equal(trained, place, tmp_path):
+def test_what_trained_opens_equal(trained, tiny, place, tmp_path):
     directory, models = trained
     again = open_model(directory / place)
     same(models[place], again)
+    beneath = load_file(tiny / "language" / "model.safetensors").keys()
     again.save_pretrained(tmp_path, include_backbones=True)  # and once more, from what was opened
     same(models[place], open_model(tmp_path))
+    assert load_file(tmp_path / "language" / "model.safetensors").keys() == beneath, "no more and no less than before"
 
 
 def test_what_trained_opens_equal_in_a_new_process(trained):
