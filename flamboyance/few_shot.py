@@ -178,9 +178,17 @@ class FewShotTask:
         for option in ("num_return_sequences", "return_dict_in_generate", "generation_config"):
             if option in generation:
                 raise ValueError(f"a few-shot task gives one text a query; for {option} call model.generate")
+        for option in ("past_key_values", "cache", "cache_implementation", "media"):
+            if generation.get(option) is not None:
+                raise ValueError(
+                    f"a few-shot task brings its own {option}, with the demonstrations in it; leave it out"
+                )
+        if not generation.pop("use_cache", True):
+            raise ValueError("use_cache=False: a few-shot task's demonstrations are in the cache; leave it out")
         checks.whole_number("max_new_tokens", max_new_tokens, 1)
         checks.whole_number("num_beams", num_beams, 1)
         generation = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False} | generation
+        generation["use_cache"] = True  # whatever the model's generation_config says
         answers = []
         for batch in _batches(self._queries(queries), batch_size):
             inputs = self._prompts(batch)

@@ -149,11 +149,23 @@ def read_text(path: Path | str, limit: int | None = None) -> str:
             raise ValueError(f"{path} has {size:,} bytes; expected a text of at most {limit:,}")
         content = file.read()
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
+        return text_of(content)
+    except ValueError:
         for _ in decoded(content.splitlines(keepends=True), str(path)):  # names the line
             pass
         raise
+
+
+def text_of(content: bytes) -> str:
+    """A text file's content, as text without byte order marks.
+
+    Raises:
+        ValueError: it is not UTF-8, or holds zero bytes, as UTF-16 does that has no mark.
+    """
+    text = content.decode("utf-8").lstrip("\ufeff")
+    if "\0" in text:
+        raise ValueError("it holds a zero byte, so it is no UTF-8 text")
+    return text
 
 
 def read_lines(path: Path | str) -> list[tuple[str, str]]:

@@ -187,6 +187,12 @@ def test_options_of_generation():
     assert len(sampled) > 1
     with pytest.raises(ValueError, match="one text a query; for num_return_sequences"):
         task(QUERIES, num_return_sequences=2)
+    for option in ({"use_cache": False}, {"cache_implementation": "static"}):
+        with pytest.raises(ValueError, match=next(iter(option))):  # without the demonstrations' cache: other answers
+            task(QUERIES, **option)
+    expected = task(QUERIES, **NEW)
+    model.generation_config.use_cache = False  # as gradient checkpointing leaves it
+    assert task(QUERIES, **NEW) == expected
     assert not task.prefix.media.latents.requires_grad, "a task keeps no graph alive"
 
 

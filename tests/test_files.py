@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import flamboyance.files
+from flamboyance.data.documents import Rejected
+from flamboyance.data.reading import text
 from flamboyance.files import (
     is_inside,
     naming,
@@ -265,6 +267,17 @@ def test_a_text_of_another_encoding_names_the_line(tmp_path: Path) -> None:
     for read in (read_text, read_lines):
         with pytest.raises(ValueError, match=r"l\.txt, line 2 is not UTF-8"):
             read(path)
+
+
+def test_a_text_of_two_byte_order_marks_and_one_of_zero_bytes(tmp_path: Path) -> None:
+    assert read_text(table(tmp_path / "l.txt", b"\xef\xbb\xbf\xef\xbb\xbfcat")) == "cat"
+    assert read_json(table(tmp_path / "l.json", b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}')) == {"a": 1}
+    without_mark = table(tmp_path / "l.txt", "a cat".encode("utf-16-le"))
+    for read in (read_text, read_lines):
+        with pytest.raises(ValueError, match=r"l\.txt, line 1 holds a zero byte"):
+            read(without_mark)
+    with pytest.raises(Rejected, match="not UTF-8"):
+        text("a cat".encode("utf-16-le"))
 
 
 def test_a_text_above_the_limit_is_not_read(tmp_path: Path) -> None:

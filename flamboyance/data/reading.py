@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.data.documents import Record, Rejected
-from flamboyance.files import TEXT_LIMIT, local_name, without_halves
+from flamboyance.files import TEXT_LIMIT, local_name, text_of, without_halves
 from flamboyance.images import SUFFIXES
 
 IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in SUFFIXES)
@@ -37,8 +37,8 @@ def text(content: bytes) -> str:
     if len(content) > TEXT_LIMIT:
         raise Rejected("text too long")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        return text_of(content)
+    except ValueError as error:
         raise Rejected("text is not UTF-8") from error
 
 
