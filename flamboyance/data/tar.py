@@ -20,6 +20,7 @@ _CHUNK = 1 << 20
 _EXTENSION_LIMIT = 1 << 20  # of a long name, or of a member's extended header
 _SCAN_LIMIT = 1 << 30  # a stream without any header in so many bytes is given up
 _REGULAR, _NO_DATA, _EXTENSIONS = b"0\x007", b"123456", b"LKxXg"
+_IN_PIECES = b"SM"  # what is stored is not the file: one with holes, or the rest of one from another volume
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
                 _extend(extended, kind, extension)
                 found = True
                 continue
-            name = extended.pop("path", name)
+            name, sparse = extended.pop("path", name), kind in _IN_PIECES or "sparse" in extended
             size = _decimal(extended.pop("size")) if "size" in extended else size
             extended.clear()
             content = _content(stream, 0 if kind in _NO_DATA else size, MEMBER_LIMIT)
@@ -121,7 +122,9 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
             found = True
             continue
         padding, found = -len(content) % _BLOCK, True
-        if kind in _REGULAR:
+        if sparse:
+            yield Damage("tar member in pieces")
+        elif kind in _REGULAR:
             yield name.decode("utf-8", "replace"), content
 
 
@@ -205,6 +208,8 @@ def _extend(extended: dict[str, bytes], kind: bytes, content: bytes) -> None:
                 raise _DamagedHeader("damaged tar header")
             if key in (b"path", b"size"):
                 extended[key.decode()] = value
+            elif key.startswith(b"GNU.sparse."):
+                extended["sparse"] = value
             content = content[end:]
 
 

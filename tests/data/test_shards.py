@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import io
 import json
 import os
 import tarfile
@@ -132,6 +133,23 @@ def test_folders_links_and_hidden_files_are_no_records(tmp_path: Path) -> None:
         for name in ("d/.DS_Store", "__meta__.json", "plain", "._a.txt", "a.txt"):
             tar.addfile(tarfile.TarInfo(name))
     assert keys(tmp_path / "x.tar") == ["a"]
+
+
+def test_members_in_pieces_are_counted(tmp_path: Path) -> None:
+    """Files with holes, and the rest of a file of another volume: what is stored is not what the file was."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, more in [
+            ("a.txt", b"S", {}),
+            ("b.txt", b"M", {}),
+            ("c.txt", b"0", {"GNU.sparse.major": "1", "GNU.sparse.name": "c.txt"}),
+            ("d.txt", b"0", {}),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.size, member.pax_headers = kind, 4, more
+            tar.addfile(member, io.BytesIO(b"text"))
+    found = list(records(str(tmp_path / "x.tar")))
+    assert [one.reason for one in found if isinstance(one, Damage)] == ["tar member in pieces"] * 3
+    assert [one.fields for one in found if isinstance(one, Record)] == [{"txt": b"text"}]
 
 
 def test_sizes_in_binary(tmp_path: Path) -> None:
