@@ -1,6 +1,8 @@
 """FewShotTask: demonstrations computed once, queried many times."""
 
 import difflib
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,8 +212,15 @@ class FewShotTask:
                 or "sum".
         """
         labels = checks.texts("labels", labels, "['cat', 'dog']")
-        if len(set(labels)) != len(labels):
-            raise ValueError("labels holds one twice; give each label once")
+        written: dict[str, str] = {}  # white space around a label is left out in most templates
+        for label in labels:
+            completion = self.template.completion(label)
+            if (other := written.get(completion)) is not None:
+                same = (
+                    "holds one twice" if other == label else f"holds {other!r} and {label!r}, which are written alike"
+                )
+                raise ValueError(f"labels {same}; give each label once")
+            written[completion] = label
         if normalize not in ("mean", "sum"):
             raise ValueError(f"normalize={checks.brief(normalize)}: expected 'mean' or 'sum' (over a label's tokens)")
         results = []
@@ -279,6 +288,7 @@ class FewShotTask:
         task = {
             "model": fingerprint(self.model),
             "preprocessing": _preprocessing(self.processor),
+            "tokenizer": _reading(self.processor.tokenizer),
             "template": template,
             "texts": self.texts,
         }
@@ -299,7 +309,10 @@ class FewShotTask:
             raise ValueError(
                 f"{directory} holds no task: expected task.json and prefix.safetensors, as save writes them."
             )
-        task: dict[str, Any] = read_json(directory / "task.json")
+        task: Any = read_json(directory / "task.json")
+        kinds = {"model": str, "template": dict, "texts": list}
+        if not isinstance(task, dict) or not all(isinstance(task.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError(f"{directory / 'task.json'} is damaged, or not written by save; make the task again")
         if task["model"] != (found := fingerprint(model)):
             raise ValueError(
                 f"the task in {directory} was computed with another model or precision (its parts, weights or "
@@ -311,9 +324,15 @@ class FewShotTask:
                 f"the task in {directory} was computed from images preprocessed by {told}; this processor has {own}. "
                 "Give the processor that it was made with"
             )
-        template: dict[str, Any] = task["template"]
-        template["stops"] = tuple(template["stops"])
-        self = cls(model, processor, (), Template(**template))
+        if task.get("tokenizer") not in (None, _reading(processor.tokenizer)):
+            raise ValueError(
+                f"the task in {directory} was computed with another tokenizer. Give the processor that it was made with"
+            )
+        try:
+            template = Template(**(task["template"] | {"stops": tuple(task["template"]["stops"])}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{directory / 'task.json'} is damaged: its template is none ({error!r})") from error
+        self = cls(model, processor, (), template)
         self.texts = task["texts"]
         if self.texts:
             self._prefix = _read_prefix(directory / "prefix.safetensors", model)
@@ -340,6 +359,16 @@ def _preprocessing(processor: FlamingoProcessor) -> str | None:
     """How images become pixels, in words; None where that is a function of the user's own."""
     text = str(processor.image_processor)
     return None if " at 0x" in text else text
+
+
+def _reading(tokenizer: Any) -> str:
+    """16 hexadecimal digits over how a tokenizer makes tokens of a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    told: Any = sorted(tokenizer.get_vocab().items())
+    if hasattr(backend, "to_str"):
+        told = json.loads(backend.to_str())
+        told |= {"truncation": None, "padding": None}  # of the last call
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_prefix(file: Path, model: FlamingoForConditionalGeneration) -> Prefix:

@@ -1,6 +1,7 @@
 """A few-shot task gives what the full prompt gives, whatever the queries' lengths."""
 
 import copy
+import json
 
 import numpy as np
 import peft
@@ -274,6 +275,37 @@ def test_a_saved_task_is_refused_with_another_processor(tmp_path):
     other.image_processor = ImageProcessor(size=PIXELS, crop=(PIXELS, PIXELS), mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(ValueError, match="preprocess"):
         FewShotTask.load(tmp_path, model, other)
+
+
+def test_a_saved_task_is_refused_with_another_tokenizer(tmp_path):
+    """Also one that reads the demonstrations alike, and not the queries."""
+    model = make("llama")
+    FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa).save(tmp_path)
+    again, other = processor(), processor()
+    again.tokenizer(["w1", "w1 w2"], padding=True, truncation=True, max_length=7)  # leaves no mark
+    FewShotTask.load(tmp_path, model, again)
+    told = json.loads(other.tokenizer.backend_tokenizer.to_str())
+    words = told["model"]["vocab"]
+    words["w60"], words["w61"] = words["w61"], words["w60"]
+    other.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        FewShotTask.load(tmp_path, model, other)
+
+
+@pytest.mark.parametrize("damage", [{"texts": None}, {"model": None}, {"template": {"stops": None}}, None])
+def test_a_damaged_task_file_is_named(tmp_path, damage):
+    model = make("llama")
+    FewShotTask(model, processor()).save(tmp_path)
+    file = tmp_path / "task.json"
+    file.write_text(json.dumps(damage and json.loads(file.read_text("utf-8")) | damage), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"task\.json is damaged"):
+        FewShotTask.load(tmp_path, model, processor())
+
+
+def test_labels_that_are_written_alike_are_refused():
+    task = FewShotTask(make("llama"), processor(), template=templates.caption)
+    with pytest.raises(ValueError, match=r"holds 'red' and 'red ', which are written alike"):
+        task.classify([picture(0)], ["red", "red "])
 
 
 def test_a_saved_task_that_is_not_finite_is_refused(tmp_path):

@@ -9,7 +9,11 @@ from flamboyance.commands.output import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", required=True, help="a,b,c, or a text file with a label on each line")
+    parser.add_argument(
+        "--labels",
+        required=True,
+        help="a,b,c, or a text file with a label on each line, or a table with a column label",
+    )
     add_images(parser)
 
 

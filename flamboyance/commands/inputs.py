@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flamboyance.files import JSONL_SUFFIXES, read_lines
+from flamboyance.files import JSONL_SUFFIXES, is_table, read_lines, read_table
 from flamboyance.images import listing
 from flamboyance.images.listing import Row, image_rows
 
@@ -91,14 +91,16 @@ def _filled(value: object, place: str) -> str:
 
 
 def read_labels(given: str) -> list[str]:
-    """The labels of `cat,dog,bird`, or of a text file with one on each line.
+    """The labels of `cat,dog,bird`, of a text file with one on each line, or of a table's column `label`.
 
     Raises:
-        ValueError: there are fewer than two, or one appears twice; names it and its lines.
+        ValueError: there are fewer than two, or one appears twice; names it and its lines. Or a table has no `label`.
         FileNotFoundError: what looks like a file does not exist.
     """
     is_file = os.path.exists(given) and not os.path.isdir(given)
-    if is_file:
+    if is_file and is_table(given):
+        placed = [(place, _label(row, place)) for place, row in read_table(given)]
+    elif is_file:
         placed = read_lines(given)
     elif given.lower().endswith((".txt", ".csv", ".tsv", *JSONL_SUFFIXES)) and "," not in given:
         raise FileNotFoundError(f"--labels {given}: no such file; expected a text file with a label on each line")
@@ -114,3 +116,12 @@ def read_labels(given: str) -> list[str]:
         expected = "one on each line" if is_file else "as in cat,dog"
         raise ValueError(f"--labels {given!r} gives {len(places)} label; expected two or more, {expected}")
     return list(places)
+
+
+def _label(row: dict[str, Any], place: str) -> str:
+    if "label" not in row:
+        raise ValueError(
+            f"{place} has the columns {','.join(map(str, row))}; expected a table with a column label, or a text file, "
+            "as labels.txt, with a label on each line"
+        )
+    return _filled(row["label"], f"{place}: label")

@@ -84,3 +84,10 @@ def test_labels_that_cannot_be_read(tmp_path: Path) -> None:
     for given in ("cat", "", ",", str(tmp_path)):
         with pytest.raises(ValueError, match="expected two or more"):
             read_labels(given)
+
+
+def test_labels_of_a_table(tmp_path):
+    """Not its header, nor whole rows."""
+    assert read_labels(str(written(tmp_path / "labels.csv", b"id,Label\n1,cat\n2,dog\n"))) == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"line 2 has the columns cat; expected a table with a column label"):
+        read_labels(str(written(tmp_path / "labels.csv", b"cat\ndog\n")))
