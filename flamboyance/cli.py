@@ -221,9 +221,19 @@ class Parser(argparse.ArgumentParser):
         # A parser with commands does not know their options.
         words = list(sys.argv[1:] if args is None else args)
         self._check_options(words[: words.index("--")] if "--" in words else words if self._subparsers is None else [])
+        self._check_empty(words)
         found, rest = super().parse_known_args(args, namespace)
         self._check_options(rest)
         return found, rest
+
+    def _check_empty(self, words: Sequence[str]) -> None:
+        # As of a shell's variable that is not set: `""` would be the current directory, or an option that is not given.
+        for before, word in zip(["", *words], words, strict=False):
+            name, _, value = word.partition("=")
+            if not word:
+                self.error(f"{before} is empty" if before.startswith("--") else "an argument is empty")
+            if word.startswith("--") and name != word and not value:
+                self.error(f"{name} is empty")
 
     def _check_options(self, words: Sequence[str]) -> None:
         for word in words:

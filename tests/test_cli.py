@@ -274,6 +274,9 @@ def test_refusals_of_images_and_arguments(photos: Path, tmp_path: Path, capsys) 
         (("train", "finetune", "--data", "photos/"), "settings are written key=value, as in data=…"),
         (("train", "finetun", "output=x"), "Did you mean finetune?"),
         (("train", "finetune", "data=x", "output=y", "step=3"), "steps"),
+        (("caption", ""), "an argument is empty"),  # as an unset variable gives it
+        (("caption", photos, "--model", ""), "--model is empty"),
+        (("caption", photos, "--output="), "--output is empty"),
         (("caption", "https://example.com/cat.jpg"), "is a URL"),
         (("caption", photos, "--demonstrations", "https://example.com/d.csv"), "is a URL"),
     ]

@@ -1,6 +1,7 @@
 """Pictures of every kind and in every state, and the numbers that a tower gets of them."""
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -248,7 +249,10 @@ def test_size_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "fifo.png")
     cases = {
+        tmp_path / "fifo.png": "fifo.png' is not a regular file",
+        "/dev/zero": "'/dev/zero' is not a regular file",
         tmp_path: "is a directory, not an image file",
         tmp_path / "none.png": "no such image file: '.*none.png' .looked in ",
         str(tmp_path / "empty.png"): "empty.png' is empty .0 bytes.",

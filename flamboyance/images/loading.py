@@ -115,6 +115,8 @@ def _local_path(source: str | Path) -> Path:
             raise ImageError(f"'{path}' is a directory, not an image file; pass the files in it one by one")
         if not path.exists():
             raise ImageError(f"no such image file: '{text[:300]}' (looked in {Path.cwd()})")
+        if not path.is_file():  # a FIFO would block, a device may not end
+            raise ImageError(f"'{path}' is not a regular file; save the image as one, or pass its bytes")
         if path.stat().st_size == 0:
             raise ImageError(f"'{path}' is empty (0 bytes); fetch or save it again")
     except OSError as error:  # a name too long, a directory without permission
