@@ -64,6 +64,7 @@ class replacing:
                 handle = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.target)) from error
+            self.mode = stat.S_IMODE(os.fstat(handle).st_mode) if mode is None else mode
             os.close(handle)
             if mode is not None:
                 os.chmod(self.part, mode)
@@ -72,6 +73,9 @@ class replacing:
     def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
         if kind is None:
             try:
+                # safetensors puts a file of its own, of mode 0600, in the place of the one that it is given.
+                if stat.S_IMODE(os.stat(self.part).st_mode) != self.mode:
+                    os.chmod(self.part, self.mode)
                 os.replace(self.part, self.target)
             except OSError as failed:
                 Path(self.part).unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import flamboyance.files
 from flamboyance.data.documents import Rejected
@@ -49,6 +51,18 @@ def test_a_new_file_has_the_umasks_mode(tmp_path: Path, umask: int, mode: int) -
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "new.txt").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644)])
+def test_tensors_have_the_umasks_mode_too(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors gives 0600 to all."""
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "a.safetensors") as part:
+            save_file({"a": torch.ones(1)}, part)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == mode
 
 
 def test_an_existing_file_keeps_its_mode(tmp_path: Path) -> None:

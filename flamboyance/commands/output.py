@@ -116,7 +116,8 @@ class RowFile:
     def close(self) -> None:
         if self._created and self.path.exists() and not self.path.stat().st_size:
             self.path.unlink()  # nothing came of it
-        self._file.close()
+        with naming(self.path):  # writes what a full disk has not taken
+            self._file.close()
 
     def __enter__(self) -> "RowFile":
         return self

@@ -14,6 +14,7 @@ from flamboyance import templates
 from flamboyance.demo import world
 from flamboyance.demo.tasks import Example, Set, Task, TaskName
 from flamboyance.demo.world import Episode, Scene
+from flamboyance.files import naming
 
 IMAGES = "images"
 QUERIES_PER_SET = 8
@@ -82,7 +83,8 @@ class _Writer:
 
     def _save(self, name: str, one: Answered) -> Example:
         scene, question, answer = one
-        world.picture(scene).save(self.folder / name)
+        with naming(self.folder / name):
+            world.picture(scene).save(self.folder / name)
         return Example(name, answer, question)
 
 

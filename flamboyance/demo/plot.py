@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.demo.results import Results
+from flamboyance.files import replacing
 
 LIGHT, DARK = "accuracy.png", "accuracy-dark.png"
 _MARKERS = "osD^"
@@ -16,7 +17,8 @@ _INKS = {
 def write_plots(results: Results, folder: Path) -> None:
     """Writes `accuracy.png` and `accuracy-dark.png`."""
     for name in _INKS:
-        _draw(results, name).savefig(folder / name, dpi=160)
+        with replacing(folder / name) as part:
+            _draw(results, name).savefig(part, format="png", dpi=160)
 
 
 def _draw(results: Results, name: str) -> Any:

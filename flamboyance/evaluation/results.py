@@ -118,8 +118,9 @@ class Rows:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with naming(self._path):  # writes what an append on a full disk has left
+                file.close()
 
 
 def each_row(file: Path) -> Iterator[Row]:

@@ -123,7 +123,8 @@ def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
                 if file.name not in new:
                     file.unlink()
         for name in sorted(new):
-            os.replace(Path(temporary) / name, directory / name)
+            with replacing(directory / name) as part:  # gives it the umask's mode
+                os.replace(Path(temporary) / name, part)
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ import numpy as np
 from flamboyance.demo import world
 from flamboyance.demo.world import Scene
 from flamboyance.demo.world.words import COLORS, COLUMNS, COUNTS, DIGITS, SHAPES, SIZES, draw_words
-from flamboyance.files import read_json, write_json, write_text
+from flamboyance.files import naming, read_json, write_json, write_text
 
 SEED = 50_000_000  # of scenes that nothing was trained on
 VERSION = 2  # of what is written: counted up when that changes
@@ -273,7 +273,8 @@ def _digit(rng: np.random.Generator, split: str, value: str | None = None) -> Sc
 def _save(scene: Scene, file: Path) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if file.suffix == ".png" else "JPEG"
-    world.picture(scene).save(file, kind, **({} if kind == "PNG" else {"quality": 95, "subsampling": 0}))
+    with naming(file):
+        world.picture(scene).save(file, kind, **({} if kind == "PNG" else {"quality": 95, "subsampling": 0}))
     return file.name
 
 

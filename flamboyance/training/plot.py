@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flamboyance.files import replacing
+
 LOG = "log.jsonl"
 FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's palette, which people with any colour blindness tell apart.
@@ -132,7 +134,8 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
     elif logs[0].names("gates/"):
         _depths(figure, logs[0])
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=160)
+    with replacing(output) as part:
+        figure.savefig(part, format=output.suffix[1:], dpi=160)
 
 
 def _panels(logs: Sequence[Log]) -> list[tuple[str, list[str]]]:

@@ -1,7 +1,9 @@
 """A saved directory is complete and opens wherever it is copied to; the same is what goes to the hub."""
 
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +108,17 @@ def test_backbones_without_a_name_are_written(tiny, tmp_path):
         torch.nn.init.constant_(block.attention_gate, 1.0)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(open_model(tmp_path)), logits(model))
+
+
+def test_every_file_has_the_umasks_mode(tiny, tmp_path):
+    before = os.umask(0o022)
+    try:
+        open_model(tiny).save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {"model.safetensors", "config.json"} <= {path.name for path in files}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
 
 
 def test_backbones_of_the_hub_are_named(tiny, tmp_path):

@@ -363,3 +363,13 @@ def test_bf16_counts_as_another_model(answers):
         assert answers.describe()["fingerprint"] != before["fingerprint"]
     finally:
         answers.model.to(torch.float32)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_names_the_predictions(tmp_path):
+    rows = results.Rows(tmp_path, 0)
+    rows._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115  closed below
+    for again in (lambda: rows.append([{"id": "a"}]), rows.close):
+        with pytest.raises(OSError, match="No space left") as raised:
+            again()
+        assert raised.value.filename == str(tmp_path / "predictions-0.jsonl")

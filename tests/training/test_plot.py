@@ -1,6 +1,8 @@
 """`plot`: what is read from logs, how it is smoothed, what is drawn, and what is said of logs that cannot be."""
 
+import errno
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -139,6 +141,16 @@ def test_logs_that_cannot_be_drawn(tmp_path, capsys, content, words):
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (folder / "curves.png").exists()
+
+
+def test_a_full_disk_names_the_file(run, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert main(["plot", str(run)]) == 2
+    assert capsys.readouterr().err == f"flamboyance: {run / 'curves.png'}: No space left on device\n"
+    assert [file.name for file in run.iterdir()] == ["log.jsonl"]
 
 
 def test_other_mistakes(run, capsys):
