@@ -23,6 +23,7 @@ from flamboyance.data.shards import expand
 from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
 from flamboyance.data.worker import (
     DECODER_ERRORS,
+    PATIENCE,
     WorkerDied,
     death,
     sheltered_start,
@@ -122,10 +123,12 @@ class Loader:
         started = time.perf_counter()
         try:
             item = next(self._iterator)
-        except RuntimeError as error:
-            died = death(self._workers)
+        except (RuntimeError, OSError, EOFError) as error:
+            # Which error a death causes depends on what its process was about to hand over.
+            noticed = "DataLoader worker" in str(error)
+            died = death(self._workers, 0 if noticed else PATIENCE)
             self.close()
-            if not died and "DataLoader worker" not in str(error):
+            if not died and not noticed:
                 raise
             raise WorkerDied(
                 f"a process that loads data died: {died or error}. If it was killed, memory may have run out (also "

@@ -23,6 +23,9 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 )
 """What decoders of text and images raise on damaged content, beside what they should: costs the document alone."""
 
+PATIENCE = 5.0
+"""Seconds in which a process whose connections are closed already ends, on a busy machine."""
+
 _EVERY = 1.0  # seconds between looks at whether the parent still lives
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
@@ -47,13 +50,17 @@ def unwatch(iterator: Any) -> None:
         iterator._worker_pids_set = False
 
 
-def death(workers: Sequence[BaseProcess]) -> str:
-    """Which of the workers ended by itself, and how; empty where none did."""
-    for process in workers:
-        code = process.exitcode
-        if code:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            return f"worker {process.pid} {how}"
+def death(workers: Sequence[BaseProcess], patience: float = 0) -> str:
+    """Which of the workers ended by itself, and how; empty where none did within `patience` seconds."""
+    until = time.monotonic() + patience
+    while workers:
+        for process in workers:
+            if code := process.exitcode:
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+                return f"worker {process.pid} {how}"
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.02)
     return ""
 
 

@@ -258,6 +258,37 @@ def test_a_killed_worker_is_an_error_that_says_so(sources: dict[str, Source]) ->
     wait_until(lambda: not children() - before)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
+def test_a_death_in_the_middle_of_a_batch_is_an_error_that_says_so(
+    sources: dict[str, Source], error: Exception
+) -> None:
+    class Broken:
+        """An iterator whose worker dies while its batch is being received."""
+
+        def __next__(self) -> None:
+            os.kill(victim, signal.SIGKILL)
+            raise error
+
+    before = children()
+    loader = make(sources, 2)
+    victim = sorted(children() - before)[1]
+    real, loader._iterator = loader._iterator, Broken()  # ty: ignore[invalid-assignment]
+    with pytest.raises(WorkerDied, match=rf"worker {victim} was killed by SIGKILL"):
+        next(loader)
+    del real
+
+
+def test_an_error_of_a_file_is_no_death(sources: dict[str, Source]) -> None:
+    class Unreadable:
+        def __next__(self) -> None:
+            raise PermissionError(13, "not allowed")
+
+    loader = make(sources)
+    loader._iterator = Unreadable()  # ty: ignore[invalid-assignment]
+    with pytest.raises(PermissionError):
+        next(loader)
+
+
 def test_a_worker_that_dies_raises_only_where_an_item_is_asked_for(sources: dict[str, Source]) -> None:
     loader = make(sources, 2)
     next(loader)
