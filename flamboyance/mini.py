@@ -1,6 +1,10 @@
 """The embedded model: flamingo-mini, whose weights lie in the package."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import torch
+from transformers.utils import logging
 
 from flamboyance import names
 from flamboyance.model.flamingo import FlamingoForConditionalGeneration
@@ -17,6 +21,21 @@ def load_mini() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """
     directory = names.check_embedded()
     processor = FlamingoProcessor.from_pretrained(directory, local_files_only=True)
-    model = FlamingoForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
+    with _without_bars():
+        model = FlamingoForConditionalGeneration.from_pretrained(
+            str(directory), dtype=torch.float32, local_files_only=True
+        )
     model.tokenizer = processor.tokenizer
     return model.eval(), processor
+
+
+@contextmanager
+def _without_bars() -> Generator[None]:
+    """Without transformers' progress bars: 11 MB are read at once."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -170,7 +170,7 @@ def test_resumes_after_a_cut_last_line(
         capsys.readouterr()
         assert run(*arguments) == 0
         assert out.read_bytes() == whole
-        assert "2 images done, 1 were done before" in capsys.readouterr().err
+        assert "2 images done, 1 was done before" in capsys.readouterr().err
     out.write_bytes(whole[:5])
     assert run(*arguments) == 0
     assert out.read_bytes() == whole

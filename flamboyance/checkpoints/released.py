@@ -13,6 +13,7 @@ from flamboyance.checkpoints.layout import Layout
 from flamboyance.configuration import ADDED_TOKENS, FlamingoConfig
 from flamboyance.hub import options as reachable
 from flamboyance.images import ImageProcessor
+from flamboyance.model.loading import opening
 from flamboyance.model.mosaic_gpt import MosaicGPTConfig
 from flamboyance.processing import FlamingoProcessor
 
@@ -169,8 +170,9 @@ def image_processor() -> ImageProcessor:
 
 def processor_for(name: str, *, tokenizer: str | None = None, **hub: Any) -> Any:
     """The processor of a released model: OpenAI's preprocessing at 224 pixels, GPT-NeoX's tokenizer."""
-    source = tokenizer or config_for(name).language
-    reader: Any = AutoTokenizer.from_pretrained(source, **reachable(source, hub))
+    source = str(tokenizer or config_for(name).language)
+    with opening("tokenizer", source):
+        reader: Any = AutoTokenizer.from_pretrained(source, **reachable(source, hub))
     return FlamingoProcessor(image_processor(), reader)
 
 

@@ -151,9 +151,9 @@ def _print_row(job: Job, row: Row) -> None:
 def _end(job: Job, images: int, tried: int, failed: int) -> int:
     """Says what was done; the exit status."""
     done, before = tried - failed, images - tried
-    parts = [f"{done} images done"]
+    parts = [f"{done} {'image' if done == 1 else 'images'} done"]
     if before:
-        parts.append(f"{before} were done before")
+        parts.append(f"{before} {'was' if before == 1 else 'were'} done before")
     if failed:
         parts.append(f"{failed} could not be read")
     if tried:

@@ -139,7 +139,7 @@ def _assumed(plan: "Plan") -> str:
         f"{kind.network * 8e-9:g} Gb/s from each device to other nodes (--network); "
         f"{given.images_per_document:g} images in a document (--images-per-document), of {given.image_bytes / 1e3:g} "
         f"kB (--image-bytes); a core decodes {given.decoded:g} images a second (--decoded); memory is for the largest "
-        "batches that can come. docs/scaling.md says how it is reckoned."
+        "batches that can come. docs/scaling.md says how it is estimated."
     )
 
 

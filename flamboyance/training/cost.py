@@ -42,7 +42,7 @@ def largest(source: Source) -> Sizes:
 
 
 def usual(source: Source, images_per_document: float) -> Sizes:
-    """A batch of full length with the mean number of images: what time is reckoned with."""
+    """A batch of full length with the mean number of images: what times are estimated with."""
     most = source.max_images if isinstance(source, Interleaved) else 1
     return _sizes(source, min(images_per_document, most))
 

@@ -1,4 +1,4 @@
-"""What a run will need and how long it will take, reckoned before anything is rented.
+"""What a run will need and how long it will take, estimated before anything is rented.
 
 Operations and memory are counted (cost.py, memory.py); time follows from data sheets (hardware.py) and from assumptions
 that are stated with the result.

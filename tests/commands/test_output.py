@@ -172,7 +172,7 @@ def test_failed_rows_are_tried_again(models, photos, tmp_path, suffix, capsys) -
     assert sorted(bool(row.get("error")) for row in rows_of(out)) == [False, True]
     (photos / "a.png").write_bytes(picture)
     assert run(*arguments) == 0
-    assert "1 images done, 1 were done before" in capsys.readouterr().err
+    assert "1 image done, 1 was done before" in capsys.readouterr().err
     rows = rows_of(out)
     assert sorted(Path(row["image"]).name for row in rows) == ["a.png", "b.png"]
     assert not any(row.get("error") for row in rows)

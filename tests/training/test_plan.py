@@ -57,7 +57,7 @@ def test_the_largest_batch_is_what_has_to_fit(planner):
     more = replace(TRAINING, sources={"documents": replace(SOURCES["documents"], max_images=6)})
     a, b = planner.plan(few, 1), planner.plan(more, 1)
     assert a.memory.temporary < b.memory.temporary
-    assert a.flops == b.flops  # time is reckoned with the usual two images
+    assert a.flops == b.flops  # times are estimated with the usual two images
 
 
 def test_bytes_sent(planner, trained):
@@ -157,7 +157,7 @@ def recipe(tmp_path_factory):
     return f"{path}:tiny"
 
 
-def test_command_prints_what_it_reckons(recipe, capsys):
+def test_command_prints_its_estimates(recipe, capsys):
     assert main(["plan", recipe, "--gpus", "16", "steps=200"]) == 0
     text = capsys.readouterr().out
     for words in (

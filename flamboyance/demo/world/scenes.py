@@ -103,7 +103,10 @@ def digit_picture(index: int, split: Split, rng: np.random.Generator) -> Scene:
 
 @cache
 def _all_digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the handwritten digits come from scikit-learn: pip install scikit-learn") from error
 
     bunch = load_digits()
     order = np.random.default_rng(1437).permutation(len(bunch.target))
