@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
@@ -483,3 +484,6 @@ def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None =
 
 
 AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
+# transformers' Trainer smooths labels itself, and shifts them by a position for the models of this table alone: without
+# an entry it trains, silently, to repeat the token that was read.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FlamingoConfig.model_type] = FlamingoForConditionalGeneration.__name__

@@ -75,6 +75,14 @@ def weights(model):
     return {name: tensor.detach().clone() for name, tensor in model.kept_tensors().items()}
 
 
+def test_smoothed_labels_are_those_of_the_next_token(tiny, rows, tmp_path):
+    model, batch = opened(tiny), collate(rows[:3])
+    logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    found = trainer(model, rows, tmp_path, label_smoothing_factor=0.1).compute_loss(model, batch)
+    assert_close(found, wanted)
+
+
 def test_accumulated_gradients_equal_one_large_batch(tiny, rows, tmp_path):
     found, losses = [], []
     for batch_size, accumulated in ((8, 1), (2, 4)):
