@@ -100,6 +100,21 @@ def naming(path: Path | str) -> Generator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def check_written_here(path: Path) -> None:
+    """A file that is to be opened for writing does not exist, or is a regular one: a link may lead to any other file, and
+    a FIFO would block.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is {'a link' if stat.S_ISLNK(mode) else 'not a regular file'}; remove it")
+
+
 def write_text(path: Path | str, text: str) -> None:
     """A whole text file, put in place at once. Half a surrogate pair becomes "?"."""
     with replacing(path) as part:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flamboyance.checkpoints import openflamingo
-from flamboyance.files import replacing
+from flamboyance.files import check_written_here, replacing
 from flamboyance.model import linear
 from flamboyance.training.config import Training
 from flamboyance.training.parallel import Parallel, World
@@ -57,7 +57,8 @@ def only_one(output: Path, here: World) -> Generator[None]:
         yield
         return
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "w", encoding="utf-8") as lock:
+    check_written_here(output / ".lock")
+    with open(output / ".lock", "a", encoding="utf-8") as lock:
         for left in range(20, -1, -1):
             try:
                 # Of this process, not of its children: data workers that outlive it for a moment hold nothing.

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-from flamboyance.files import naming, replacing
+from flamboyance.files import check_written_here, naming, replacing
 
 FILE = "log.jsonl"
 
@@ -29,6 +29,7 @@ class Log:
 
     def __init__(self, output: Path, start: int, steps: int, track: tuple[str, ...] = (), config: Any = None):
         self._path = path = output / FILE
+        check_written_here(path)
         _cut(path, start)
         self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  open as long as the run
         self._trackers = [_tracker(name, output, start, config) for name in track]
@@ -110,7 +111,7 @@ def _cut(path: Path, start: int) -> None:
         try:
             if json.loads(line)["step"] > start:
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         kept.append(line)
     with replacing(path) as part, open(part, "w", encoding="utf-8") as file:

@@ -194,6 +194,31 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
     assert [name for name in kept if "damaged" not in name] == ["step-00000004", "step-00000008", "step-00000012"]
 
 
+@pytest.mark.parametrize("name", [".lock", "log.jsonl"])
+@pytest.mark.parametrize("kind", ["a link", "not a regular file"])
+def test_a_run_directory_from_somebody_else_writes_to_no_other_file(run, tmp_path, name, kind):
+    train(run(1))
+    file, other = tmp_path / "run" / name, tmp_path / "other"
+    other.write_text("mine", encoding="utf-8")
+    file.unlink()
+    if kind == "a link":
+        file.symlink_to(other)
+    else:
+        os.mkfifo(file)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is {kind}; remove it"):
+        train(run(2))
+    assert other.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_log_that_is_nested_without_end_ends_there(run, tmp_path):
+    train(run(1))
+    with (tmp_path / "run" / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write("[" * 100_000 + "\n")
+    train(run(2))
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
 def test_a_run_directory_from_somebody_else_runs_no_code(run, tmp_path):
     trap = tmp_path / "trap"
 
