@@ -75,7 +75,7 @@ class Checkpointing:
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         with opening("language", language):
             options = adapters_too(reachable(language, hub)) | language_options
-            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **options)
+            language_model = open_language_model(language, dtype=dtype, **options)
         with opening("vision", vision):
             hub = reachable(vision, hub) | {"dtype": language_model.dtype}
             tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **hub)
@@ -163,7 +163,7 @@ class Checkpointing:
             language_options["token"] = token
         with opening("language", language := config.language):
             options = adapters_too(reachable(language, hub)) | language_options
-            language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype, **options)
+            language_model = open_language_model(language, dtype=dtype, **options)
         check_language_model(config, language_model)
         pretrained, library = config.vision["pretrained"], config.vision["library"]
         with opening("vision", vision):
@@ -187,6 +187,24 @@ class Checkpointing:
         settle_adapters(model, tensors if stored and trained_dtype is None else {}, trained_dtype)
         restore_trainable(model, about)
         return model
+
+
+def open_language_model(name: str, **options: Any) -> PreTrainedModel:
+    """A language model all of whose weights are stored.
+
+    Raises:
+        ValueError: some are not, as in a directory that was copied in part; they would be random.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    model, report = loaded
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    if lacking := sorted(parameters & set(report["missing_keys"])):
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ValueError(
+            f"the weights of {name} lack {lacking[0]}{more}, which would be random; is the directory complete, and is "
+            "its config.json that of these weights?"
+        )
+    return model
 
 
 @contextmanager

@@ -76,3 +76,17 @@ def test_pixels_features_and_latents(directory):
         broken[1].view(-1)[0] = float("nan")
         with pytest.raises(ValueError, match="of media 1 of 2 are not finite"):
             work(broken)
+
+
+@pytest.mark.parametrize("part", ["language", "vision"])
+def test_a_backbone_that_lacks_weights(directory, part):
+    """They would be random, which transformers reports in its log alone."""
+    file = directory / part / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "layers.1" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    wanted = r"(lack|not in its files).* .*layers\.1\."
+    with pytest.raises(ValueError, match=wanted):
+        open_model(directory)
+    processor = FlamingoProcessor.from_pretrained(directory)
+    with pytest.raises(ValueError, match=wanted):
+        FlamingoForConditionalGeneration.from_backbones(directory / "vision", directory / "language", processor)
