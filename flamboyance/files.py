@@ -101,8 +101,8 @@ def naming(path: Path | str) -> Generator[None]:
 
 
 def check_written_here(path: Path) -> None:
-    """A file that is to be opened for writing does not exist, or is a regular one: a link may lead to any other file, and
-    a FIFO would block.
+    """A file that is to be opened for writing does not exist, or is a regular one: a link may lead to any other file,
+    and a FIFO would block.
 
     Raises:
         ValueError: it is something else.
@@ -166,25 +166,12 @@ def read_text(path: Path | str, limit: int | None = None) -> str:
     with _opened(path) as file:
         if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
             raise ValueError(f"{path} has {size:,} bytes; expected a text of at most {limit:,}")
-        content = file.read()
-    try:
-        return text_of(content)
-    except ValueError:
-        for _ in decoded(content.splitlines(keepends=True), str(path)):  # names the line
-            pass
-        raise
+        return text_of(file.read(), str(path))
 
 
-def text_of(content: bytes) -> str:
-    """A text file's content, as text without byte order marks.
-
-    Raises:
-        ValueError: it is not UTF-8, or holds zero bytes, as UTF-16 does that has no mark.
-    """
-    text = content.decode("utf-8").lstrip("\ufeff")
-    if "\0" in text:
-        raise ValueError("it holds a zero byte, so it is no UTF-8 text")
-    return text
+def text_of(content: bytes, name: str = "the text") -> str:
+    """A text file's content as text; ValueError as `read_text` raises it."""
+    return "".join(line for _, line in decoded(content.splitlines(keepends=True), name))
 
 
 def read_lines(path: Path | str) -> list[tuple[str, str]]:
