@@ -114,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     line. 130: interrupted with Ctrl-C. 141: the reader of the output closed it, as `head` does.
     """
     debug = False
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us, as `>&-` does
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  the process's own
     codecs.register_error("flamboyance.names", _write_names)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="flamboyance.names")
@@ -127,6 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return getattr(import_module(f"flamboyance.commands.{function}"), function)(arguments) or 0
         except KeyboardInterrupt:
             return _say_interrupted()
+        except SystemExit as ending:
+            if isinstance(ending.__context__, BrokenPipeError):  # rich ends the process itself then, with 1
+                return 141
+            raise
         except BrokenPipeError:  # the reader of our output has had enough, as in `… | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
             return 141

@@ -229,6 +229,23 @@ def test_a_row_may_hold_anything(tmp_path: Path) -> None:
         assert text.count("two") == 2
 
 
+def test_a_reader_that_has_had_enough_of_a_table(monkeypatch) -> None:
+    def as_rich_does(_):
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904  rich leaves it as the context
+
+    monkeypatch.setattr("flamboyance.commands.info.info", as_rich_does)
+    assert main(["info", "mini"]) == 141
+
+
+def test_a_closed_output_is_as_good_as_none(photos: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["caption", str(photos)]) == 0
+
+
 # What is refused
 
 
