@@ -80,9 +80,8 @@ def report(arguments: argparse.Namespace) -> int:
         [Path(one) for one in arguments.images],
         say=lambda line: print(f"flamboyance: note: {line}", file=sys.stderr),
     )
-    print(
-        f"wrote {report_files.MARKDOWN}, {report_files.CSV} and {len(pictures)} figures; the page is {page.resolve()}"
-    )
+    figures = "1 figure" if len(pictures) == 1 else f"{len(pictures)} figures"
+    print(f"wrote {report_files.MARKDOWN}, {report_files.CSV} and {figures}; the page is {page.resolve()}")
     if arguments.open == "yes":
         import webbrowser
 
