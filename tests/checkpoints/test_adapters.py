@@ -248,7 +248,7 @@ def test_merged_weights_are_saved(model, tmp_path):
     torch.testing.assert_close(logits(again), logits(model))
 
 
-@pytest.mark.parametrize("change", ["data", "no_grad", "one row", "load_state_dict", "buffer"])
+@pytest.mark.parametrize("change", ["data", "no_grad", "one row", "rows swapped", "load_state_dict", "buffer"])
 def test_frozen_weights_that_changed_are_saved(model, tmp_path, change):
     table = model.language_model.get_input_embeddings().weight
     with torch.no_grad():
@@ -258,6 +258,8 @@ def test_frozen_weights_that_changed_are_saved(model, tmp_path, change):
             table.mul_(1.5)
         elif change == "one row":
             table[7] += 1
+        elif change == "rows swapped":
+            table[[7, 8]] = table[[8, 7]]
         elif change == "load_state_dict":
             model.language_model.load_state_dict({k: v * 1.5 for k, v in model.language_model.state_dict().items()})
         else:
