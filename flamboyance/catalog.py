@@ -153,6 +153,13 @@ class Entry:
             if self.name in str(error) or self._place in str(error):
                 raise
             raise OSError(f"cannot open the model {self.name}: {' '.join(str(error).split())}") from error
+        except Exception as error:
+            # What libraries raise over a directory's damaged files: nested without end, of other shapes, no weights.
+            theirs = type(error).__module__ in ("_pickle", "huggingface_hub.errors")
+            if self.kind != "directory" or not (theirs or isinstance(error, RuntimeError)):
+                raise
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(f"cannot open the model {self.name}, its files are damaged: {said}") from error
 
 
 def resolve(name: str | os.PathLike[str]) -> Entry:

@@ -1,6 +1,8 @@
 """What a model's name means, and how quickly a name that means nothing is reported."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -168,3 +170,19 @@ def test_an_unknown_name_without_a_network_is_reported_at_once():
     unknown = [line for line in lines if "nobody/nothing" in line]
     assert len(unknown) == 4 and all("not within reach" in line for line in unknown), lines
     assert "Retrying" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("tokenizer_config.json", b"[" * 100_000),
+        ("preprocessor_config.json", b"[" * 100_000),
+        ("vision/config.json", b'{"model_type": "clip_vision_model", "hidden_size": 64}'),
+        ("vision/config.json", b'{"model_type": "clip_vision_model", "patch_size": "x"}'),
+    ],
+)
+def test_damaged_files_of_a_directory_are_one_line(tiny, tmp_path, file, content):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model" / file).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"cannot open the model {tmp_path / 'model'}")):
+        catalog.resolve(tmp_path / "model").open()
