@@ -1,5 +1,6 @@
 """What a model's name means, and how quickly a name that means nothing is reported."""
 
+import json
 import os
 import re
 import shutil
@@ -170,6 +171,20 @@ def test_an_unknown_name_without_a_network_is_reported_at_once():
     unknown = [line for line in lines if "nobody/nothing" in line]
     assert len(unknown) == 4 and all("not within reach" in line for line in unknown), lines
     assert "Retrying" not in done.stderr
+
+
+def test_code_beside_a_language_model_is_not_asked_about(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "n")
+    shutil.copytree(tiny, tmp_path / "model")
+    config = tmp_path / "model" / "language" / "config.json"
+    config.write_text(
+        json.dumps({"model_type": "theirs", "auto_map": {"AutoConfig": "a.C", "AutoModelForCausalLM": "a.M"}}),
+        encoding="utf-8",
+    )
+    with pytest.raises(ValueError, match="custom code"):
+        catalog.resolve(tmp_path / "model").open()
+    assert not asked
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,7 @@ def open_language_model(name: str, **options: Any) -> PreTrainedModel:
     Raises:
         ValueError: some are not, as in a directory that was copied in part; they would be random.
     """
+    options.setdefault("trust_remote_code", False)  # else transformers asks, on the terminal, whether to run the code
     loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     model, report = loaded
     parameters = {parameter for parameter, _ in model.named_parameters()}
