@@ -1,5 +1,6 @@
 """The five published recipes: their values, and outlines that build."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,13 +63,19 @@ def test_backbones_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from flamboyance.checkpoints import released
 
     asked: list[Any] = []
-    monkeypatch.setattr(released, "processor_for", lambda name, tokenizer: (name, tokenizer))
+    monkeypatch.setattr(
+        released,
+        "processor_for",
+        lambda name, tokenizer: SimpleNamespace(of=(name, tokenizer), image_processor="CLIP's"),
+    )
     monkeypatch.setattr(FlamingoForConditionalGeneration, "from_backbones", lambda *a, **k: asked.append((a, k)))
-    resolve(RECIPES["openflamingo-9b"], GIVEN).build()
+    _, processor = resolve(RECIPES["openflamingo-9b"], GIVEN).build()
+    assert processor.image_processor == "CLIP's"
     _, processor = resolve(RECIPES["openflamingo-4b"], [*GIVEN, "language=lm/", "vision=clip/"]).build()
     assert [positional[:2] for positional, _ in asked] == [
         ("openai/clip-vit-large-patch14", "anas-awadalla/mpt-7b"),
         ("clip/", "lm/"),
     ]
     assert [named for _, named in asked] == [{"interval": 4}, {"interval": 2}]
-    assert processor == ("OpenFlamingo-4B-vitl-rpj3b", "lm/")
+    assert processor.of == ("OpenFlamingo-4B-vitl-rpj3b", "lm/")
+    assert processor.image_processor is None  # from_backbones takes the tower's own
