@@ -243,13 +243,13 @@ def find_decoder_layers(language_model: PreTrainedModel, name: str | None = None
     return outermost[0], fitting[outermost[0]]
 
 
-def output_head(language_model: PreTrainedModel) -> nn.Module:
+def output_head(language_model: nn.Module) -> nn.Module:
     """The module that makes logits.
 
     Raises:
         ValueError: the language model has none (an encoder, or a bare decoder).
     """
-    head = language_model.get_output_embeddings()
+    head = unwrapped(language_model).get_output_embeddings()
     if head is None:
         raise ValueError(
             f"{type(language_model).__name__} has no output head. Flamingo needs a causal language model: "
