@@ -287,7 +287,7 @@ def _arguments(*kinds: Any) -> frozenset[str]:
     names: frozenset[str] = frozenset()
     for kind in kinds:
         parameters = signature(kind.forward).parameters
-        names |= frozenset(parameters)
+        names = names.union(parameters)  # not `|=`, which Dynamo before torch 2.10 cannot trace
         if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     return names

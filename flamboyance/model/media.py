@@ -228,7 +228,8 @@ def decoding_sight(media: Media, device: torch.device) -> Sight:
     (beams) are read as further queries of it. Nothing is copied from the device, so a decode step waits for nothing."""
     if isinstance(media.rows, Spans):
         return Sight(media.last.rows.first, visible=media.rows.count > 0)
-    seeing = torch.tensor([bool(row) for row in media.rows], device=device)
+    # not `bool(row)`, which Dynamo of torch 2.9 cannot trace
+    seeing = torch.tensor([len(row) > 0 for row in media.rows], device=device)
     if all(media.rows):
         return Sight(None, visible=seeing)
     return Sight(torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing)
