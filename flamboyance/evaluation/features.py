@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flamboyance.evaluation.data_folders import user_cache
 from flamboyance.evaluation.feature_store import Features, Store, digest, stamp
-from flamboyance.files import replacing
+from flamboyance.files import write_json
 from flamboyance.images import ImageError, ImageProcessor
 from flamboyance.model.vision import VisionTower
 from flamboyance.processing import image_processor_of
@@ -127,8 +127,7 @@ def build(
     broken: dict[str, str] = {}
     if unread:
         store.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(store.folder / "tower.json") as part:
-            Path(part).write_text(json.dumps(encoder.about, indent=1) + "\n", encoding="utf-8")
+        write_json(store.folder / "tower.json", encoder.about)
         reads = _ahead(_Reader(encoder.processor, store), unread, threads, 2 * batch_size)
         broken = _encode(reads, _Writer(encoder, store, batch_size), advance)
         store = Store(store.folder)

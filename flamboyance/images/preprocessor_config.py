@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Resampling
+
+from flamboyance.files import read_json, write_json
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -20,7 +21,7 @@ def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
 
     for filename in (FILE_NAME, "processor_config.json"):
         path = cached_file(str(name_or_dir), filename, _raise_exceptions_for_missing_entries=False, **hub)
-        config = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        config = read_json(path) if path else {}
         # Processors saved by transformers 5 keep the image processor inside their own file.
         config = config if filename == FILE_NAME else config.get("image_processor", {})
         if config:
@@ -30,7 +31,7 @@ def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
 
 def save(config: dict[str, Any], directory: str | Path) -> None:
     Path(directory).mkdir(parents=True, exist_ok=True)
-    (Path(directory) / FILE_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(directory) / FILE_NAME, config, indent=2)
 
 
 def read(config: dict[str, Any]) -> dict[str, Any]:

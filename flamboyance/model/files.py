@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flamboyance import hub, names
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.files import read_json, replacing
+from flamboyance.files import read_json, replacing, write_json
 
 WEIGHTS = "model.safetensors"
 ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
@@ -114,8 +114,7 @@ def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
         save(temporary)
         for file in Path(temporary).glob("config.json"):
-            values = _without_paths(json.loads(file.read_text(encoding="utf-8")))
-            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_json(file, _without_paths(read_json(file)), indent=2)
         new = {file.name for file in Path(temporary).iterdir()}
         # Weights that are not written again would be read instead of, or mixed with, the new ones.
         for pattern in ("*.safetensors", "*.bin", "*.index.json", "adapter_*"):
@@ -169,6 +168,6 @@ def is_finite(tensor: Tensor) -> bool:
     tensor = tensor.detach()
     try:
         least, most = tensor.aminmax()
-    except (RuntimeError, NotImplementedError):  # precisions that are for storing alone
+    except (RuntimeError, NotImplementedError):  # float8 tensors have no minimum and maximum
         least, most = tensor.float().aminmax()
     return bool(torch.isfinite(least) & torch.isfinite(most))

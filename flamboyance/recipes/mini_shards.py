@@ -21,7 +21,7 @@ from PIL import Image
 from flamboyance import templates
 from flamboyance.demo.world import binding_episode, caption, digit_scene, questions, render, scene
 from flamboyance.demo.world.scenes import Scene
-from flamboyance.files import replacing
+from flamboyance.files import read_json, replacing, write_json
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
 
 PER_SHARD = 250  # records
@@ -95,15 +95,14 @@ def write(folder: Path, documents: int, data_seed: int, progress: Callable[[int]
 
 def _check_same(file: Path, asked: dict[str, int]) -> None:
     if not file.is_file():
-        with replacing(file) as part:
-            Path(part).write_text(json.dumps(asked) + "\n", encoding="utf-8")
-    found = json.loads(file.read_text(encoding="utf-8"))
+        write_json(file, asked, indent=None)
+    found = read_json(file)
     if found != asked:
         differ = ", ".join(
             f"{key}={found.get(key)} instead of {asked[key]}" for key in asked if found.get(key) != asked[key]
         )
         raise ValueError(
-            f"the shards in {file.parent} were made with {differ}; go on with those values, or give another output"
+            f"the shards in {file.parent} were made with {differ}; use those values, or give another output"
         )
 
 
