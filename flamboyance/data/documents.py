@@ -44,7 +44,7 @@ class Document:
 
 
 HELD_OUT = "held out"
-"""The reason to reject what is kept for measuring: counted as the others are, but no fault of the data."""
+"""The reason to reject what is kept for measuring: counted like the others, but not a fault of the data."""
 
 
 class Rejected(Exception):

@@ -34,7 +34,7 @@ _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 class WorkerDied(ChildProcessError, RuntimeError):
-    """A process that loads data ended by itself."""
+    """A data worker died."""
 
 
 def unwatch(iterator: Any) -> None:

@@ -191,7 +191,7 @@ def _read_part(file: Path) -> tuple[Tensor, Tensor, Tensor]:
         (files, torch.uint8, 2 * BYTES),
     ):
         if tensor.dtype != kind or tensor.ndim != 2 or (width is not None and len(tensor) and tensor.shape[1] != width):
-            raise _damaged(file, f"it holds a tensor {list(tensor.shape)} {tensor.dtype} that is none of features")
+            raise _damaged(file, f"it holds a tensor {list(tensor.shape)} {tensor.dtype}; expected features")
     if len(features) != len(contents):
         raise _damaged(file, f"{len(features)} features of {len(contents)} contents")
     return features, contents, files

@@ -147,7 +147,7 @@ def title(task: str) -> str | None:
 
 
 def metric(task: str) -> str | None:
-    """By what papers measure a task; None for a task that none of them has."""
+    """The metric that the papers use for a task; None for a task that no paper has."""
     return next((told["metric"] for told in _tasks(task)), None)
 
 

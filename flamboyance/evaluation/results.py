@@ -196,7 +196,7 @@ def read_object(file: Path) -> Row:
 
 
 def finite(value: Any) -> float | None:
-    """A number, or None for what is none: null, NaN, infinity."""
+    """A finite number; None for null, NaN and infinity."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:

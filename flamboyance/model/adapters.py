@@ -211,7 +211,7 @@ def _kinds() -> _Kinds:
 
 
 def _wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
-    """Each module of PEFT's around others, with its path, and what the names of the others may begin with."""
+    """Each PEFT module that wraps others: its path, itself, and the prefixes of the names of what it wraps."""
     if sys.modules.get("peft") is None:
         return
     kinds = _kinds()

@@ -85,7 +85,7 @@ def _not_causal(model: nn.Module) -> bool:
 def _by_token(config: Any, known: Any) -> str | None:
     """Why layers that look at token ids cannot be given embeddings."""
     if "hash_moe" in (getattr(config, "mlp_layer_types", None) or ()):
-        return "its first layers choose experts by token id, which added tokens have none of"
+        return "its first layers choose experts by token id, and added tokens have no experts"
     if getattr(config, "hidden_size_per_layer_input", 0) and "per_layer_inputs" not in known:
         return "its layers take token ids beside embeddings, and it does not let them be given"
     return None

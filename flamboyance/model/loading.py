@@ -332,7 +332,7 @@ def _find_processor(model: Any, directory: Path) -> None:
     """The processor of a directory, as far as there is one: saved again with the model."""
     if not (directory / "tokenizer_config.json").is_file():
         return
-    from flamboyance.processing import FlamingoProcessor  # stands above the model
+    from flamboyance.processing import FlamingoProcessor  # is above the model
 
     try:
         model.processor = FlamingoProcessor.from_pretrained(directory, local_files_only=True)

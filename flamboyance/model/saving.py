@@ -119,7 +119,7 @@ class Saving:
         if processor is None and self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
         elif processor is not None:
-            from flamboyance.processing import complete  # stands above the model
+            from flamboyance.processing import complete  # is above the model
 
             complete(processor, self.config.vision).save_pretrained(directory)
 

@@ -107,7 +107,7 @@ def write_share(folder: Path, rank: int, pieces: Mapping[str, Piece], state: Map
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    """The last file: a checkpoint without it is none."""
+    """The last file: a directory without it is not a checkpoint."""
     content = {"format": FORMAT, **about, "files": files}
     _write_json(folder / MANIFEST, {**content, "crc32": _checksum_of(content)})
     _sync(folder)
@@ -144,10 +144,10 @@ def _checksum_of(content: Any) -> int:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
+    """The manifest of a checkpoint.
 
     Raises:
-        Damaged: it does not, or not the whole truth.
+        Damaged: the manifest is missing or changed, or the files do not match it.
         OSError: it cannot be read.
     """
     if not folder.is_dir():

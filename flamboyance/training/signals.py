@@ -24,7 +24,7 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """What came while signals were deferred; call it to ask: the signal's number, or 0."""
+    """The signal that arrived while signals were deferred; a call returns its number, or 0."""
 
     def __init__(self) -> None:
         self._asked: list[int] = []
