@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Resampling
 
-from flamboyance.files import read_json, write_json
+from flamboyance.files import write_json
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,7 +22,7 @@ def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
 
     for filename in (FILE_NAME, "processor_config.json"):
         path = cached_file(str(name_or_dir), filename, _raise_exceptions_for_missing_entries=False, **hub)
-        config = read_json(path) if path else {}
+        config = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
         # Processors saved by transformers 5 keep the image processor inside their own file.
         config = config if filename == FILE_NAME else config.get("image_processor", {})
         if config:
