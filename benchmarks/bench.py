@@ -30,7 +30,7 @@ import flamboyance
 from benchmarks import answers, evaluation, reference, results, starting, table, training_step
 from benchmarks.processes import CLOCKS
 from benchmarks.sizes import OPT_125M
-from flamboyance.recipes.mini_evaluation import evaluate
+from flamboyance.mini.evaluation import evaluate
 
 LETTERS = "abcdefgh"
 

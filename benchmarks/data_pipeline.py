@@ -30,8 +30,8 @@ import webdataset
 from PIL import Image
 
 from flamboyance import FlamingoProcessor
+from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.loader import Loader
-from flamboyance.data.pairs import Pairs
 from flamboyance.data.shards import records
 from flamboyance.images import ImageProcessor
 

@@ -13,7 +13,7 @@ from benchmarks.flamboyance_worker import held
 from benchmarks.flamboyance_worker import load as load_model
 from benchmarks.processes import peak_memory, serve, watch_memory
 from flamboyance.evaluation import results, run
-from flamboyance.evaluation.flamingo import FlamingoAnswers
+from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
 from flamboyance.evaluation.tasks import open_task
 from flamboyance.images import ImageProcessor
 

@@ -14,13 +14,14 @@ from benchmarks.parts import UNCOUNTED, machine_rates
 from benchmarks.processes import clocks, peak_memory, serve, watch_memory
 from flamboyance.checkpoints import openflamingo
 from flamboyance.data.batch import Batch
-from flamboyance.data.pairs import Pairs
+from flamboyance.data.formats.pairs import Pairs
+from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageProcessor
-from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.processes import World
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.training.config import Training
 from flamboyance.training.optimizer import make_optimizer
-from flamboyance.training.parallel import Parallel, World, set_precision
+from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.step import Stepper
 
 held: dict[str, Any] = {}
@@ -59,7 +60,7 @@ def prepare(
     config = Training(
         output="", sources=sources, steps=1, precision=precision, checkpoint_activations=checkpoint_activations
     )  # type: ignore[arg-type]
-    parallel = Parallel(model, config, World(0, 1, 1, torch.device("cpu")))
+    parallel = Parallel(model, config, World())
     optimizer = make_optimizer(model.trained_parameters(), config)
     normalize = ImageProcessor.clip(model.vision.image_size).normalized
     item = {name: Batch(**fields) for name, fields in torch.load(batches, weights_only=True).items()}

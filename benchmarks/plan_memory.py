@@ -32,7 +32,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.model.vision import tower_spec
-    from flamboyance.training.cost import Sizes
+    from flamboyance.planning.cost import Sizes
 
     def flamingo(tower: str, width: int, text: Any, base: int, interval: int) -> FlamingoConfig:
         ids = {"eoc_token_id": base, "image_token_id": base + 1, "pad_token_id": base + 2}
@@ -100,7 +100,7 @@ def row(name: str, case: dict[str, Any], keeping: bool) -> dict[str, Any]:
 
 def estimate(config: Any, batches: list[Any], checkpoint: bool, keeping: bool) -> dict[str, float]:
     """Bytes by part, beside what the process had before."""
-    from flamboyance.training import cost, memory
+    from flamboyance.planning import cost, memory
     from flamboyance.training.hardware import this_machine
 
     traced = cost.trace(config, batches, device="cpu", checkpoint_activations=checkpoint)
@@ -121,13 +121,14 @@ def estimate(config: Any, batches: list[Any], checkpoint: bool, keeping: bool) -
 def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, float]:
     import torch
 
-    from flamboyance.data.pairs import Pairs
+    from flamboyance.data.formats.pairs import Pairs
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.images import ImageProcessor
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.planning.cost import batch_of
+    from flamboyance.processes import World
     from flamboyance.training.config import Training
-    from flamboyance.training.cost import batch_of
     from flamboyance.training.optimizer import make_optimizer
-    from flamboyance.training.parallel import Parallel, World
+    from flamboyance.training.parallel import Parallel
     from flamboyance.training.step import Stepper
 
     sources = {str(i): Pairs(shards="", batch_size=b.rows) for i, b in enumerate(batches)}
@@ -135,7 +136,7 @@ def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, flo
     torch.ones(512, 512) @ torch.ones(512, 512)  # threads and the matrix library's own memory
     base = status("VmRSS")
     model = FlamingoForConditionalGeneration(config).train()
-    parallel = Parallel(model, training, World(0, 1, 1, torch.device("cpu")))
+    parallel = Parallel(model, training, World())
     stepper = Stepper(
         parallel,
         make_optimizer(model.trained_parameters(), training),

@@ -12,10 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from flamboyance.planning.plan import Plan, Planner
 from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import find, parameters, resolve
 from flamboyance.training.hardware import find as find_hardware
-from flamboyance.training.plan import Plan, Planner
 from flamboyance.training.run import Run
 
 ROOT = Path(__file__).parents[1]

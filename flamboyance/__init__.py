@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig as FlamingoConfig
     from flamboyance.evaluation import metrics as metrics
     from flamboyance.few_shot import FewShotTask as FewShotTask
+    from flamboyance.flamingo import FlamingoForConditionalGeneration as FlamingoForConditionalGeneration
     from flamboyance.mini import load_mini as load_mini
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration as FlamingoForConditionalGeneration
     from flamboyance.model.media import Media as Media
     from flamboyance.processing import FlamingoProcessor as FlamingoProcessor
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _DEFINED_IN = {
     "FewShotTask": "few_shot",
     "FlamingoConfig": "configuration",
-    "FlamingoForConditionalGeneration": "model.flamingo",
+    "FlamingoForConditionalGeneration": "flamingo",
     "FlamingoProcessor": "processing",
     "Media": "model.media",
     "create_model_and_transforms": "compat",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REGISTERED_BY = {
     "transformers.models.auto.configuration_auto": "flamboyance.configuration",
-    "transformers.models.auto.modeling_auto": "flamboyance.model.flamingo",
+    "transformers.models.auto.modeling_auto": "flamboyance.flamingo",
     "transformers.models.auto.processing_auto": "flamboyance.processing",
 }
 """Where transformers keeps an Auto class: our module that registers a class with it."""

@@ -21,8 +21,8 @@ from flamboyance import hub, names
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.images import ImageProcessor
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
 MINI = names.MINI
@@ -78,7 +78,7 @@ class Entry:
             from flamboyance.checkpoints import released
 
             return released.config_for(self.name)
-        from flamboyance.model.files import read_config
+        from flamboyance.checkpoints.directory import read_config
 
         with self._named():
             return read_config(self.files(**options))
@@ -94,13 +94,13 @@ class Entry:
             return self.directory
         if self.kind == "released":
             raise ValueError(f"{self.name} has no directory; write one with `flamboyance convert`")
-        from flamboyance.model.files import local_directory
+        from flamboyance.checkpoints.directory import local_directory
 
         return local_directory(self.name, **options)
 
     def model(self, **options: Any) -> FlamingoForConditionalGeneration:
         """The model, in evaluation mode. `options`: those of FlamingoForConditionalGeneration.from_pretrained."""
-        from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+        from flamboyance.flamingo import FlamingoForConditionalGeneration
 
         with self._named():
             return FlamingoForConditionalGeneration.from_pretrained(self._place, **options).eval()
@@ -131,8 +131,8 @@ class Entry:
             from flamboyance.checkpoints import released
 
             return self.config().vision, released.image_processor()
+        from flamboyance.checkpoints.directory import resolve as found_from
         from flamboyance.images import ImageProcessor
-        from flamboyance.model.files import resolve as found_from
 
         directory = self.files(**options)
         vision = self.config(**options).vision

@@ -7,9 +7,8 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from flamboyance.files import well_formed
 from flamboyance.images import ImageError
-from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
+from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, well_formed
 
 ROLES = ("system", "user", "assistant")
 

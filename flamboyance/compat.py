@@ -13,10 +13,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flamboyance.checkpoints import openflamingo
+from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.hub import options as reachable
 from flamboyance.images import ImageProcessor
 from flamboyance.model.cache import given
-from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor, image_processor_of
 

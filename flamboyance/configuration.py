@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+import flamboyance.configuration_mosaic_gpt  # noqa: F401  registers the family of MPT-1B
+
 RESAMPLER = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4, "max_frames": None}
 CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 4}
 LIBRARIES = ("transformers", "openclip", "timm")
@@ -120,8 +122,6 @@ def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise ValueError("text_config has no model_type, which says the language model's family, e.g. 'opt' or 'mpt'.")
-    if model_type == "mosaic_gpt":
-        import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family
     return AutoConfig.for_model(model_type, **values)
 
 

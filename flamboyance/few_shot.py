@@ -16,10 +16,10 @@ from transformers import DynamicCache
 
 from flamboyance import checks, templates
 from flamboyance.files import read_json, replacing, write_json
+from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import RoomyLayer, branch, empty, is_plain, moved, roomy
-from flamboyance.model.files import check_finite
 from flamboyance.model.fingerprint import fingerprint, stamp
-from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.finite import check_finite
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.templates import Template

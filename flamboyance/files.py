@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flamboyance.templates import well_formed
+
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".csv", ".tsv", *JSONL_SUFFIXES)
 """Suffixes of tables, in lower case; a file's own may be in upper case."""
@@ -36,7 +38,6 @@ TEXT_LIMIT = 1 << 20
 COLUMNS = ("image", "images", "file_name", "text", "caption", "captions", "label", "question", "answer", "answers")
 
 Record = dict[str, Any]
-
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
@@ -140,11 +141,6 @@ def escaped(text: str) -> str:
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
-
-
-def well_formed(text: str) -> str:
-    """The text with "?" for each half of a surrogate pair, which no encoding and no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
 def local_name(name: str) -> str:

@@ -50,7 +50,7 @@ def check_embedded() -> Path:
     if not (EMBEDDED_DIRECTORY / "config.json").is_file():
         raise OSError(
             f"the embedded model is missing from this installation: no config.json in {EMBEDDED_DIRECTORY}. "
-            "Install flamboyance again, or train it with `python -m recipes.mini` in a clone of the repository"
+            "Install flamboyance again, or train it with `python -m scripts.pretrain_mini` in a clone of the repository"
         )
     return EMBEDDED_DIRECTORY
 

@@ -20,12 +20,15 @@ from transformers import (
 from flamboyance import call_arguments as arguments
 from flamboyance import names
 from flamboyance.chat import Chat, is_batch
+from flamboyance.checkpoints import released
+from flamboyance.checkpoints.backbones import opening
+from flamboyance.checkpoints.preprocessing import image_processor_of as image_processor_of
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.files import read_json, well_formed, write_json, write_text
+from flamboyance.files import read_json, write_json, write_text
+from flamboyance.hub import options as reachable
 from flamboyance.hub import snapshot
 from flamboyance.images import ImageError, ImageProcessor, frames_of, load_image
-from flamboyance.model.preprocessing import image_processor_of as image_processor_of
-from flamboyance.templates import CHAT_TEMPLATE, END_OF_CHUNK_TOKEN, IMAGE_TOKEN
+from flamboyance.templates import CHAT_TEMPLATE, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, well_formed
 
 PAD_TOKEN = "<PAD>"
 FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # a processor's, of a repository
@@ -306,10 +309,8 @@ class FlamingoProcessor(ProcessorMixin):
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         place = names.embedded(name) or Path(name).expanduser()
         if not place.is_dir():
-            from flamboyance.checkpoints import released  # knows the published models; imports this package
-
             if released.is_released(name):
-                return released.processor_for(name, **hub)
+                return cls.of_released(name, **hub)
             place = snapshot(name, FILES, revision=revision, force_download=force_download, **hub)
         place = place / subfolder
         if not any((place / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
@@ -323,6 +324,22 @@ class FlamingoProcessor(ProcessorMixin):
             if chat_template is None and (place / CHAT_FILE).is_file():
                 chat_template = (place / CHAT_FILE).read_text(encoding="utf-8")
         return cls(images, tokenizer, chat_template)
+
+    @classmethod
+    def of_released(cls, name: str, *, tokenizer: str | None = None, **hub: Any) -> FlamingoProcessor:
+        """The processor of a released OpenFlamingo model: OpenAI's preprocessing at 224 pixels, GPT-NeoX's tokenizer.
+
+        Args:
+            tokenizer: its hub id or directory, if not the one that the release names.
+            hub: cache_dir, local_files_only, token.
+
+        Raises:
+            OSError: the tokenizer is not within reach.
+        """
+        source = str(tokenizer or released.config_for(name).language)
+        with opening("tokenizer", source):
+            reader: Any = AutoTokenizer.from_pretrained(source, **reachable(source, hub))
+        return cls(released.image_processor(), reader)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes what `from_pretrained` and transformers' AutoProcessor open: the tokenizer's files,

@@ -11,6 +11,11 @@ IMAGE_TOKEN = "<image>"
 END_OF_CHUNK_TOKEN = "<|endofchunk|>"
 
 
+def well_formed(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which no encoding and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
 @dataclass(frozen=True, repr=False)
 class Template:
     """A pattern with named fields, the last of which is the answer that the model shall give.

@@ -20,8 +20,14 @@ torch.set_num_threads(1)
 # long one to itself while the other is idle.
 LONGEST = (
     *("training/test_elastic", "training/test_resume", "training/test_parallel", "evaluation/test_command"),
-    *("training/test_plan", "training/test_cost", "evaluation/test_report", "data/test_loader", "training/test_loop"),
-    *("test_few_shot", "evaluation/test_rices", "evaluation/test_features", "recipes_runs/test_mini", "test_demo"),
+    *("planning/test_plan", "planning/test_cost", "reports/test_report", "data/test_loader", "training/test_loop"),
+    *(
+        "test_few_shot",
+        "evaluation/rices/test_index",
+        "evaluation/rices/test_features",
+        "recipes/test_mini",
+        "test_demo",
+    ),
 )
 
 

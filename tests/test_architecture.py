@@ -1,125 +1,101 @@
-"""The shape of the package: who imports whom, how long files are, what `import flamboyance` costs."""
+"""The shape of the package: who imports whom, and what `import flamboyance` costs."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "flamboyance"
-FILES = sorted(PACKAGE.rglob("*.py"))
-LONGEST = 500
 
-# What each part may import; parts are the top-level modules and folders of the package. A part that is not
-# named here fails the test: whoever adds one says where it stands.
-BELOW: dict[str, set[str]] = {
-    "auto": set(),
-    "checks": set(),
-    "configuration": set(),
-    "examples": set(),
-    "files": set(),
-    "names": set(),
-    "hub": {"names"},
-    "images": {"files"},
-    "templates": set(),
-    "model": {"checks", "configuration", "files", "images", "names", "hub"},
-    "processing": {"chat", "call_arguments", "configuration", "files", "images", "templates", "model", "names", "hub"},
-    "checkpoints": {"configuration", "files", "images", "processing", "model", "names", "hub"},
-    "few_shot": {"checks", "configuration", "files", "images", "templates", "model", "processing", "checkpoints"},
-    "mini": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints", "names"},
-    "compat": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints", "hub"},
-    "chat": {"files", "images", "templates"},
-    "call_arguments": {"templates"},
-    "catalog": {"configuration", "images", "model", "processing", "checkpoints", "names", "hub"},
-    "data": {"configuration", "files", "images", "templates", "processing"},
-    "training": {"configuration", "files", "images", "templates", "model", "processing", "checkpoints", "data"},
-}
-# The top: each of these sees everything below, and the others of the top where it is said.
-LIBRARY = set(BELOW) - {"data", "training"}
-TRAINING = {"data", "training", "recipes"}
-BELOW |= {
-    "evaluation": LIBRARY,
-    "serving": LIBRARY,
-    "demo": LIBRARY | {"evaluation"},
-    "recipes": LIBRARY | TRAINING | {"demo"},  # the embedded model's data are drawn from the demonstration's world
-    "commands": LIBRARY | TRAINING | {"evaluation", "serving", "demo"},
-    "cli": LIBRARY | TRAINING | {"evaluation", "serving", "demo", "commands"},
-    "__init__": LIBRARY | {"evaluation"},  # for its metrics; nothing is imported before it is used
-    "__main__": {"cli"},
-}
-
-# What is imported when it is called, against the order: names of released models open through the ordinary
-# doors, a configuration of a language model that is defined here has to make it known first, and a model's directory
-# holds its processor too.
-WHEN_CALLED = {
-    "configuration.py": {"model"},
-    "model/loading.py": {"checkpoints", "processing"},
-    "model/saving.py": {"processing"},
-    "processing.py": {"checkpoints"},
-}
+# From the bottom to the top: a part (a module or a folder of the package) imports only parts that come before it.
+ORDER = (
+    *("checks", "names", "configuration_mosaic_gpt", "configuration", "templates", "files", "hub", "images"),
+    *("processes", "examples", "auto", "chat", "call_arguments"),
+    *("model", "checkpoints", "processing", "flamingo", "few_shot", "compat", "convert", "catalog"),
+    *("data", "training", "planning"),
+    *("evaluation", "mini", "reports", "demo", "recipes"),
+    *("__init__", "commands", "cli", "__main__"),
+)
 
 
-def part(file: Path) -> str:
-    """The part of the package that a file belongs to: `model` for `flamboyance/model/media.py`."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(file: Path, root: Path) -> str:
+    """`flamboyance.model.media` for its file; a folder's `__init__.py` has the folder's name."""
+    parts = file.relative_to(root.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_parts(file: Path, source: str, everywhere: bool = True) -> set[str]:
-    """The parts that a file imports, other than its own; `everywhere` in it, or at its top level."""
-    here = ("flamboyance", *file.relative_to(PACKAGE).parts[:-1])
-    found: set[str] = set()
-    tree = ast.parse(source)
-    for node in ast.walk(tree) if everywhere else tree.body:
+def imports(file: Path, root: Path, modules: set[str]) -> Iterator[str]:
+    """The modules of the package that a file imports: at its top, inside functions, or for type checkers alone."""
+    package = module_name(file, root).split(".")
+    package = package if file.name == "__init__.py" else package[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(here[: len(here) - node.level + 1]) + "." if node.level else ""
-            module = (base + (node.module or "")).rstrip(".")
-            names = [f"{module}.{alias.name}" for alias in node.names]
-        else:
-            continue
+            base = package[: len(package) - node.level + 1] if node.level else []
+            names = [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
         for name in names:
-            first, _, rest = name.partition(".")
-            if first == "recipes":
-                found.add("recipes")
-            elif first == "flamboyance":
-                target = rest.split(".")[0]
-                # `from flamboyance import FewShotTask` names no module: it is the package's front door.
-                is_module = (PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").is_file()
-                found.add(target if target and is_module else "__init__")
-    return found - {part(file)}
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_run_one_way(file: Path) -> None:
-    assert part(file) in BELOW, f"{part(file)} has no place in the order of imports yet: give it one in BELOW"
-    source, when_called = file.read_text(encoding="utf-8"), WHEN_CALLED.get(str(file.relative_to(PACKAGE)), set())
-    above = imported_parts(file, source) - when_called | imported_parts(file, source, everywhere=False)
-    above -= BELOW[part(file)]
-    if part(file) in {"cli", "commands", "demo", "serving", "evaluation"}:
-        above -= {"__init__"}  # the front door is what users see, and so may these
-    assert not above, f"{file.relative_to(PACKAGE)} imports {sorted(above)}, which stand above or beside it"
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Every module of a package, and the modules of it that it imports."""
+    files = {module_name(file, root): file for file in root.rglob("*.py")}
+    return {name: set(imports(file, root, set(files))) - {name} for name, file in files.items()}
 
 
-def test_the_reader_of_imports_sees_every_form() -> None:
-    file = PACKAGE / "model" / "language.py"
-    source = (
-        "import torch\nimport flamboyance.processing\nfrom ..configuration import X\n"
-        "from .media import Media\nfrom .. import templates\nfrom flamboyance import FewShotTask\n"
-        "def f():\n    from recipes.mini import run\n"
+def part(module: str) -> str:
+    """`model` for `flamboyance.model.media`; `__init__` for the package itself."""
+    return (module.split(".") + ["__init__"])[1]
+
+
+GRAPH = import_graph(PACKAGE)
+
+
+def test_there_are_no_import_cycles() -> None:
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import each other: {' <- '.join(error.args[1])}")
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part(module) for module in GRAPH} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_run_one_way(module: str) -> None:
+    own = ORDER.index(part(module))
+    above = sorted(other for other in GRAPH[module] if ORDER.index(part(other)) > own)
+    assert not above, f"{module} imports {above}, which come after it in ORDER"
+
+
+def test_the_network_knows_nothing_about_files() -> None:
+    below = {"checks", "configuration", "configuration_mosaic_gpt", "templates", "model"}
+    for module in GRAPH:
+        if part(module) == "model":
+            assert {part(other) for other in GRAPH[module]} <= below, module
+
+
+def test_the_graph_sees_every_form_of_import(tmp_path: Path) -> None:
+    root = tmp_path / "flamboyance"
+    (root / "a").mkdir(parents=True)
+    for name in ("__init__", "b", "c", "d", "e", "a/__init__", "a/x"):
+        (root / f"{name}.py").write_text("")
+    (root / "a" / "y.py").write_text(
+        "import os\nimport flamboyance.b\nfrom ..c import C\nfrom . import x\n"
+        "if TYPE_CHECKING:\n    from flamboyance import d\ndef f():\n    from flamboyance.e import E\n"
     )
-    # `templates` and the rest count as modules only where they exist.
-    expected = {"recipes", "__init__"}
-    for name in ("processing", "configuration", "templates"):
-        expected |= {name} if (PACKAGE / f"{name}.py").is_file() else {"__init__"}
-    assert imported_parts(file, source) == expected
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_files_stay_short(file: Path) -> None:
-    lines = len(file.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST, f"{file.relative_to(PACKAGE)} has {lines} lines; split it by concept at {LONGEST}"
+    found = {module.removeprefix("flamboyance.") for module in import_graph(root)["flamboyance.a.y"]}
+    assert found == {"a.x", "b", "c", "d", "e"}
 
 
 def test_import_needs_no_extras() -> None:

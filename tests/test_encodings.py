@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(file for name in ("flamboyance", "recipes", "benchmarks") for file in (ROOT / name).rglob("*.py"))
+SOURCES = sorted(file for name in ("flamboyance", "scripts", "benchmarks") for file in (ROOT / name).rglob("*.py"))
 
 
 def without_encoding(source: str) -> list[int]:

@@ -8,7 +8,7 @@ from transformers.utils import logging
 import flamboyance as fl
 from flamboyance import __main__
 from flamboyance.checkpoints import released
-from flamboyance.demo.world import scenes
+from flamboyance.mini.world import scenes
 
 
 @pytest.mark.parametrize("shown", [True, False])

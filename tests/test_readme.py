@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flamboyance import examples
-from recipes.mini import pictures
+from scripts.pretrain_mini import pictures
 
 README = Path(__file__).parents[1] / "README.md"
 

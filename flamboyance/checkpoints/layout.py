@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flamboyance.checkpoints.released import LAYERS, RELEASED, VISION_WIDTH
+
 BLOCK = re.compile(r"^lang_encoder\.(?P<layers>.+)\.(?P<index>\d+)\.gated_cross_attn_layer\.(?P<rest>.+)$")
 
 
@@ -49,13 +51,23 @@ class Layout:
         return self.indices[0] + 1 if self.indices else None
 
     def __str__(self) -> str:
-        from flamboyance.checkpoints import released  # it imports this file
-
         if not self.indices:
             return "It has no gated_cross_attn_layer keys, so it is not a whole checkpoint."
-        known = released.fitting(self)
+        known = fitting(self)
         hint = f" That is the layout of {' and '.join(known)}." if known else ""
         return (
             f"Its {len(self.indices)} blocks stand in lang_encoder.{self.layers}, cross_attn_every_n_layers = "
             f"{self.interval}, width {self.width}, vision width {self.vision_width}.{hint}"
         )
+
+
+def fitting(layout: Layout) -> list[str]:
+    """The released models that a checkpoint of this layout can belong to."""
+    found = []
+    for name, (_, interval, architecture) in RELEASED.items():
+        text = architecture()
+        indices = tuple(range(interval - 1, text.num_hidden_layers, interval))
+        same = (indices, text.hidden_size, VISION_WIDTH) == (layout.indices, layout.width, layout.vision_width)
+        if same and layout.layers in ("?", LAYERS.get(text.model_type)):
+            found.append(name)
+    return found

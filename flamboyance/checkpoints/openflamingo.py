@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamboyance.checkpoints.directory import warn_if_shut
 from flamboyance.checkpoints.layout import BLOCK, Layout
 from flamboyance.checkpoints.torch_file import read_torch_file
 from flamboyance.model import language, linear
-from flamboyance.model.files import check_finite
-from flamboyance.model.loading import warn_if_shut
+from flamboyance.model.finite import check_finite
 
 RENAMES = (
     (r"^resampler\.time_embeddings$", "perceiver.frame_embs"),

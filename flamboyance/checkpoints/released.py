@@ -1,21 +1,13 @@
 """The five released OpenFlamingo models: what each is made of, by the facts published with them."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import hf_hub_download
-from transformers import AutoTokenizer, CLIPVisionConfig, GPTNeoXConfig, MptConfig, PreTrainedConfig
+from transformers import CLIPVisionConfig, GPTNeoXConfig, MptConfig, PreTrainedConfig
 
 from flamboyance import names
-from flamboyance.checkpoints import openflamingo
-from flamboyance.checkpoints.layout import Layout
 from flamboyance.configuration import ADDED_TOKENS, FlamingoConfig
-from flamboyance.hub import options as reachable
+from flamboyance.configuration_mosaic_gpt import MosaicGPTConfig
 from flamboyance.images import ImageProcessor
-from flamboyance.model.loading import opening
-from flamboyance.model.mosaic_gpt import MosaicGPTConfig
-from flamboyance.processing import FlamingoProcessor
 
 BASE_VOCABULARY = 50277  # of GPT-NeoX's tokenizer, which all five use
 VISION_WIDTH = 1024
@@ -106,77 +98,6 @@ def config_for(name: str) -> FlamingoConfig:
     )
 
 
-def fitting(layout: Layout) -> list[str]:
-    """The released models that a checkpoint of this layout can belong to."""
-    found = []
-    for name, (_, interval, architecture) in RELEASED.items():
-        text = architecture()
-        indices = tuple(range(interval - 1, text.num_hidden_layers, interval))
-        same = (indices, text.hidden_size, VISION_WIDTH) == (layout.indices, layout.width, layout.vision_width)
-        if same and layout.layers in ("?", LAYERS.get(text.model_type)):
-            found.append(name)
-    return found
-
-
-def load(
-    model_class: Any,
-    name: str,
-    *,
-    checkpoint: str | Path | None = None,
-    language: str | None = None,
-    vision: str | None = None,
-    tokenizer: str | None = None,
-    dtype: Any = "auto",
-    trained_dtype: torch.dtype | None = None,
-    cache_dir: str | None = None,
-    local_files_only: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    **language_options: Any,
-) -> Any:
-    """Opens a released model; every part comes from the hub, or from the local path given for it.
-
-    Args:
-        checkpoint: a local `checkpoint.pt`.
-        language, vision, tokenizer: local directories (or other hub ids) of the frozen backbones.
-    """
-    config = config_for(name)
-    hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-    if checkpoint is None:
-        repository = f"openflamingo/{short_name(name)}"
-        options = reachable(repository, hub)
-        checkpoint = hf_hub_download(repository, "checkpoint.pt", revision=revision, token=token, **options)
-    processor = processor_for(name, tokenizer=tokenizer or language, **hub)
-    if vision:
-        processor.image_processor = None  # from_backbones gives it the tower's own
-    model = model_class.from_backbones(
-        vision or TOWER["name"],
-        language or config.language,
-        processor,
-        interval=config.interval,
-        dtype=dtype,
-        trained_dtype=trained_dtype,
-        **hub,
-        **language_options,
-    )
-    openflamingo.load(model, openflamingo.read(checkpoint))
-    return model
-
-
 def image_processor() -> ImageProcessor:
     """OpenAI CLIP's preprocessing, which all five use."""
     return ImageProcessor.clip(224)
-
-
-def processor_for(name: str, *, tokenizer: str | None = None, **hub: Any) -> Any:
-    """The processor of a released model: OpenAI's preprocessing at 224 pixels, GPT-NeoX's tokenizer."""
-    source = str(tokenizer or config_for(name).language)
-    with opening("tokenizer", source):
-        reader: Any = AutoTokenizer.from_pretrained(source, **reachable(source, hub))
-    return FlamingoProcessor(image_processor(), reader)
-
-
-def build_on_meta(name: str, model_class: Any) -> Any:
-    """The full-size architecture without weights or memory: to look at, and to check a checkpoint against."""
-    with torch.device("meta"):
-        return model_class(config_for(name))

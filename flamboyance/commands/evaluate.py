@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flamboyance.commands.arguments import DEVICES, DTYPES
 from flamboyance.commands.models import model_name, note_default
+from flamboyance.commands.tasks import read_tasks
 
 if TYPE_CHECKING:
     from flamboyance.evaluation.run import Settings
@@ -108,9 +109,9 @@ def _words(given: str) -> tuple[str, ...]:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a model."""
     from flamboyance.commands.progress import progress
-    from flamboyance.evaluation.ranks import ranks
     from flamboyance.evaluation.run import Settings
     from flamboyance.evaluation.run import evaluate as run
+    from flamboyance.processes import world
 
     # Everything that can be wrong with files comes before a model is loaded.
     tasks = read_tasks(arguments)
@@ -121,7 +122,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     settings.check(tasks)
     by_default = arguments.model is None
     arguments.model = model_name(arguments)
-    with ranks() as here:
+    with world() as here:
         features = build_features(arguments, tasks, settings, here)
         answers = open_answers(arguments, here)
         if by_default and here.first:
@@ -145,7 +146,7 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
     import shlex
 
     from flamboyance.commands.report import console_of, print_table
-    from flamboyance.evaluation import report, runs
+    from flamboyance.reports import report, runs
 
     # Of every seed that the directory holds, so that the table is the same whichever command asked last.
     asked = {(cell.task, cell.shots, cell.mode) for task in tasks for cell in settings.cells(task.name)}
@@ -162,63 +163,26 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
     )
 
 
-def read_tasks(arguments: argparse.Namespace) -> list[Any]:
-    """The tasks that are named, read from their files.
-
-    Raises:
-        ValueError, OSError: anything that is wrong with them.
-    """
-    from flamboyance.evaluation.tasks import TASKS, open_task, own
-
-    files: dict[str, dict[str, str]] = {}
-    for given in arguments.file:
-        name, separator, path = given.partition("=")
-        task, dot, what = name.partition(".")
-        if not separator or not dot:
-            raise ValueError(f"--file {given}: expected TASK.NAME=PATH, as coco.karpathy=/data/dataset_coco.json")
-        files.setdefault(task, {})[what] = path
-    names = [one for name in arguments.tasks for one in (list(TASKS) if name == "all" else [name])]
-    unknown = set(files) - {name.partition(":")[0] for name in names}
-    if unknown:
-        raise ValueError(f"--file names {unknown.pop()}, which is not among the tasks asked: {', '.join(names)}")
-    tasks = []
-    for name in dict.fromkeys(names):
-        base = name.partition(":")[0]
-        if base in TASKS:
-            if arguments.data is None:
-                raise ValueError(f"--data is missing: the folder that holds {base}/ with the benchmark's files")
-            tasks.append(open_task(name, Path(arguments.data), files.get(base, {}), arguments.protocol))
-        elif Path(name).exists():
-            own_data = own.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
-            tasks.append(own_data)
-        else:
-            raise ValueError(f"{name} is no task ({', '.join(TASKS)}), and no file or folder of that name exists")
-    twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
-    if twice:
-        raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")
-    return tasks
-
-
 def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     """The model that answers: a Flamingo, or one of transformers."""
     import torch
 
     from flamboyance.commands import models
-    from flamboyance.evaluation.flamingo import FlamingoAnswers
+    from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
 
     if models.is_flamingo(arguments.model):
         model, processor = models.load(arguments.model, arguments.device, arguments.dtype)
         if model.device.type == "cuda":
-            model.to(torch.device("cuda", here.local))
+            model.to(torch.device("cuda", here.local_rank))
         return FlamingoAnswers(
             model, processor, arguments.beams, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
             arguments.media_folder and Path(arguments.media_folder),
         )  # fmt: skip
-    from flamboyance.evaluation.transformers_vlm import TransformersAnswers
+    from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 
     place = models.device_of(arguments.device)
     if place.type == "cuda":
-        place = torch.device("cuda", here.local)
+        place = torch.device("cuda", here.local_rank)
     return TransformersAnswers.open(arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams)
 
 
@@ -232,14 +196,14 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     from flamboyance.commands.models import is_flamingo
     from flamboyance.commands.progress import progress
     from flamboyance.commands.rices import open_encoder, tell_broken
-    from flamboyance.evaluation.features import build, default_cache
+    from flamboyance.evaluation.rices.features import build, default_cache
 
     images = {task.name: found for task in tasks if (found := settings.images(task))}
     if not images:
         return {}
     if not arguments.tower and not is_flamingo(arguments.model):
         raise ValueError("RICES needs a tower to compare images by: --tower openai/clip-vit-large-patch14, for example")
-    encoder = open_encoder(arguments, here.local)
+    encoder = open_encoder(arguments, here.local_rank)
     cache = Path(arguments.features) if arguments.features else default_cache()
     whole = list(dict.fromkeys(image for some in images.values() for image in some))
     mine = here.share(whole)

@@ -130,9 +130,9 @@ def outline(name: str) -> tuple[Any, Gates | None]:
     """
     import torch
 
+    from flamboyance.checkpoints.directory import WEIGHTS, read_weights
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.model.adapters import canonical
-    from flamboyance.model.files import WEIGHTS, read_weights
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
 
     entry = catalog.resolve(name)
     with torch.device("meta"):

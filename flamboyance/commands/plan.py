@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flamboyance.commands.plan_tables import print_mended, print_plan, print_rows
 
 if TYPE_CHECKING:
-    from flamboyance.training.plan import Plan
+    from flamboyance.planning.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +70,9 @@ def plan(arguments: argparse.Namespace) -> int:
 
     if arguments.recipe not in recipes.SUMMARIES and ".py:" not in arguments.recipe:
         raise recipes.unknown(arguments.recipe)
+    from flamboyance.planning.plan import Assumptions, Planner
     from flamboyance.recipes.arguments import find, parameters, resolve
     from flamboyance.training.hardware import find as find_hardware
-    from flamboyance.training.plan import Assumptions, Planner
 
     recipe = find(arguments.recipe, recipes.RECIPES)
     # Where a run writes and reads does not matter here; what a recipe needs may be left out.

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flamboyance.training.plan import Plan, Planner
+    from flamboyance.planning.plan import Plan, Planner
 
 GIB = 2**30
 MEMORY = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flamboyance.evaluation.report import Report, Table
+    from flamboyance.reports.report import Report, Table
 
 FILES = """\
 files, in the first DIR or in --output:
@@ -54,9 +54,10 @@ def _count(given: str) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Read the runs, print their tables, and write report.md, scores.csv, figures and index.html."""
-    from flamboyance.evaluation import browse, report_files
-    from flamboyance.evaluation.report import build
-    from flamboyance.evaluation.runs import read_all
+    from flamboyance.reports import predictions_page as browse
+    from flamboyance.reports import report_files
+    from flamboyance.reports.report import build
+    from flamboyance.reports.runs import read_all
 
     runs = read_all([Path(run) for run in arguments.runs])
     beside = (
@@ -91,7 +92,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _draw(whole: Report, folder: Path) -> list[tuple[str, str]]:
     """The tables do not wait for a library."""
-    from flamboyance.evaluation.figures import draw
+    from flamboyance.reports.figures import draw
 
     try:
         return draw(whole, folder)
@@ -108,8 +109,8 @@ def console_of(stream: Any) -> Any:
 
 
 def _print(whole: Report) -> None:
-    from flamboyance.evaluation.report import differences, facts, scores, unfinished
-    from flamboyance.evaluation.shares import shares_of_flamingo, told
+    from flamboyance.reports.report import differences, facts, scores, unfinished
+    from flamboyance.reports.shares import shares_of_flamingo, told
 
     console = console_of(sys.stdout)
     for fact in facts(whole):

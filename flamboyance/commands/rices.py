@@ -50,16 +50,16 @@ def _count(given: str) -> int:
 
 def rices(arguments: argparse.Namespace) -> int:
     """Build the features of the images of tasks, demonstrations and queries; 1 if none could be read."""
-    from flamboyance.commands.evaluate import read_tasks
     from flamboyance.commands.progress import progress
-    from flamboyance.evaluation.features import build, default_cache
-    from flamboyance.evaluation.ranks import ranks
+    from flamboyance.commands.tasks import read_tasks
+    from flamboyance.evaluation.rices.features import build, default_cache
+    from flamboyance.processes import world
 
     tasks = read_tasks(arguments)
     images = list(dict.fromkeys(str(one.image) for task in tasks for one in (*task.support, *task.queries)))
     cache = Path(arguments.features) if arguments.features else default_cache()
-    with ranks() as here:
-        encoder = open_encoder(arguments, here.local)
+    with world() as here:
+        encoder = open_encoder(arguments, here.local_rank)
         mine = here.share(images)
         with progress(len(mine) if here.first else None, "images") as advance:
             moved = advance if here.first else lambda _: None
@@ -77,7 +77,7 @@ def open_encoder(arguments: argparse.Namespace, local: int = 0) -> Any:
     from transformers.utils import logging
 
     from flamboyance.commands.models import device_of, tower_of
-    from flamboyance.evaluation.features import Encoder
+    from flamboyance.evaluation.rices.features import Encoder
 
     logging.disable_progress_bar()
     device = device_of(arguments.device)

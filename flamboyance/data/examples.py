@@ -12,9 +12,9 @@ from torch import Tensor
 from flamboyance.data.batch import Example
 from flamboyance.data.documents import Document, Rejected, Source
 from flamboyance.data.interleaved import Interleaved
-from flamboyance.files import TEXT_LIMIT, well_formed
+from flamboyance.files import TEXT_LIMIT
 from flamboyance.images import ImageError, ImageProcessor, ImageTooLargeError, load_image
-from flamboyance.templates import END_OF_CHUNK_TOKEN
+from flamboyance.templates import END_OF_CHUNK_TOKEN, well_formed
 
 if TYPE_CHECKING:
     from flamboyance.processing import FlamingoProcessor

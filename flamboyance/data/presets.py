@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from flamboyance.data.documents import Source
-from flamboyance.data.mmc4 import MMC4
-from flamboyance.data.pairs import Pairs
+from flamboyance.data.formats.mmc4 import MMC4
+from flamboyance.data.formats.pairs import Pairs
 
 Shards = str | tuple[str, ...]
 

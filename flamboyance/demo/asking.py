@@ -6,7 +6,7 @@ from pathlib import Path
 from flamboyance.demo.results import AnsweredQuery, AnsweredSet, AnsweredTask, Reply
 from flamboyance.demo.tasks import Example, Set, Task
 from flamboyance.few_shot import FewShotTask
-from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.processing import FlamingoProcessor
 
 MAX_NEW_TOKENS = 24  # the longest caption has 16

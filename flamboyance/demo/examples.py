@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from flamboyance import templates
-from flamboyance.demo import world
 from flamboyance.demo.tasks import Example, Set, Task, TaskName
-from flamboyance.demo.world import Episode, Scene
 from flamboyance.files import naming
+from flamboyance.mini import world
+from flamboyance.mini.world import Episode, Scene
 
 IMAGES = "images"
 QUERIES_PER_SET = 8

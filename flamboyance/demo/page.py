@@ -8,8 +8,8 @@ from flamboyance.demo.cards import e, set_card
 from flamboyance.demo.plot import DARK, LIGHT
 from flamboyance.demo.results import FILE, AnsweredTask, Results
 from flamboyance.demo.snippets import MINI, prompt, python
-from flamboyance.demo.world.words import COLORS, SHAPES, SIZES
 from flamboyance.files import write_text
+from flamboyance.mini.world.words import COLORS, SHAPES, SIZES
 
 PAGE = "index.html"
 AT_ONCE = {"words": 8}  # sets in sight; the rest is folded away

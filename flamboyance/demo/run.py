@@ -10,7 +10,7 @@ from flamboyance.demo.examples import write_examples
 from flamboyance.demo.page import write_page
 from flamboyance.demo.plot import write_plots
 from flamboyance.demo.results import Results
-from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.processing import FlamingoProcessor
 
 SHOTS = (0, 2, 4, 8)

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flamboyance.evaluation import results, rices, shots
-from flamboyance.evaluation.feature_store import Features
+from flamboyance.evaluation import results, shots
 from flamboyance.evaluation.prompts import Prompt
-from flamboyance.evaluation.ranks import Ranks
 from flamboyance.evaluation.results import Cell
+from flamboyance.evaluation.rices.feature_store import Features
+from flamboyance.evaluation.rices.index import index as rices
 from flamboyance.evaluation.task import Task
+from flamboyance.processes import World
 
 WINDOW = 1024  # prompts whose lengths are compared, to batch like with like
 
@@ -160,7 +161,7 @@ def evaluate(
     settings: Settings,
     about: dict[str, Any],
     features: Mapping[str, Features] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+    ranks: World = World(),  # noqa: B008 (immutable)
     say: Callable[[str], None] = print,
     advance: Callable[[int], None] = lambda _: None,
 ) -> results.Row:
@@ -189,7 +190,7 @@ def _evaluate(
     settings: Settings,
     about: dict[str, Any],
     features: Mapping[str, Features] | None,
-    ranks: Ranks,
+    ranks: World,
     say: Callable[[str], None],
     advance: Callable[[int], None],
 ) -> results.Row:
@@ -222,7 +223,7 @@ def _ask(
     answers: Answers,
     settings: Settings,
     features: Features | None,
-    ranks: Ranks,
+    ranks: World,
     advance: Callable[[int], None],
 ) -> None:
     """This process's part of a cell."""

@@ -1,6 +1,6 @@
 """Pictures for a first try with the embedded model: `captioned/` (each with its text beside it) and `new/`.
 
-They were drawn by `python -m recipes.mini.pictures` in the world that flamingo-mini was trained on; it knows no other.
+`python -m scripts.pretrain_mini.pictures` drew them, in the world that flamingo-mini was trained on. It knows no other.
 
     captioner = fl.FewShotTask(model, processor, fl.examples.demonstrations)
     captioner(fl.examples.queries)

@@ -3,37 +3,32 @@
 Shape letters: B prompts, N media of a prompt, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model import attention, linear
 from flamboyance.model.cache import NAME, branch, empty, given, is_recurrent
 from flamboyance.model.media import Media, count_seen
+from flamboyance.model.network import FlamingoModel, check_ids
 from flamboyance.model.scoring import score_candidates
 
 # Language models that call their linear layers as layers, and read no weight themselves: `pack` is tested on them.
 PACKED = attention.SHARING | {"gpt_neo", "gptj", "mpt"}
 
 
-class Generating(GenerationMixin):
-    """`generate` and `score` of FlamingoForConditionalGeneration."""
+class GenerativeFlamingo(FlamingoModel, GenerationMixin):
+    """A Flamingo that generates after prompts, and scores candidates."""
 
-    config: FlamingoConfig
-    generation_config: GenerationConfig
-    language_model: Any
-    vision: Any
-    resampler: Any
-    cross_attention: Any
-    _attends_itself: bool
-    _first_position: int
-    _media: Callable[..., Media | None]  # FlamingoForConditionalGeneration's, as the two above
+    def __init__(self, config: FlamingoConfig, *backbones: Any, **named_backbones: Any) -> None:
+        super().__init__(config, *backbones, **named_backbones)
+        self.generation_config.use_cache = True  # MPT's configurations say False
 
     def pack(self) -> Any:
         """Rearranges weights for answering on a processor, in place; decoding takes less time, most so in bfloat16, and
@@ -53,8 +48,7 @@ class Generating(GenerationMixin):
 
     def unpack(self) -> Any:
         """Undoes `pack`, bit by bit."""
-        model: Any = self
-        linear.unpack(model)
+        linear.unpack(self)
         return self
 
     @property
@@ -95,8 +89,7 @@ class Generating(GenerationMixin):
         seen = F.pad(seen, (told, 0))  # columns for tokens that are in the cache and were not given again
         cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         sequences, plain = self._sequences(kwargs), self._plain(kwargs)
-        model: Any = self
-        model.check_length(told + input_ids.shape[1], attention_mask, self._new_tokens(kwargs))
+        self.check_length(told + input_ids.shape[1], attention_mask, self._new_tokens(kwargs))
         if cache is None and plain:
             cache = empty(self.config.text_config, room=sequences == 1)
         looks_ahead = kwargs.get("assistant_model") is not None or self._named(kwargs).get("prompt_lookup_num_tokens")
@@ -131,8 +124,7 @@ class Generating(GenerationMixin):
             attention_mask, images_seen: of the whole prompts.
         """
         mask = None if attention_mask is None else attention_mask[:, :-1]
-        model: Any = self
-        model(
+        self(
             input_ids=new_ids[:, :-1],
             attention_mask=mask,
             media=media,
@@ -228,9 +220,8 @@ class Generating(GenerationMixin):
         attention_mask = self._mask(input_ids, attention_mask)
         checks.whole_number("batch_size", batch_size, 1)
         media = self._media(input_ids, media, pixel_values, media_counts)
-        model: Any = self
         return score_candidates(
-            model, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
+            self, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
         )
 
 
@@ -263,16 +254,4 @@ def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         raise ValueError(
             f"Row {int(padded[0])} ends in padding, so nothing follows its last token. Pad on the left: "
             "processor(…, padding_side='left')."
-        )
-
-
-def check_ids(input_ids: Any) -> None:
-    """
-    Raises:
-        ValueError: something else than rows of token ids.
-    """
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
-        raise ValueError(
-            f"input_ids is {checks.brief(input_ids)}; expected token ids (rows, tokens), as the processor makes them: "
-            "model.generate(**processor(text, images=images))"
         )

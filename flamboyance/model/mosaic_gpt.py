@@ -2,7 +2,7 @@
 
 A pre-norm decoder with ALiBi, LayerNorm on whole queries and keys, no biases, and an output head tied to
 the input embedding. Parameters carry the published names: published weights load without remote code.
-Importing this module registers `model_type: "mosaic_gpt"` with `AutoConfig` and `AutoModelForCausalLM`.
+Importing this module registers `model_type: "mosaic_gpt"` with `AutoModelForCausalLM`.
 
 Shapes: B batch, T new tokens, S tokens seen so far (cached and new), H heads, D width, V vocabulary.
 """
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
@@ -26,9 +25,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
+from flamboyance.configuration_mosaic_gpt import MosaicGPTConfig
 from flamboyance.model.attention import attend, is_slow, shared
 from flamboyance.model.cache import NAME, given
-from flamboyance.model.mosaic_gpt_config import MosaicGPTConfig
 
 logger = logging.get_logger(__name__)
 
@@ -280,5 +279,4 @@ def _positions(
     return torch.arange(past, past + new, device=table.weight.device)[None]
 
 
-AutoConfig.register(MosaicGPTConfig.model_type, MosaicGPTConfig, exist_ok=True)
 AutoModelForCausalLM.register(MosaicGPTConfig, MosaicGPTForCausalLM, exist_ok=True)

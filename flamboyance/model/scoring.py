@@ -1,22 +1,20 @@
 """Log-probabilities of candidate completions, with what candidates share computed once."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flamboyance import checks
-from flamboyance.files import well_formed
 from flamboyance.model.cache import branch, empty
 from flamboyance.model.media import Media, count_seen
-
-if TYPE_CHECKING:
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.network import FlamingoModel
+from flamboyance.templates import well_formed
 
 
 def score_candidates(
-    model: "FlamingoForConditionalGeneration",
+    model: FlamingoModel,
     input_ids: Tensor,
     attention_mask: Tensor | None,
     media: Media | None,
@@ -65,7 +63,7 @@ def score_candidates(
 
 
 def _rest(
-    model: "FlamingoForConditionalGeneration",
+    model: FlamingoModel,
     tokens: list[list[int]],
     mask: Tensor,
     media: Media | None,
@@ -95,9 +93,7 @@ def _rest(
     return (picked * real[:, 1:]).sum(1).view(prompts, n)
 
 
-def candidate_tokens(
-    model: "FlamingoForConditionalGeneration", candidates: Sequence[str] | Sequence[Sequence[int]]
-) -> list[list[int]]:
+def candidate_tokens(model: FlamingoModel, candidates: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Token ids of each candidate, without the tokenizer's own beginning and end.
 
     Raises:

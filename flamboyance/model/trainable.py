@@ -4,12 +4,12 @@ The resampler, the cross-attention and the added tokens are a Flamingo's own, an
 which are opened by name, what can train, what adapters added, and what differs from the weights that were opened.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from flamboyance.model import adapters, linear
 
@@ -18,13 +18,11 @@ COLUMNS = 4093  # of a checksum; prime, so that rows of a table that change plac
 SAMPLES = 64  # of a tensor, by which it is known again after a change of precision
 
 
-class Trainable:
-    """`trained_parameters`, `own_parameters`, `kept_tensors` and `train` of FlamingoForConditionalGeneration."""
+class TrainableModel(PreTrainedModel):
+    """A model around two backbones, which knows what of it trains and what has to be saved."""
 
-    config: Any
-    vision: Any
-    language_model: Any
-    named_parameters: Callable[..., Any]
+    vision: nn.Module
+    language_model: nn.Module
     _opened: "dict[str, Mark]"
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -34,8 +32,7 @@ class Trainable:
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the resampler, the cross-attention and the added tokens, without adapters on them; by the names
         that they have without adapters."""
-        model: Any = self
-        theirs = adapters.names(model)
+        theirs = adapters.names(self)
         found = {adapters.canonical(name): p for name, p in self.named_parameters() if name not in theirs}
         return {name: p for name, p in found.items() if name.startswith(OWN)}
 
@@ -46,9 +43,8 @@ class Trainable:
         Raises:
             ValueError: a part that was added by hand, which opening the model again would not bring back.
         """
-        model: Any = self
-        theirs, found = adapters.names(model), {}
-        for name, tensor in adapters.tensors(model).items():
+        theirs, found = adapters.names(self), {}
+        for name, tensor in adapters.tensors(self).items():
             plain = adapters.canonical(name)
             if name in theirs or plain.startswith(OWN):
                 found[name] = tensor
@@ -64,20 +60,18 @@ class Trainable:
 
     def mark_as_opened(self) -> None:
         """Remembers the weights of the backbones as those that their names give."""
-        model: Any = self
-        theirs = adapters.names(model)
+        theirs = adapters.names(self)
         self._opened = {
             adapters.canonical(name): Mark.of(tensor)
-            for name, tensor in adapters.tensors(model).items()
+            for name, tensor in adapters.tensors(self).items()
             if name not in theirs
         }
 
     def train(self, mode: bool = True) -> Any:
         """Frozen parts of the backbones stay in evaluation mode: their dropout is off."""
-        model: Any = self
         if mode:
-            linear.unpack(model)
-        super().train(mode)  # ty: ignore[missing-attribute]
+            linear.unpack(self)
+        super().train(mode)
         for part in (self.vision, self.language_model):
             train_what_trains(part, mode)
         return self

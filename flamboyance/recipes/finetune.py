@@ -15,7 +15,7 @@ from flamboyance.training.run import Run
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
     from flamboyance.recipes.held_out import Kept
 

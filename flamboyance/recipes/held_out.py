@@ -17,7 +17,7 @@ import torch
 from flamboyance.data.batch import collate
 from flamboyance.data.documents import HELD_OUT, Document, Record, Rejected
 from flamboyance.data.examples import Reader, make_example
-from flamboyance.data.own import Own, read
+from flamboyance.data.formats.user_data import Own, read
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.few_shot import FewShotTask
@@ -27,7 +27,7 @@ from flamboyance.templates import IMAGE_TOKEN, Template
 from flamboyance.training.step import summed_loss
 
 if TYPE_CHECKING:
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
 MOST = 200  # documents that are held out

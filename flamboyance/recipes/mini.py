@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.data.chatgpt import ChatGPT
 from flamboyance.data.documents import Source
-from flamboyance.data.mmc4 import MMC4
-from flamboyance.data.pairs import Pairs
+from flamboyance.data.formats.chatgpt import ChatGPT
+from flamboyance.data.formats.mmc4 import MMC4
+from flamboyance.data.formats.pairs import Pairs
 from flamboyance.training.config import Training
 from flamboyance.training.run import Run
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
 
@@ -43,7 +43,7 @@ def mini(
         rate: learning rate, falling to nothing over the last 40 % of the steps.
         warmup: steps in which it rises.
     """
-    from flamboyance.recipes import mini_shards  # when called: a mistake in a setting needs no torch
+    from flamboyance.mini import shards as mini_shards
 
     folder = Path(output) / "shards"
     shards = {name: one.pattern(folder) for name, one in mini_shards.sets(documents).items()}
@@ -72,9 +72,9 @@ def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The embedded backbones with all that trains between them new, and the processor."""
     import torch
 
-    from flamboyance.demo.world.words import SEPARATOR
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.mini import DIRECTORY
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.mini.world.words import SEPARATOR
     from flamboyance.processing import FlamingoProcessor
 
     config, processor = outline(), FlamingoProcessor.from_pretrained(DIRECTORY, local_files_only=True)
@@ -92,22 +92,22 @@ def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
 
 def outline() -> FlamingoConfig:
     """The embedded model's configuration."""
+    from flamboyance.checkpoints.directory import read_config
     from flamboyance.mini import DIRECTORY
-    from flamboyance.model.files import read_config
 
     return read_config(DIRECTORY)
 
 
 def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> dict[str, float]:
     """Few-shot accuracy on held-out pictures; takes some seconds."""
-    from flamboyance.recipes import mini_evaluation
+    from flamboyance.mini import evaluation as mini_evaluation
 
     return mini_evaluation.evaluate(model, processor)
 
 
 def prepare(folder: Path, documents: int, data_seed: int) -> None:
     """Writes what is missing of the shards, and says so."""
-    from flamboyance.recipes import mini_shards
+    from flamboyance.mini import shards as mini_shards
 
     total, missing = 0, 0
     for one in mini_shards.sets(documents).values():

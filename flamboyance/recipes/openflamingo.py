@@ -21,7 +21,7 @@ from flamboyance.training.run import Run
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
 STEPS = 60_000_000 // (64 * 32)  # 60 M documents; 120 M pairs
@@ -80,9 +80,9 @@ def build(
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo around a released model's backbones, and its processor."""
     from flamboyance.checkpoints import released
-    from flamboyance.model.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
 
-    processor = released.processor_for(name, tokenizer=tokenizer or language)
+    processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer or language)
     if vision:
         processor.image_processor = None  # the tower's own is used: another one has another mean, deviation and size
     named, interval, _ = released.RELEASED[name]

@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from flamboyance.processes import World
 from flamboyance.training import checkpoint_files as files
 from flamboyance.training.checkpoint_files import Damaged
 from flamboyance.training.optimizer import state_tensors
-from flamboyance.training.parallel import World
 
 NAME = re.compile(r"step-(\d{8,})$")
 PATIENCE = 120  # seconds until another node has to see what the first rank sees
@@ -158,9 +158,9 @@ class Checkpoints:
             ValueError: it is of another model, or no checkpoint is good.
         """
         # The first rank says which there are and what is in them; all must find one good before any takes it.
-        steps, problems = self.world.told(self.steps() if self.world.first else None), {}
+        steps, problems = self.world.broadcast(self.steps() if self.world.first else None), {}
         for step in reversed(steps):
-            found = self.world.told(_tried(self._opened, step) if self.world.first else None)
+            found = self.world.broadcast(_tried(self._opened, step) if self.world.first else None)
             if not isinstance(found, Problem):
                 found = self._agreed(_tried(self._verified, step, found))
             if not isinstance(found, Problem):
@@ -182,7 +182,7 @@ class Checkpoints:
 
     def _agreed(self, found: Any) -> Any:
         """What was found here, or the first problem that any rank has."""
-        every = self.world.every(found if isinstance(found, Problem) else None)
+        every = self.world.gather(found if isinstance(found, Problem) else None)
         return next((problem for problem in every if problem), found)
 
     def _opened(self, step: int) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import torch
 from flamboyance.checkpoints import openflamingo
 from flamboyance.files import check_written_here, replacing
 from flamboyance.model import linear
+from flamboyance.processes import World
 from flamboyance.training.config import Training
-from flamboyance.training.parallel import Parallel, World
+from flamboyance.training.parallel import Parallel
 from flamboyance.training.run import Run
 
 EXPORT = "model"  # of the run's directory: what from_pretrained opens
@@ -47,7 +48,7 @@ def identity(model: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def only_one(output: Path, here: World) -> Generator[None]:
+def output_lock(output: Path, here: World) -> Generator[None]:
     """Makes the output directory, and holds it while a run writes there.
 
     Raises:

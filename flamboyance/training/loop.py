@@ -19,12 +19,13 @@ from transformers.utils import logging as transformers_logging
 
 from flamboyance.data.documents import HELD_OUT
 from flamboyance.data.loader import Loader, merge_states
+from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import Training, check
-from flamboyance.training.files import explaining_full_disk, export, identity, only_one, write_settings
+from flamboyance.training.files import explaining_full_disk, export, identity, output_lock, write_settings
 from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer, rate_at
-from flamboyance.training.parallel import Parallel, World, set_precision, world
+from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.run import Run
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Outcome, Stepper
@@ -59,7 +60,12 @@ def train(run: Run, command: list[str] | None = None) -> Path:
             f"evaluate_every={run.training.evaluate_every}, but this recipe has no evaluation; leave it out."
         )
     output = Path(run.training.output)
-    with world() as here, only_one(output, here), explaining_full_disk(output), handling_signals(here.first) as signals:
+    with (
+        world() as here,
+        output_lock(output, here),
+        explaining_full_disk(output),
+        handling_signals(here.first) as signals,
+    ):
         try:
             if here.first and run.prepare is not None:
                 run.prepare()
@@ -197,7 +203,7 @@ class Trainer:
             figures["gates/feed_forward"] = self.parallel.tanh([b.feed_forward_gate for b in self.model.blocks])
         figures |= self.meter.figures(outcome)
         if seldom:
-            figures["dropped"] = self.here.counted({": ".join(key): n for key, n in self.loader.drops.items()})
+            figures["dropped"] = self.here.sum_counts({": ".join(key): n for key, n in self.loader.drops.items()})
         return outcome, figures
 
     def _evaluation(self, step: int, figures: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Processes and devices: a single one, DDP, or FSDP2, all applied from outside a model that knows one device.
+"""A model on one device, with DDP, or with FSDP2: all applied from outside a model that knows one device.
 
 Launched by `torchrun`, every process trains on its own batches; launched plainly, there is one.
 """
@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -25,95 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from flamboyance.model.language import find_decoder_layers
+from flamboyance.processes import World
 from flamboyance.training.config import Training
-from flamboyance.training.rendezvous import fresh_part
-
-PATIENCE = timedelta(hours=6)
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes of a run.
-
-    Attributes:
-        rank, size: of this process, and of all.
-        local_size: processes on this node.
-        device: what this process computes on.
-        patient: a group of all processes that waits for hours, in main memory.
-    """
-
-    rank: int
-    size: int
-    local_size: int
-    device: torch.device
-    patient: Any = None
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def wait(self) -> None:
-        """Until every process is here, however long the first one prepares or writes."""
-        if self.size > 1:
-            dist.barrier(group=self.patient)
-
-    def told(self, value: Any) -> Any:
-        """The first process's value, for plain objects."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, group=self.patient)
-        return box[0]
-
-    def every(self, value: Any) -> list[Any]:
-        """Every process's value, by rank, for plain objects."""
-        found = [value] * self.size
-        if self.size > 1:
-            dist.all_gather_object(found, value, group=self.patient)
-        return found
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over all processes, in double precision."""
-        if self.size == 1:
-            return [float(v) for v in values]
-        table = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(table)
-        return table.tolist()
-
-    def counted(self, counts: dict[str, int]) -> dict[str, int]:
-        """Counts summed over all processes, by name; each may know other names. The most frequent first."""
-        every: list[Any] = [counts]
-        if self.size > 1:
-            every = [None] * self.size
-            dist.all_gather_object(every, counts)
-        whole = sum((Counter(each) for each in every), Counter())
-        return dict(whole.most_common())
-
-
-@contextmanager
-def world() -> Generator[World]:
-    """Joins the processes that torchrun started, if it did; leaves them at the end."""
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-    if size == 1:
-        yield World(0, 1, 1, device)
-        return
-    # gloo beside NCCL: checkpoints are written from main memory while the devices compute.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store, rank, size = next(iter(dist.rendezvous("env://")))
-    store = fresh_part(store, rank, size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    try:
-        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield World(rank, size, local_size, device, patient)
-        dist.barrier()  # nobody leaves while another still waits for an answer
-    finally:
-        dist.destroy_process_group()
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

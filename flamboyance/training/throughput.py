@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from flamboyance.processes import World
 from flamboyance.training import hardware
-from flamboyance.training.parallel import World, decoder_layers
+from flamboyance.training.parallel import decoder_layers
 from flamboyance.training.step import Outcome
 
 

@@ -15,7 +15,7 @@ import yaml
 
 import flamboyance as fl
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.model import card, saving
+from flamboyance.checkpoints import card, saving
 from tests.checkpoints.test_adapters import logits, on_tower, train_a_little
 from tests.tiny import save_tiny_flamingo
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-import flamboyance.model.files
+import flamboyance.checkpoints.directory
 from flamboyance import FlamingoForConditionalGeneration
 from tests.checkpoints.golden import Golden, golden
 
@@ -91,7 +91,7 @@ def test_a_save_that_dies_leaves_the_old_one(case, model, saved, monkeypatch, fa
 
     before = {file.name: file.read_bytes() for file in saved.iterdir()}
     if fails_at == "weights":
-        monkeypatch.setattr(flamboyance.model.files, "save_file", disk_full)
+        monkeypatch.setattr(flamboyance.checkpoints.directory, "save_file", disk_full)
     else:
         monkeypatch.setattr(type(model.config), "to_json_string", lambda *_, **__: disk_full({}, "/dev/null"))
     with pytest.raises(OSError, match="No space left"):
@@ -108,8 +108,8 @@ def test_a_save_that_is_killed_leaves_the_old_one(case, model, saved, monkeypatc
     def killed(*_):
         raise Killed
 
-    monkeypatch.setattr(flamboyance.model.files.os, "replace", killed)
-    monkeypatch.setattr(flamboyance.model.files.os, "unlink", lambda *_: None)  # nor is anything cleaned up
+    monkeypatch.setattr(flamboyance.checkpoints.directory.os, "replace", killed)
+    monkeypatch.setattr(flamboyance.checkpoints.directory.os, "unlink", lambda *_: None)  # nor is anything cleaned up
     with pytest.raises(Killed):
         model.save_pretrained(saved, include_backbones=False)
     monkeypatch.undo()

@@ -20,8 +20,8 @@ import torch
 from flamboyance import FlamingoProcessor
 from flamboyance.data.batch import Batch
 from flamboyance.data.documents import Document, Record, Rejected, Source
+from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.loader import Loader, merge_states
-from flamboyance.data.pairs import Pairs
 from flamboyance.data.worker import WorkerDied
 from flamboyance.images import ImageProcessor
 from tests.data.files import pair_shards
@@ -343,7 +343,7 @@ def test_workers_end_with_their_parent(sources: dict[str, Source], tmp_path: Pat
     code = f"""
 import os, signal
 from tests.data.test_loader import PROCESSOR, make, children
-from flamboyance.data.pairs import Pairs
+from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.worker import WorkerDied
 if __name__ == "__main__":
     loader = make({{"a": Pairs(shards={sources["a"].shards!r}, batch_size=3)}}, 2, prefetch=50)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flamboyance.data.mmc4 import MMC4
-from flamboyance.data.pairs import Pairs
+from flamboyance.data.formats.mmc4 import MMC4
+from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.presets import flamingo, openflamingo
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.data.documents import Source
-from flamboyance.data.mmc4 import MMC4
-from flamboyance.data.pairs import Pairs
+from flamboyance.data.formats.mmc4 import MMC4
+from flamboyance.data.formats.pairs import Pairs
 from tests.data.files import Files, jpeg, pair, tar_bytes
 
 SENTENCES = ["a red cat", "a blue dog", "what is this"]

@@ -7,7 +7,7 @@ from PIL import Image
 
 import flamboyance as fl
 from flamboyance import templates
-from flamboyance.evaluation.flamingo import FlamingoAnswers
+from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
 from flamboyance.evaluation.task import Example, Metric, Score, Task
 from tests.tiny import save_tiny_flamingo
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flamboyance.cli import main
 from flamboyance.commands.models import tower_of
-from flamboyance.evaluation.features import Encoder, build
+from flamboyance.evaluation.rices.features import Encoder, build
 from flamboyance.mini import load_mini
 from tests.tiny import save_tiny_flamingo
 

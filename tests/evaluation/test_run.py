@@ -11,10 +11,10 @@ import torch
 
 from flamboyance.evaluation import metrics, results, run, shots
 from flamboyance.evaluation.prompts import Prompt
-from flamboyance.evaluation.ranks import Ranks
 from flamboyance.evaluation.run import Settings
 from flamboyance.evaluation.task import Metric, Score
 from flamboyance.few_shot import Prefix
+from flamboyance.processes import World
 from tests.evaluation.asked import captions, questions, tiny_answers
 
 ABOUT = {"model": {"fingerprint": "f"}, "protocol": "papers", "fixed": {}, "tasks": {}}
@@ -114,7 +114,7 @@ def test_ranks_share_every_query_once(tasks, answers, whole, tmp_path):
     settings = Settings(tmp_path, shots=(3,), seeds=(0,))
     queries = list(range(len(task.queries)))
     for rank in (1, 0):
-        run._ask(task, queries, cell, answers, settings, None, Ranks(rank, 2), lambda _: None)
+        run._ask(task, queries, cell, answers, settings, None, World(rank, 2), lambda _: None)
     parts = sorted(cell.folder(tmp_path).glob("predictions-*.jsonl"))
     assert [len(results.read_rows(part)) for part in parts] == [5, 4]
     results.finish(cell, tmp_path, task, {})
@@ -125,7 +125,7 @@ class Killed(RuntimeError):
     pass
 
 
-@pytest.mark.parametrize("resumed_as", [Ranks(), Ranks(1, 2)])
+@pytest.mark.parametrize("resumed_as", [World(), World(1, 2)])
 def test_a_killed_run_goes_on(tasks, answers, whole, tmp_path, monkeypatch, resumed_as):
     left = iter(range(2))
 
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on(tasks, answers, whole, tmp_path, monkeypatch, resu
         cell, queries = results.Cell("captions", 3, "random", 0), list(range(9))
         for rank in (0, 1):
             settings = Settings(tmp_path, shots=(3,), seeds=(0,))
-            run._ask(tasks[0], queries, cell, answers, settings, None, Ranks(rank, 2), lambda _: None)
+            run._ask(tasks[0], queries, cell, answers, settings, None, World(rank, 2), lambda _: None)
     asked(tasks[:1], answers, tmp_path, shots=(3,), batch_size=2)
     assert sorted(again) == sorted({f"q{i}" for i in range(9)} - {row["id"] for row in done})
     assert_same({"captions/3-random-0": rows(whole)["captions/3-random-0"]}, rows(tmp_path))

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flamboyance.processes import World
 from flamboyance.training.checkpoint import Checkpoints
-from flamboyance.training.parallel import World
 
-ALONE = World(0, 1, 1, torch.device("cpu"))
+ALONE = World()
 IDENTITY = {"language": "some", "added_tokens": ["<image>"]}
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flamboyance.planning.cost import outlined
 from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import find, resolve
-from flamboyance.training.cost import outlined
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "docs" / "launch"

@@ -19,7 +19,7 @@ import torch
 
 from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
-from flamboyance.data.own import Own
+from flamboyance.data.formats.user_data import Own
 from flamboyance.files import replacing
 from flamboyance.training import checkpoint_files, files, logging
 from flamboyance.training.config import check

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from flamboyance.processes import World
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.optimizer import make_optimizer
-from flamboyance.training.parallel import World
 from tests.training import worker
 from tests.training.batches import training
 
@@ -39,7 +39,7 @@ def together(tmp_path_factory) -> dict:
 
 @cache
 def alone(family: str, precision: str = "fp32", packed: bool = False, evaluated: bool = False) -> dict:
-    here = World(0, 1, 1, torch.device("cpu"))
+    here = World()
     return worker.run(here, "auto", family, STEPS, packed, evaluated, precision=precision)
 
 
@@ -110,9 +110,7 @@ def test_one_process_reads_what_two_have_written(together, way):
     model = worker.make(family)
     trained = model.trained_parameters()
     optimizer = make_optimizer(trained, training())
-    states = Checkpoints(together["folder"] / f"{kind}-{family}", World(0, 1, 1, torch.device("cpu")), 2, {}).load(
-        trained, optimizer
-    )
+    states = Checkpoints(together["folder"] / f"{kind}-{family}", World(), 2, {}).load(trained, optimizer)
     assert [state["step"] for state in states] == [1, 1]
     for name, value in together[way]["resumed"]["first"].items():
         assert torch.equal(optimizer.state[trained[name]]["exp_avg"], value), name

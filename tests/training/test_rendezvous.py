@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from flamboyance.training.rendezvous import fresh_part
+from flamboyance.processes import fresh_part
 
 
 @pytest.fixture

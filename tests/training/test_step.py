@@ -8,13 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from flamboyance.data.batch import Batch
+from flamboyance.processes import World
 from flamboyance.training.optimizer import make_optimizer, rate_at
-from flamboyance.training.parallel import Parallel, World, checkpoint_activations, set_precision
+from flamboyance.training.parallel import Parallel, checkpoint_activations, set_precision
 from flamboyance.training.step import Stepper, SummedCrossEntropy, summed_loss
 from tests.model.families import FAMILIES, make
 from tests.training.batches import SOURCES, item, normalized, training
 
-HERE = World(0, 1, 1, torch.device("cpu"))
+HERE = World()
 
 
 def stepper(model, **options) -> Stepper:

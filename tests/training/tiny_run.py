@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.data.mmc4 import MMC4
-from flamboyance.data.pairs import Pairs
-from flamboyance.model.files import read_config
+from flamboyance.checkpoints.directory import read_config
+from flamboyance.data.formats.mmc4 import MMC4
+from flamboyance.data.formats.pairs import Pairs
 from flamboyance.training.config import Training
 from flamboyance.training.loop import train
 from flamboyance.training.run import Run

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from flamboyance.model import vision
+from flamboyance.processes import World, world
 from flamboyance.training import parallel as parallelism
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.optimizer import make_optimizer, rate_at
-from flamboyance.training.parallel import Parallel, World, set_precision
+from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.step import Stepper
 from tests.model.families import images, make, pad_left, prompt
 from tests.training.batches import item, normalized, training
@@ -104,17 +105,17 @@ def resumed(here: World, trained: dict, optimizer, parallel: Parallel, folder: P
     now = {n: parallel.whole(mean).clone() for n, mean in means.items()}
     own = {"step": [state["step"] for state in states], "from": [state["from"] for state in states]}
     return {
-        "every": here.every(own),
+        "every": here.gather(own),
         "first": first,
         "now": now,
-        "warned": here.every([str(w.message) for w in warned]),
+        "warned": here.gather([str(w.message) for w in warned]),
     }
 
 
 @contextmanager
 def one_thread():
     torch.set_num_threads(1)
-    with parallelism.world() as here:
+    with world() as here:
         yield here
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flamboyance.evaluation.metrics.java_lower import java_lower
-from flamboyance.evaluation.metrics.lexer import Automaton, Lexer, Rule
-from flamboyance.evaluation.metrics.ptb import ACTIONS, ptb_tokenize, ptb_tokenize_all
-from flamboyance.evaluation.metrics.ptb_rules import RULES, any_case
+from flamboyance.evaluation.metrics.ptb.java_lower import java_lower
+from flamboyance.evaluation.metrics.ptb.lexer import Automaton, Lexer, Rule
+from flamboyance.evaluation.metrics.ptb.rules import RULES, any_case
+from flamboyance.evaluation.metrics.ptb.tokenizer import ACTIONS, ptb_tokenize, ptb_tokenize_all
 
 
 @pytest.mark.parametrize(

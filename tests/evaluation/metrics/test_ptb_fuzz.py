@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from flamboyance.evaluation.metrics import cider
-from flamboyance.evaluation.metrics.ptb import ptb_tokenize, ptb_tokenize_all
+from flamboyance.evaluation.metrics.ptb.tokenizer import ptb_tokenize, ptb_tokenize_all
 
 from . import strings
 

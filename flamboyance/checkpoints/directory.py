@@ -1,0 +1,211 @@
+"""The files of a checkpoint: config.json, which names the backbones, and model.safetensors, what trained."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flamboyance import hub, names
+from flamboyance.configuration import FlamingoConfig
+from flamboyance.files import read_json, replacing, write_json
+from flamboyance.model import adapters
+from flamboyance.model.finite import check_finite
+from flamboyance.model.trainable import OWN
+
+WEIGHTS = "model.safetensors"
+ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "vision/*", "language/*"]
+
+
+def local_directory(name: str, **options: Any) -> Path:
+    """A model's directory: the embedded model's, one on this machine, or the snapshot of a hub repository.
+
+    Raises:
+        UnknownModelError: there is none.
+    """
+    if own := names.embedded(name):
+        return own
+    directory = Path(name).expanduser()
+    return directory if directory.is_dir() else hub.snapshot(name, HUB_FILES, **options)
+
+
+def read_config(directory: Path) -> FlamingoConfig:
+    file = directory / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{directory} has no config.json, so it is no Flamboyance checkpoint. "
+            "It should hold config.json and model.safetensors, as save_pretrained writes them."
+        )
+    try:
+        values = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}). Restore it from the original checkpoint.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a JSON {type(values).__name__}; expected an object with model_type 'flamingo'.")
+    if values.get("model_type") != FlamingoConfig.model_type:
+        raise ValueError(
+            f"{file} describes a model of type {values.get('model_type')!r}; expected 'flamingo'. To build a Flamingo "
+            "around it, use FlamingoForConditionalGeneration.from_backbones."
+        )
+    if not values.get("text_config"):
+        raise ValueError(f"{file} has no text_config, the configuration of the language model. Restore it.")
+    return FlamingoConfig.from_dict(values)
+
+
+def resolve(name: str | None, directory: Path) -> str:
+    """A backbone's name in the configuration, for loading: relative paths start at the checkpoint's directory."""
+    if not name:
+        raise ValueError(
+            f"The configuration in {directory} does not name its backbones. Set `language` and `vision.name` in its "
+            "config.json to a hub id or a directory."
+        )
+    return os.path.abspath(directory / name) if name.startswith("./") else name
+
+
+def absolute(name: str) -> str:
+    """A hub id as it is, a directory by its absolute path: a checkpoint may be opened from elsewhere."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def portable(name: str | None, directory: Path) -> str | None:
+    """A backbone's name for the configuration in `directory`: paths inside it become relative to it."""
+    home = os.path.abspath(directory)
+    if name is None or not Path(name).is_relative_to(home):
+        return name
+    return f"./{Path(name).relative_to(home)}"
+
+
+def write_checkpoint(
+    directory: Path, config: FlamingoConfig, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what trained and its configuration. Each file is whole, old or new, whenever the process dies.
+
+    Args:
+        about: plain values that belong to the tensors, kept in the same file: adapters, what trains, precision.
+    """
+    config = FlamingoConfig.from_dict(config.to_dict())
+    config.architectures = ["FlamingoForConditionalGeneration"]
+    config.language = portable(config.language, directory)
+    config.vision = dict(config.vision, name=portable(config.vision["name"], directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt"} | ({} if about is None else {ABOUT: json.dumps(about)})
+    values = _without_paths(json.loads(config.to_json_string(use_diff=False)))
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    # Both are written before either is put in place, so that a full disk leaves the old pair.
+    with replacing(directory / WEIGHTS) as weights, replacing(directory / "config.json") as part:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, weights, metadata=metadata)
+        Path(part).write_bytes(text.encode())
+
+
+def _without_paths(values: Any) -> Any:
+    """A configuration without the places that its parts were read from."""
+    if isinstance(values, dict):
+        return {k: "" if k == "_name_or_path" else _without_paths(v) for k, v in values.items()}
+    return [_without_paths(v) for v in values] if isinstance(values, list) else values
+
+
+def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
+    """`save(directory)`, with files put in place once all are complete, and none of an earlier save left among them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
+        save(temporary)
+        for file in Path(temporary).glob("config.json"):
+            write_json(file, _without_paths(read_json(file)), indent=2)
+        new = {file.name for file in Path(temporary).iterdir()}
+        # Weights that are not written again would be read instead of, or mixed with, the new ones.
+        for pattern in ("*.safetensors", "*.bin", "*.index.json", "adapter_*"):
+            for file in directory.glob(pattern):
+                if file.name not in new:
+                    file.unlink()
+        for name in sorted(new):
+            with replacing(directory / name) as part:  # gives it the umask's mode
+                os.replace(Path(temporary) / name, part)
+
+
+def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and what `write_checkpoint` was told about them (nothing, in older files).
+
+    Raises:
+        ValueError: no such file, a damaged one, or a tensor with values that are not finite.
+    """
+    if not file.is_file():
+        raise ValueError(
+            f"there is no {file.name} in {file.parent}: expected what trained, as save_pretrained writes it"
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
+            about = json.loads((opened.metadata() or {}).get(ABOUT, "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} is not a complete safetensors file ({error}). Copy or download it again.") from None
+    check_finite(tensors, file)
+    return tensors, about
+
+
+def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None:
+    """Puts what was kept into the model. The model's own parts and its adapters must all be there, whatever is there
+    must have its place, and shapes must agree.
+
+    Raises:
+        ValueError: names the first tensor that is missing, unknown or of another shape.
+    """
+    wanted, theirs = adapters.tensors(model), adapters.names(model)
+    needed = {n for n in wanted if n in theirs or adapters.canonical(n).startswith(OWN)}
+    for problem, keys in (
+        ("lacks", needed - tensors.keys()),
+        ("has, beyond what this model trains,", tensors.keys() - wanted.keys()),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ValueError(
+                f"{source} {problem} {min(keys)}{more}. This model has blocks before layers {model.spliced_layers} "
+                f"(interval {model.config.interval}): is the checkpoint for another interval or language model?"
+            )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(
+                f"{name} in {source} has shape {tuple(tensor.shape)}; this model has {tuple(wanted[name].shape)}. "
+                "The checkpoint belongs to a vision tower or language model of another width."
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)
+    warn_if_shut(model.own_parameters(), source)
+
+
+def settle_adapters(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Adapters in the precision that they were saved in (PEFT's is often higher than that of the weights beneath)."""
+    theirs = adapters.names(model)
+    for name, parameter in model.named_parameters():
+        if name in theirs and name in tensors:
+            parameter.data = tensors[name].to(parameter.device)
+        elif name in theirs and dtype is not None:
+            parameter.data = parameter.data.to(dtype)
+
+
+def restore_trainable(model: Any, about: Mapping[str, Any]) -> None:
+    """What trained when the model was saved trains again. Where nothing did (a copy for answering alone), the model
+    is as any new one."""
+    names = set(about.get("trainable", ()))
+    for name, parameter in model.named_parameters() if names else ():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in names)
+
+
+def warn_if_shut(trained: Mapping[str, Tensor], source: Any) -> None:
+    """Warns when every gate of a loaded checkpoint is zero: such a model looks at no image."""
+    gates = [p for name, p in trained.items() if name.endswith("_gate")]
+    if not any(p.is_meta or torch.count_nonzero(p) for p in gates):
+        warnings.warn(
+            f"All {len(gates)} gates in {source} are zero: the model ignores its images. "
+            "Is this checkpoint from before training?",
+            stacklevel=3,
+        )

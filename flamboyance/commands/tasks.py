@@ -1,0 +1,44 @@
+"""The tasks that `evaluate` and `rices` are asked for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def read_tasks(arguments: argparse.Namespace) -> list[Any]:
+    """The tasks that are named, read from their files.
+
+    Raises:
+        ValueError, OSError: anything that is wrong with them.
+    """
+    from flamboyance.evaluation.tasks import TASKS, open_task, own
+
+    files: dict[str, dict[str, str]] = {}
+    for given in arguments.file:
+        name, separator, path = given.partition("=")
+        task, dot, what = name.partition(".")
+        if not separator or not dot:
+            raise ValueError(f"--file {given}: expected TASK.NAME=PATH, as coco.karpathy=/data/dataset_coco.json")
+        files.setdefault(task, {})[what] = path
+    names = [one for name in arguments.tasks for one in (list(TASKS) if name == "all" else [name])]
+    unknown = set(files) - {name.partition(":")[0] for name in names}
+    if unknown:
+        raise ValueError(f"--file names {unknown.pop()}, which is not among the tasks asked: {', '.join(names)}")
+    tasks = []
+    for name in dict.fromkeys(names):
+        base = name.partition(":")[0]
+        if base in TASKS:
+            if arguments.data is None:
+                raise ValueError(f"--data is missing: the folder that holds {base}/ with the benchmark's files")
+            tasks.append(open_task(name, Path(arguments.data), files.get(base, {}), arguments.protocol))
+        elif Path(name).exists():
+            own_data = own.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
+            tasks.append(own_data)
+        else:
+            raise ValueError(f"{name} is no task ({', '.join(TASKS)}), and no file or folder of that name exists")
+    twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
+    if twice:
+        raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")
+    return tasks

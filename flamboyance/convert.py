@@ -1,0 +1,134 @@
+"""An OpenFlamingo checkpoint as a Flamboyance directory."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from flamboyance.checkpoints import openflamingo, released
+from flamboyance.checkpoints.directory import absolute, warn_if_shut, write_checkpoint
+from flamboyance.checkpoints.layout import Layout, fitting
+from flamboyance.flamingo import FlamingoForConditionalGeneration
+from flamboyance.hub import options as reachable
+from flamboyance.processing import FlamingoProcessor, image_processor_of
+
+
+def convert_file(
+    source: str | Path,
+    target_dir: str | Path,
+    model: str | None = None,
+    language: str | None = None,
+    vision: str | None = None,
+    tokenizer: str | None = None,
+    *,
+    decoder_layers: str | None = None,
+    freeze_lm_embeddings: bool = False,
+    **hub: Any,
+) -> Path:
+    """Writes what trained as safetensors, a configuration that names the backbones, and the processor's files.
+
+    The checkpoint of a released model is checked against its architecture alone: no weights of its backbones are read.
+    Where its tokenizer cannot be reached, a warning says how to add it to the directory.
+
+    Args:
+        source: OpenFlamingo's `.pt` file, released or trainer-made.
+        target_dir: made if missing; what it holds under these names is replaced.
+        model: the released model that the file belongs to; without it, and without backbones, told by its layout.
+        language, vision: hub ids or directories of the backbones. Needed if the model is none of the released; else,
+            what the configuration shall name instead of their hub ids.
+        tokenizer: hub id or directory, if not the language model's.
+        decoder_layers: dotted name of the language model's list of layers, where it cannot be found.
+        freeze_lm_embeddings: the file was trained so, and has no embedding table.
+        hub: cache_dir, local_files_only.
+
+    Returns:
+        target_dir.
+
+    Raises:
+        ValueError: the file is damaged or fits no model, several, or another than was said.
+    """
+    target = Path(target_dir)
+    if target.is_file():
+        raise ValueError(f"{target} is a file; expected a directory to write to.")
+    state = openflamingo.read(source)
+    if model is None and language is not None and vision is not None:
+        options = {"decoder_layers": decoder_layers, "freeze_lm_embeddings": freeze_lm_embeddings, **hub}
+        _with_backbones(state, target, vision, language, tokenizer or language, options)
+    else:
+        model = model or _identify(source, Layout.of(state))
+        _released(state, target, model, vision, language, tokenizer, hub)
+    return target
+
+
+def _identify(source: str | Path, layout: Layout) -> str:
+    """The released model that a checkpoint belongs to."""
+    names = fitting(layout)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise ValueError(
+            f"{source} has the layout of {' and of '.join(names)}; they differ in their language models, which the "
+            f"file does not name. Say which: model={names[0]!r} or {names[1]!r} (--model on the command line)."
+        )
+    raise ValueError(
+        f"{source} is none of the released checkpoints. {layout} Give the backbones that it was trained with: "
+        "language= and vision=, hub ids or directories."
+    )
+
+
+def _released(
+    state: Mapping[str, Tensor],
+    target: Path,
+    name: str,
+    vision: str | None,
+    language: str | None,
+    tokenizer: str | None,
+    hub: dict[str, Any],
+) -> None:
+    with torch.device("meta"):
+        model = FlamingoForConditionalGeneration(released.config_for(name))
+    tensors = openflamingo.translate(model, state)
+    warn_if_shut(tensors, "the checkpoint")
+    config = model.config
+    config.language = absolute(language or config.language)
+    config.vision = dict(config.vision, name=absolute(vision or config.vision["name"]))
+    write_checkpoint(target, config, tensors)
+    released.image_processor().save_pretrained(target)
+    try:
+        processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer or language, **hub)
+    except OSError:
+        warnings.warn(
+            f"The tokenizer of {tokenizer or config.language} is not within reach, so {target} has none yet. Add it by "
+            f"FlamingoProcessor.from_pretrained({name!r}).save_pretrained({str(target)!r}), or convert again with "
+            "tokenizer=DIRECTORY.",
+            stacklevel=3,
+        )
+    else:
+        processor.save_pretrained(target)
+
+
+def _with_backbones(
+    state: Mapping[str, Tensor], target: Path, vision: str, language: str, tokenizer: str, options: dict[str, Any]
+) -> None:
+    frozen, decoder_layers = options.pop("freeze_lm_embeddings"), options.pop("decoder_layers")
+    reader: Any = AutoTokenizer.from_pretrained(tokenizer, **reachable(tokenizer, options))
+    processor = FlamingoProcessor(None, reader)
+    frames = state.get("perceiver.frame_embs")
+    model = FlamingoForConditionalGeneration.from_backbones(
+        vision,
+        language,
+        processor,
+        interval=Layout.of(state).interval or 1,
+        decoder_layers=decoder_layers,
+        resampler=None if frames is None else {"max_frames": len(frames)},
+        **options,
+    )
+    model.added_tokens.requires_grad_(not frozen)
+    openflamingo.load(model, state)
+    model.save_pretrained(target)
+    processor.image_processor = image_processor_of(model.config.vision)
+    processor.save_pretrained(target)

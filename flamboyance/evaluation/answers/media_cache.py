@@ -1,0 +1,177 @@
+"""Images of a run, each encoded once: demonstrations come back with many queries, and queries with every setting.
+
+Shape letters: M images, L latents, D the tower's width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flamboyance.evaluation.rices.feature_store import digest, stamp
+from flamboyance.files import replacing
+from flamboyance.images import ImageError, load_image
+from flamboyance.model.fingerprint import fingerprint
+from flamboyance.model.media import Media
+
+AT_ONCE = 32  # images encoded together
+DECODERS = 4  # threads
+
+
+class MediaCache:
+    """Encodes image files, and keeps what fits.
+
+    An image is kept with its keys and values, so that it costs a later prompt nothing. The one used longest ago goes
+    first. On disk, if a folder is given, latents alone are kept: keys and values are 10 to 50 times as large, and are
+    made from them by one matrix product a block.
+
+    Args:
+        most_bytes: of what is kept in memory. What a single batch of prompts needs is held beyond that.
+        folder: where latents are kept between runs; None: nowhere. Keyed by model, tower, preprocessing, and the
+            content of the image's file.
+    """
+
+    def __init__(self, model: Any, processor: Any, most_bytes: float = 2e9, folder: Path | None = None):
+        self.model, self.processor = model, processor
+        self.most_bytes, self.folder = most_bytes, folder
+        self.encoded = 0  # images that went through the tower
+        self._kept: OrderedDict[Path, Media] = OrderedDict()
+        self._bytes = 0
+        self._decoding: dict[Path, Future[Tensor]] = {}
+        self._contents: dict[
+            Path, tuple[bytes, bytes]
+        ] = {}  # of files that were read: what they looked like, and a hash
+        self._threads = ThreadPoolExecutor(DECODERS)
+        self._model = f"{fingerprint(model)} {model.vision.spec} {processor.image_processor}" if folder else ""
+
+    def ahead(self, images: Sequence[Path]) -> None:
+        """Starts to read images that will be asked for, beside the computing."""
+        for image in dict.fromkeys(images):
+            if image in self._kept or image in self._decoding or self._is_stored(image):
+                continue
+            self._decoding[image] = self._threads.submit(self._read, image)
+
+    @property
+    def _shape(self) -> torch.Size:
+        return self.model.resampler.latents.shape
+
+    @torch.no_grad()
+    def media(self, prompts: Sequence[Sequence[Path]]) -> Media:
+        """The images of each prompt, in order.
+
+        Raises:
+            ImageError: an image cannot be read; names its file.
+            ValueError: latents are not finite; names the image.
+        """
+        places = {image: place for place, image in enumerate(dict.fromkeys(i for row in prompts for i in row))}
+        self.ahead(list(places))
+        missing = [image for image in places if image not in self._kept]
+        fresh: dict[Path, Media] = {}
+        for start in range(0, len(missing), AT_ONCE):
+            some = missing[start : start + AT_ONCE]
+            fresh |= dict(zip(some, self._encode(some), strict=True))
+        values = [fresh[image] if image in fresh else self._kept[image] for image in places]
+        for image in places:
+            if image in self._kept:
+                self._kept.move_to_end(image)
+        for image, value in fresh.items():
+            self._keep(image, value)
+        rows = tuple(tuple(places[image] for image in row) for row in prompts)
+        return Media.join(values, rows)
+
+    def _encode(self, images: list[Path]) -> list[Media]:
+        """One Media an image, from the disk or through the tower."""
+        latents = [self._stored(image) for image in images]
+        new = [i for i, found in enumerate(latents) if found is None]
+        if new:
+            pixels = torch.stack([self._pixels(images[i]) for i in new])[:, None]
+            made = self.model.encode_media(pixels, [1] * len(new))
+            self.encoded += len(new)
+            for i in (~made.latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"{images[new[i]]}: the model computes latents that are not finite in {made.latents.dtype}; are "
+                    "its weights damaged? In float16 numbers above 65,504 are not finite: --dtype bfloat16 or float32"
+                )
+            if len(new) == len(images):
+                for image, value in zip(images, made.latents, strict=True):
+                    self._store(image, value)
+                return _apart(made)
+            for i, value in zip(new, made.latents, strict=True):
+                self._store(images[i], value)
+                latents[i] = value
+        return _apart(self.model.media_of(torch.stack([one for one in latents if one is not None]), [1] * len(images)))
+
+    def _pixels(self, image: Path) -> Tensor:
+        waiting = self._decoding.pop(image, None)
+        return self._read(image) if waiting is None else waiting.result()
+
+    def _read(self, image: Path) -> Tensor:
+        try:
+            return self.processor.image_processor(load_image(image))
+        except ImageError as error:
+            raise ImageError(f"{image}: {error}") from error
+
+    def _keep(self, image: Path, value: Media) -> None:
+        size = _size(value)
+        self._bytes += size
+        self._kept[image] = value
+        while self._bytes > self.most_bytes and self._kept:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+
+    # On disk ----------------------------------------------------------------------------------------------------
+
+    def _file(self, image: Path) -> Path:
+        assert self.folder is not None
+        now = stamp(str(image), image.stat())
+        if image not in self._contents or self._contents[image][0] != now:
+            self._contents[image] = now, digest(image.read_bytes())
+        name = digest(self._model.encode() + b"\0" + self._contents[image][1]).hex()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def _is_stored(self, image: Path) -> bool:
+        # A file that is not there is told of by whoever reads it.
+        return self.folder is not None and image.exists() and self._file(image).exists()
+
+    def _stored(self, image: Path) -> Tensor | None:
+        if not self._is_stored(image):
+            return None
+        try:
+            latents = load_file(self._file(image), device=str(self.model.device))["latents"]
+        except (SafetensorError, OSError, KeyError):  # damaged: it is made again
+            return None
+        if latents.shape != self._shape or not latents.isfinite().all():
+            return None
+        self._decoding.pop(image, None)  # another process may have stored it meanwhile
+        return latents
+
+    def _store(self, image: Path, latents: Tensor) -> None:
+        if self.folder is not None:
+            file = self._file(image)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as part:
+                save_file({"latents": latents.contiguous()}, part)
+
+
+def _apart(media: Media) -> list[Media]:
+    """Each image as a value of its own, which can be freed by itself."""
+    return [
+        Media(
+            media.latents[i : i + 1].clone(),
+            tuple((k[i : i + 1].clone(), v[i : i + 1].clone()) for k, v in media.keys_values),
+            ((0,),),
+        )
+        for i in range(len(media.latents))
+    ]
+
+
+def _size(media: Media) -> int:
+    tensors = [media.latents, *(t for pair in media.keys_values for t in pair)]
+    return sum(t.numel() * t.element_size() for t in tensors)

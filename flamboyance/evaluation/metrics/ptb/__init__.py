@@ -1,0 +1,1 @@
+"""The Penn Treebank tokenizer that captioning metrics are defined by."""

@@ -1,0 +1,1 @@
+"""Retrieval of demonstrations whose images resemble the query (RICES)."""

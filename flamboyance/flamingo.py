@@ -1,0 +1,406 @@
+"""FlamingoForConditionalGeneration: the network, its generation, and the files that it is opened from and saved to."""
+
+import copy
+import functools
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from flamboyance import names
+from flamboyance.checkpoints import card, openflamingo, released
+from flamboyance.checkpoints.backbones import (
+    adapters_too,
+    check_backbones,
+    check_language_model,
+    open_language_model,
+    opening,
+    place,
+)
+from flamboyance.checkpoints.directory import (
+    WEIGHTS,
+    absolute,
+    load_trained,
+    local_directory,
+    read_config,
+    read_weights,
+    resolve,
+    restore_trainable,
+    settle_adapters,
+    write_backbone,
+    write_checkpoint,
+)
+from flamboyance.checkpoints.preprocessing import follow_tower
+from flamboyance.configuration import FlamingoConfig
+from flamboyance.hub import options as reachable
+from flamboyance.model import adapters
+from flamboyance.model.generation import GenerativeFlamingo
+from flamboyance.model.linear import plain
+from flamboyance.model.trainable import OWN
+from flamboyance.model.vision import VisionTower
+from flamboyance.processing import FlamingoProcessor, complete
+
+
+class FlamingoForConditionalGeneration(GenerativeFlamingo):
+    """A Flamingo model (Alayrac et al. 2022, figure 3), as transformers has its models.
+
+    Three parts train: `resampler`, `cross_attention` (one gated block before each layer in `spliced_layers`) and
+    `added_tokens`. `vision` and `language_model` are frozen, unless they are unfrozen or given adapters; then what
+    trains of them is saved too.
+
+    Args:
+        config: sizes and names.
+        vision, language_model: the frozen backbones; built from the configuration, with random weights, when not given.
+
+    Attributes:
+        processor: what the model was made or opened with; written again when it is saved.
+        source: the directory that it was opened from.
+    """
+
+    processor: FlamingoProcessor | None = None
+    source: Path | None = None
+
+    # Opening ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: str,
+        language: str,
+        processor: Any,
+        *,
+        vision_pretrained: str | None = None,
+        interval: int = 1,
+        decoder_layers: str | None = None,
+        resampler: dict[str, Any] | None = None,
+        cross_attention: dict[str, Any] | None = None,
+        dtype: torch.dtype | str = "auto",
+        trained_dtype: torch.dtype | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        **language_options: Any,
+    ) -> Any:
+        """A new Flamingo around pretrained backbones; its gates are shut, so at first it is the language model.
+
+        Args:
+            vision, vision_pretrained: a hub id or directory; or an OpenCLIP name and its tag; or `timm/<name>`.
+            language: hub id or directory of any causal language model.
+            processor: the FlamingoProcessor around that language model's tokenizer; gives the ids of added tokens. Made
+                without an image processor, it gets the tower's.
+            interval, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
+            dtype: of all parts; "auto": the one that the language model is stored in.
+            trained_dtype: of what trains, if not that; float32 to train further.
+            language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
+        """
+        vision, language = absolute(vision), absolute(language)
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        with opening("language", language):
+            options = adapters_too(reachable(language, hub)) | language_options
+            language_model = open_language_model(language, dtype=dtype, **options)
+        with opening("vision", vision):
+            hub = reachable(vision, hub) | {"dtype": language_model.dtype}
+            tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **hub)
+        follow_tower(processor, tower.spec)
+        config = FlamingoConfig(
+            vision=tower.spec,
+            vision_width=tower.width,
+            language=language,
+            text_config=language_model.config.get_text_config(decoder=True),
+            interval=interval,
+            decoder_layers=decoder_layers,
+            resampler=resampler,
+            cross_attention=cross_attention,
+            base_vocab_size=processor.base_vocab_size,
+            added_tokens=processor.added_tokens,
+            image_token_id=processor.image_token_id,
+            eoc_token_id=processor.eoc_token_id,
+            pad_token_id=processor.pad_token_id,
+        )
+        check_backbones(tower, language_model)
+        model = cls(config, vision=tower, language_model=language_model)
+        model.tokenizer, model.processor = processor.tokenizer, processor
+        return place(model, trained_dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: FlamingoConfig | None = None,
+        checkpoint: str | None = None,
+        language: str | None = None,
+        vision: str | None = None,
+        tokenizer: str | None = None,
+        dtype: torch.dtype | str = "auto",
+        trained_dtype: torch.dtype | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        **language_options: Any,
+    ) -> Any:
+        """Opens a released OpenFlamingo model by name, or a Flamboyance checkpoint from a directory or the hub.
+
+        Args:
+            pretrained_model_name_or_path: e.g. "openflamingo/OpenFlamingo-3B-vitl-mpt1b", or a directory.
+            checkpoint, tokenizer: of a released model, if not to come from the hub: its checkpoint.pt, and a directory.
+            language, vision: where the backbones are, if not where the checkpoint says: hub ids or directories.
+            dtype: of all parts; "auto": the one that the language model is stored in.
+            trained_dtype: of what trains, if not that; float32 to train further.
+            language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
+
+        Raises:
+            ValueError: the checkpoint is not a Flamingo, or does not fit the backbones that it names.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        if not names.embedded(name) and not Path(name).expanduser().is_dir() and released.is_released(name):
+            parts = {"checkpoint": checkpoint, "tokenizer": tokenizer, "language": language, "vision": vision}
+            precision = {"dtype": dtype, "trained_dtype": trained_dtype}
+            hub_file = {"token": token, "revision": revision}
+            return cls._from_released(name, parts, hub, hub_file, **precision, **language_options)
+        if checkpoint or tokenizer:
+            raise ValueError(f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name} has its own.")
+        directory = local_directory(name, revision=revision, token=token, **hub)
+        if config is not None and dtype == "auto" and config.dtype is not None:
+            dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
+        config = read_config(directory) if config is None else copy.deepcopy(config)
+        tensors, about = read_weights(directory / WEIGHTS)
+        stored = dtype == "auto"
+        if stored and about.get("dtype"):
+            dtype = about["dtype"]
+        config.language = absolute(language) if language else resolve(config.language, directory)
+        vision = absolute(vision) if vision else resolve(config.vision["name"], directory)
+        config.vision = dict(config.vision, name=vision)
+        language_options = {
+            k: v for k, v in language_options.items() if not k.startswith("_") and k != "adapter_kwargs"
+        }
+        if token is not None:
+            language_options["token"] = token
+        with opening("language", language := config.language):
+            options = adapters_too(reachable(language, hub)) | language_options
+            language_model = open_language_model(language, dtype=dtype, **options)
+        check_language_model(config, language_model)
+        pretrained, library = config.vision["pretrained"], config.vision["library"]
+        with opening("vision", vision):
+            hub = reachable(vision, hub) | {"dtype": language_model.dtype}
+            tower = VisionTower.from_pretrained(vision, pretrained, library, **hub)
+        if tower.width != config.vision_width:
+            raise ValueError(
+                f"The checkpoint was trained for a vision tower of width {config.vision_width}, but {vision} has width "
+                f"{tower.width}. Name the right one: vision=, or `vision` in config.json."
+            )
+        check_backbones(tower, language_model)
+        model = cls(config, vision=tower, language_model=language_model)
+        if about.get("adapters"):
+            adapters.rebuild(model, about["adapters"], directory)
+        load_trained(model, tensors, directory / WEIGHTS)
+        model._find_processor(directory)
+        model.source = directory
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        place(model, trained_dtype)
+        settle_adapters(model, tensors if stored and trained_dtype is None else {}, trained_dtype)
+        restore_trainable(model, about)
+        return model
+
+    @classmethod
+    def _from_released(
+        cls, name: str, parts: dict[str, str | None], hub: dict[str, Any], hub_file: dict[str, Any], **options: Any
+    ) -> Any:
+        """A released model; every part comes from the hub, or from the local path that `parts` gives for it."""
+        config = released.config_for(name)
+        checkpoint = parts["checkpoint"]
+        if checkpoint is None:
+            repository = names.ORGANISATION + released.short_name(name)
+            checkpoint = hf_hub_download(repository, "checkpoint.pt", **hub_file, **reachable(repository, hub))
+        tokenizer = parts["tokenizer"] or parts["language"]
+        processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer, **hub)
+        if parts["vision"]:
+            processor.image_processor = None  # from_backbones gives it the tower's own
+        tower, language = parts["vision"] or released.TOWER["name"], parts["language"] or config.language
+        model = cls.from_backbones(tower, language, processor, interval=config.interval, **hub, **options)
+        openflamingo.load(model, openflamingo.read(checkpoint))
+        return model
+
+    def _find_processor(self, directory: Path) -> None:
+        """The processor of a directory, as far as there is one: saved again with the model."""
+        if not (directory / "tokenizer_config.json").is_file():
+            return
+        try:
+            self.processor = FlamingoProcessor.from_pretrained(directory, local_files_only=True)
+            self.tokenizer = self.processor.tokenizer
+        except (OSError, ValueError):  # no preprocessing beside the tokenizer
+            self.tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    # Saving -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        include_backbones: bool | None = None,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: Any = None,
+        **options: Any,
+    ) -> None:
+        """Writes what trained, a configuration that names the backbones, the processor, and a model card.
+
+        What trained is the model's own parts, PEFT adapters wherever they are, and of the backbones what requires
+        gradients or differs from what was opened.
+
+        Args:
+            save_directory: made if missing. Each file is complete or absent, whenever the process dies.
+            include_backbones: also the tower and language model, under vision/ and language/, so that the directory
+                stands alone. None: those that are directories of this machine or have no name; what has a name on the
+                hub is named. False: directories are named by their paths, which this machine alone understands.
+            is_main_process: other processes write nothing.
+            state_dict: gathered parameters to write instead of the model's own, as trainers give them.
+            push_to_hub, options: also push the directory: `repo_id` and what `push_to_hub` takes.
+            max_shard_size: accepted for transformers' callers; what trains is one file.
+
+        Raises:
+            ValueError: something in the model would not come back when the directory is opened.
+        """
+        if not is_main_process:
+            return
+        for name in ("safe_serialization", "variant", "token", "save_peft_format", "save_original_format"):
+            if not push_to_hub or name != "token":
+                options.pop(name, None)
+        if options and not push_to_hub:
+            raise TypeError(f"save_pretrained has no argument {min(options)!r}; see its documentation")
+        directory = Path(save_directory)
+        if directory.is_file():
+            raise ValueError(f"{directory} is a file; expected a directory to save the model in")
+        described = adapters.describe(self)
+        kept = self.kept_tensors()
+        config = copy.deepcopy(self.config)
+        written = self._write_backbones(directory, config, include_backbones)
+        tensors = {name: _given(name, tensor, state_dict) for name, tensor in kept.items()}
+        about = {
+            "adapters": described,
+            "trainable": list(self.trained_parameters()),
+            "dtype": self._backbones_dtype(tensors),
+        }
+        write_checkpoint(directory, config, tensors, about)
+        self.generation_config.save_pretrained(directory)
+        self._write_processor(directory)
+        card.write(directory, self, config, kept, written)
+        if push_to_hub:
+            self._upload(directory, options.pop("repo_id", None) or directory.resolve().name, **options)
+
+    def _backbones_dtype(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """The precision that keeps all of what trained of the backbones; None where nothing did."""
+        theirs = adapters.names(self)
+        found = [
+            tensor.dtype
+            for name, tensor in tensors.items()
+            if name not in theirs and not name.startswith(OWN) and tensor.is_floating_point()
+        ]
+        return str(functools.reduce(torch.promote_types, found)).removeprefix("torch.") if found else None
+
+    def _write_backbones(self, directory: Path, config: FlamingoConfig, include: bool | None) -> list[str]:
+        """Writes those backbones that shall be in the directory, and says so in the configuration."""
+        written = []
+        language, vision = config.language, config.vision["name"]
+        if include or (include is None and _is_elsewhere(language, directory)) or not language:
+            write_backbone(lambda target: adapters.save_base(self.language_model, target), directory / "language")
+            config.language = "./language"
+            written.append("language")
+        movable = adapters.base(self.vision).spec["library"] == "transformers"
+        local = include is None and _is_elsewhere(vision, directory)
+        if include or (movable and local) or not vision:
+            write_backbone(adapters.base(self.vision).save_pretrained, directory / "vision")
+            config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
+            written.append("vision")
+        return written
+
+    def _write_processor(self, directory: Path) -> None:
+        """Tokenizer and preprocessing, as far as the model knows them."""
+        processor = self.processor
+        if processor is None and self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+        elif processor is not None:
+            complete(processor, self.config.vision).save_pretrained(directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        include_backbones: bool | None = None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: Any = None,
+        tags: Iterable[str] | None = None,
+    ) -> str:
+        """Uploads what `save_pretrained` writes: complete, with processor and card, in one commit.
+
+        Args:
+            repo_id: made if missing, as `private` says.
+            include_backbones: as in `save_pretrained`; False is refused where a backbone is a local directory.
+            commit_message, commit_description, token, revision, create_pr: as in huggingface_hub's upload_folder.
+            tags: more tags for the model card.
+
+        Returns:
+            The commit's address.
+        """
+        local = [n for n in (self.config.language, self.config.vision["name"]) if n and os.path.isdir(n)]
+        if include_backbones is False and local:
+            raise ValueError(
+                f"cannot push with include_backbones=False: {local[0]} is a directory of this machine, which nobody "
+                "else can open; leave include_backbones out"
+            )
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory, include_backbones=include_backbones)
+            card.add_tags(Path(directory), tags)
+            return self._upload(
+                Path(directory),
+                repo_id,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def _upload(
+        self, directory: Path, repo_id: str, private: bool | None = None, token: Any = None, **commit: Any
+    ) -> str:
+        hub = HfApi(token=token)
+        repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if commit.get("revision"):
+            hub.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
+        commit["commit_message"] = commit.get("commit_message") or "Upload model"
+        return str(hub.upload_folder(repo_id=repo_id, folder_path=directory, **commit))
+
+
+def _given(name: str, tensor: Tensor, state: Mapping[str, Tensor] | None) -> Tensor:
+    if state is not None and name in state:
+        return state[name]
+    if state is not None and name.startswith(OWN):
+        raise ValueError(f"state_dict lacks {name}; expected every tensor of the model's kept_tensors()")
+    return plain(tensor)
+
+
+def _is_elsewhere(name: str | None, directory: Path) -> bool:
+    """Whether a backbone is a directory of this machine, outside of the one that is written."""
+    return bool(name) and os.path.isdir(str(name)) and not Path(str(name)).is_relative_to(os.path.abspath(directory))
+
+
+AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
+# transformers' Trainer smooths labels itself, and shifts them by a position for the models of this table alone: without
+# an entry it trains, silently, to repeat the token that was read.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FlamingoConfig.model_type] = FlamingoForConditionalGeneration.__name__

@@ -1,0 +1,34 @@
+"""Whether values are finite. One NaN in a weight makes every answer worthless without a word."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: Any) -> None:
+    """
+    Raises:
+        ValueError: names the first tensor that holds NaN or infinity.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(
+                f"{name} in {source} holds values that are not finite (NaN or infinity): the file is damaged, or "
+                "training had diverged before it was saved. Use an earlier checkpoint, or get the file again."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; at the speed of memory. True of what holds no floating-point values to look at."""
+    if type(tensor) not in (nn.Parameter, Tensor) or tensor.is_meta or not tensor.is_floating_point():
+        return True
+    if not tensor.numel() or tensor.is_mkldnn:
+        return True
+    tensor = tensor.detach()
+    try:
+        least, most = tensor.aminmax()
+    except (RuntimeError, NotImplementedError):  # float8 tensors have no minimum and maximum
+        least, most = tensor.float().aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(most))

@@ -1,0 +1,1 @@
+"""What a training run will take: time, memory and cost, without a GPU."""

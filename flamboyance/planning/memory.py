@@ -1,0 +1,195 @@
+"""What a device holds in training, by part, however the model is spread; and what devices send each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from torch import nn
+
+from flamboyance.planning.cost import PARTS, Trace, part_names
+from flamboyance.training.hardware import Hardware
+from flamboyance.training.parallel import decoder_layers
+
+Spread = Literal["single", "ddp", "fsdp", "hybrid"]
+
+FLOAT = 4  # bytes of what trains, its gradient, and each of AdamW's two moments
+FRAGMENTS = 0.05  # of what comes and goes, lost between the allocator's blocks
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How many there are, and how the model is spread over them."""
+
+    spread: Spread
+    nodes: int
+    per_node: int
+
+    @property
+    def count(self) -> int:
+        return self.nodes * self.per_node
+
+    @property
+    def shards(self) -> int:
+        """Over how many devices each parameter is divided."""
+        return {"fsdp": self.count, "hybrid": self.per_node}.get(self.spread, 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Numbers of parameters of a part, and bytes of the frozen ones."""
+
+    frozen: int
+    trained: int
+    frozen_bytes: int
+
+
+def parts(model: Any) -> dict[str, Part]:
+    """What each part of a model holds; a tied output head is counted with the language model."""
+    part_of = part_names(model)
+    table = {name: [0, 0, 0] for name in PARTS}
+    for name, parameter in model.named_parameters():
+        row, size = table[part_of(name)], parameter.numel()
+        row[1 if parameter.requires_grad else 0] += size
+        if not parameter.requires_grad:
+            row[2] += size * parameter.element_size()
+    for name, buffer in model.named_buffers():
+        table[part_of(name)][2] += buffer.numel() * buffer.element_size()
+    return {name: Part(*row) for name, row in table.items()}
+
+
+@dataclass(frozen=True)
+class Units:
+    """Bytes that FSDP gathers together (`parallel.shard`), in the computing precision.
+
+    Attributes:
+        twice: of the units that the forward and the backward pass gather, together.
+        once: of the tower's layers, which have no backward pass.
+        root: of the rest, held whole from the first use to the last.
+        largest: of the largest unit beside the root.
+        largest_trained: parameters of the largest unit that trains.
+    """
+
+    twice: int
+    once: int
+    root: int
+    largest: int
+    largest_trained: int
+
+
+def units(model: Any, precision: str) -> Units:
+    """The units of `parallel.shard`."""
+    width = 2 if precision == "bf16" else FLOAT
+
+    def size(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() * (width if p.requires_grad else p.element_size()) for p in parameters)
+
+    layers = [list(layer.parameters()) for layer in decoder_layers(model)]
+    tower = next((m for m in model.vision.modules() if isinstance(m, nn.ModuleList)), ())
+    towers = [list(layer.parameters()) for layer in tower]
+    to_kv = [p for block in model.blocks for p in block.attention.to_kv.parameters()]
+    apart = {id(p) for p in to_kv}
+    blocks = [[p for p in block.parameters() if id(p) not in apart] for block in model.blocks]
+    trained = [to_kv, list(model.resampler.parameters()), *blocks]
+    listed = [*layers, *towers, *trained]
+    return Units(
+        twice=sum(map(size, [*layers, *trained])),
+        once=sum(map(size, towers)),
+        root=size(model.parameters()) - sum(map(size, listed)),
+        largest=max(map(size, listed)),
+        largest_trained=max(sum(p.numel() for p in unit) for unit in trained),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the worst moment.
+
+    Attributes:
+        frozen, trained: parameters.
+        gradients, optimizer: of what trains.
+        gathered: parameters and gradients of the units that FSDP has whole at a time.
+        temporary: activations, logits and workspace, beside the above.
+        fragments: lost between the allocator's blocks.
+        reserve: the driver's and the libraries' own.
+    """
+
+    frozen: float
+    trained: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    temporary: float
+    fragments: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def memory(
+    table: dict[str, Part],
+    gathers: Units,
+    traced: Trace,
+    devices: Devices,
+    *,
+    passes: int,
+    accumulate: int,
+    hardware: Hardware,
+) -> Memory:
+    """What one device holds.
+
+    Args:
+        table, gathers, traced: the model's `parts` and `units`, and a micro-step of the largest batches.
+        passes: forward and backward passes of an optimizer step (sources · accumulate).
+    """
+    trained = FLOAT * sum(part.trained for part in table.values())
+    gradients, temporary, gathered = float(trained), traced.temporary, 0.0
+    if devices.spread == "single" and accumulate == 1:
+        # Gradients appear in the first backward pass; the worst moment may be before.
+        temporary = max(traced.peak - trained, 0)
+    if devices.shards > 1:
+        # In turns: one unit computes while the next arrives, in a flat buffer that is then taken apart.
+        gathered = gathers.root + 3 * gathers.largest + 2 * FLOAT * gathers.largest_trained
+        if passes == 1:  # gradients that are accumulated stay whole until the last pass
+            gradients /= devices.shards
+    frozen = sum(part.frozen_bytes for part in table.values()) / devices.shards
+    own, moments = trained / devices.shards, 2 * trained / devices.shards
+    tensors = frozen + own + moments + gradients + gathered + temporary
+    return Memory(
+        frozen=frozen,
+        trained=own,
+        gradients=gradients,
+        optimizer=moments,
+        gathered=gathered,
+        temporary=temporary,
+        fragments=hardware.fragments * tensors,
+        reserve=hardware.reserve,
+    )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device receives in an optimizer step: within its node, and from other nodes."""
+
+    link: float
+    network: float
+
+
+def traffic(table: dict[str, Part], gathers: Units, devices: Devices, passes: int) -> Traffic:
+    """Of collectives that go node by node: each device brings its share of a tensor into its node, and the node's
+    devices pass it on among themselves."""
+    gradients = FLOAT * sum(part.trained for part in table.values())
+    inside, outside = 1 - 1 / devices.per_node, 1 - 1 / devices.nodes
+    share = gradients / devices.per_node
+    if devices.count == 1:
+        return Traffic(0, 0)
+    if devices.spread in ("single", "ddp"):  # an all-reduce is a reduce-scatter and an all-gather
+        return Traffic(2 * gradients * inside, 2 * share * outside)
+    gathered = passes * (2 * gathers.twice + gathers.once + gathers.root)
+    if devices.spread == "hybrid":
+        return Traffic((gathered + gradients) * inside, 2 * share * outside)
+    whole = gathered + gradients
+    return Traffic(whole * inside, whole / devices.per_node * outside)

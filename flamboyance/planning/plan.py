@@ -1,0 +1,228 @@
+"""What a run will need and how long it will take, estimated before anything is rented.
+
+Operations and memory are counted (cost.py, memory.py); time follows from data sheets (hardware.py) and from assumptions
+that are stated with the result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flamboyance.configuration import FlamingoConfig
+from flamboyance.planning import cost
+from flamboyance.planning.cost import Sizes, Trace
+from flamboyance.planning.memory import FLOAT, Devices, Memory, Part, Traffic, Units, memory, parts, traffic, units
+from flamboyance.training.config import Training
+from flamboyance.training.hardware import Hardware
+
+REACHED = 0.8  # share of a link's or a memory's data-sheet bandwidth that long transfers reach
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What cannot be counted.
+
+    Attributes:
+        mfu: share of the data sheet's peak that the forward and backward passes reach, with what activation
+            checkpointing computes again.
+        images_per_document: mean, of interleaved sources.
+        image_bytes: mean size of a stored image.
+        decoded: images that one CPU core decodes, resizes and crops in a second.
+    """
+
+    mfu: float = 0.35
+    images_per_document: float = 3.0
+    image_bytes: float = 60e3
+    decoded: float = 400.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on some devices.
+
+    Attributes:
+        parts: parameters by part.
+        memory: of one device, with the largest batches that the sources can give.
+        flops: of one device in an optimizer step, by (part, direction), with usual batches.
+        traffic: bytes that one device receives in an optimizer step.
+        batches: the usual batch of each source.
+    """
+
+    training: Training
+    hardware: Hardware
+    devices: Devices
+    assumptions: Assumptions
+    parts: dict[str, Part]
+    memory: Memory
+    flops: Counter[tuple[str, str]]
+    traffic: Traffic
+    batches: dict[str, Sizes]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.hardware.memory
+
+    # Seconds of an optimizer step ---------------------------------------------------------------------------------
+
+    @property
+    def computing(self) -> float:
+        speed = self.hardware.peak(self.training.precision) * self.assumptions.mfu
+        return sum(self.flops.values()) / speed + self.updating
+
+    @property
+    def updating(self) -> float:
+        """AdamW reads parameter, gradient and two moments, and writes all but the gradient."""
+        trained = sum(part.trained for part in self.parts.values()) / self.devices.shards
+        return 7 * FLOAT * trained / (REACHED * self.hardware.memory_bandwidth)
+
+    @property
+    def sending(self) -> float:
+        """Links within a node and the network between nodes work at the same time."""
+        link, network = self.traffic.link / self.hardware.link, self.traffic.network / self.hardware.network
+        return max(link, network) / REACHED
+
+    @property
+    def waiting(self) -> float:
+        """Time for the network that computing does not hide. Gradients alone (ddp) travel while the last backward pass
+        runs; gathered parameters, all the time."""
+        if self.devices.shards > 1:
+            return max(0.0, self.sending - self.computing)
+        passes = len(self.batches) * self.training.accumulate
+        backward = sum(n for (_, direction), n in self.flops.items() if direction == "backward") / passes
+        hidden = backward / (self.hardware.peak(self.training.precision) * self.assumptions.mfu)
+        return max(0.0, self.sending - hidden)
+
+    @property
+    def step(self) -> float:
+        return self.computing + self.waiting
+
+    @property
+    def total(self) -> float:
+        return self.step * self.training.steps
+
+    # Data of all devices in an optimizer step ---------------------------------------------------------------------
+
+    def _each_step(self, field: str) -> int:
+        rounds = self.training.accumulate * self.devices.count
+        return sum(getattr(sizes, field) for sizes in self.batches.values()) * rounds
+
+    @property
+    def samples(self) -> int:
+        return self._each_step("rows")
+
+    @property
+    def images(self) -> int:
+        return self._each_step("images")
+
+    @property
+    def tokens(self) -> int:
+        rounds = self.training.accumulate * self.devices.count
+        return sum(sizes.rows * sizes.tokens for sizes in self.batches.values()) * rounds
+
+    @property
+    def read(self) -> float:
+        """Bytes read in an optimizer step."""
+        return self.images * self.assumptions.image_bytes
+
+    @property
+    def cores(self) -> float:
+        """CPU cores of each node that decoding keeps busy."""
+        return self.images / self.step / self.assumptions.decoded / self.devices.nodes
+
+
+class Planner:
+    """Plans of one model; what was counted once is kept.
+
+    Args:
+        config: the model's.
+        hardware: one of `hardware.KINDS`, or this machine.
+    """
+
+    def __init__(self, config: FlamingoConfig, hardware: Hardware, assumptions: Assumptions | None = None):
+        self.config, self.hardware = config, hardware
+        self.assumptions = assumptions or Assumptions()
+        self._traces: dict[Any, Trace] = {}
+        self._models: dict[str, tuple[dict[str, Part], Units]] = {}
+
+    def plan(self, training: Training, gpus: int, per_node: int = 8) -> Plan:
+        """A run on `gpus` devices, `per_node` in each node.
+
+        Raises:
+            ValueError: the devices do not fill the nodes, or hybrid sharding has one node only.
+        """
+        if gpus > per_node and gpus % per_node:
+            raise ValueError(f"{gpus} devices do not fill nodes of {per_node}: give a multiple, or --per-node.")
+        per_node = min(gpus, per_node)
+        spread = "ddp" if training.parallel == "auto" else training.parallel
+        devices = Devices(spread if gpus > 1 else "single", gpus // per_node, per_node)
+        table, gathers = self._model(training.precision)
+        usual = {n: cost.usual(s, self.assumptions.images_per_document) for n, s in training.sources.items()}
+        largest = [cost.largest(source) for source in training.sources.values()]
+        passes = len(usual) * training.accumulate
+        once = self._trace(list(usual.values()), training, devices).flops
+        return Plan(
+            training=training,
+            hardware=self.hardware,
+            devices=devices,
+            assumptions=self.assumptions,
+            parts=table,
+            memory=memory(
+                table,
+                gathers,
+                self._trace(largest, training, devices),
+                devices,
+                passes=passes,
+                accumulate=training.accumulate,
+                hardware=self.hardware,
+            ),
+            flops=Counter({key: n * training.accumulate for key, n in once.items()}),
+            traffic=traffic(table, gathers, devices, passes),
+            batches=usual,
+        )
+
+    def mended(self, plan: Plan) -> Generator[tuple[str, Plan]]:
+        """Changes that save memory, the least costly first, each on top of those before: (settings, plan)."""
+        training, gpus, per_node = plan.training, plan.devices.count, plan.devices.per_node
+        changes: dict[str, str] = {}
+
+        def planned(**fields: Any) -> tuple[str, Plan]:
+            nonlocal training
+            training = replace(training, **fields)
+            return " ".join(f"{k}={v}" for k, v in changes.items()), self.plan(training, gpus, per_node)
+
+        if plan.devices.nodes > 1 and training.parallel in ("auto", "ddp"):
+            changes["parallel"] = "hybrid"
+            yield planned(parallel="hybrid")
+        if gpus > 1 and training.parallel != "fsdp":
+            changes["parallel"] = "fsdp"
+            yield planned(parallel="fsdp")
+        if not training.checkpoint_activations:
+            changes["checkpoint_activations"] = "true"
+            yield planned(checkpoint_activations=True)
+        while any(source.batch_size > 1 for source in training.sources.values()):
+            sources = {n: replace(s, batch_size=max(1, s.batch_size // 2)) for n, s in training.sources.items()}
+            changes |= {f"{name}.batch_size": str(source.batch_size) for name, source in sources.items()}
+            changes["accumulate"] = str(2 * training.accumulate)
+            yield planned(sources=sources, accumulate=2 * training.accumulate)
+
+    def _model(self, precision: str) -> tuple[dict[str, Part], Units]:
+        if precision not in self._models:
+            model = cost.outlined(self.config, precision)
+            self._models[precision] = parts(model), units(model, precision)
+        return self._models[precision]
+
+    def _trace(self, batches: list[Sizes], training: Training, devices: Devices) -> Trace:
+        key = (*batches, training.precision, training.checkpoint_activations, devices.shards > 1)
+        if key not in self._traces:
+            self._traces[key] = cost.trace(
+                self.config,
+                batches,
+                device="cpu" if self.hardware.is_cpu else "cuda",
+                precision=training.precision,
+                checkpoint_activations=training.checkpoint_activations,
+                sharded=devices.shards > 1,
+            )
+        return self._traces[key]

@@ -1,0 +1,154 @@
+"""Two runs' difference on the same queries: what they share, as hard and easy queries, does not blur it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from flamboyance.evaluation.results import Row
+from flamboyance.reports.runs import Done, Line, Run, finite
+
+RESAMPLES = 2000
+_AT_ONCE = 2_000_000  # numbers drawn at a time
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second run less the first, of a task asked in one way.
+
+    Attributes:
+        first, second: means over seeds; None where the runs cannot be compared.
+        interval: 95 %, by the paired bootstrap over queries.
+        queries: asked by both.
+        why_not: what keeps the two from being compared; None where they are.
+    """
+
+    task: str
+    mode: str
+    shots: int
+    first: float | None
+    second: float | None
+    interval: tuple[float, float] | None
+    queries: int
+    why_not: str | None = None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.first is None or self.second is None else self.second - self.first
+
+
+def compare(first: Run, second: Run, resamples: int = RESAMPLES) -> list[Difference]:
+    """Differences wherever both runs asked the same task with as many demonstrations, chosen in the same way.
+
+    A query's value is its mean over a run's seeds. Where the metric has no value for a query alone and there are two
+    labels (ROC AUC), the metric itself is computed of every resample.
+    """
+    others = {line.key: line for line in second.lines()}
+    pairs = [(line, others[line.key]) for line in first.lines() if line.key in others]
+    found = []
+    for a, b in pairs:
+        measures = [run.measure(a.task) for run in (first, second)]
+        other = _named(*measures) if measures[0] != measures[1] else None
+        found.append(_compared(a, b, first.labels(a.task), resamples, other))
+    return found
+
+
+def _named(first: tuple[str, str], second: tuple[str, str]) -> str:
+    """Says that two runs measured by different metrics, each given as its name and variant."""
+    names = [f"{name or 'an unknown metric'}{f' ({variant})' if variant else ''}" for name, variant in (first, second)]
+    return f"other metrics: {names[0]} and {names[1]}"
+
+
+def _compared(first: Line, second: Line, labels: list[str] | None, resamples: int, problem: str | None) -> Difference:
+    rows = [[_by_id(cell) for cell in line.cells] for line in (first, second)]
+    asked = [set().union(*cells) for cells in rows]
+    problem = problem or _problem(rows, asked)
+    if problem:
+        return Difference(*first.key, None, None, None, len(asked[0] & asked[1]), problem)
+    ids = sorted(asked[0])
+    values = [_values(cells, ids) for cells in rows]
+    if values[0] is not None and values[1] is not None:
+        a, b = values[0], values[1]
+        ends = _interval([(b - a)[drawn].mean(axis=1) for drawn in _draws(len(ids), resamples)])
+        return Difference(*first.key, a.mean(), b.mean(), ends, len(ids))
+    curves = [[_curve(cell, ids, labels) for cell in cells] for cells in rows]
+    if any(curve is None for cells in curves for curve in cells):
+        return Difference(*first.key, None, None, None, len(ids), "the metric has no values of single queries")
+    ones = np.ones((1, len(ids)))
+    points = [float(_mean_area(cells, ones)[0]) for cells in curves]
+    if not all(map(np.isfinite, points)):
+        return Difference(*first.key, None, None, None, len(ids), "all queries have the same label")
+    drawn = (np.stack([np.bincount(one, minlength=len(ids)) for one in part]) for part in _draws(len(ids), resamples))
+    ends = _interval([_mean_area(curves[1], counts) - _mean_area(curves[0], counts) for counts in drawn])
+    return Difference(*first.key, points[0], points[1], ends, len(ids))
+
+
+def _problem(rows: list[list[dict[str, Row]]], asked: list[set[str]]) -> str | None:
+    if not asked[0] or not asked[1]:
+        return "no queries"
+    if any(set(cell) != ids for cells, ids in zip(rows, asked, strict=True) for cell in cells):
+        return "the queries differ between seeds"
+    if asked[0] != asked[1]:
+        only = [len(asked[0] - asked[1]), len(asked[1] - asked[0])]
+        return f"other queries: {only[0]:,} only in the first, {only[1]:,} only in the second"
+    changed = [i for i in asked[0] if rows[0][0][i].get("references") != rows[1][0][i].get("references")]
+    if changed:
+        return f"the references of {len(changed):,} queries differ, such as {min(changed)!r}"
+    return None
+
+
+def _by_id(cell: Done) -> dict[str, Row]:
+    # The prompts and demonstrations of a large run need not be held.
+    return {row["id"]: {key: row.get(key) for key in ("score", "scores", "references")} for row in cell.rows()}
+
+
+def _values(cells: list[dict[str, Row]], ids: list[str]) -> np.ndarray | None:
+    """(queries,): means over seeds; None unless every query has a value."""
+    found = [[finite(cell[i].get("score")) for i in ids] for cell in cells]
+    return None if any(v is None for values in found for v in values) else np.array(found, dtype=float).mean(axis=0)
+
+
+def _curve(cell: dict[str, Row], ids: list[str], labels: list[str] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """(queries,) log-odds of the first of two labels, and whether it is right. The area below the curve does not
+    depend on which of the two counts as positive."""
+    if not labels or len(labels) != 2:
+        return None
+    odds, right = [], []
+    for row in (cell[i] for i in ids):
+        scores = [finite((row.get("scores") or {}).get(label)) for label in labels]
+        references = row.get("references") or []
+        if scores[0] is None or scores[1] is None or not references or references[0] not in labels:
+            return None
+        odds.append(scores[0] - scores[1])
+        right.append(references[0] == labels[0])
+    return np.array(odds), np.array(right)
+
+
+def _mean_area(curves: list[tuple[np.ndarray, np.ndarray] | None], counts: np.ndarray) -> np.ndarray:
+    """(resamples,): ROC AUC times 100, the mean over seeds. counts: (resamples, queries), how often each was drawn."""
+    return np.mean([_area(*curve, counts) for curve in curves if curve is not None], axis=0)
+
+
+def _area(odds: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    order = np.argsort(odds, kind="stable")
+    _, starts = np.unique(odds[order], return_index=True)
+    good = np.add.reduceat(counts[:, order] * right[order], starts, axis=1)  # a column for each different score
+    bad = np.add.reduceat(counts[:, order] * ~right[order], starts, axis=1)
+    below = np.cumsum(bad, axis=1) - bad / 2  # ties count half
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample with one label only has no area: NaN
+        return 100 * (good * below).sum(axis=1) / (good.sum(axis=1) * bad.sum(axis=1))
+
+
+def _draws(queries: int, resamples: int) -> Iterator[np.ndarray]:
+    """Places of queries drawn with replacement, (some resamples, queries) at a time; the same every time."""
+    generator = np.random.default_rng(0)
+    step = max(1, _AT_ONCE // queries)
+    for start in range(0, resamples, step):
+        yield generator.integers(queries, size=(min(step, resamples - start), queries))
+
+
+def _interval(parts: list[np.ndarray]) -> tuple[float, float]:
+    low, high = np.nanquantile(np.concatenate(parts), (0.025, 0.975))
+    return float(low), float(high)

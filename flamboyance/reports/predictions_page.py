@@ -1,0 +1,329 @@
+"""`index.html`: every query of an evaluation with what was shown, said and expected, in one file without anything from
+elsewhere.
+
+Thousands of predictions stay small because texts are written once a task and referred to by number (a prompt is a list
+of such numbers), and each cell is gzipped, and unpacked by the page when it is looked at. Images are links to where
+they were. Small copies of the first ones are in the page, if they are in the results directory, in the data folders of
+the user's own evaluation, or in folders that the user names: a results directory from somebody else may name any file.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from html import escape as e
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flamboyance.evaluation.data_folders import believed, inside
+from flamboyance.evaluation.results import Row
+from flamboyance.files import replacing
+from flamboyance.images.loading import ImageError, load_image
+from flamboyance.reports.runs import Done, Run, finite
+
+PAGE = "index.html"
+STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")
+ITEMS = 50_000  # predictions in a page
+THUMBNAILS = 300
+SIDE = 256  # pixels, of a small copy
+LABELS = 10  # of which the probabilities are shown
+# A prompt's pieces recur: its demonstrations' texts.
+_PIECES = re.compile(r"(?<=<\|endofchunk\|>)|(?<=\n)")
+
+
+def write_page(
+    runs: Sequence[Run],
+    folder: Path,
+    links: Sequence[tuple[str, str]] = (),
+    items: int = ITEMS,
+    thumbnails: int = THUMBNAILS,
+    images: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Writes `index.html`, which also works from a file system.
+
+    Args:
+        links: (file beside the page, words) to show at its top.
+        items: predictions in all; if there are more, each cell's first ones.
+        thumbnails: images that stand in the page themselves, so that they are seen where the originals are not.
+        images: folders from which images may be copied, beside the runs' own.
+        say: is called with a sentence if images were left out because they are in other folders.
+
+    Raises:
+        ValueError: a line of predictions is damaged; names file and line.
+        OSError: predictions are gone, or the page cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [(number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.unfinished)]
+    share = _share([done.count() for _, _, done in cells], items)
+    tasks: dict[str, _Task] = {}
+    allowed = [[run.folder.resolve(), *map(Path, believed(run.about))] for run in runs]
+    blobs: list[tuple[str, str]] = []
+    told = []
+    for number, run, done in cells:
+        name = done.cell.task
+        task = tasks.setdefault(name, _Task(run, name, folder))
+        task.run, task.allowed = run, allowed[number]
+        rows, seen = [], _Seen()
+        for row in done.rows():
+            seen.add(row)
+            if len(rows) < share:
+                rows.append(task.row(row))
+        blobs.append((f"c{len(told)}", _packed(rows)))
+        told.append(_told(number, list(tasks).index(name), done, seen, len(rows)))
+    _add_thumbnails(list(tasks.values()), thumbnails, [Path(one).resolve() for one in images], say)
+    blobs += [(f"t{number}", _packed(task.tables())) for number, task in enumerate(tasks.values())]
+    meta = {
+        "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
+        "tasks": [{"name": name, "title": task.title, "metric": task.metric} for name, task in tasks.items()],
+        "cells": told,
+    }
+    with replacing(folder / PAGE) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(_document(runs, links, meta, blobs))
+    return folder / PAGE
+
+
+class _Task:
+    """A task's texts, images, demonstrations and queries, each once and known by its place.
+
+    Attributes:
+        run, allowed: whose rows are being added; from which folders its images may be copied.
+        folders: from which each image may be copied: the data folders of the runs that name it.
+    """
+
+    def __init__(self, run: Run, name: str, folder: Path) -> None:
+        self.title, self.metric, self.labels = run.title(name), run.metric(name), run.labels(name)
+        self.run, self.folder = run, folder
+        self.allowed: list[Path] = []
+        self.folders: dict[str, list[Path]] = {}
+        self.texts: dict[str, int] = {}
+        self.images: dict[str, list[Any]] = {}
+        self.places: dict[str, int] = {}
+        self.shown: dict[Any, list[Any]] = {}
+        self.asked: dict[Any, list[Any]] = {}
+
+    def row(self, row: Row) -> list[Any]:
+        """A prediction as the page's script reads it: [query, prompt, demonstrations, generated, answer, value,
+        probabilities, dropped]."""
+        query = self._example(self.asked, row, tuple(map(str, row.get("references") or ())))
+        shown = [
+            self._example(self.shown, one, str(one.get("answer") or "")) for one in row.get("demonstrations") or ()
+        ]
+        prompt = [self._text(piece) for piece in _PIECES.split(str(row.get("prompt") or "")) if piece]
+        said = [None if row.get(key) is None else self._text(row[key]) for key in ("generated", "answer")]
+        value = finite(row.get("score"))
+        chances = self._chances(row)
+        return [
+            query,
+            prompt,
+            shown,
+            *said,
+            None if value is None else round(value, 2),
+            chances,
+            row.get("dropped") or 0,
+        ]
+
+    def tables(self) -> dict[str, Any]:
+        """What rows refer to."""
+        return {
+            "texts": list(self.texts),
+            "images": list(self.images.values()),
+            "shown": [one[1:] for one in self.shown.values()],
+            "asked": [one[1:] for one in self.asked.values()],
+        }
+
+    def paths(self) -> Iterator[str]:
+        """Images, the queries' before the demonstrations'."""
+        images = list(self.images)
+        examples = chain(self.asked.values(), self.shown.values())
+        yield from dict.fromkeys(images[image] for _, _, image, *_ in examples if image is not None)
+
+    def _example(self, table: dict[Any, list[Any]], one: Row, last: str | tuple[str, ...]) -> int:
+        """Its place in the table, whose rows are [place, id, image, asked, what is right]."""
+        asked, image = tuple(map(str, one.get("asked") or ())), one.get("image")
+        key = (str(one.get("id")), None if image is None else str(image), asked, last)
+        if key not in table:
+            right = self._text(last) if isinstance(last, str) else [self._text(each) for each in last]
+            place = None if key[1] is None else self._image(key[1])
+            table[key] = [len(table), self._text(key[0]), place, [self._text(each) for each in asked], right]
+        return table[key][0]
+
+    def _text(self, text: Any) -> int:
+        return self.texts.setdefault("" if text is None else str(text), len(self.texts))
+
+    def _image(self, path: str) -> int:
+        file = str(_found(path, self.run))
+        if file not in self.images:
+            self.places[file] = len(self.images)
+            self.images[file] = [_link(Path(file), self.folder), os.path.basename(path), 0]
+            self.folders[file] = []
+        self.folders[file] += [one for one in self.allowed if one not in self.folders[file]]
+        return self.places[file]
+
+    def _chances(self, row: Row) -> list[list[float]] | None:
+        """[[label, probability]], the likeliest and the right one: the softmax over the labels that were written."""
+        scores = {label: finite(score) for label, score in (row.get("scores") or {}).items()}
+        known = {label: score for label, score in scores.items() if score is not None}
+        if not known:
+            return None
+        most = max(known.values())
+        whole = sum(math.exp(score - most) for score in known.values())
+        order = sorted(known, key=lambda label: -known[label])
+        # Two labels stay in their order, so that bars can be compared from card to card.
+        shown = list(known) if len(known) <= LABELS else order[:LABELS]
+        shown += [label for label in row.get("references") or [] if label in known and label not in shown]
+        return [[self._text(label), round(math.exp(known[label] - most) / whole, 4)] for label in shown]
+
+
+def _share(counts: Sequence[int], items: int) -> int:
+    """How many of each cell's predictions fit: small cells leave room for large ones."""
+    left = items
+    for place, count in enumerate(sorted(counts)):
+        cells = len(counts) - place
+        if count * cells > left:
+            return left // cells
+        left -= count
+    return items
+
+
+class _Seen:
+    """What is told of a cell's predictions together."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.values: list[float] = []
+        self.scored = self.referred = False
+
+    def add(self, row: Row) -> None:
+        self.queries += 1
+        value = finite(row.get("score"))
+        self.values += [] if value is None else [value]
+        self.scored |= bool(row.get("scores"))
+        self.referred |= bool(row.get("references"))
+
+    def kind(self, metric: str) -> str:
+        """How a value reads: a share of right, as VQA accuracy; a score without an upper end, as CIDEr; a label
+        that is right or wrong where there is no value; or nothing to judge by."""
+        if self.values:
+            return "score" if max(self.values) > 100 or "cider" in metric.lower() else "share"
+        return "label" if self.scored and self.referred else "none"
+
+
+def _told(run: int, task: int, done: Done, seen: _Seen, there: int) -> dict[str, Any]:
+    """What the page says of a cell before it unpacks it."""
+    cell = done.cell
+    return {
+        "run": run,
+        "task": task,
+        "mode": cell.mode,
+        "shots": cell.shots,
+        "seed": cell.seed,
+        "value": done.value,
+        "interval": done.interval,
+        "queries": seen.queries,
+        "there": there,
+        "finished": done.score is not None,
+        "kind": seen.kind(str((done.score or {}).get("metric"))),
+        "middle": statistics.median(seen.values) if seen.values else None,
+    }
+
+
+def _found(path: str, run: Run) -> Path:
+    """An image's file. A relative path is one from the run, or else from where the evaluation was called."""
+    there = run.folder / path
+    return there if not os.path.isabs(path) and _is_there(there) else Path(path)
+
+
+def _link(path: Path, folder: Path) -> str:
+    """A URL relative to the page; "" for what cannot be one: a name with a NUL, another drive or machine."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:
+        return ""
+    return quote(os.fsencode(relative.replace(os.sep, "/")))
+
+
+def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Puts small copies of the first images into the tables, the same number of every task."""
+    turns = zip_longest(*(task.paths() for task in tasks))
+    queue = [(task, path) for turn in turns for task, path in zip(tasks, turn, strict=True) if path is not None]
+    outside: list[Path] = []
+    for task, path in queue[:most]:
+        found = Path(path)
+        file = inside(found, [*task.folders[path], *images])
+        if file is None:
+            outside += [found] if _is_there(found) else []
+            continue
+        try:
+            image = load_image(file, frame=0)
+        except ImageError:
+            continue  # its card says that it is not there
+        image = image.copy()
+        image.thumbnail((SIDE, SIDE))
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=72)
+        task.images[path][2] = base64.b64encode(data.getvalue()).decode()
+    if outside:
+        say(
+            f"{len(outside)} pictures are not copied into the page, only linked: they are outside of the results "
+            f"directory and of the data folders of your own evaluations, such as {outside[0]}. If you trust the run: "
+            f"--images {outside[0].parent}"
+        )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _packed(value: Any) -> str:
+    # Deterministic, so that the same run gives the same page.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "surrogatepass"), 6, mtime=0)).decode()
+
+
+def _document(
+    runs: Sequence[Run], links: Sequence[tuple[str, str]], meta: dict[str, Any], blobs: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    page = files("flamboyance.evaluation").joinpath("page")
+    css, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))
+    names = " and ".join(run.name for run in runs)
+    anchors = "".join(f'<a href="{e(quote(file))}">{e(words)}</a>' for file, words in links)
+    yield f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self' file: data:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{e(names)}: predictions</title>
+<style>
+{css}</style>
+</head>
+<body>
+<header>
+<h1><em>{e(names)}</em>, query by query</h1>
+<nav>{anchors}</nav>
+</header>
+<noscript><p>This page needs JavaScript: it holds the predictions packed. The scores are in report.md.</p></noscript>
+<div id="app"></div>
+<footer><p>Written by flamboyance {e(version("flamboyance"))}.</p></footer>
+"""
+    told = json.dumps(meta, allow_nan=False).replace("<", "\\u003c")  # a script element ends at "</", quoted or not
+    yield f'<script type="application/json" id="meta">{told}</script>\n'
+    for name, data in blobs:
+        yield f'<script type="text/plain" id="{name}">{data}</script>\n'
+    yield f"<script>\n{''.join(scripts)}</script>\n</body>\n</html>\n"

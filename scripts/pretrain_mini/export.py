@@ -1,0 +1,67 @@
+"""Writes the trained Flamingo as a directory that stands alone, weights in half precision, and opens it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from scripts.pretrain_mini import card, naming
+
+MOST_BYTES = 20_000_000
+
+
+def train_and_save(folder: Path) -> Path:
+    """Trains the last two stages and writes `folder/flamingo-mini`, unless it is there already."""
+    target = folder / "flamingo-mini"
+    if (target / "model.safetensors").exists():
+        print(f"[flamingo] kept: {target}")
+        return target
+    model, processor = naming.train(folder)
+    model.save_pretrained(target, include_backbones=True)
+    processor.save_pretrained(target)
+    processor.image_processor.save_pretrained(target / "vision")  # its mean and deviation are its own
+    halve(target)
+    return target
+
+
+def halve(directory: Path) -> int:
+    """Stores every weight in 16 bits; models still open in 32. Returns the directory's bytes of weights.
+
+    Raises:
+        ValueError: the weights take more than 20 MB.
+    """
+    for file in directory.rglob("*.safetensors"):
+        tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(0o644)
+    for file in directory.rglob("config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        for part in (config, config.get("text_config") or {}):
+            if "dtype" in part:
+                part["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
+    if size > MOST_BYTES:
+        raise ValueError(f"the weights in {directory} take {size / 1e6:.1f} MB; at most 20 MB are shipped")
+    return size
+
+
+def load(directory: Path) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """The model, in 32 bits, and its processor."""
+    processor = FlamingoProcessor.from_pretrained(str(directory))
+    model = FlamingoForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32, local_files_only=True)
+    model.tokenizer = processor.tokenizer
+    return model.eval(), processor
+
+
+def write_card(directory: Path, model: FlamingoForConditionalGeneration, table: str, origin: str) -> None:
+    """Writes the model card beside the weights."""
+    trained = sum(p.numel() for p in model.trained_parameters().values()) / 1e6
+    parts = {"vision": model.vision, "language": model.language_model}
+    counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
+    size = sum(file.stat().st_size for file in directory.rglob("*.safetensors")) / 1e6
+    card.write(directory, table, {**counts, "trained": trained}, size, origin)

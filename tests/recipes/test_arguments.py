@@ -1,0 +1,133 @@
+"""key=value: what is taken, and what is refused in which words."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from flamboyance.recipes import RECIPES
+from flamboyance.recipes.arguments import convert, describe, find, parameters, resolve
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from flamboyance.data.formats.pairs import Pairs
+from flamboyance.training.config import Training
+from flamboyance.training.run import Run
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Pairs):
+    speed: int | None = None
+
+def small(*, output: str, size=4, names: tuple[str, ...] = ()) -> Run:
+    training = Training(output=output, sources={"web": Mine(shards=names or "a.tar", batch_size=size)}, steps=7)
+    return Run(training, build=lambda: (None, None), outline=lambda: None)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A user's recipe file, as the command line names it."""
+    file = tmp_path / f"recipe_of_{tmp_path.name}.py"
+    file.write_text(OWN, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return f"{file}:small"
+
+
+@pytest.mark.parametrize(
+    "text, kind, value",
+    [
+        ("12", int, 12),
+        ("1_000", int, 1000),
+        ("1e-4", float, 1e-4),
+        ("No", bool, False),
+        ("on", bool, True),
+        ("none", int | None, None),
+        ("3", int | None, 3),
+        ("false", bool | None, False),
+        ("none", str | None, None),
+        ("0.9,0.98", tuple[float, float], (0.9, 0.98)),
+        ("(0.9, 0.98)", tuple[float, float], (0.9, 0.98)),
+        ("wandb,trackio", tuple[str, ...], ("wandb", "trackio")),
+        ("", tuple[str, ...], ()),
+        ("bf16", Literal["fp32", "bf16"], "bf16"),
+        ("pipe:cut -d, -f1", str | tuple[str, ...], "pipe:cut -d, -f1"),
+        ("a=b", str, "a=b"),
+    ],
+)
+def test_values_have_the_annotated_type(text: str, kind: Any, value: Any) -> None:
+    found = convert(text, kind, "x")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, kind, expected",
+    [
+        ("3.5", int, "a whole number"),
+        ("nan", float, "a number"),
+        ("inf", float, "a number"),
+        ("maybe", bool, "true or false"),
+        ("many", int | None, "a whole number or none"),
+        ("fp16", Literal["fp32", "bf16"], "fp32 or bf16"),
+        ("0.9", tuple[float, float], "2 values"),
+        ("a,b", tuple[int, ...], "a whole number"),
+        ("x", dict[str, int], "recipe file"),
+    ],
+)
+def test_other_values_are_refused(text: str, kind: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match="speed") as error:
+        convert(text, kind, "speed")
+    assert expected in str(error.value)
+
+
+def test_settings_reach_recipe_training_and_source(own: str) -> None:
+    recipe = find(own, RECIPES)
+    run = resolve(
+        recipe, ["output=o", "size=2", "names=b.tar,c.tar", "seed=5", "web.speed=9", "web.flip=0", "track=wandb"]
+    )
+    web: Any = run.training.sources["web"]
+    assert (run.training.output, run.training.seed, run.training.track) == ("o", 5, ("wandb",))
+    assert (web.shards, web.batch_size, web.speed, web.flip) == (("b.tar", "c.tar"), 2, 9, 0.0)
+    assert run.training.steps == 7
+    assert type(web).__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["size=1"], ["needs output", "output="]),
+        (["output=o", "stesp=3"], ["'stesp'", "did you mean steps?", "names"]),
+        (["output=o", "web.batchsize=3"], ["did you mean web.batch_size?", "max_pixels"]),
+        (["output=o", "wev.flip=3"], ["did you mean web.flip?", "sources are web"]),
+        (["output=o", "seed"], ["'seed'", "key=value"]),
+        (["output=o", "seed=1", "seed=2"], ["twice"]),
+        (["output=o", "size=none"], ["size=none", "a whole number"]),
+        (["output=o", "sources=1"], ["no setting 'sources'"]),
+    ],
+)
+def test_mistakes_are_named(own: str, settings: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=words[0].replace("?", ".")) as error:
+        resolve(find(own, RECIPES), settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unknown_recipes_and_files(tmp_path: Path, own: str) -> None:
+    with pytest.raises(ValueError, match="Did you mean openflamingo-3b"):
+        find("openflamingo3b", RECIPES)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find(str(tmp_path / "nowhere.py:small"), RECIPES)
+    with pytest.raises(ValueError, match="no function large; it has small"):
+        find(own.replace(":small", ":large"), RECIPES)
+    (tmp_path / "json.py").write_text("def small(): ...", encoding="utf-8")
+    with pytest.raises(ValueError, match="another module is called json"):
+        find(str(tmp_path / "json.py:small"), RECIPES)
+
+
+def test_every_parameter_of_every_recipe_can_be_said() -> None:
+    for recipe in RECIPES.values():
+        for one in parameters(recipe).values():
+            assert "class" not in describe(one.kind)
+            if isinstance(one.default, (int, float, str)):
+                assert convert(str(one.default), one.kind, one.name) == one.default
