@@ -94,7 +94,7 @@ def _released(
     tensors = openflamingo.translate(model, state)
     warn_if_shut(tensors, "the checkpoint")
     config = model.config
-    config.language = absolute(language or config.language)
+    config.language = absolute(language or str(config.language))
     config.vision = dict(config.vision, name=absolute(vision or config.vision["name"]))
     write_checkpoint(target, config, tensors)
     released.image_processor().save_pretrained(target)

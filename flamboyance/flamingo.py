@@ -225,7 +225,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer, **hub)
         if parts["vision"]:
             processor.image_processor = None  # from_backbones gives it the tower's own
-        tower, language = parts["vision"] or released.TOWER["name"], parts["language"] or config.language
+        tower, language = parts["vision"] or config.vision["name"], parts["language"] or str(config.language)
         model = cls.from_backbones(tower, language, processor, interval=config.interval, **hub, **options)
         openflamingo.load(model, openflamingo.read(checkpoint))
         return model

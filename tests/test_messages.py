@@ -7,7 +7,6 @@ from transformers.utils import logging
 
 import flamboyance as fl
 from flamboyance import __main__
-from flamboyance.checkpoints import released
 from flamboyance.mini.world import scenes
 
 
@@ -31,7 +30,9 @@ def test_digits_without_scikit_learn_name_the_package(monkeypatch):
 
 def test_a_tokenizer_out_of_reach_is_named(tmp_path):
     with pytest.raises(OSError, match=r"nowhere, given as tokenizer"):
-        released.processor_for("OpenFlamingo-3B-vitl-mpt1b", tokenizer=str(tmp_path / "nowhere"), local_files_only=True)
+        fl.FlamingoProcessor.of_released(
+            "OpenFlamingo-3B-vitl-mpt1b", tokenizer=str(tmp_path / "nowhere"), local_files_only=True
+        )
 
 
 def test_an_interrupt_while_the_command_is_imported_is_no_traceback(monkeypatch, capsys):

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert_folder(arguments: argparse.Namespace) -> int:
     """Write a folder of images with texts, or a JSONL file, as tars."""
     from flamboyance.commands.progress import progress
-    from flamboyance.data.convert.folder import folder as convert
+    from flamboyance.data.convert import folder as convert
 
     with progress(None, "records") as advance:
         counts = convert.convert_folder(

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert_mmc4(arguments: argparse.Namespace) -> int:
     """Write MMC4's zips and images as tars."""
     from flamboyance.commands.progress import progress
-    from flamboyance.data.convert.folder import mmc4 as convert_mmc4
+    from flamboyance.data.convert import mmc4 as convert_mmc4
     from flamboyance.data.shards import expand
 
     with progress(len(expand(arguments.zips)), "zips") as advance:

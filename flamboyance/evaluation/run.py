@@ -20,8 +20,8 @@ import numpy as np
 from flamboyance.evaluation import results, shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import Cell
+from flamboyance.evaluation.rices import index as rices
 from flamboyance.evaluation.rices.feature_store import Features
-from flamboyance.evaluation.rices.index import index as rices
 from flamboyance.evaluation.task import Task
 from flamboyance.processes import World
 

@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flamboyance.evaluation.rices import index as rices
 from flamboyance.evaluation.rices.feature_store import Features
-from flamboyance.evaluation.rices.index import index as rices
 from flamboyance.evaluation.task import Task
 
 MODES = ("random", "fixed", "balanced", "rices")

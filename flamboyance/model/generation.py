@@ -8,19 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import attention, linear
 from flamboyance.model.cache import NAME, branch, empty, given, is_recurrent
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.network import FlamingoModel, check_ids
 from flamboyance.model.scoring import score_candidates
-
-# Language models that call their linear layers as layers, and read no weight themselves: `pack` is tested on them.
-PACKED = attention.SHARING | {"gpt_neo", "gptj", "mpt"}
 
 
 class GenerativeFlamingo(FlamingoModel, GenerationMixin):
@@ -29,33 +25,6 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
     def __init__(self, config: FlamingoConfig, *backbones: Any, **named_backbones: Any) -> None:
         super().__init__(config, *backbones, **named_backbones)
         self.generation_config.use_cache = True  # MPT's configurations say False
-
-    def pack(self) -> Any:
-        """Rearranges weights for answering on a processor, in place; decoding takes less time, most so in bfloat16, and
-        no more memory. Saves, copies and moves as ever; training, and whatever else records gradients, unpacks. Unpack
-        before `torch.compile`, and for code that reads weights itself.
-
-        Done where it is known to help (the table in flamboyance.model.linear), for backbones whose
-        layers are called as layers (transformers' towers, and the families of `PACKED`). Elsewhere nothing happens."""
-        parts: list[nn.Module] = [self.resampler, self.cross_attention]
-        if self.vision.spec["library"] == "transformers":
-            parts.append(self.vision)
-        if self.config.text_config.model_type in PACKED:
-            parts.append(self.language_model)
-        for part in parts:
-            linear.pack(part)
-        return self
-
-    def unpack(self) -> Any:
-        """Undoes `pack`, bit by bit."""
-        linear.unpack(self)
-        return self
-
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether rows may share what they continue: the language model attends by flamboyance.model.attention (until
-        it is told to attend otherwise)."""
-        return self._attends_itself or self.language_model.config._attn_implementation == attention.NAME
 
     @torch.no_grad()
     def generate(

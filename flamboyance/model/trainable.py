@@ -18,12 +18,47 @@ COLUMNS = 4093  # of a checksum; prime, so that rows of a table that change plac
 SAMPLES = 64  # of a tensor, by which it is known again after a change of precision
 
 
+@dataclass(frozen=True)
+class Mark:
+    """By what a tensor is known again: a checksum of all its bytes, and some of its elements."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    checksum: int
+    some: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, tensor: Tensor) -> "Mark":
+        if not _readable(tensor):
+            return cls(tensor.dtype, tuple(tensor.shape), 0, torch.empty(0))
+        t = linear.plain(tensor.detach()).detach()
+        return cls(t.dtype, tuple(t.shape), checksum(t), _some(t))
+
+    def differs(self, tensor: Tensor) -> bool:
+        """Whether a tensor has other values now, but for a change of precision."""
+        if tuple(tensor.shape) != self.shape:
+            return True
+        if not _readable(tensor) or (self.some.numel() == 0 and tensor.numel()):
+            return False
+        now = linear.plain(tensor.detach()).detach()
+        if now.dtype == self.dtype and checksum(now) == self.checksum:
+            return False
+        some, was = _some(now), self.some.to(now.device)
+        if now.dtype == self.dtype and torch.equal(some, was):
+            return True  # elsewhere than in these elements
+        if not now.is_floating_point():
+            return True
+        through = (was, was.to(torch.bfloat16), was.to(torch.float16))
+        return not any(torch.equal(some, t.to(now.dtype)) for t in through)
+
+
 class TrainableModel(PreTrainedModel):
     """A model around two backbones, which knows what of it trains and what has to be saved."""
 
-    vision: nn.Module
-    language_model: nn.Module
-    _opened: "dict[str, Mark]"
+    vision: Any
+    language_model: Any
+    _opened: dict[str, Mark]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """What trains, by name: every parameter that requires gradients, adapters and unfrozen backbones included."""
@@ -117,41 +152,6 @@ def freeze(backbone: nn.Module) -> None:
     """A backbone as it is opened does not train. One that was given adapters before stays as PEFT left it."""
     if not adapters.names(backbone):
         backbone.requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """By what a tensor is known again: a checksum of all its bytes, and some of its elements."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    checksum: int
-    some: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, tensor: Tensor) -> "Mark":
-        if not _readable(tensor):
-            return cls(tensor.dtype, tuple(tensor.shape), 0, torch.empty(0))
-        t = linear.plain(tensor.detach()).detach()
-        return cls(t.dtype, tuple(t.shape), checksum(t), _some(t))
-
-    def differs(self, tensor: Tensor) -> bool:
-        """Whether a tensor has other values now, but for a change of precision."""
-        if tuple(tensor.shape) != self.shape:
-            return True
-        if not _readable(tensor) or (self.some.numel() == 0 and tensor.numel()):
-            return False
-        now = linear.plain(tensor.detach()).detach()
-        if now.dtype == self.dtype and checksum(now) == self.checksum:
-            return False
-        some, was = _some(now), self.some.to(now.device)
-        if now.dtype == self.dtype and torch.equal(some, was):
-            return True  # elsewhere than in these elements
-        if not now.is_floating_point():
-            return True
-        through = (was, was.to(torch.bfloat16), was.to(torch.float16))
-        return not any(torch.equal(some, t.to(now.dtype)) for t in through)
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import flamboyance as fl
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.checkpoints import card, saving
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, flamingo
+from flamboyance.checkpoints import card
 from tests.checkpoints.test_adapters import logits, on_tower, train_a_little
 from tests.tiny import save_tiny_flamingo
 
@@ -181,7 +181,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     made = Hub(tmp_path / "hub")
-    monkeypatch.setattr(saving, "HfApi", made)
+    monkeypatch.setattr(flamingo, "HfApi", made)
     return made
 
 

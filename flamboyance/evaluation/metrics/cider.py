@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .ptb import ptb_tokenize_all
+from flamboyance.evaluation.metrics.ptb.tokenizer import ptb_tokenize_all
 
 Id = TypeVar("Id", bound=Hashable)
 

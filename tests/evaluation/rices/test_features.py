@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from flamboyance.evaluation.rices import features
 from flamboyance.evaluation.rices.feature_store import Store
 from flamboyance.evaluation.rices.features import Encoder, build
-from flamboyance.evaluation.rices.index import features
 from flamboyance.images import ImageProcessor
 from tests.processes import Child
 

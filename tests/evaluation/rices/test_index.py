@@ -11,8 +11,8 @@ import torch
 
 from flamboyance import templates
 from flamboyance.evaluation import shots
+from flamboyance.evaluation.rices import index as rices
 from flamboyance.evaluation.rices.feature_store import Features
-from flamboyance.evaluation.rices.index import index as rices
 from flamboyance.evaluation.task import Example, Metric, Score, Task
 from tests.processes import Child
 

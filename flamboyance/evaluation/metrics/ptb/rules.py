@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from .lexer import Rule
-from .ptb_characters import DIGITS, LETTERS, MARKS, SYMBOLS
+from flamboyance.evaluation.metrics.ptb.characters import DIGITS, LETTERS, MARKS, SYMBOLS
+from flamboyance.evaluation.metrics.ptb.lexer import Rule
 
 
 def _ranges(points: str) -> str:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from .java_lower import java_lower
-from .lexer import Lexer
-from .ptb_rules import MACROS, RULES
+from flamboyance.evaluation.metrics.ptb.java_lower import java_lower
+from flamboyance.evaluation.metrics.ptb.lexer import Lexer
+from flamboyance.evaluation.metrics.ptb.rules import MACROS, RULES
 
 # Left out of the tokens. Brackets stay: this list of pycocoevalcap's has them in capitals.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
