@@ -146,11 +146,12 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
     import shlex
 
     from flamboyance.commands.report import console_of, print_table
-    from flamboyance.reports import report, runs
+    from flamboyance.reports import report
+    from flamboyance.reports.evaluation_run import read_run
 
     # Of every seed that the directory holds, so that the table is the same whichever command asked last.
     asked = {(cell.task, cell.shots, cell.mode) for task in tasks for cell in settings.cells(task.name)}
-    run = runs.read(settings.output)
+    run = read_run(settings.output)
     whole = report.of_cells(run, {c.cell for c in run.cells if (c.cell.task, c.cell.shots, c.cell.mode) in asked})
     if as_json:
         print(json.dumps(report.as_json(whole), indent=1, allow_nan=False))

@@ -56,10 +56,10 @@ def report(arguments: argparse.Namespace) -> int:
     """Read the runs, print their tables, and write report.md, scores.csv, figures and index.html."""
     from flamboyance.reports import predictions_page as browse
     from flamboyance.reports import report_files
+    from flamboyance.reports.evaluation_run import read_runs
     from flamboyance.reports.report import build
-    from flamboyance.reports.runs import read_all
 
-    runs = read_all([Path(run) for run in arguments.runs])
+    runs = read_runs([Path(run) for run in arguments.runs])
     beside = (
         None if arguments.beside is None else [name.strip() for name in arguments.beside.split(",") if name.strip()]
     )

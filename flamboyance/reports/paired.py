@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flamboyance.evaluation.results import Row
-from flamboyance.reports.runs import Done, Line, Run, finite
+from flamboyance.reports.evaluation_run import CellResult, EvaluationRun, TableRow, finite
 
 RESAMPLES = 2000
 _AT_ONCE = 2_000_000  # numbers drawn at a time
@@ -39,7 +39,7 @@ class Difference:
         return None if self.first is None or self.second is None else self.second - self.first
 
 
-def compare(first: Run, second: Run, resamples: int = RESAMPLES) -> list[Difference]:
+def compare(first: EvaluationRun, second: EvaluationRun, resamples: int = RESAMPLES) -> list[Difference]:
     """Differences wherever both runs asked the same task with as many demonstrations, chosen in the same way.
 
     A query's value is its mean over a run's seeds. Where the metric has no value for a query alone and there are two
@@ -61,7 +61,9 @@ def _named(first: tuple[str, str], second: tuple[str, str]) -> str:
     return f"other metrics: {names[0]} and {names[1]}"
 
 
-def _compared(first: Line, second: Line, labels: list[str] | None, resamples: int, problem: str | None) -> Difference:
+def _compared(
+    first: TableRow, second: TableRow, labels: list[str] | None, resamples: int, problem: str | None
+) -> Difference:
     rows = [[_by_id(cell) for cell in line.cells] for line in (first, second)]
     asked = [set().union(*cells) for cells in rows]
     problem = problem or _problem(rows, asked)
@@ -99,7 +101,7 @@ def _problem(rows: list[list[dict[str, Row]]], asked: list[set[str]]) -> str | N
     return None
 
 
-def _by_id(cell: Done) -> dict[str, Row]:
+def _by_id(cell: CellResult) -> dict[str, Row]:
     # The prompts and demonstrations of a large run need not be held.
     return {row["id"]: {key: row.get(key) for key in ("score", "scores", "references")} for row in cell.rows()}
 

@@ -30,7 +30,7 @@ from flamboyance.evaluation.data_folders import believed, inside
 from flamboyance.evaluation.results import Row
 from flamboyance.files import replacing
 from flamboyance.images.loading import ImageError, load_image
-from flamboyance.reports.runs import Done, Run, finite
+from flamboyance.reports.evaluation_run import CellResult, EvaluationRun, finite
 
 PAGE = "index.html"
 STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")
@@ -43,7 +43,7 @@ _PIECES = re.compile(r"(?<=<\|endofchunk\|>)|(?<=\n)")
 
 
 def write_page(
-    runs: Sequence[Run],
+    runs: Sequence[EvaluationRun],
     folder: Path,
     links: Sequence[tuple[str, str]] = (),
     items: int = ITEMS,
@@ -102,7 +102,7 @@ class _Task:
         folders: from which each image may be copied: the data folders of the runs that name it.
     """
 
-    def __init__(self, run: Run, name: str, folder: Path) -> None:
+    def __init__(self, run: EvaluationRun, name: str, folder: Path) -> None:
         self.title, self.metric, self.labels = run.title(name), run.metric(name), run.labels(name)
         self.run, self.folder = run, folder
         self.allowed: list[Path] = []
@@ -220,7 +220,7 @@ class _Seen:
         return "label" if self.scored and self.referred else "none"
 
 
-def _told(run: int, task: int, done: Done, seen: _Seen, there: int) -> dict[str, Any]:
+def _told(run: int, task: int, done: CellResult, seen: _Seen, there: int) -> dict[str, Any]:
     """What the page says of a cell before it unpacks it."""
     cell = done.cell
     return {
@@ -239,7 +239,7 @@ def _told(run: int, task: int, done: Done, seen: _Seen, there: int) -> dict[str,
     }
 
 
-def _found(path: str, run: Run) -> Path:
+def _found(path: str, run: EvaluationRun) -> Path:
     """An image's file. A relative path is one from the run, or else from where the evaluation was called."""
     there = run.folder / path
     return there if not os.path.isabs(path) and _is_there(there) else Path(path)
@@ -296,7 +296,10 @@ def _packed(value: Any) -> str:
 
 
 def _document(
-    runs: Sequence[Run], links: Sequence[tuple[str, str]], meta: dict[str, Any], blobs: Sequence[tuple[str, str]]
+    runs: Sequence[EvaluationRun],
+    links: Sequence[tuple[str, str]],
+    meta: dict[str, Any],
+    blobs: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
     page = files("flamboyance.evaluation").joinpath("page")
     css, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))

@@ -8,8 +8,8 @@ from typing import Any
 
 from flamboyance.evaluation.results import Cell
 from flamboyance.reports import published
+from flamboyance.reports.evaluation_run import EvaluationRun, TableRow, finite, shown
 from flamboyance.reports.paired import Difference, compare
-from flamboyance.reports.runs import Line, Run, finite, shown
 
 USUAL = "OpenFlamingo-9B"
 NONE = "–"
@@ -41,9 +41,9 @@ class Report:
         beside: published models whose scores stand beside the runs', as `published.models` names them.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[EvaluationRun, ...]
     beside: tuple[str, ...]
-    lines: tuple[dict[Key, Line], ...]
+    lines: tuple[dict[Key, TableRow], ...]
     differences: tuple[Difference, ...] = field(default=())
 
     @property
@@ -81,7 +81,7 @@ class Report:
         return list(groups.values())
 
 
-def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
+def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None) -> Report:
     """Puts runs side by side; two runs are also compared query by query.
 
     Args:
@@ -101,7 +101,7 @@ def build(runs: Sequence[Run], beside: Sequence[str] | None = None) -> Report:
     return Report(tuple(runs), tuple(there), lines, tuple(differences))
 
 
-def of_cells(run: Run, cells: Collection[Cell]) -> Report:
+def of_cells(run: EvaluationRun, cells: Collection[Cell]) -> Report:
     """A report on these cells of a run alone, without published scores beside them."""
     mine = replace(run, cells=tuple(one for one in run.cells if one.cell in cells), unfinished=())
     return build([mine], [])
@@ -147,13 +147,13 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def default_beside(runs: Sequence[Run]) -> list[str]:
+def default_beside(runs: Sequence[EvaluationRun]) -> list[str]:
     if other_data(runs):
         return []
     return [name for run in runs if (name := published.find(run.model))] or [USUAL]
 
 
-def other_data(runs: Sequence[Run]) -> list[str]:
+def other_data(runs: Sequence[EvaluationRun]) -> list[str]:
     """A sentence for each task that bears a benchmark's name and has another number of queries than its split, or
     another metric."""
     told: dict[str, str] = {}
@@ -271,7 +271,7 @@ def _notes(report: Report) -> list[str]:
     return notes
 
 
-def _mean(line: Line | None) -> str:
+def _mean(line: TableRow | None) -> str:
     if line is None or line.mean is None:
         return NONE
     return f"{line.mean:.1f}" if line.std is None else f"{line.mean:.1f} ({line.std:.1f})"
@@ -281,7 +281,7 @@ def _interval(ends: tuple[float, float] | None, form: str = ".1f") -> str:
     return NONE if ends is None else " to ".join(f"{round(end, 1) + 0.0:{form}}" for end in ends)
 
 
-def _count(line: Line) -> str:
+def _count(line: TableRow) -> str:
     fewest, most = line.queries
     return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flamboyance.files import replacing
 from flamboyance.reports import published
+from flamboyance.reports.evaluation_run import shown
 from flamboyance.reports.report import Report, Table, differences, facts, scores, unfinished
-from flamboyance.reports.runs import shown
 from flamboyance.reports.shares import shares_of_flamingo, told
 
 MARKDOWN, CSV = "report.md", "scores.csv"

@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass
 
 from flamboyance.reports import published
+from flamboyance.reports.evaluation_run import TableRow
 from flamboyance.reports.report import USUAL, Key, Report
-from flamboyance.reports.runs import Line
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def shares_of_flamingo(report: Report) -> list[Share]:
     return found
 
 
-def _has(lines: dict[Key, Line], mode: str) -> bool:
+def _has(lines: dict[Key, TableRow], mode: str) -> bool:
     return any(m == mode and line.mean is not None for (_, m, _), line in lines.items())
 
 
-def _scored(lines: dict[Key, Line], key: Key) -> bool:
+def _scored(lines: dict[Key, TableRow], key: Key) -> bool:
     return key in lines and lines[key].mean is not None
 
 

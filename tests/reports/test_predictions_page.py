@@ -18,7 +18,7 @@ import pytest
 
 from flamboyance.evaluation import data_folders
 from flamboyance.reports import predictions_page as browse
-from flamboyance.reports.runs import read, read_all
+from flamboyance.reports.evaluation_run import read_run, read_runs
 
 from .written_run import WrittenRun, picture, row
 
@@ -66,7 +66,7 @@ class Page:
 
 
 def written(run: WrittenRun, folder: Path | None = None, **options: Any) -> Page:
-    return Page(browse.write_page([read(run.folder)], folder or run.folder, **options))
+    return Page(browse.write_page([read_run(run.folder)], folder or run.folder, **options))
 
 
 def test_a_prediction_comes_back_whole(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_run_from_elsewhere_beside_ones_own_copies_no_pictures_of_ones_data(
     own.save()
     theirs = WrittenRun(tmp_path / "theirs").task("t", "T", "m")
     theirs.cell("t", rows=[row("1", image=str(asked)), row("2", image=str(other))])
-    page = Page(browse.write_page(read_all([own.folder, theirs.folder]), tmp_path))
+    page = Page(browse.write_page(read_runs([own.folder, theirs.folder]), tmp_path))
     assert (small(page, 0), small(page, 1)) == ([True], [True, False])
 
 
@@ -250,7 +250,7 @@ def test_unfinished_and_empty_cells(tmp_path: Path) -> None:
     empty, killed = written(run).meta["cells"]
     assert (empty["queries"], empty["finished"]) == (0, True)
     assert (killed["queries"], killed["finished"], killed["value"]) == (2, False, None)
-    nothing = Page(browse.write_page([read(WrittenRun(tmp_path / "other").folder)], tmp_path / "other"))
+    nothing = Page(browse.write_page([read_run(WrittenRun(tmp_path / "other").folder)], tmp_path / "other"))
     assert nothing.meta["cells"] == []
 
 
@@ -266,7 +266,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_two_runs_share_texts_and_queries(tmp_path: Path) -> None:
     for name in ("a", "b"):
         WrittenRun(tmp_path / name, name).task("t", "T", "m").cell("t", rows=[row("q", 0.0, answer=name)])
-    page = Page(browse.write_page(read_all([tmp_path / "a", tmp_path / "b"]), tmp_path))
+    page = Page(browse.write_page(read_runs([tmp_path / "a", tmp_path / "b"]), tmp_path))
     assert [run["name"] for run in page.meta["runs"]] == ["a", "b"]
     assert [cell["run"] for cell in page.meta["cells"]] == [0, 1]
     assert [page.rows(cell)[0]["answer"] for cell in (0, 1)] == ["a", "b"]
@@ -344,7 +344,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 @needs_browser
 def test_keys_filters_and_search(tmp_path: Path) -> None:
-    page = browse.write_page([read(large_run(tmp_path, 300, 2).folder)], tmp_path)
+    page = browse.write_page([read_run(large_run(tmp_path, 300, 2).folder)], tmp_path)
     script = """
       const here = () => document.querySelector(".here")?.dataset.id;
       told.title = document.title; told.cards = document.querySelectorAll(".card").length;
@@ -375,7 +375,7 @@ def test_keys_filters_and_search(tmp_path: Path) -> None:
 
 @needs_browser
 def test_hostile_text_in_a_browser(tmp_path: Path) -> None:
-    page = browse.write_page([read(hostile_run(tmp_path / "run").folder)], tmp_path)
+    page = browse.write_page([read_run(hostile_run(tmp_path / "run").folder)], tmp_path)
     script = """
       document.querySelectorAll("details").forEach((one) => { one.open = true; });
       await sleep(500);
@@ -391,7 +391,7 @@ def test_hostile_text_in_a_browser(tmp_path: Path) -> None:
 def test_an_address_leads_to_a_query(tmp_path: Path) -> None:
     run = large_run(tmp_path, 60, 2)
     run.cell("vqav2", 4, "rices", 1, [row("x"), row("y")])
-    page = browse.write_page([read(tmp_path)], tmp_path)
+    page = browse.write_page([read_run(tmp_path)], tmp_path)
     script = """
       told.here = document.querySelector(".here")?.dataset.id;
       told.count = document.querySelector(".count").textContent;

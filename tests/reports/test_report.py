@@ -12,11 +12,11 @@ import pytest
 
 from flamboyance.cli import main
 from flamboyance.reports import figures
+from flamboyance.reports.evaluation_run import read_run, read_runs
 from flamboyance.reports.figures import draw
 from flamboyance.reports.paired import compare
 from flamboyance.reports.report import build, differences, scores, unfinished
 from flamboyance.reports.report_files import markdown, write_csv
-from flamboyance.reports.runs import read, read_all
 from flamboyance.reports.shares import shares_of_flamingo
 
 from .written_run import Row, WrittenRun, row
@@ -38,12 +38,12 @@ def test_mean_deviation_and_interval_over_seeds(tmp_path: Path) -> None:
     for seed, value in enumerate((88.0, 89.0, 93.0)):
         run.cell("coco", 4, "random", seed, valued([1, 2]), value, [value - 2, value + 3])
     run.cell("coco", 0, "random", 0, valued([1, 2]), 80.04, [70.0, 90.0])
-    (line0, line4) = read(tmp_path).lines()
+    (line0, line4) = read_run(tmp_path).lines()
     assert line4.mean == pytest.approx(90.0)
     assert line4.std == pytest.approx(math.sqrt((4 + 1 + 9) / 3))  # of the population
     assert line4.interval == pytest.approx((88.0, 93.0))
     assert line0.std is None
-    table = scores(build([read(tmp_path)]))
+    table = scores(build([read_run(tmp_path)]))
     assert table.columns[-1] == "OpenFlamingo-9B (paper)"
     assert cells(table) == [
         ["COCO, CIDEr", "random", "0", "80.0", "70.0 to 90.0", "1", "2", "79.5 (0.2)"],
@@ -57,7 +57,7 @@ def test_order_of_tasks_modes_and_shots(tmp_path: Path) -> None:
         for mode in ("rices", "random", "fixed"):
             for shots in (16, 0, 8):
                 run.cell(task, shots, mode, 0)
-    keys = [line.key for line in read(tmp_path).lines()]
+    keys = [line.key for line in read_run(tmp_path).lines()]
     modes = ("random", "rices", "fixed")
     assert keys == [(task, mode, shots) for task in ("vqav2", "coco") for mode in modes for shots in (0, 8, 16)]
 
@@ -67,21 +67,21 @@ def test_published_columns(tmp_path: Path) -> None:
     for mode in ("random", "rices"):
         run.cell("coco", 32, mode, 0)
     run.cell("own", 32, "random", 0)
-    report = build([read(tmp_path)])
+    report = build([read_run(tmp_path)])
     assert report.beside == ("OpenFlamingo-9B",)  # a model that nobody published
-    beside = build([read(tmp_path)], ["of-9b", "Flamingo-80B", "OF-9B"])
+    beside = build([read_run(tmp_path)], ["of-9b", "Flamingo-80B", "OF-9B"])
     assert beside.beside == ("OpenFlamingo-9B", "Flamingo-80B")
     table = scores(beside)
     assert cells(table, -2) == [["99.5 (0.1)", "113.8"], ["109.0", "113.8†"], ["–", "–"]]
     assert any(note.startswith("†") for note in table.notes)
     assert any("2204.14198, Table 3" in note and "Karpathy test" in note for note in table.notes)
     with pytest.raises(ValueError, match=r"'GPT'.*Flamingo-80B"):
-        build([read(tmp_path)], ["GPT"])
+        build([read_run(tmp_path)], ["GPT"])
 
 
 def test_a_task_that_nobody_published_has_no_columns(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("own", "My own", "accuracy").cell("own")
-    report = build([read(tmp_path)], ["OpenFlamingo-9B"])
+    report = build([read_run(tmp_path)], ["OpenFlamingo-9B"])
     assert report.beside == () and scores(report).columns[-1] == "queries"
 
 
@@ -91,7 +91,7 @@ def test_unfinished_cells_are_told_and_not_counted(tmp_path: Path) -> None:
     run.killed("coco", 4, "random", 1, valued([0, 0, 0]))
     (tmp_path / "coco" / "4-random-2").mkdir()  # nothing answered yet
     (tmp_path / "features").mkdir()  # not a task
-    report = build([read(tmp_path)])
+    report = build([read_run(tmp_path)])
     assert report.lines[0]["coco", "random", 4].mean == 60.0
     assert unfinished(report) == ["flamingo-mini: coco, 4 shots, random, seed 1: 3 of 5,000 queries answered"]
     assert "3 of 5,000" in markdown(report)
@@ -104,29 +104,29 @@ def test_values_that_are_none(tmp_path: Path) -> None:
     run.cell("vqav2", 4, "random", 0, valued([1.0]), None)
     run.cell("vqav2", 8, "random", 0, valued([1.0]), math.nan, [math.nan, math.nan])
     run.cell("vqav2", 8, "random", 1, valued([1.0]), 40.0)
-    table = scores(build([read(tmp_path)]))
+    table = scores(build([read_run(tmp_path)]))
     assert [line[3:5] for line in cells(table)] == [["–", "–"], ["40.0", "40.0 to 60.0"]]
 
 
 def test_no_run_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no results directory: it has no run.json"):
-        read(tmp_path)
+        read_run(tmp_path)
     WrittenRun(tmp_path).task("coco", "COCO", "CIDEr").cell("coco")
     file = tmp_path / "coco" / "4-random-0" / "score.json"
     file.write_text('{"value": 3', encoding="utf-8")
     with pytest.raises(ValueError, match=r"4-random-0/score.json is damaged.*remove it"):
-        read(tmp_path)
+        read_run(tmp_path)
     file.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"score.json is damaged: expected an object"):
-        read(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "run.json").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"run.json is damaged"):
-        read(tmp_path)
+        read_run(tmp_path)
 
 
 def test_an_empty_run(tmp_path: Path) -> None:
     WrittenRun(tmp_path)
-    report = build([read(tmp_path)])
+    report = build([read_run(tmp_path)])
     assert cells(scores(report)) == [] and report.beside == ()
     assert "## Scores" in markdown(report)
     assert draw(report, tmp_path) == []
@@ -135,9 +135,9 @@ def test_an_empty_run(tmp_path: Path) -> None:
 def test_runs_of_one_model_are_told_apart(tmp_path: Path) -> None:
     for name in ("a", "b"):
         WrittenRun(tmp_path / name, "/home/me/models/bird model")
-    assert [run.name for run in read_all([tmp_path / "a", tmp_path / "b"])] == ["bird model (a)", "bird model (b)"]
+    assert [run.name for run in read_runs([tmp_path / "a", tmp_path / "b"])] == ["bird model (a)", "bird model (b)"]
     with pytest.raises(ValueError, match="given twice"):
-        read_all([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+        read_runs([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
 # -- differences
@@ -147,7 +147,7 @@ def two_runs(tmp_path: Path, first: list[Row], second: list[Row], labels: list[s
     for name, rows in (("first", first), ("second", second)):
         run = WrittenRun(tmp_path / name, name).task("t", "T", "metric", len(rows), labels)
         run.cell("t", 4, "random", 0, rows)
-    return compare(*read_all([tmp_path / "first", tmp_path / "second"]))
+    return compare(*read_runs([tmp_path / "first", tmp_path / "second"]))
 
 
 def test_a_constant_difference_is_certain(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_seeds_are_averaged_by_query(tmp_path: Path) -> None:
         run = WrittenRun(tmp_path / name, name).task("t", "T", "metric")
         for seed, values in enumerate(seeds):
             run.cell("t", 4, "random", seed, valued(values))
-    (one,) = compare(*read_all([tmp_path / "a", tmp_path / "b"]))
+    (one,) = compare(*read_runs([tmp_path / "a", tmp_path / "b"]))
     assert (one.first, one.second, one.interval) == (75.0, 75.0, (0.0, 0.0))
 
 
@@ -202,7 +202,7 @@ def test_areas_under_the_curve_are_compared_by_the_metric_itself(tmp_path: Path)
 def test_other_queries_are_not_compared(tmp_path: Path) -> None:
     (one,) = two_runs(tmp_path, valued([1, 2, 3]), valued([1, 2]))
     assert one.difference is None and one.why_not == "other queries: 1 only in the first, 0 only in the second"
-    table = differences(build(read_all([tmp_path / "first", tmp_path / "second"])))
+    table = differences(build(read_runs([tmp_path / "first", tmp_path / "second"])))
     assert table is not None and cells(table) == [
         ["T", "random", "4", "–", "–", "–", "–", "2", "other queries: 1 only in the first, 0 only in the second"]
     ]
@@ -222,9 +222,9 @@ def test_what_else_keeps_runs_from_being_compared(tmp_path: Path) -> None:
 def test_runs_without_anything_in_common(tmp_path: Path) -> None:
     WrittenRun(tmp_path / "a", "a").task("t", "T", "m").cell("t", 4)
     WrittenRun(tmp_path / "b", "b").task("t", "T", "m").cell("t", 8)
-    table = differences(build(read_all([tmp_path / "a", tmp_path / "b"])))
+    table = differences(build(read_runs([tmp_path / "a", tmp_path / "b"])))
     assert table is not None and not table.sections and "no task in common" in table.notes[0]
-    assert differences(build([read(tmp_path / "a")])) is None
+    assert differences(build([read_run(tmp_path / "a")])) is None
 
 
 def test_a_damaged_prediction_is_named(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_damaged_prediction_is_named(tmp_path: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     file.write_text(f"{lines[0]}\n{lines[1][:30]}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"second/t/4-random-0/predictions.jsonl, line 2 is not JSON"):
-        compare(*read_all([tmp_path / "first", tmp_path / "second"]))
+        compare(*read_runs([tmp_path / "first", tmp_path / "second"]))
 
 
 # -- shares, figures, files
@@ -252,7 +252,7 @@ def published_run(folder: Path, model: str = "openflamingo/OpenFlamingo-3B-vitl-
 def test_shares_of_flamingo(tmp_path: Path) -> None:
     """Flamingo-3B has 73.0 and 85.0 on COCO, OpenFlamingo-3B 74.9 and 77.3."""
     published_run(tmp_path)
-    found = {(one.name, one.mode): one for one in shares_of_flamingo(build([read(tmp_path)]))}
+    found = {(one.name, one.mode): one for one in shares_of_flamingo(build([read_run(tmp_path)]))}
     mine = found["OpenFlamingo-3B-vitl-mpt1b", "random"]
     assert (mine.mean, mine.std, mine.settings, mine.reference) == pytest.approx((0.75, 0.25, 2, "Flamingo-3B"))
     assert found["OpenFlamingo-3B-vitl-mpt1b", "rices"].mean == pytest.approx(1.5)
@@ -263,7 +263,7 @@ def test_shares_of_flamingo(tmp_path: Path) -> None:
 def test_shares_are_of_the_settings_that_all_runs_have(tmp_path: Path) -> None:
     published_run(tmp_path / "a")
     WrittenRun(tmp_path / "b", "mine").task("coco", "COCO", "CIDEr").cell("coco", 4, "random", 0, [], 93.1)
-    found = shares_of_flamingo(build(read_all([tmp_path / "a", tmp_path / "b"]), ["OpenFlamingo-9B"]))
+    found = shares_of_flamingo(build(read_runs([tmp_path / "a", tmp_path / "b"]), ["OpenFlamingo-9B"]))
     random_ = {one.name: one for one in found if one.mode == "random"}
     assert random_["OpenFlamingo-3B-vitl-mpt1b"].mean == pytest.approx(0.5)
     assert random_["mine"].mean == pytest.approx(1.0) and random_["mine"].reference == "Flamingo-9B"
@@ -272,7 +272,7 @@ def test_shares_are_of_the_settings_that_all_runs_have(tmp_path: Path) -> None:
 
 def test_figures(tmp_path: Path) -> None:
     published_run(tmp_path / "run")
-    names = [name for name, _ in draw(build([read(tmp_path / "run")]), tmp_path / "figures")]
+    names = [name for name, _ in draw(build([read_run(tmp_path / "run")]), tmp_path / "figures")]
     assert names == [
         "figure-1-share-of-flamingo.png",
         "figure-6-shots-random.png",
@@ -289,7 +289,7 @@ def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     drawn = {}
     monkeypatch.setattr(figures, "_save", lambda figure, file: drawn.update({file.stem: figure}))
     published_run(tmp_path)
-    draw(build([read(tmp_path)]), tmp_path)
+    draw(build([read_run(tmp_path)]), tmp_path)
     coco, own = drawn["figure-6-shots-random"].axes  # of the two, only one is published: no average
     assert (coco.get_title(loc="left"), coco.get_ylabel(), coco.get_xlabel()) == ("COCO", "CIDEr", "shots")
     assert own.get_title(loc="left") == "My own" and [t.get_text() for t in own.get_xticklabels()] == ["0", "4"]
@@ -324,7 +324,7 @@ def test_averages_are_of_tasks_that_are_measured_alike(tmp_path: Path, monkeypat
     for number, (task, metric) in enumerate(measured.items()):
         run.task(task, task, metric, 2)
         run.cell(task, 4, "random", 0, [], 10.0 * number)
-    panels = titles_of_panels(build([read(tmp_path)]), tmp_path, monkeypatch)
+    panels = titles_of_panels(build([read_run(tmp_path)]), tmp_path, monkeypatch)
     assert list(panels)[5:] == [("Average of coco and flickr30k", "CIDEr")]
     assert panels["Average of coco and flickr30k", "CIDEr"] == [[5.0]]
 
@@ -336,7 +336,7 @@ def test_variants_of_a_metric_are_not_averaged(tmp_path: Path, monkeypatch: pyte
         run.about["tasks"][f"t{number}"]["variant"] = variant
         run.cell(f"t{number}", 4, "random", 0, [], 10.0 * number)
     run.save()
-    panels = titles_of_panels(build([read(tmp_path)]), tmp_path, monkeypatch)
+    panels = titles_of_panels(build([read_run(tmp_path)]), tmp_path, monkeypatch)
     assert panels["Average of 3 tasks", "VQA accuracy"] == [[10.0]] and len(panels) == 5
 
 
@@ -350,7 +350,7 @@ def test_runs_that_measured_otherwise_are_neither_averaged_nor_compared(
             run.about["tasks"][task]["variant"] = variant
             run.cell(task, 4, "random", 0, valued([1, 2]))
         run.save()
-    report = build(read_all([tmp_path / "first", tmp_path / "second"]))
+    report = build(read_runs([tmp_path / "first", tmp_path / "second"]))
     assert [title for title, _ in titles_of_panels(report, tmp_path, monkeypatch)] == ["T", "U"]
     assert [one.difference for one in report.differences] == [None, None]
     assert all("official" in (one.why_not or "") and "always" in (one.why_not or "") for one in report.differences)
@@ -359,20 +359,20 @@ def test_runs_that_measured_otherwise_are_neither_averaged_nor_compared(
 
 def test_a_benchmarks_name_with_another_metric_has_nothing_published_beside_it(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("coco", "coco", "exact match", 5_000).cell("coco", 4, "random", 0, [], 50.0)
-    report = build([read(tmp_path)])
+    report = build([read_run(tmp_path)])
     assert report.beside == () and not shares_of_flamingo(report)
     assert any("exact match" in note and "CIDEr" in note for note in scores(report).notes)
 
 
 def test_figures_of_a_task_of_ones_own(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("own", "My own", "accuracy").cell("own", 4, "balanced", 0, [], 10.0)
-    assert [name for name, _ in draw(build([read(tmp_path)]), tmp_path)] == ["figure-6-shots-balanced.png"]
+    assert [name for name, _ in draw(build([read_run(tmp_path)]), tmp_path)] == ["figure-6-shots-balanced.png"]
 
 
 def test_csv_has_all_digits(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path, "a, b").task("coco", 'C"O', "CIDEr")
     run.cell("coco", 4, "rices", 0, valued([1.0], dropped=2), 1 / 3, [0.1, 0.7])
-    write_csv(build([read(tmp_path)], ["OpenFlamingo-9B", "Flamingo-80B"]), tmp_path / "s.csv")
+    write_csv(build([read_run(tmp_path)], ["OpenFlamingo-9B", "Flamingo-80B"]), tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         (one,) = csv.DictReader(file)
     assert one["model"] == "a, b" and one["title"] == 'C"O' and float(one["mean"]) == 1 / 3 and one["std"] == ""
@@ -383,7 +383,7 @@ def test_csv_has_all_digits(tmp_path: Path) -> None:
 def test_markdown_takes_text_for_text(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path, "x").task("t", "a|b <script>*\n# c", "m`")
     run.cell("t")
-    text = markdown(build([read(tmp_path)]))
+    text = markdown(build([read_run(tmp_path)]))
     assert "a\\|b &lt;script>\\* \\# c, m\\`" in text and "<script>" not in text
     lines = [line for line in text.split("\n") if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
@@ -464,17 +464,17 @@ def test_a_prediction_of_another_shape_is_named(tmp_path: Path, changes: dict) -
     lines = file.read_text(encoding="utf-8").splitlines()
     file.write_text(f"{lines[0]}\n{json.dumps(json.loads(lines[1]) | changes)}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"predictions.jsonl, line 2 is no prediction: .*{next(iter(changes))[:5]}"):
-        list(read(tmp_path).cells[0].rows())
+        list(read_run(tmp_path).cells[0].rows())
 
 
 def test_json_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=[row("a")])
     (tmp_path / "t/4-random-0/predictions.jsonl").write_text("[" * 200_000 + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
-        list(read(tmp_path).cells[0].rows())
+        list(read_run(tmp_path).cells[0].rows())
     (tmp_path / "run.json").write_text("[" * 200_000, encoding="utf-8")
     with pytest.raises(ValueError, match=r"run.json is damaged"):
-        read(tmp_path)
+        read_run(tmp_path)
 
 
 def test_links_out_of_the_results_directory_are_refused(tmp_path: Path) -> None:
@@ -486,12 +486,12 @@ def test_links_out_of_the_results_directory_are_refused(tmp_path: Path) -> None:
         (folder / name).unlink()
         (folder / name).symlink_to(elsewhere / name)
         with pytest.raises(ValueError, match=rf"{name} is no file of .*run"):
-            read(run.folder)
+            read_run(run.folder)
         (folder / name).unlink()
         (folder / name).write_bytes(kept)
     (run.folder / "t" / "8-random-0").symlink_to(elsewhere)
     with pytest.raises(ValueError, match=r"8-random-0 is no file of"):
-        read(run.folder)
+        read_run(run.folder)
 
 
 def test_a_report_writes_over_no_file_that_a_link_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,13 +522,13 @@ def test_seeds_without_a_value_are_told(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path).task("t", "T", "m")
     for seed, value in enumerate((math.nan, 40.0, 44.0)):
         run.cell("t", 8, "random", seed, valued([1.0]), value)
-    assert cells(scores(build([read(tmp_path)])))[0][3:6] == ["42.0 (2.0)", "40.0 to 60.0", "2 of 3"]
+    assert cells(scores(build([read_run(tmp_path)])))[0][3:6] == ["42.0 (2.0)", "40.0 to 60.0", "2 of 3"]
 
 
 def test_run_json_may_lack_what_is_not_needed(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("coco", "COCO", "CIDEr").cell("coco")
     (tmp_path / "run.json").write_text(json.dumps({}), encoding="utf-8")
-    report = build([read(tmp_path)])
+    report = build([read_run(tmp_path)])
     assert cells(scores(report))[0][0] == "coco, CIDEr" and report.runs[0].name == tmp_path.name
 
 
@@ -536,7 +536,7 @@ def test_other_data_under_a_benchmarks_name_have_nothing_beside_them(tmp_path: P
     written = WrittenRun(tmp_path)
     written.task("coco", "COCO", "CIDEr", queries=48)
     written.cell("coco", 4, "random", 0, [row("1", 50.0)], 50.0)
-    run = read(tmp_path)
+    run = read_run(tmp_path)
     report = build([run])
     assert report.beside == () and not shares_of_flamingo(report)
     assert any("COCO has 48 queries here, the benchmark 5,000" in note for note in scores(report).notes)

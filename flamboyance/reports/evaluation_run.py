@@ -1,4 +1,4 @@
-"""Results directories, as they are read back: which cells are finished, and what they say over seeds."""
+"""Reads results directories back: their cells, finished or not, and means over seeds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CELL = re.compile(r"(\d+)-([A-Za-z_]+)-(-?\d+)")
 
 
 @dataclass(frozen=True)
-class Done:
-    """A cell's folder.
+class CellResult:
+    """A cell of a results directory: one task, number of shots, mode and seed.
 
     Attributes:
         score: score.json's content; None while the cell is unfinished: its process was killed, or is still at work.
@@ -66,7 +66,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row of a table: a task's cells that differ in the seed alone.
 
     Attributes:
@@ -79,7 +79,7 @@ class Line:
     task: str
     mode: str
     shots: int
-    cells: tuple[Done, ...]
+    cells: tuple[CellResult, ...]
     mean: float | None
     std: float | None
     interval: tuple[float, float] | None
@@ -98,8 +98,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Run:
-    """An evaluation of a model.
+class EvaluationRun:
+    """An evaluation of one model, read back from its results directory.
 
     Attributes:
         model: its name: of the hub, or where it was.
@@ -113,31 +113,31 @@ class Run:
     model: str
     name: str
     about: Row
-    cells: tuple[Done, ...]
-    unfinished: tuple[Done, ...]
+    cells: tuple[CellResult, ...]
+    unfinished: tuple[CellResult, ...]
 
     def title(self, task: str) -> str:
-        return shown(self._told(task).get("title") or task)
+        return shown(self._about_task(task).get("title") or task)
 
     def metric(self, task: str) -> str:
         named = [one.score.get("metric") for one in self.cells if one.cell.task == task and one.score]
-        return shown(self._told(task).get("metric") or (named[0] if named else "") or "")
+        return shown(self._about_task(task).get("metric") or (named[0] if named else "") or "")
 
     def measure(self, task: str) -> tuple[str, str]:
         """What its values are: the metric, and which variant of it; values of another measure are not compared."""
-        return self.metric(task), str(self._told(task).get("variant") or "")
+        return self.metric(task), str(self._about_task(task).get("variant") or "")
 
     def labels(self, task: str) -> list[str] | None:
-        labels = self._told(task).get("labels")
+        labels = self._about_task(task).get("labels")
         good = isinstance(labels, list) and all(isinstance(one, str) for one in labels)
         return labels if good else None
 
     def asked(self, task: str) -> int | None:
         """Queries that the task has, where run.json says so."""
-        number = self._told(task).get("queries")
+        number = self._about_task(task).get("queries")
         return number if isinstance(number, int) and not isinstance(number, bool) else None
 
-    def _told(self, task: str) -> Row:
+    def _about_task(self, task: str) -> Row:
         tasks = self.about.get("tasks")
         found = tasks.get(task) if isinstance(tasks, dict) else None
         return found if isinstance(found, dict) else {}
@@ -153,9 +153,9 @@ class Run:
         tasks = self.about.get("tasks")
         return list(tasks) if isinstance(tasks, dict) else []
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[TableRow]:
         """The finished cells over seeds, a line for each task, mode and number of shots."""
-        together: dict[tuple[str, str, int], list[Done]] = {}
+        together: dict[tuple[str, str, int], list[CellResult]] = {}
         for one in self.cells:
             together.setdefault((one.cell.task, one.cell.mode, one.cell.shots), []).append(one)
         return [_line(*key, cells) for key, cells in together.items()]
@@ -167,7 +167,7 @@ def shown(text: Any) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> EvaluationRun:
     """Reads what `flamboyance evaluate` has written so far.
 
     Raises:
@@ -186,19 +186,19 @@ def read(folder: Path) -> Run:
     short = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
     finished = tuple(one for one in found if one.score is not None)
     unfinished = tuple(one for one in found if one.score is None)
-    return Run(folder, name, short, about, finished, unfinished)
+    return EvaluationRun(folder, name, short, about, finished, unfinished)
 
 
-def read_all(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[EvaluationRun]:
     """Several runs; those of one model are told apart by their folders.
 
     Raises:
-        ValueError: a folder is given twice; and as `read`.
+        ValueError: a folder is given twice; and as `read_run`.
     """
     for place, folder in enumerate(folders):
         if folder.resolve() in [other.resolve() for other in folders[:place]]:
             raise ValueError(f"{folder} is given twice; give other results directories to compare with")
-    runs = [read(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     places = [run.folder.resolve() for run in runs]
     short = len({place.name for place in places}) == len(places)
@@ -208,7 +208,7 @@ def read_all(folders: Sequence[Path]) -> list[Run]:
     ]
 
 
-def _cells(folder: Path, order: Sequence[str]) -> Iterator[Done]:
+def _cells(folder: Path, order: Sequence[str]) -> Iterator[CellResult]:
     tasks = sorted(
         (path.name for path in folder.iterdir() if path.is_dir()),
         key=lambda name: (order.index(name) if name in order else len(order), name),
@@ -228,21 +228,21 @@ def _cells(folder: Path, order: Sequence[str]) -> Iterator[Done]:
         for cell in sorted(cells, key=lambda one: (_rank(one.mode), one.shots, one.seed)):
             place = cell.folder(folder)
             if (place / SCORE).is_file():
-                yield Done(cell, place, read_object(place / SCORE))
+                yield CellResult(cell, place, read_object(place / SCORE))
             elif any(place.glob("predictions*.jsonl")):
-                yield Done(cell, place, None)
+                yield CellResult(cell, place, None)
 
 
 def _rank(mode: str) -> tuple[int, str]:
     return (MODES.index(mode) if mode in MODES else len(MODES), mode)
 
 
-def _line(task: str, mode: str, shots: int, cells: list[Done]) -> Line:
+def _line(task: str, mode: str, shots: int, cells: list[CellResult]) -> TableRow:
     values = [one.value for one in cells if one.value is not None]
     intervals = [one.interval for one in cells if one.interval is not None]
     counts = [one.count() for one in cells]
     ends = tuple(statistics.fmean(end) for end in zip(*intervals, strict=True)) if intervals else None
-    return Line(
+    return TableRow(
         task,
         mode,
         shots,
