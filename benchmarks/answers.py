@@ -192,7 +192,7 @@ def measure(
     python = reference.environment(directory)
     weights = reference.weights(directory, python, size)
     precisions = ("fp32", "bf16") if results.has_bf16() else ("fp32",)
-    shape = {"interval": size.interval, "threads": threads}
+    shape = {"cross_attn_every_n_layers": size.cross_attn_every_n_layers, "threads": threads}
     rows = []
     with ExitStack() as stack:
         theirs = stack.enter_context(reference.worker(python, directory / "reference.log", "reference_answers.py"))

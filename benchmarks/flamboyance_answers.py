@@ -16,9 +16,11 @@ from flamboyance.images import ImageProcessor
 from flamboyance.templates import caption
 
 
-def load(paths: dict[str, str], threads: int, interval: int, precision: str = "fp32", clock: str = "wall") -> None:
+def load(
+    paths: dict[str, str], threads: int, cross_attn_every_n_layers: int, precision: str = "fp32", clock: str = "wall"
+) -> None:
     """Opens the reference's model, to be watched by part."""
-    flamboyance_worker.load(paths, threads, interval)
+    flamboyance_worker.load(paths, threads, cross_attn_every_n_layers)
     model = held["model"].eval().requires_grad_(False)  # the counter of operations refuses what could learn
     held["processor"].image_processor = ImageProcessor.clip(model.vision.image_size)
     if precision == "bf16":

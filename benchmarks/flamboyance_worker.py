@@ -27,12 +27,16 @@ from flamboyance.training.step import Stepper
 held: dict[str, Any] = {}
 
 
-def load(paths: dict[str, str], threads: int, interval: int = 1) -> dict[str, str]:
+def load(paths: dict[str, str], threads: int, cross_attn_every_n_layers: int = 1) -> dict[str, str]:
     """Opens the reference's model, trained parts and all."""
     torch.set_num_threads(threads)
     processor = FlamingoProcessor(None, AutoTokenizer.from_pretrained(paths["tokenizer"]))
     model = FlamingoForConditionalGeneration.from_backbones(
-        paths["vision"], paths["language"], processor, interval=interval, dtype=torch.float32
+        paths["vision"],
+        paths["language"],
+        processor,
+        cross_attn_every_n_layers=cross_attn_every_n_layers,
+        dtype=torch.float32,
     )
     openflamingo.load(model, openflamingo.read(paths["checkpoint"]))
     held.update(model=model, processor=processor)

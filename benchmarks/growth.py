@@ -156,7 +156,11 @@ def main() -> None:
     weights = reference.weights(given.env, reference.environment(given.env), size)
     images = str(write_images(given.env))
     with reference.own_worker(given.env / "growth.log", "flamboyance_answers") as worker:
-        how = {"interval": size.interval, "precision": given.precision, "clock": given.clock}
+        how = {
+            "cross_attn_every_n_layers": size.cross_attn_every_n_layers,
+            "precision": given.precision,
+            "clock": given.clock,
+        }
         worker("load", paths=weights.paths, threads=given.threads, **how)
         rows = measure(worker, images, given.repeats, given.clock)
         shot = shot_memory(worker, images, given.repeats)

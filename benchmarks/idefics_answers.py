@@ -1,7 +1,8 @@
 """Transformers' Idefics answers prompts of the same shape, asked by a benchmark.
 
 Its weights cannot be the same: it is a LLaMA with a resampler and gated blocks of its own. Widths, depths, heads,
-vocabulary, tower, resampler and interval are; its feed-forwards of three matrices have as many weights as two have.
+vocabulary, tower, resampler and the spacing of blocks are the same; its feed-forwards of three matrices have as many
+weights as two have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from benchmarks.processes import peak_memory, serve, timed, watch_memory
 held: dict[str, Any] = {}
 
 
-def load(vision: dict[str, Any], language: dict[str, Any], interval: int, threads: int, precision: str) -> None:
+def load(
+    vision: dict[str, Any], language: dict[str, Any], cross_attn_every_n_layers: int, threads: int, precision: str
+) -> None:
     """Builds a model with random weights. Options of CLIPVisionConfig and OPTConfig, as in `Size`."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -27,7 +30,7 @@ def load(vision: dict[str, Any], language: dict[str, Any], interval: int, thread
         intermediate_size=text.ffn_dim * 2 // 3,
         num_hidden_layers=text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,
-        cross_layer_interval=interval,
+        cross_layer_interval=cross_attn_every_n_layers,
         alpha_initializer="ones",
         use_resampler=True,
         tie_word_embeddings=True,

@@ -34,11 +34,16 @@ def cases() -> dict[str, dict[str, Any]]:
     from flamboyance.model.vision import tower_spec
     from flamboyance.planning.cost import Sizes
 
-    def flamingo(tower: str, width: int, text: Any, base: int, interval: int) -> FlamingoConfig:
+    def flamingo(tower: str, width: int, text: Any, base: int, every: int) -> FlamingoConfig:
         ids = {"eoc_token_id": base, "image_token_id": base + 1, "pad_token_id": base + 2}
         spec = tower_spec(tower, "openai")
         return FlamingoConfig(
-            vision=spec, vision_width=width, text_config=text, base_vocab_size=base, interval=interval, **ids
+            vision=spec,
+            vision_width=width,
+            text_config=text,
+            base_vocab_size=base,
+            cross_attn_every_n_layers=every,
+            **ids,
         )
 
     opt = flamingo("ViT-B-32", 768, OPTConfig(), 50265, 1)

@@ -127,7 +127,7 @@ def weights(directory: Path, python: Path, size: Size = OPT_125M) -> Weights:
     with worker(python, directory / "reference_weights.log") as reference:
         reference("make_clip", tower=size.tower, file=str(found.clip))
         write_tower(found.clip, found.vision, CLIPVisionConfig(hidden_act="quick_gelu", **size.vision))
-        reference("load", paths=found.paths, threads=2, interval=size.interval)
+        reference("load", paths=found.paths, threads=2, cross_attn_every_n_layers=size.cross_attn_every_n_layers)
         reference("make_checkpoint", file=str(found.checkpoint), gate=GATE)
     return found
 

@@ -15,8 +15,8 @@ from reference_worker import held
 SHOT = "<image>Output:{}<|endofchunk|>"
 
 
-def load(paths: dict[str, str], threads: int, interval: int) -> None:
-    reference_worker.load(paths, threads, checkpoint=True, interval=interval)
+def load(paths: dict[str, str], threads: int, cross_attn_every_n_layers: int) -> None:
+    reference_worker.load(paths, threads, checkpoint=True, cross_attn_every_n_layers=cross_attn_every_n_layers)
     held["model"].eval()
     held["tokenizer"].padding_side = "left"
 

@@ -31,12 +31,18 @@ def make_clip(tower: str, file: str) -> None:
     torch.save(open_clip.create_model(tower).state_dict(), file)
 
 
-def load(paths: dict[str, str], threads: int, checkpoint: bool = False, interval: int = 1) -> dict[str, str]:
+def load(
+    paths: dict[str, str], threads: int, checkpoint: bool = False, cross_attn_every_n_layers: int = 1
+) -> dict[str, str]:
     """Builds the model; with the trained parts of `paths["checkpoint"]` when asked for."""
     torch.set_num_threads(threads)
     torch.manual_seed(2)
     model, processor, tokenizer = create_model_and_transforms(
-        paths["tower"], paths["clip"], paths["language"], paths["tokenizer"], cross_attn_every_n_layers=interval
+        paths["tower"],
+        paths["clip"],
+        paths["language"],
+        paths["tokenizer"],
+        cross_attn_every_n_layers=cross_attn_every_n_layers,
     )
     if checkpoint:
         result = model.load_state_dict(torch.load(paths["checkpoint"], weights_only=True), strict=False)

@@ -16,13 +16,13 @@ class Size:
         tower: OpenCLIP's name, which the reference builds its vision tower by; `vision` says the same in the options of
             transformers' CLIPVisionConfig.
         language: options of transformers' OPTConfig.
-        interval: layers of the language model to each gated cross-attention block.
+        cross_attn_every_n_layers: layers of the language model to each gated cross-attention block.
     """
 
     name: str
     title: str
     tower: str
-    interval: int = 1
+    cross_attn_every_n_layers: int = 1
     vision: dict[str, Any] = field(default_factory=dict)
     language: dict[str, Any] = field(default_factory=dict)
 

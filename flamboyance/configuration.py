@@ -1,7 +1,7 @@
 """What a Flamingo is made of: the frozen backbones by name and architecture, and the sizes of what trains."""
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -35,8 +35,8 @@ class FlamingoConfig(PreTrainedConfig):
         vision_width: width of the tower's patches.
         language: hub id or directory of the language model; relative paths start at the checkpoint's directory.
         text_config: the language model's own configuration.
-        interval: a gated cross-attention block stands before every `interval`-th layer of the language model
-            (`cross_attn_every_n_layers`): before layer i if (i + 1) % interval == 0.
+        cross_attn_every_n_layers: a gated cross-attention block precedes layer i of the language model if (i + 1) is a
+            multiple of this. Older files, and older callers, name it `interval`.
         decoder_layers: dotted name of the language model's list of layers; None: found by its length.
         resampler: depth, heads, dim_head, latents, ff_mult, max_frames (None: no time embeddings).
         cross_attention: heads, dim_head, ff_mult.
@@ -47,6 +47,7 @@ class FlamingoConfig(PreTrainedConfig):
 
     model_type = "flamingo"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  as transformers declares it
+    attribute_map: ClassVar[dict[str, str]] = {"interval": "cross_attn_every_n_layers"}  # the name in older files
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class FlamingoConfig(PreTrainedConfig):
         vision_width: int = 1024,
         language: str | None = None,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        interval: int = 1,
+        cross_attn_every_n_layers: int = 1,
         decoder_layers: str | None = None,
         resampler: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
@@ -65,7 +66,8 @@ class FlamingoConfig(PreTrainedConfig):
         pad_token_id: int = 50279,
         **kwargs: Any,
     ):
-        _bounded("interval", interval, MOST_LAYERS, " of layers")
+        cross_attn_every_n_layers = kwargs.pop("interval", cross_attn_every_n_layers)
+        _bounded("cross_attn_every_n_layers", cross_attn_every_n_layers, MOST_LAYERS, " of layers")
         if isinstance(text_config, dict):
             text_config = _config_of(text_config)
         _check_text(text_config)
@@ -77,7 +79,7 @@ class FlamingoConfig(PreTrainedConfig):
         self.vision = vision or {"library": "transformers", "name": None, "pretrained": None, "config": None}
         self.vision_width = vision_width
         self.language = language
-        self.interval = interval
+        self.cross_attn_every_n_layers = cross_attn_every_n_layers
         self.decoder_layers = decoder_layers
         self.resampler = _sizes("resampler", RESAMPLER, resampler)
         self.cross_attention = _sizes("cross_attention", CROSS_ATTENTION, cross_attention)
@@ -96,7 +98,10 @@ class FlamingoConfig(PreTrainedConfig):
         if text is not None:
             sizes = f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers"
             parts.append(f"language={self.language!r} ({sizes})")
-        parts += [f"interval={self.interval}", f"{self.resampler['latents']} latents per image"]
+        parts += [
+            f"{self.cross_attn_every_n_layers=}".removeprefix("self."),
+            f"{self.resampler['latents']} latents per image",
+        ]
         return f"{type(self).__name__}({', '.join([*parts, f'{self.vocab_size} tokens'])})"
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:

@@ -122,7 +122,7 @@ def _with_backbones(
         vision,
         language,
         processor,
-        interval=Layout.of(state).interval or 1,
+        cross_attn_every_n_layers=Layout.of(state).cross_attn_every_n_layers or 1,
         decoder_layers=decoder_layers,
         resampler=None if frames is None else {"max_frames": len(frames)},
         **options,

@@ -51,9 +51,9 @@ from flamboyance.processing import FlamingoProcessor, complete
 class FlamingoForConditionalGeneration(GenerativeFlamingo):
     """A Flamingo model (Alayrac et al. 2022, figure 3), as transformers has its models.
 
-    Three parts train: `resampler`, `cross_attention` (one gated block before each layer in `spliced_layers`) and
-    `added_tokens`. `vision` and `language_model` are frozen, unless they are unfrozen or given adapters; then what
-    trains of them is saved too.
+    Three parts train: `resampler`, `cross_attention` (one gated block before each of the language model's
+    `cross_attention_layers`) and `added_tokens`. `vision` and `language_model` are frozen until they are unfrozen or
+    given adapters; their trainable parameters are then saved too.
 
     Args:
         config: sizes and names.
@@ -77,7 +77,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         processor: Any,
         *,
         vision_pretrained: str | None = None,
-        interval: int = 1,
+        cross_attn_every_n_layers: int = 1,
         decoder_layers: str | None = None,
         resampler: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
@@ -94,11 +94,12 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language: hub id or directory of any causal language model.
             processor: the FlamingoProcessor around that language model's tokenizer; gives the ids of added tokens. Made
                 without an image processor, it gets the tower's.
-            interval, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
+            cross_attn_every_n_layers, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
             dtype: of all parts; "auto": the one that the language model is stored in.
             trained_dtype: of what trains, if not that; float32 to train further.
             language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
         """
+        every = language_options.pop("interval", cross_attn_every_n_layers)  # its name before
         vision, language = absolute(vision), absolute(language)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         with opening("language", language):
@@ -113,7 +114,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             vision_width=tower.width,
             language=language,
             text_config=language_model.config.get_text_config(decoder=True),
-            interval=interval,
+            cross_attn_every_n_layers=every,
             decoder_layers=decoder_layers,
             resampler=resampler,
             cross_attention=cross_attention,
@@ -226,7 +227,9 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if parts["vision"]:
             processor.image_processor = None  # from_backbones gives it the tower's own
         tower, language = parts["vision"] or config.vision["name"], parts["language"] or str(config.language)
-        model = cls.from_backbones(tower, language, processor, interval=config.interval, **hub, **options)
+        model = cls.from_backbones(
+            tower, language, processor, cross_attn_every_n_layers=config.cross_attn_every_n_layers, **hub, **options
+        )
         openflamingo.load(model, openflamingo.read(checkpoint))
         return model
 

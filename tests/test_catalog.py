@@ -49,7 +49,7 @@ def test_released_names_with_and_without_organisation():
             entry = catalog.resolve(name)
             assert (entry.kind, entry.name) == ("released", f"openflamingo/{short}") and entry.is_flamingo()
     config = entry.config()
-    assert config.text_config.hidden_size == 4096 and config.interval == 4
+    assert config.text_config.hidden_size == 4096 and config.cross_attn_every_n_layers == 4
     spec, images = entry.tower()
     assert spec["name"] == "openai/clip-vit-large-patch14" and images.image_size == (224, 224)
 

@@ -388,7 +388,7 @@ def test_info_of_a_released_model_needs_no_download(capsys, monkeypatch: pytest.
     assert run("info", "openflamingo/OpenFlamingo-3B-vitl-mpt1b") == 0
     said = capsys.readouterr().out
     assert "mosaic_gpt" in said
-    assert "24 blocks, before layers 0–23 (interval 1)" in said
+    assert "24 blocks, before layers 0–23 (cross_attn_every_n_layers=1)" in said
 
 
 def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path, capsys) -> None:

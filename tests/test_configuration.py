@@ -9,11 +9,11 @@ from transformers import CLIPVisionConfig, OPTConfig, Qwen3Config
 from flamboyance import FlamingoConfig, catalog
 
 ABSURD: dict[str, dict[str, Any]] = {
-    "interval=0;": {"interval": 0},
-    "interval=-1;": {"interval": -1},
-    "interval=True;": {"interval": True},
-    "interval=1.5;": {"interval": 1.5},
-    "interval=1000000;": {"interval": 10**6},
+    "cross_attn_every_n_layers=0;": {"cross_attn_every_n_layers": 0},
+    "cross_attn_every_n_layers=-1;": {"interval": -1},
+    "cross_attn_every_n_layers=True;": {"cross_attn_every_n_layers": True},
+    "cross_attn_every_n_layers=1.5;": {"cross_attn_every_n_layers": 1.5},
+    "cross_attn_every_n_layers=1000000;": {"cross_attn_every_n_layers": 10**6},
     "base_vocab_size=-5;": {"base_vocab_size": -5},
     "base_vocab_size=0;": {"base_vocab_size": 0},
     "base_vocab_size=10000000000;": {"base_vocab_size": 10**10},
@@ -77,3 +77,12 @@ def test_heads_that_do_not_divide_are_allowed_where_their_width_is_given() -> No
     config = FlamingoConfig(text_config=text, base_vocab_size=10, image_token_id=11, eoc_token_id=10, pad_token_id=12)
     assert config.text_config.head_dim == 8 and config.vocab_size == 13
     assert FlamingoConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_older_files_and_callers_name_the_spacing_of_blocks_interval(tmp_path: Any) -> None:
+    values = FlamingoConfig(text_config=OPTConfig()).to_dict()
+    del values["cross_attn_every_n_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(values | {"interval": 3}), encoding="utf-8")
+    config = catalog.resolve(tmp_path).config()
+    assert config.cross_attn_every_n_layers == config.interval == 3
+    assert "interval" not in config.to_dict() and FlamingoConfig(interval=3).cross_attn_every_n_layers == 3

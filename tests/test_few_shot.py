@@ -324,7 +324,7 @@ def test_a_saved_task_that_is_not_finite_is_refused(tmp_path):
 
 def test_a_hybrid_model_equals_the_full_prompt_and_is_saved_and_loaded(tmp_path):
     """Its state can be neither cut nor moved: shared where queries have the same length, computed anew where not."""
-    model = make("qwen3_next", interval=2, text_config=tiny_config("qwen3_next"))
+    model = make("qwen3_next", cross_attn_every_n_layers=2, text_config=tiny_config("qwen3_next"))
     task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
     inputs = full_prompt(task, QUERIES)
     out = model.generate(**inputs, num_beams=3, do_sample=False, **NEW)[:, inputs["input_ids"].shape[1] :]

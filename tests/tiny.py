@@ -49,7 +49,7 @@ def save_tiny_flamingo(directory: Path, seed: int = 0) -> Path:
         str(backbones / "vision"),
         str(backbones / "language"),
         processor,
-        interval=1,
+        cross_attn_every_n_layers=1,
         resampler={"depth": 1, "heads": 2, "dim_head": 8, "latents": 4},
         cross_attention={"heads": 2, "dim_head": 8},
     )

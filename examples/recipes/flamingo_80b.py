@@ -45,7 +45,7 @@ def outline() -> FlamingoConfig:
         vision={"library": "transformers", "name": None, "pretrained": None, "config": tower.to_dict()},
         vision_width=1280,
         text_config=text,
-        interval=7,
+        cross_attn_every_n_layers=7,
         resampler={"heads": 16, "dim_head": 96},
         cross_attention={"heads": 64, "dim_head": 128},
     )

@@ -54,7 +54,7 @@ def place(model: Any, trained_dtype: torch.dtype | None = None) -> Any:
     devices = [p.device for p in model.language_model.parameters()]
     if devices and any(d.type not in ("cpu", "meta") for d in devices):
         _, layers = find_decoder_layers(model.language_model, model.config.decoder_layers)
-        for index, block in zip(model.spliced_layers, model.cross_attention, strict=True):
+        for index, block in zip(model.cross_attention_layers, model.cross_attention, strict=True):
             block.to(_device(layers[index]))
         home = _device(model.language_model.get_input_embeddings())
         for part in (model.vision, model.resampler, model.added_tokens):

@@ -44,8 +44,8 @@ def text(model: Any, config: Any, kept: Mapping[str, Tensor], written: set[str])
         + _home(names["vision"], "vision" in written),
         "language model": f"{config.text_config.model_type}, width {config.text_config.hidden_size}, "
         f"{config.text_config.num_hidden_layers} layers; " + _home(names["language"], "language" in written),
-        "cross-attention": f"{len(model.spliced_layers)} gated blocks, before layers "
-        + _brief([str(i) for i in model.spliced_layers]),
+        "cross-attention": f"{len(model.cross_attention_layers)} gated blocks, before layers "
+        + _brief([str(i) for i in model.cross_attention_layers]),
         "latents per image": str(config.resampler["latents"]),
         "parameters": f"{_millions(model.parameters())} in all, {_millions(model.trained_parameters().values())} "
         f"trainable, {_millions(kept.values())} in model.safetensors",

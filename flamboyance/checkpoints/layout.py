@@ -47,7 +47,7 @@ class Layout:
         )
 
     @property
-    def interval(self) -> int | None:
+    def cross_attn_every_n_layers(self) -> int | None:
         return self.indices[0] + 1 if self.indices else None
 
     def __str__(self) -> str:
@@ -57,16 +57,16 @@ class Layout:
         hint = f" That is the layout of {' and '.join(known)}." if known else ""
         return (
             f"Its {len(self.indices)} blocks stand in lang_encoder.{self.layers}, cross_attn_every_n_layers = "
-            f"{self.interval}, width {self.width}, vision width {self.vision_width}.{hint}"
+            f"{self.cross_attn_every_n_layers}, width {self.width}, vision width {self.vision_width}.{hint}"
         )
 
 
 def fitting(layout: Layout) -> list[str]:
     """The released models that a checkpoint of this layout can belong to."""
     found = []
-    for name, (_, interval, architecture) in RELEASED.items():
+    for name, (_, cross_attn_every_n_layers, architecture) in RELEASED.items():
         text = architecture()
-        indices = tuple(range(interval - 1, text.num_hidden_layers, interval))
+        indices = tuple(range(cross_attn_every_n_layers - 1, text.num_hidden_layers, cross_attn_every_n_layers))
         same = (indices, text.hidden_size, VISION_WIDTH) == (layout.indices, layout.width, layout.vision_width)
         if same and layout.layers in ("?", LAYERS.get(text.model_type)):
             found.append(name)

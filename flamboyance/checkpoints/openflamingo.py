@@ -100,7 +100,7 @@ def expected(model: Any) -> dict[str, str]:
             continue
         theirs, prefix = ours, None
         if match := re.match(r"cross_attention\.(\d+)\.", ours):
-            prefix = f"lang_encoder.{layers}.{model.spliced_layers[int(match[1])]}.gated_cross_attn_layer"
+            prefix = f"lang_encoder.{layers}.{model.cross_attention_layers[int(match[1])]}.gated_cross_attn_layer"
             theirs = "block." + ours[match.end() :]
         for pattern, replacement in RENAMES:
             theirs, changed = re.subn(pattern, replacement, theirs)
@@ -128,7 +128,7 @@ def translate(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """A reference state dict under this package's names, checked in full. Changes nothing; works on the meta device.
 
     Raises:
-        ValueError: the checkpoint is for another interval, width or language model, or a key is missing, unknown or of
+        ValueError: the checkpoint has another spacing, width or language model, or a key is missing, unknown or of
             another shape. The message says which, and what the checkpoint fits.
     """
     state = named_for(model, state)
@@ -246,10 +246,10 @@ def _shaped(key: str, tensor: Tensor, shape: Iterable[int], layout: Layout) -> T
 def _check_layout(model: Any, found: Layout) -> None:
     """The differences that users meet, said before any single key is compared."""
     layers, _ = language.find_decoder_layers(model.language_model, model.config.decoder_layers)
-    width, spliced = model.config.text_config.hidden_size, model.spliced_layers
+    width, spliced = model.config.text_config.hidden_size, model.cross_attention_layers
     for what, given, own in (
         ("decoder layers called lang_encoder.", found.layers, layers),
-        ("cross_attn_every_n_layers = ", found.interval, model.config.interval),
+        ("cross_attn_every_n_layers = ", found.cross_attn_every_n_layers, model.config.cross_attn_every_n_layers),
         (f"a language model of width (by {found.width_key}) ", found.width, width),
         ("a vision tower of width (by perceiver.latents) ", found.vision_width, model.config.vision_width),
         ("a language model with its last block before layer ", max(found.indices, default=None), spliced[-1]),

@@ -36,7 +36,7 @@ def _redpajama_3b() -> PreTrainedConfig:
     )
 
 
-# name: (language model, interval, its architecture)
+# name: (language model, cross_attn_every_n_layers, its architecture)
 RELEASED = {
     "OpenFlamingo-3B-vitl-mpt1b": ("anas-awadalla/mpt-1b-redpajama-200b", 1, _mpt_1b),
     "OpenFlamingo-3B-vitl-mpt1b-langinstruct": ("anas-awadalla/mpt-1b-redpajama-200b-dolly", 1, _mpt_1b),
@@ -83,13 +83,13 @@ def config_for(name: str) -> FlamingoConfig:
         raise ValueError(
             f"{name!r} is no released OpenFlamingo model. There are: {', '.join(RELEASED)}.{names.suggestion(name)}"
         )
-    language, interval, architecture = RELEASED[short_name(name)]
+    language, cross_attn_every_n_layers, architecture = RELEASED[short_name(name)]
     return FlamingoConfig(
         vision={**TOWER, "config": tower_config()},
         vision_width=VISION_WIDTH,
         language=language,
         text_config=architecture(),
-        interval=interval,
+        cross_attn_every_n_layers=cross_attn_every_n_layers,
         base_vocab_size=BASE_VOCABULARY,
         added_tokens=ADDED_TOKENS,
         eoc_token_id=BASE_VOCABULARY,

@@ -47,7 +47,7 @@ def info(arguments: argparse.Namespace) -> int:
     console.print(_table(name, parts(model)))
     console.print(_memory(model))
     if gates:
-        console.print(_gates(model.spliced_layers, gates))
+        console.print(_gates(model.cross_attention_layers, gates))
     else:
         console.print("Gates are shown for models whose weights are on this machine.")
     return 0
@@ -56,14 +56,14 @@ def info(arguments: argparse.Namespace) -> int:
 def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
     """What the tables show: parameters and bytes as numbers, gates after tanh (None if no weights are here)."""
     rows = parts(model)
-    spliced = zip(model.spliced_layers, gates or (), strict=False)
+    spliced = zip(model.cross_attention_layers, gates or (), strict=False)
     return {
         "model": name,
         "parts": [asdict(row) for row in rows],
         "parameters": sum(row.parameters for row in rows),
         "trainable_parameters": sum(row.trained for row in rows),
         "bytes": sum(row.bytes for row in rows),
-        "layers": list(model.spliced_layers),
+        "layers": list(model.cross_attention_layers),
         "gates": gates
         and [
             {"before_layer": layer, "attention": math.tanh(attention), "feed_forward": math.tanh(feed_forward)}
@@ -79,9 +79,10 @@ def parts(model: Any) -> list[Part]:
     tower = ", ".join(str(v) for v in (vision["library"], vision["name"], vision["pretrained"]) if v)
     sizes = config.resampler
     ids = range(config.base_vocab_size, config.base_vocab_size + len(config.added_tokens))
-    layers = _ranges(model.spliced_layers)
+    layers = _ranges(model.cross_attention_layers)
     trained = set(model.trained_parameters())
-    blocks = f"{len(model.spliced_layers)} blocks, before layers {layers} (interval {config.interval})"
+    every = f"cross_attn_every_n_layers={config.cross_attn_every_n_layers}"
+    blocks = f"{len(model.cross_attention_layers)} blocks, before layers {layers} ({every})"
     tokens = ", ".join(f"{token} {number}" for token, number in zip(config.added_tokens, ids, strict=True))
     lm = f"{language.num_hidden_layers} layers of width {language.hidden_size}"
     described = {

@@ -36,7 +36,7 @@ MOST_SCORES = 2**24  # R·H·T·S; beyond it, scores are not written out where t
 Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, (B, H/G, S, K) each
 
 
-def adopt(language_model: PreTrainedModel) -> bool:
+def install_shared_attention(language_model: PreTrainedModel) -> bool:
     """Makes a language model attend by this function, if it can; says whether it does so by itself."""
     kind = language_model.config.model_type
     if kind in SHARING and language_model.config._attn_implementation == "sdpa" and kind != "mosaic_gpt":

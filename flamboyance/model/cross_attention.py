@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from flamboyance.model.media import Sight
+from flamboyance.model.media import ImageAttentionLayout
 from flamboyance.model.resampler import FeedForward, attend
 
 
@@ -32,16 +32,16 @@ class MaskedCrossAttention(nn.Module):
         keys, values = self.to_kv(latents).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         return keys, values
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, layout: ImageAttentionLayout) -> Tensor:
         """x (R, T, D), keys and values (M, H, L, K) -> (R, T, D).
 
         Costs 4·L·H·K operations per token beside the projections, however many images the text holds.
         """
         q = self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))
-        if sight.image_of_block is not None:
-            keys, values = keys[sight.image_of_block], values[sight.image_of_block]
-        out = attend(sight.to_blocks(q).transpose(1, 2), keys, values)
-        return self.to_out(sight.from_blocks(out.transpose(1, 2), x.shape[0], x.shape[1]))
+        if layout.image_of_block is not None:
+            keys, values = keys[layout.image_of_block], values[layout.image_of_block]
+        out = attend(layout.to_blocks(q).transpose(1, 2), keys, values)
+        return self.to_out(layout.from_blocks(out.transpose(1, 2), x.shape[0], x.shape[1]))
 
 
 class GatedCrossAttentionBlock(GradientCheckpointingLayer):
@@ -57,8 +57,10 @@ class GatedCrossAttentionBlock(GradientCheckpointingLayer):
         self.feed_forward = FeedForward(dim, ff_mult)
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None, sight: Sight | None) -> Tensor:
-        """x (R, T, D) -> (R, T, D). With sight None no token sees an image."""
-        if sight is not None:
-            x = x + self.attention(x, keys, values, sight) * self.attention_gate.tanh()
+    def forward(
+        self, x: Tensor, keys: Tensor | None, values: Tensor | None, layout: ImageAttentionLayout | None
+    ) -> Tensor:
+        """x (R, T, D) -> (R, T, D). With layout None no token sees an image."""
+        if layout is not None:
+            x = x + self.attention(x, keys, values, layout) * self.attention_gate.tanh()
         return x + self.feed_forward(x) * self.feed_forward_gate.tanh()

@@ -17,7 +17,9 @@ ELSEWHERE = {"_name_or_path", "name", "language", "transformers_version", "archi
 def fingerprint(model: Any) -> str:
     """16 hexadecimal digits over all that a model computes with: every parameter and buffer in its precision, the
     configuration, and which adapters are active. Reads all weights once, at the speed of memory."""
-    digest = hashlib.sha256(json.dumps(_told(model.config.to_dict()), sort_keys=True, default=str).encode())
+    config = _portable(model.config.to_dict())
+    config["interval"] = config.pop("cross_attn_every_n_layers")  # its name in the fingerprints of saved files
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(adapters.tensors(model).items()):
         mark = Mark.of(tensor)
         digest.update(f"{name} {mark.dtype} {mark.shape} {mark.checksum}".encode())
@@ -61,7 +63,7 @@ def _switches(model: Any) -> tuple[Any, ...]:
     )
 
 
-def _told(values: Any) -> Any:
+def _portable(values: Any) -> Any:
     if isinstance(values, dict):
-        return {k: _told(v) for k, v in values.items() if k not in ELSEWHERE}
-    return [_told(v) for v in values] if isinstance(values, list | tuple) else values
+        return {k: _portable(v) for k, v in values.items() if k not in ELSEWHERE}
+    return [_portable(v) for v in values] if isinstance(values, list | tuple) else values

@@ -78,7 +78,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         if cache is not None:
             kwargs[NAME] = cache
         processors = LogitsProcessorList(logits_processor or [])
-        processors.append(Barring(self._never_generated(), input_ids.device))
+        processors.append(SuppressTokens(self._never_generated(), input_ids.device))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
         generate: Any = super().generate
         return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
@@ -194,7 +194,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         )
 
 
-class Barring(LogitsProcessor):
+class SuppressTokens(LogitsProcessor):
     """Tokens that never come. (As transformers' SuppressTokensLogitsProcessor, which goes through the vocabulary for
     them at every step: 4 of the 54 ms of a step of 24 rows.)"""
 

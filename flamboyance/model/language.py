@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from flamboyance.model.cache import NAMES
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.linear import plain
-from flamboyance.model.media import Media, Sight
+from flamboyance.model.media import ImageAttentionLayout, Media
 
 
 class AddedTokens(nn.Module):
@@ -96,7 +96,7 @@ class Conditioning:
     """What one forward pass of the language model is conditioned on."""
 
     media: Media | None
-    sight: Sight | None
+    layout: ImageAttentionLayout | None
     added: AddedTokens
     keep: int | Tensor  # logits wanted: of the last `keep` positions, 0 for all; or of these, (K,) row·T + t
 
@@ -155,11 +155,11 @@ class BlockHook:
                 f"{type(layer).__name__} takes hidden states of shape {tuple(hidden.shape)}; expected (rows, tokens, "
                 "width). This language model cannot be a Flamingo's."
             )
-        x, keys, values, sight = moved(hidden, self.block), None, None, None
-        if on.sight is not None and on.media is not None:
+        x, keys, values, layout = moved(hidden, self.block), None, None, None
+        if on.layout is not None and on.media is not None:
             keys, values = (moved(t, self.block) for t in on.media.keys_values[self.number])
-            sight = on.sight.to(self.block.attention_gate.device)
-        x = self.block(x, keys, values, sight).to(hidden)
+            layout = on.layout.to(self.block.attention_gate.device)
+        x = self.block(x, keys, values, layout).to(hidden)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
 

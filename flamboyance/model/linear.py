@@ -137,7 +137,7 @@ def unpacked(model: nn.Module) -> Generator[None]:
             module.pack()
 
 
-def adopt(model: nn.Module) -> None:
+def use_packed_linear(model: nn.Module) -> None:
     """Turns all plain linear layers of a model into these. Other kinds (quantised ones, adapters) stay."""
     for module in model.modules():
         if type(module) is nn.Linear:

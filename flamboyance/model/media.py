@@ -1,4 +1,4 @@
-"""Media as a value, and the one rule of sight.
+"""Media as a value, and which token attends to which image.
 
 The rule: a token sees the image whose `<image>` token is the last at or before it, or none (Flamingo, section 3.1.3).
 So what a token sees is an index, a query has L keys however many images the prompt holds, and a decode step needs the
@@ -142,7 +142,7 @@ class Media:
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImageAttentionLayout:
     """Which tokens attend to which image, laid out as blocks of at most MAX_BLOCK tokens that share an image.
 
     Attributes:
@@ -159,9 +159,9 @@ class Sight:
     query_of_token: Tensor | None = None
     visible: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Sight":
+    def to(self, device: torch.device) -> "ImageAttentionLayout":
         tensors = (self.image_of_block, self.token_of_query, self.query_of_token, self.visible)
-        return Sight(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
+        return ImageAttentionLayout(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
 
     def to_blocks(self, q: Tensor) -> Tensor:
         """(R, T, H, K) -> (blocks, width, H, K)."""
@@ -223,19 +223,21 @@ def _counts(media: Media, like: Tensor) -> Tensor:
     return counts.to(like.device).repeat_interleave(len(like) // len(rows))
 
 
-def decoding_sight(media: Media, device: torch.device) -> Sight:
+def decoding_layout(media: Media, device: torch.device) -> ImageAttentionLayout:
     """One new token a row, over `media.last`: every row sees the last image of its prompt, and the rows of a prompt
     (beams) are read as further queries of it. Nothing is copied from the device, so a decode step waits for nothing."""
     if isinstance(media.rows, Spans):
-        return Sight(media.last.rows.first, visible=media.rows.count > 0)
+        return ImageAttentionLayout(media.last.rows.first, visible=media.rows.count > 0)
     # not `bool(row)`, which Dynamo of torch 2.9 cannot trace
     seeing = torch.tensor([len(row) > 0 for row in media.rows], device=device)
     if all(media.rows):
-        return Sight(None, visible=seeing)
-    return Sight(torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing)
+        return ImageAttentionLayout(None, visible=seeing)
+    return ImageAttentionLayout(
+        torch.tensor([row[0] if row else 0 for row in media.last.rows], device=device), visible=seeing
+    )
 
 
-def prefill_sight(seen: Tensor, media: Media) -> Sight | None:
+def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     """The blocks for a stretch of text, as few as they can be.
 
     Args:
@@ -273,14 +275,14 @@ def prefill_sight(seen: Tensor, media: Media) -> Sight | None:
     query_of_token[token_of_query.ravel()[::-1]] = np.arange(token_of_query.size)[::-1]
 
     in_order = np.array_equal(block_image, np.arange(len(media.latents)))
-    return Sight(
+    return ImageAttentionLayout(
         None if in_order else torch.from_numpy(block_image),
         torch.from_numpy(token_of_query),
         torch.from_numpy(query_of_token),
     )
 
 
-def traced_sight(seen: Tensor, media: Media) -> Sight | None:
+def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     """The same inside a compiled function: tensors whose shapes follow from shapes.
 
     Tokens of a row that see the same image are a group. A group takes blocks of its own, so there are at most as many
@@ -318,4 +320,4 @@ def traced_sight(seen: Tensor, media: Media) -> Sight | None:
     token_of_query = token_of_query.scatter(0, query_of_token, torch.arange(len(order), device=seen.device))
     token_of_query = token_of_query[:-1].view(blocks, width)
     image_of_block = image.flatten()[token_of_query[:, 0]].clamp(min=0)
-    return Sight(image_of_block, token_of_query, query_of_token)
+    return ImageAttentionLayout(image_of_block, token_of_query, query_of_token)

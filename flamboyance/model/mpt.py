@@ -69,7 +69,7 @@ def _mask(query: Tensor, length: int, position_bias: Tensor | None, hidden: Tens
     return mask
 
 
-def adopt(language_model: nn.Module) -> bool:
+def fuse_mpt_attention(language_model: nn.Module) -> bool:
     """Gives an MPT this attention; says whether the language model is one."""
     found = [module for module in language_model.modules() if type(module) is MptAttention]
     for module in found:

@@ -26,7 +26,7 @@ from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given, is_recurrent
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.finite import is_finite
-from flamboyance.model.media import Media, Spans, count_seen, decoding_sight, prefill_sight, traced_sight
+from flamboyance.model.media import Media, Spans, count_seen, decoding_layout, prefill_layout, traced_layout
 from flamboyance.model.recurrent import one_by_one
 from flamboyance.model.resampler import PerceiverResampler
 from flamboyance.model.trainable import TrainableModel, freeze
@@ -39,9 +39,9 @@ PACKED = attention.SHARING | {"gpt_neo", "gptj", "mpt"}
 class FlamingoModel(TrainableModel):
     """The network of a Flamingo (Alayrac et al. 2022, figure 3).
 
-    Three parts train: `resampler`, `cross_attention` (one gated block before each layer in `spliced_layers`) and
-    `added_tokens`. `vision` and `language_model` are frozen, unless they are unfrozen or given adapters; then what
-    trains of them is saved too.
+    Three parts train: `resampler`, `cross_attention` (one gated block before each of the language model's
+    `cross_attention_layers`) and `added_tokens`. `vision` and `language_model` are frozen until they are unfrozen or
+    given adapters; their trainable parameters are then saved too.
 
     Args:
         config: sizes and names.
@@ -77,23 +77,27 @@ class FlamingoModel(TrainableModel):
 
         self.resampler = PerceiverResampler(config.vision_width, **config.resampler)
         _, layers = language.find_decoder_layers(language_model, config.decoder_layers)
-        self.spliced_layers = [i for i in range(len(layers)) if (i + 1) % config.interval == 0]
-        if not self.spliced_layers:
+        self.cross_attention_layers = [i for i in range(len(layers)) if (i + 1) % config.cross_attn_every_n_layers == 0]
+        if not self.cross_attention_layers:
             raise ValueError(
-                f"interval={config.interval} leaves no layer to splice: the language model has {len(layers)} layers."
+                f"cross_attn_every_n_layers={config.cross_attn_every_n_layers} leaves no layer to put a block before: "
+                f"the language model has {len(layers)} layers"
             )
         width = config.text_config.get_text_config(decoder=True).hidden_size
         blocks = [
-            GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention) for _ in self.spliced_layers
+            GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention)
+            for _ in self.cross_attention_layers
         ]
         self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
-        language.splice(language_model, layers, dict(zip(self.spliced_layers, blocks, strict=True)))
-        linear.adopt(self)
+        language.splice(language_model, layers, dict(zip(self.cross_attention_layers, blocks, strict=True)))
+        linear.use_packed_linear(self)
         self._inputs_by_layer = language.takes_inputs_by_layer(language_model)
         self._positions = language.positions(language_model)
         self._first_position = language.first_position(language_model)
-        self._attends_itself = mpt.adopt(language_model) or attention.adopt(language_model)
+        self._attends_itself = mpt.fuse_mpt_attention(language_model) or attention.install_shared_attention(
+            language_model
+        )
         self.mark_as_opened()
         self.train(False)
 
@@ -184,7 +188,7 @@ class FlamingoModel(TrainableModel):
 
     @property
     def blocks(self) -> list[GatedCrossAttentionBlock]:
-        """The gated cross-attention blocks, in the order of `spliced_layers`."""
+        """The gated cross-attention blocks, in the order of `cross_attention_layers`."""
         return [block for block in self.cross_attention if isinstance(block, GatedCrossAttentionBlock)]
 
     # Media ------------------------------------------------------------------------------------------------------
@@ -393,7 +397,7 @@ class FlamingoModel(TrainableModel):
         # Looking at ids waits for the device: not while decoding, nor for a caller who has counted their images.
         if images_seen is None and (not past or input_ids.shape[1] > 1):
             self._check_ids(input_ids, labels)
-        media, sight = self._sight(input_ids, media, past, images_seen)
+        media, layout = self._layout(input_ids, media, past, images_seen)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             position_ids = position_ids + self._first_position
@@ -412,7 +416,7 @@ class FlamingoModel(TrainableModel):
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
         if self._inputs_by_layer:
             options |= language.inputs_by_layer(self.language_model, input_ids, self.config.base_vocab_size)
-        with language.conditioned(language.Conditioning(media, sight, self.added_tokens, logits_to_keep)):
+        with language.conditioned(language.Conditioning(media, layout, self.added_tokens, logits_to_keep)):
             out = adapters.called(self.language_model)(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
                 attention_mask=attention_mask,
@@ -473,7 +477,7 @@ class FlamingoModel(TrainableModel):
                     "model.resize_token_embeddings(len(tokenizer))."
                 )
 
-    def _sight(self, input_ids: Tensor, media: Media | None, past: int, images_seen: Tensor | None):
+    def _layout(self, input_ids: Tensor, media: Media | None, past: int, images_seen: Tensor | None):
         """What each token sees: the media to look at, and the layout for attending to them."""
         traced = torch.compiler.is_compiling()
         if images_seen is not None and not isinstance(images_seen, Tensor):
@@ -484,16 +488,16 @@ class FlamingoModel(TrainableModel):
             newest = images_seen[:, -1].tolist() == [count for count in media.counts for _ in range(times)]
         if newest and media is not None and past and input_ids.shape[1] == 1:
             media = media.last
-            return media, decoding_sight(media, input_ids.device) if len(media.latents) else None
+            return media, decoding_layout(media, input_ids.device) if len(media.latents) else None
         if images_seen is None:
             images_seen = count_seen(input_ids, self.config.image_token_id, media, past)
         if media is None:
             return None, None
         seen = images_seen.repeat_interleave(len(input_ids) // len(images_seen), 0)
         if traced:
-            return media, traced_sight(seen.to(input_ids.device), media)
-        sight = prefill_sight(seen, media)
-        return media, None if sight is None else sight.to(input_ids.device)
+            return media, traced_layout(seen.to(input_ids.device), media)
+        layout = prefill_layout(seen, media)
+        return media, None if layout is None else layout.to(input_ids.device)
 
 
 def brief(tokens: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flamboyance.model import adapters, vision_libraries, vision_transformers
-from flamboyance.model.linear import adopt
+from flamboyance.model.linear import use_packed_linear
 from flamboyance.model.trainable import freeze, train_what_trains
 
 LIBRARIES = ("transformers", "openclip", "timm")
@@ -44,7 +44,7 @@ class VisionTower(nn.Module):
             self.width, self.image_size, self.patches = vision_libraries.openclip_geometry(model)
         else:
             self.width, self.image_size, self.patches = vision_libraries.timm_geometry(model)
-        adopt(self)
+        use_packed_linear(self)
         freeze(self)
         self.eval()
 

@@ -79,9 +79,9 @@ def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
 
     config, processor = outline(), FlamingoProcessor.from_pretrained(DIRECTORY, local_files_only=True)
     model = FlamingoForConditionalGeneration.from_backbones(
-        str(DIRECTORY / "vision"), str(DIRECTORY / "language"), processor, interval=config.interval,
-        dtype=torch.float32, resampler=config.resampler, cross_attention=config.cross_attention,
-        local_files_only=True,
+        str(DIRECTORY / "vision"), str(DIRECTORY / "language"), processor,
+        cross_attn_every_n_layers=config.cross_attn_every_n_layers, dtype=torch.float32,
+        resampler=config.resampler, cross_attention=config.cross_attention, local_files_only=True,
     )  # fmt: skip
     with torch.no_grad():  # <|endofchunk|> ends an entry, as the separator does in the language model's own text
         table = model.get_input_embeddings().weight

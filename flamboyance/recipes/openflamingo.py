@@ -85,9 +85,11 @@ def build(
     processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer or language)
     if vision:
         processor.image_processor = None  # the tower's own is used: another one has another mean, deviation and size
-    named, interval, _ = released.RELEASED[name]
+    named, cross_attn_every_n_layers, _ = released.RELEASED[name]
     tower = vision or released.TOWER["name"]
-    model = FlamingoForConditionalGeneration.from_backbones(str(tower), language or named, processor, interval=interval)
+    model = FlamingoForConditionalGeneration.from_backbones(
+        str(tower), language or named, processor, cross_attn_every_n_layers=cross_attn_every_n_layers
+    )
     return model, processor
 
 

@@ -39,7 +39,7 @@ def build(vision: Path, language: Path) -> tuple[FlamingoForConditionalGeneratio
     images.save_pretrained(vision)  # the tower's own, not those of its kind
     processor = FlamingoProcessor(images, AutoTokenizer.from_pretrained(language))
     model = FlamingoForConditionalGeneration.from_backbones(
-        str(vision), str(language), processor, interval=1, dtype=torch.float32,
+        str(vision), str(language), processor, cross_attn_every_n_layers=1, dtype=torch.float32,
         resampler=RESAMPLER, cross_attention=CROSS_ATTENTION, attn_implementation="eager",
     )  # fmt: skip
     with torch.no_grad():  # <|endofchunk|> ends an entry, as the separator does in the language model's text

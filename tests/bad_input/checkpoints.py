@@ -145,14 +145,14 @@ def saving_over_a_file(given):
 # Configurations and backbones ---------------------------------------------------------------------------------------
 
 
-@case(ValueError, "interval=0; expected a whole number of layers, 1 or more.")
+@case(ValueError, "cross_attn_every_n_layers=0; expected a whole number of layers, 1 or more.")
 def interval_of_nothing(given):
-    FlamingoConfig(interval=0)
+    FlamingoConfig(cross_attn_every_n_layers=0)
 
 
-@case(ValueError, "interval=9 leaves no layer to splice: the language model has 2 layers.")
+@case(ValueError, "cross_attn_every_n_layers=9 leaves no layer")
 def interval_beyond_the_layers(given):
-    config = FlamingoConfig.from_dict({**given.model.config.to_dict(), "interval": 9})
+    config = FlamingoConfig.from_dict({**given.model.config.to_dict(), "cross_attn_every_n_layers": 9})
     FlamingoForConditionalGeneration(config)
 
 

@@ -21,7 +21,7 @@ class Golden:
     def backbones(self) -> dict[str, str]:
         return {part: str(self.directory / part) for part in ("language", "vision", "tokenizer")}
 
-    def model(self, interval=None, load=True, **options):
+    def model(self, cross_attn_every_n_layers=None, load=True, **options):
         """A new model of this case, with its weights."""
         torch.manual_seed(0)
         model, _, _ = create_model_and_transforms(
@@ -29,7 +29,7 @@ class Golden:
             None,
             str(self.directory / "language"),
             str(self.directory / "tokenizer"),
-            cross_attn_every_n_layers=interval or self.case["cross_attn_every_n_layers"],
+            cross_attn_every_n_layers=cross_attn_every_n_layers or self.case["cross_attn_every_n_layers"],
             **options,
         )
         if load:

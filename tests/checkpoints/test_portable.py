@@ -217,7 +217,7 @@ def test_a_local_backbone_is_not_pushed_by_its_path(tiny, hub):
 def test_the_last_line_of_a_configuration(tiny):
     config = open_model(tiny).config
     assert repr(config).count("\n") == 0 and len(repr(config)) < 400
-    for said in ("opt", "width 32", "interval=1", "4 latents"):
+    for said in ("opt", "width 32", "cross_attn_every_n_layers=1", "4 latents"):
         assert said in repr(config), said
     assert type(config).from_dict(json.loads(config.to_json_string())).vocab_size == config.vocab_size
 

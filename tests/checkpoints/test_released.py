@@ -55,7 +55,7 @@ def test_every_key_is_consumed_and_none_is_missing(models, name):
 def test_sizes_are_the_published_ones(models, name):
     model = models[name]
     blocks, in_blocks, table, trains = FACTS[name]
-    assert model.spliced_layers == list(blocks)
+    assert model.cross_attention_layers == list(blocks)
     assert size(model.cross_attention.parameters()) == in_blocks
     assert size(model.resampler.parameters()) == 63_019_008
     # The reference counts the whole table as trained; 4B's was frozen. Here the added tokens' rows alone train.

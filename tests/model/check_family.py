@@ -23,7 +23,7 @@ def check(family: str) -> None:
     config = tiny_config(family)
     with torch.device("meta"):
         families.check(AutoModelForCausalLM.from_config(config))
-    model = make(family, interval=2, text_config=config)
+    model = make(family, cross_attn_every_n_layers=2, text_config=config)
     rows, counts = [prompt(3, 7), prompt(9, 8, seed=1, lead=2)], [2, 2]
     media = model.encode_media(images(*counts))
     inputs = pad_left(rows)

@@ -52,7 +52,9 @@ PUBLISHED = ("opt", "mpt", "mosaic_gpt", "gpt_neox", "gpt_neo", "gptj", "llama")
 MODERN = ("mistral", "qwen3", "gemma3_text", "phi", "phi3", "smollm3")
 
 
-def make(family: str, interval: int = 1, max_frames: int | None = None, seed: int = 0, text_config=None):
+def make(
+    family: str, cross_attn_every_n_layers: int = 1, max_frames: int | None = None, seed: int = 0, text_config=None
+):
     torch.manual_seed(seed)
     if text_config is None:
         text_config = AutoConfig.for_model(family, **FAMILIES[family])
@@ -68,7 +70,7 @@ def make(family: str, interval: int = 1, max_frames: int | None = None, seed: in
         vision={"library": "transformers", "name": None, "pretrained": None, "config": tower.to_dict()},
         vision_width=24,
         text_config=text_config,
-        interval=interval,
+        cross_attn_every_n_layers=cross_attn_every_n_layers,
         resampler={"depth": 2, "heads": 2, "dim_head": 8, "latents": 5, "max_frames": max_frames},
         cross_attention={"heads": 2, "dim_head": 8},
         base_vocab_size=VOCABULARY,

@@ -55,7 +55,7 @@ def test_which_families_share():
 def test_a_language_model_with_another_attention_keeps_it():
     model = families.make("llama").language_model
     model.set_attn_implementation("eager")
-    assert not attention.adopt(model) and model.config._attn_implementation == "eager"
+    assert not attention.install_shared_attention(model) and model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("other", ["sdpa", "eager"])
@@ -238,7 +238,7 @@ def test_mpt_by_fused_attention_is_transformers(clip):
     config = AutoConfig.for_model("mpt", **families.FAMILIES["mpt"], attn_config={"clip_qkv": clip})
     plain = AutoModelForCausalLM.from_config(config).eval()
     fused = copy.deepcopy(plain)
-    mpt.adopt(fused)
+    mpt.fuse_mpt_attention(fused)
     ids, mask = torch.randint(0, 90, (2, 11)), torch.ones(2, 11, dtype=torch.long)
     mask[0, :4] = 0
     caches, real = [DynamicCache(), DynamicCache()], mask.bool()
@@ -254,7 +254,7 @@ def test_mpt_learns_through_fused_attention_as_through_transformers():
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **families.FAMILIES["mpt"]))
     fused = copy.deepcopy(plain)
-    mpt.adopt(fused)
+    mpt.fuse_mpt_attention(fused)
     ids = torch.randint(0, 90, (2, 11))
     for model in (plain, fused):
         model(input_ids=ids, labels=ids).loss.backward()
@@ -283,6 +283,6 @@ def test_mpt_behind_hooks_of_several_devices():
         if type(module) is mpt.FusedMptAttention:
             module.__class__ = MptAttention
             module._old_forward = module.forward
-    assert mpt.adopt(model)
+    assert mpt.fuse_mpt_attention(model)
     kept = [m._old_forward.__func__ for m in model.modules() if "_old_forward" in vars(m)]
     assert kept and set(kept) == {mpt.FusedMptAttention.forward}

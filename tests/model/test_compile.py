@@ -13,7 +13,7 @@ import torch
 
 from flamboyance import FlamingoForConditionalGeneration
 from flamboyance.model import linear
-from flamboyance.model.media import Media, Spans, count_seen, prefill_sight, traced_sight
+from flamboyance.model.media import Media, Spans, count_seen, prefill_layout, traced_layout
 from tests.model.families import EOC, FAMILIES, IMAGE, images, make, pad_left, prompt
 
 HOW = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
@@ -48,7 +48,7 @@ def prefill_and_step(model, media, given, **extra):
 
 @torch.no_grad()
 def test_one_graph_each_for_prompts_and_steps_in_any_thread(monkeypatch):
-    model, given = make("opt", interval=3), inputs()
+    model, given = make("opt", cross_attn_every_n_layers=3), inputs()
     others = [inputs(seed) for seed in (3, 4, 5)]
     wanted = [model(**each).logits for each in (given, *others)]
     text = model.generate(**given, **HOW)
@@ -166,25 +166,25 @@ def test_the_layout_of_a_graph_shows_each_token_its_image(kind, times):
     seen = count_seen(ids, IMAGE, media) if SEEN[kind] is None else SEEN[kind]
     seen = seen.repeat_interleave(times, 0)
     expected = torch.tensor([[(-1, *rows[i // times])[s] for s in row] for i, row in enumerate(seen.tolist())])
-    for sight in (prefill_sight(seen, media), traced_sight(seen, media)):
-        assert shown(sight, expected.shape).tolist() == expected.tolist()
+    for layout in (prefill_layout(seen, media), traced_layout(seen, media)):
+        assert shown(layout, expected.shape).tolist() == expected.tolist()
 
     spans = Media(latents, (), ((0, 1), (2,), (3, 4)))
     object.__setattr__(spans, "rows", Spans(torch.tensor([0, 2, 3]), torch.tensor([2, 1, 2])))
     seen = seen.clamp(max=torch.tensor([2, 1, 2]).repeat_interleave(times)[:, None])
     first = torch.tensor([0, 2, 3]).repeat_interleave(times)[:, None]
-    assert torch.equal(shown(traced_sight(seen, spans), seen.shape), (first + seen - 1).where(seen > 0, -1))
+    assert torch.equal(shown(traced_layout(seen, spans), seen.shape), (first + seen - 1).where(seen > 0, -1))
 
 
-def shown(sight, shape):
+def shown(layout, shape):
     """(R, T) the image that each token's query meets, -1 for none."""
     queries = torch.arange(shape[0] * shape[1]).float()[None, :, None, None].view(*shape, 1, 1)
-    blocks = sight.to_blocks(queries)
-    image = sight.image_of_block
+    blocks = layout.to_blocks(queries)
+    image = layout.image_of_block
     image = torch.arange(len(blocks)) if image is None else image
     met = image[:, None, None, None].expand_as(blocks).float() + 1
     # A token's own query comes back to it.
-    back = sight.from_blocks(blocks + 1, *shape)[..., 0]
-    out = sight.from_blocks(met, *shape)[..., 0].long() - 1
+    back = layout.from_blocks(blocks + 1, *shape)[..., 0]
+    out = layout.from_blocks(met, *shape)[..., 0].long() - 1
     assert torch.equal(back.where(out >= 0, 0), (queries[..., 0, 0] + 1).where(out >= 0, 0))
     return out

@@ -109,7 +109,7 @@ def test_an_encoder_is_refused_and_a_decoder_is_not():
 
 @torch.no_grad()
 def test_a_recurrent_state_takes_in_no_padding():
-    model = make("qwen3_next", interval=2, text_config=tiny_config("qwen3_next"))
+    model = make("qwen3_next", cross_attn_every_n_layers=2, text_config=tiny_config("qwen3_next"))
     inputs = pad_left([prompt(3), prompt(3, seed=1)])
     media = model.encode_media(images(1, 1))
     cache = empty(model.config.text_config)
@@ -122,7 +122,7 @@ def test_a_recurrent_state_takes_in_no_padding():
 
 @torch.no_grad()
 def test_branches_of_a_recurrent_state_do_not_see_each_other():
-    model = make("lfm2", interval=2, text_config=tiny_config("lfm2"))
+    model = make("lfm2", cross_attn_every_n_layers=2, text_config=tiny_config("lfm2"))
     ids, media = torch.tensor([prompt(3)]), model.encode_media(images(1))
     trunk = empty(model.config.text_config)
     model(ids, media=media, past_key_values=trunk, use_cache=True)
@@ -131,7 +131,7 @@ def test_branches_of_a_recurrent_state_do_not_see_each_other():
 
 
 def test_looking_ahead_is_refused_where_a_state_cannot_go_back():
-    model = make("qwen3_next", interval=2, text_config=tiny_config("qwen3_next"))
+    model = make("qwen3_next", cross_attn_every_n_layers=2, text_config=tiny_config("qwen3_next"))
     with pytest.raises(ValueError, match="recurrent state"):
         model.generate(torch.tensor([prompt(3)]), pixel_values=images(1), prompt_lookup_num_tokens=2)
 

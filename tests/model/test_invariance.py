@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from flamboyance.model.media import Media, count_seen, prefill_sight
+from flamboyance.model.media import Media, count_seen, prefill_layout
 from tests.model.families import EOC, FAMILIES, IMAGE, PAD, VOCABULARY, images, make, pad_left, prompt
 
 EVERY = list(FAMILIES)
@@ -124,8 +124,8 @@ def test_sparse_sight_equals_dense_masked_attention(models, lengths):
     media = model.encode_media(images(*[len(lengths)] * 2))
     ids = torch.tensor(rows)
     x = torch.randn(*ids.shape, model.config.text_config.hidden_size)
-    sight = prefill_sight(count_seen(ids, IMAGE, media), media)
-    got = block(x, *media.keys_values[0], sight)
+    layout = prefill_layout(count_seen(ids, IMAGE, media), media)
+    got = block(x, *media.keys_values[0], layout)
     for b in range(2):
         own = torch.cumsum(ids[b] == IMAGE, 0) - 1
         latents = media.latents[b * len(lengths) : (b + 1) * len(lengths)]
@@ -139,11 +139,11 @@ def test_rows_after_one_prompt_are_further_queries_of_its_image(models):
     block, media = model.cross_attention[0], model.encode_media(images(2, 1))
     x = torch.randn(40, 3, model.config.text_config.hidden_size)
     seen = torch.tensor([2, 1]).repeat_interleave(20)[:, None].expand(-1, 3)
-    sight = prefill_sight(seen, media)
-    assert sight.image_of_block.tolist() == [1, 2] and sight.token_of_query.shape == (2, 60)
-    got = block(x, *media.keys_values[0], sight)
+    layout = prefill_layout(seen, media)
+    assert layout.image_of_block.tolist() == [1, 2] and layout.token_of_query.shape == (2, 60)
+    got = block(x, *media.keys_values[0], layout)
     for row in (0, 19, 20, 39):
-        one = prefill_sight(seen[[0, 20]], media)
+        one = prefill_layout(seen[[0, 20]], media)
         alone = block(x[[row % 20, 20 + row % 20]], *media.keys_values[0], one)
         assert_close(got[row], alone[row // 20], atol=1e-5, rtol=1e-4)
 
@@ -157,7 +157,7 @@ def test_33_images_in_one_prompt(models):
     logits = model(torch.tensor([row]), media=media).logits[0]
     own = torch.cumsum(torch.tensor(row) == IMAGE, 0) - 1
     hooks = []
-    for index, block in zip(model.spliced_layers, model.cross_attention, strict=True):
+    for index, block in zip(model.cross_attention_layers, model.cross_attention, strict=True):
 
         def dense(layer, args, block=block):
             return (dense_reference(block, args[0][0], media.latents, own)[None], *args[1:])

@@ -14,7 +14,7 @@ from torch import nn
 from flamboyance.model import linear as module
 from flamboyance.model import resampler
 from flamboyance.model.attention import attend
-from flamboyance.model.linear import Linear, adopt, linear
+from flamboyance.model.linear import Linear, linear, use_packed_linear
 
 with_onednn = pytest.mark.skipif(not module.has_onednn(), reason="this PyTorch has no oneDNN")
 ROOT = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ def test_a_model_is_adopted_and_stays_what_it_is(used):
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 4), nn.GELU()), Own(4, 4))
     names, x = list(model.state_dict()), torch.randn(3, 8)
     wanted = model(x)
-    adopt(model)
+    use_packed_linear(model)
     assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == [Linear, Linear, Own]
     assert list(model.state_dict()) == names
     for same in (model, copy.deepcopy(model)):

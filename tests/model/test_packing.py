@@ -187,7 +187,7 @@ def test_layers_behind_hooks_of_several_devices():
     layer.forward = lambda *given: layer._old_forward(*given)
     x = torch.randn(3, 24)
     wanted = layer(x)
-    module.adopt(layer)
+    module.use_packed_linear(layer)
     layer.pack()
     torch.testing.assert_close(layer(x), wanted)
 

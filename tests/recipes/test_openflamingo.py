@@ -11,7 +11,7 @@ from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import resolve
 
 GIVEN = ["output=o", "laion=s3://l/{00000..00009}.tar", "mmc4=m/*.tar"]
-# name: (layers of the language model, interval, trained parameters, which include the added tokens' rows)
+# name: (layers of the language model, cross_attn_every_n_layers, trainable parameters with the added tokens' rows)
 MODELS = {
     "openflamingo-3b": (24, 1, 881_000_496 + 63_019_008 + 3 * 2048),
     "openflamingo-3b-instruct": (24, 1, 881_000_496 + 63_019_008 + 3 * 2048),
@@ -47,8 +47,8 @@ def test_outlines_build_without_weights(name: str) -> None:
     config = resolve(RECIPES[name], GIVEN).outline()
     with torch.device("meta"):
         model = FlamingoForConditionalGeneration(config)
-    layers, interval, trained = MODELS[name]
-    assert model.spliced_layers == list(range(interval - 1, layers, interval))
+    layers, cross_attn_every_n_layers, trained = MODELS[name]
+    assert model.cross_attention_layers == list(range(cross_attn_every_n_layers - 1, layers, cross_attn_every_n_layers))
     assert sum(p.numel() for p in model.trained_parameters().values()) == trained
 
 
@@ -76,6 +76,6 @@ def test_backbones_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("openai/clip-vit-large-patch14", "anas-awadalla/mpt-7b"),
         ("clip/", "lm/"),
     ]
-    assert [named for _, named in asked] == [{"interval": 4}, {"interval": 2}]
+    assert [named for _, named in asked] == [{"cross_attn_every_n_layers": 4}, {"cross_attn_every_n_layers": 2}]
     assert processor.of == ("OpenFlamingo-4B-vitl-rpj3b", "lm/")
     assert processor.image_processor is None  # from_backbones takes the tower's own

@@ -141,7 +141,7 @@ def test_activation_checkpointing_changes_no_gradient(family):
 def test_compiled_layers_give_the_same_steps():
     losses = []
     for compiled in (False, True):
-        step = stepper(make("gpt_neo", interval=2), compile=compiled)
+        step = stepper(make("gpt_neo", cross_attn_every_n_layers=2), compile=compiled)
         losses.append([step([item(number)], rate=1e-3).loss for number in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
