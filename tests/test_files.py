@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import flamboyance.files
 from flamboyance.data.documents import Rejected
-from flamboyance.data.formats.records import text
+from flamboyance.data.formats.fields import text
 from flamboyance.files import (
     is_inside,
     naming,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """A document as tensors.
 
     Attributes:
@@ -59,7 +59,7 @@ class Batch:
         return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
-def collate(examples: list[Example], pad_token_id: int) -> Batch:
+def collate(examples: list[TrainingExample], pad_token_id: int) -> Batch:
     """Examples -> Batch."""
     width = max(len(e.input_ids) for e in examples)
 

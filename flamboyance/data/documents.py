@@ -1,7 +1,7 @@
 """What a training document is, and what a source of them is.
 
 The way of the data: shard -> `Record` (bytes, as stored) -> `Document` (interleaved text and encoded images) ->
-`Example` (token ids, labels, pixels; examples.py) -> `Batch` (batch.py).
+`TrainingExample` (token ids, labels, pixels; examples.py) -> `Batch` (batch.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Document -> Example: token ids, what is to be predicted, which image each token looks at, and the images' levels."""
+"""Document -> TrainingExample: token ids, labels, the image that each token attends to, and the images' pixels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flamboyance.data.batch import Example
+from flamboyance.data.batch import TrainingExample
 from flamboyance.data.documents import Document, Rejected, Source
-from flamboyance.data.interleaved import Interleaved
+from flamboyance.data.formats.interleaved import Interleaved
 from flamboyance.files import TEXT_LIMIT
 from flamboyance.images import ImageError, ImageProcessor, ImageTooLargeError, load_image
 from flamboyance.templates import END_OF_CHUNK_TOKEN, well_formed
@@ -23,7 +23,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Reader:
+class WorkerProcessor:
     """What a worker needs of a processor; small, and can be pickled.
 
     Attributes:
@@ -45,7 +45,7 @@ class Reader:
     suffix: int
 
     @classmethod
-    def of(cls, processor: FlamingoProcessor) -> Reader:
+    def of(cls, processor: FlamingoProcessor) -> WorkerProcessor:
         """Raises TypeError for an image processor that is not Flamboyance's, whose levels cannot be had."""
         images = processor.image_processor
         if not isinstance(images, ImageProcessor):
@@ -85,17 +85,19 @@ class Reader:
             raise Rejected("damaged image") from error
 
 
-def make_example(document: Document, source: Source, reader: Reader, rng: np.random.Generator) -> Example:
+def make_example(
+    document: Document, source: Source, processor: WorkerProcessor, rng: np.random.Generator
+) -> TrainingExample:
     """A document as tensors: cut, checked, its images decoded.
 
     Raises:
         Rejected: an image cannot be read (which costs the document), or nothing is left to learn.
     """
-    ids, first = _cut(reader.tokens(document.text), len(document.images), source, reader, rng)
-    is_image = ids == reader.image_token_id
+    ids, first = _cut(processor.tokens(document.text), len(document.images), source, processor, rng)
+    is_image = ids == processor.image_token_id
     count = int(is_image.sum())
     _check_count(count, source, rng)
-    seen, learned = _looks_back(ids, document, reader)
+    seen, learned = _looks_back(ids, document, processor)
     if isinstance(source, Interleaved) and rng.random() < source.next_image:
         ahead = _looks_ahead(is_image)
         # A document whose text all follows its last image would teach nothing: it looks back after all.
@@ -104,9 +106,9 @@ def make_example(document: Document, source: Source, reader: Reader, rng: np.ran
         raise Rejected("nothing to learn")
     images = []
     for image in document.images[first : first + count]:
-        levels = reader.levels(image, source)
+        levels = processor.levels(image, source)
         images.append(levels.flip(-1) if rng.random() < source.flip else levels)
-    return Example(
+    return TrainingExample(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(np.where(learned, ids, IGNORED)),
         images_seen=torch.from_numpy(seen),
@@ -115,20 +117,20 @@ def make_example(document: Document, source: Source, reader: Reader, rng: np.ran
 
 
 def _cut(
-    body: np.ndarray, images: int, source: Source, reader: Reader, rng: np.random.Generator
+    body: np.ndarray, images: int, source: Source, processor: WorkerProcessor, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
     """The ids that are taken, and which of the document's images is the first among them."""
-    if int((body == reader.image_token_id).sum()) != images:
+    if int((body == processor.image_token_id).sum()) != images:
         raise Rejected("images and <image> differ in number")
-    room, start = source.max_tokens - len(reader.prefix), 0
+    room, start = source.max_tokens - len(processor.prefix), 0
     if isinstance(source, Interleaved) and source.window == "random" and len(body) > room:
         start = int(rng.integers(len(body) - room + 1))
-    first = int((body[:start] == reader.image_token_id).sum())
+    first = int((body[:start] == processor.image_token_id).sum())
     body = body[start : start + room]
-    places = np.flatnonzero(body == reader.image_token_id)
+    places = np.flatnonzero(body == processor.image_token_id)
     if len(places) > source.max_images:
         body = body[: places[source.max_images]]
-    return np.concatenate([np.array(reader.prefix, dtype=np.int64), body]), first
+    return np.concatenate([np.array(processor.prefix, dtype=np.int64), body]), first
 
 
 def _check_count(images: int, source: Source, rng: np.random.Generator) -> None:
@@ -141,9 +143,9 @@ def _check_count(images: int, source: Source, rng: np.random.Generator) -> None:
             raise Rejected("one image only")
 
 
-def _looks_back(ids: np.ndarray, document: Document, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+def _looks_back(ids: np.ndarray, document: Document, processor: WorkerProcessor) -> tuple[np.ndarray, np.ndarray]:
     """The rule of sight: the image at or before a token. (image seen, is learned) of each token."""
-    is_image, is_end = ids == reader.image_token_id, ids == reader.eoc_token_id
+    is_image, is_end = ids == processor.image_token_id, ids == processor.eoc_token_id
     seen = is_image.cumsum()
     if document.learned == "all":
         return seen, ~is_image

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flamboyance.data.batch import Batch, collate
 from flamboyance.data.documents import Rejected, Source
-from flamboyance.data.examples import Reader, make_example
+from flamboyance.data.examples import WorkerProcessor, make_example
 from flamboyance.data.shards import expand
 from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
 from flamboyance.data.worker import (
@@ -91,7 +91,9 @@ class Loader:
         self.waited = 0.0
         # The next item comes from torch's first worker, whichever stream's turn it is.
         turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
-        dataset = _Batches(sources, shards, Reader.of(processor), seed, self._per_rank * ranks, turns, self._states)
+        dataset = _Batches(
+            sources, shards, WorkerProcessor.of(processor), seed, self._per_rank * ranks, turns, self._states
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's advice on the number of cores
             loader = DataLoader(
@@ -268,7 +270,7 @@ class _Batches(IterableDataset):
 
     sources: dict[str, Source]
     shards: dict[str, list[str]]
-    reader: Reader
+    processor: WorkerProcessor
     seed: int
     streams: int
     turns: list[int]
@@ -293,7 +295,7 @@ class _Batches(IterableDataset):
         examples = []
         for record, rng in stream:
             try:
-                example = make_example(source.document(record, rng), source, self.reader, rng)
+                example = make_example(source.document(record, rng), source, self.processor, rng)
             except Rejected as rejected:
                 stream.dropped(rejected.reason)
             except DECODER_ERRORS as error:
@@ -303,4 +305,4 @@ class _Batches(IterableDataset):
                 examples.append(example)
                 if len(examples) == source.batch_size:
                     break
-        return collate(examples, self.reader.pad_token_id)
+        return collate(examples, self.processor.pad_token_id)

@@ -15,7 +15,7 @@ import torch
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.data.batch import Batch
 from flamboyance.data.documents import Source
-from flamboyance.data.interleaved import Interleaved
+from flamboyance.data.formats.interleaved import Interleaved
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageProcessor
 from flamboyance.planning.tracing import Device, Kernels, Ledger

@@ -16,8 +16,8 @@ import torch
 
 from flamboyance.data.batch import collate
 from flamboyance.data.documents import HELD_OUT, Document, Record, Rejected
-from flamboyance.data.examples import Reader, make_example
-from flamboyance.data.formats.user_data import Own, read
+from flamboyance.data.examples import WorkerProcessor, make_example
+from flamboyance.data.formats.user_data import UserData, read_record
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.few_shot import FewShotTask
@@ -35,7 +35,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept(Own):
+class Kept(UserData):
     """A user's own data without the documents that are held out.
 
     Documents are held out by their images, whatever their texts are: five captions of an image are on one side, and
@@ -48,10 +48,10 @@ class Kept(Own):
     held_out: str = ""
 
     def document(self, record: Record, rng: np.random.Generator) -> Document:
-        content, images = read(record, self.outside)
+        content, images = read_record(record, self.outside)
         if self.held_out and not _digests(self.held_out).isdisjoint(map(digest, images)):
             raise Rejected(HELD_OUT)
-        return self.written(content, images)
+        return self.to_document(content, images)
 
 
 def digest(image: bytes) -> str:
@@ -164,9 +164,9 @@ def _usable(source: Kept) -> tuple[list[_Seen], Counter[str], str]:
             rejected[item.reason] += 1
             continue
         try:
-            content, images = read(item, source.outside)
-            document = source.written(content, images)
-            answer = source.filled(content)[1][-1] if document.learned == "all" else None
+            content, images = read_record(item, source.outside)
+            document = source.to_document(content, images)
+            answer = source.template_values(content)[1][-1] if document.learned == "all" else None
             seen.append(_Seen(frozenset(map(digest, images)), answer))
         except Rejected as error:
             rejected[error.reason] += 1
@@ -189,11 +189,11 @@ def documents(source: Kept, held_out: bool, most: int = MOST) -> list[tuple[Reco
         if isinstance(item, Damage):
             continue
         try:
-            content, images = read(item, source.outside)
+            content, images = read_record(item, source.outside)
             digests = set(map(digest, images))
             # Rows that were added may name an image of each side: such documents are on neither.
             if (bool(images) and digests <= held) if held_out else held.isdisjoint(digests):
-                found.append((item, source.written(content, images)))
+                found.append((item, source.to_document(content, images)))
         except Rejected:
             continue
     return found
@@ -222,16 +222,16 @@ def _held_out(source: Kept, _: frozenset[str]) -> list[tuple[Record, Document]]:
 def _loss(
     model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: Kept, kept: list[Document]
 ) -> float:
-    reader, examples = Reader.of(processor), []
+    worker, examples = WorkerProcessor.of(processor), []
     for document in kept:
         try:
-            examples.append(make_example(document, source, reader, np.random.default_rng(0)))
+            examples.append(make_example(document, source, worker, np.random.default_rng(0)))
         except Rejected:  # an image that cannot be decoded
             continue
     total, targets = 0.0, 0
     for start in range(0, len(examples), BATCH):
         batch = collate(examples[start : start + BATCH], processor.pad_token_id)
-        total += float(summed_loss(model, batch, reader.images.normalized, model.device))
+        total += float(summed_loss(model, batch, worker.images.normalized, model.device))
         targets += batch.targets
     return total / targets if targets else float("nan")
 
@@ -241,10 +241,10 @@ def _exact(
 ) -> list[bool]:
     asked: dict[Template, list[tuple[tuple[Any, ...], str]]] = {}
     for record in kept:
-        content, images = read(record, source.outside)
+        content, images = read_record(record, source.outside)
         if len(images) != 1 or IMAGE_TOKEN in str(content.get("text", "")):
             continue
-        template, (*fields, answer) = source.filled(content)
+        template, (*fields, answer) = source.template_values(content)
         try:
             load_image(images[0], max_pixels=source.max_pixels)
             template.query(*fields)

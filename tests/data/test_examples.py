@@ -12,15 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 from flamboyance import FlamingoProcessor
 from flamboyance.data.documents import Document, Rejected, Source
-from flamboyance.data.examples import Reader, make_example
-from flamboyance.data.interleaved import Interleaved, clean, interleave
+from flamboyance.data.examples import WorkerProcessor, make_example
+from flamboyance.data.formats.interleaved import Interleaved, clean, interleave
 from flamboyance.images import ImageProcessor
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 PROCESSOR = FlamingoProcessor(ImageProcessor.clip(8), TOKENIZER)
-READER = Reader.of(PROCESSOR)
-IMAGE, END, EOS = READER.image_token_id, READER.eoc_token_id, TOKENIZER.eos_token_id
+WORKER = WorkerProcessor.of(PROCESSOR)
+IMAGE, END, EOS = WORKER.image_token_id, WORKER.eoc_token_id, TOKENIZER.eos_token_id
 WORDS = TOKENIZER.get_vocab()
 
 
@@ -39,8 +39,8 @@ def document(text: str, learned: str = "after_image") -> Document:
     return Document(text, tuple(picture(c) for c in colours[: text.count("<image>")]), learned)  # ty: ignore
 
 
-def example(text: str, given: Source, learned: str = "after_image", seed: int = 0, reader: Reader = READER):
-    return make_example(document(text, learned), given, reader, np.random.default_rng(seed))
+def example(text: str, given: Source, learned: str = "after_image", seed: int = 0, processor: WorkerProcessor = WORKER):
+    return make_example(document(text, learned), given, processor, np.random.default_rng(seed))
 
 
 def ids(words: str) -> list[int]:
@@ -153,23 +153,23 @@ def test_two_images_are_not_rejected_as_one() -> None:
 )
 def test_images_that_cannot_be_used(image: bytes, max_pixels: int, reason: str) -> None:
     with pytest.raises(Rejected) as caught:
-        READER.levels(image, source(max_pixels=max_pixels))
+        WORKER.levels(image, source(max_pixels=max_pixels))
     assert caught.value.reason == reason
     given = Document("<image>a<image>a", (picture(), image), "all")
     with pytest.raises(Rejected) as caught:
-        make_example(given, source(max_pixels=max_pixels), READER, np.random.default_rng(0))
+        make_example(given, source(max_pixels=max_pixels), WORKER, np.random.default_rng(0))
     assert caught.value.reason == reason
 
 
 def test_a_large_image_is_known_by_its_header() -> None:
     image = picture(size=(100, 100))
     with pytest.raises(Rejected, match="too large"):
-        READER.levels(image[:60], source(max_pixels=9999))  # its pixels are not there
+        WORKER.levels(image[:60], source(max_pixels=9999))  # its pixels are not there
 
 
 def test_images_and_tokens_must_agree() -> None:
     with pytest.raises(Rejected, match="differ in number"):
-        make_example(Document("<image>a<image>b", (picture(),), "all"), source(), READER, np.random.default_rng(0))
+        make_example(Document("<image>a<image>b", (picture(),), "all"), source(), WORKER, np.random.default_rng(0))
 
 
 def test_each_image_is_mirrored_by_itself() -> None:
@@ -180,14 +180,14 @@ def test_each_image_is_mirrored_by_itself() -> None:
     made = Document("<image>a" * 6, (file.getvalue(),) * 6, "all")
     mirrored = 0
     for seed in range(30):
-        images = make_example(made, source(flip=0.5), READER, np.random.default_rng(seed)).images
+        images = make_example(made, source(flip=0.5), WORKER, np.random.default_rng(seed)).images
         left = images[:, 0, 0, 0] == 255
         assert torch.equal(left, images[:, 0, 0, 7] == 0)
         mirrored += int((~left).sum())
         if seed == 0:
             assert left.any() and not left.all()
     assert 60 < mirrored < 120
-    assert not (make_example(made, source(flip=0.0), READER, np.random.default_rng(0)).images[:, 0, 0, 0] == 0).any()
+    assert not (make_example(made, source(flip=0.0), WORKER, np.random.default_rng(0)).images[:, 0, 0, 0] == 0).any()
 
 
 def test_what_the_tokenizer_puts_around_a_text() -> None:
@@ -201,37 +201,37 @@ def test_what_the_tokenizer_puts_around_a_text() -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer._tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    reader = Reader.of(FlamingoProcessor(ImageProcessor.clip(8), tokenizer))
-    made = example("<image>a cat<|endofchunk|>", source(), "all", reader=reader)
+    processor = WorkerProcessor.of(FlamingoProcessor(ImageProcessor.clip(8), tokenizer))
+    made = example("<image>a cat<|endofchunk|>", source(), "all", processor=processor)
     start = tokenizer.bos_token_id
-    words = [start, reader.image_token_id, WORDS["a"], WORDS["cat"], reader.eoc_token_id, tokenizer.eos_token_id]
+    words = [start, processor.image_token_id, WORDS["a"], WORDS["cat"], processor.eoc_token_id, tokenizer.eos_token_id]
     assert made.input_ids.tolist() == words
     assert made.images_seen.tolist() == [0, 1, 1, 1, 1, 1]
     # A window keeps it in front.
     given = source(Interleaved, window="random", max_tokens=4)
     for seed in range(5):
-        made = example("<image>a<image>a<image>a<image>a", given, seed=seed, reader=reader)
+        made = example("<image>a<image>a<image>a<image>a", given, seed=seed, processor=processor)
         assert made.input_ids[0] == start and start not in made.input_ids[1:]
         assert len(made.input_ids) == 4
 
 
 def test_a_tokenizer_without_an_end_adds_none() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer()._tokenizer, unk_token="<unk>")
-    reader = Reader.of(FlamingoProcessor(ImageProcessor.clip(8), tokenizer))
-    made = example("<image>a<|endofchunk|>", source(), "all", reader=reader)
-    assert made.input_ids.tolist() == [reader.image_token_id, WORDS["a"], reader.eoc_token_id]
+    processor = WorkerProcessor.of(FlamingoProcessor(ImageProcessor.clip(8), tokenizer))
+    made = example("<image>a<|endofchunk|>", source(), "all", processor=processor)
+    assert made.input_ids.tolist() == [processor.image_token_id, WORDS["a"], processor.eoc_token_id]
 
 
-def test_a_reader_can_be_pickled() -> None:
-    reader = pickle.loads(pickle.dumps(READER))
+def test_a_worker_processor_can_be_pickled() -> None:
+    processor = pickle.loads(pickle.dumps(WORKER))
     assert torch.equal(
-        example(TEXT, source(Interleaved), reader=reader).labels, example(TEXT, source(Interleaved)).labels
+        example(TEXT, source(Interleaved), processor=processor).labels, example(TEXT, source(Interleaved)).labels
     )
 
 
 def test_other_image_processors_are_refused() -> None:
     with pytest.raises(TypeError, match="ImageProcessor"):
-        Reader.of(FlamingoProcessor(lambda image: torch.zeros(3, 8, 8), tiny_tokenizer()))
+        WorkerProcessor.of(FlamingoProcessor(lambda image: torch.zeros(3, 8, 8), tiny_tokenizer()))
 
 
 def test_levels_are_half_of_the_image_processor() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flamboyance import load_mini
-from flamboyance.data.examples import Reader, make_example
+from flamboyance.data.examples import WorkerProcessor, make_example
 from flamboyance.data.loader import Loader
 from flamboyance.data.shards import expand, records
 from flamboyance.mini import evaluation as mini_evaluation
@@ -42,12 +42,12 @@ def test_it_starts_afresh_around_the_embedded_backbones(run: Run) -> None:
 
 def test_no_record_is_dropped_and_every_word_is_known(run: Run) -> None:
     _, processor = run.build()
-    reader, seen = Reader.of(processor), Counter()
+    worker, seen = WorkerProcessor.of(processor), Counter()
     for name, source in run.training.sources.items():
         for shard in expand(source.shards):
             for record in records(shard):
                 document = source.document(record, np.random.default_rng(0))
-                example = make_example(document, source, reader, np.random.default_rng(0))
+                example = make_example(document, source, worker, np.random.default_rng(0))
                 assert len(example.images) == len(document.images)
                 assert processor.tokenizer.unk_token_id not in example.input_ids
                 seen[name] += 1

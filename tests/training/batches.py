@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flamboyance.data.batch import Example, collate
+from flamboyance.data.batch import TrainingExample, collate
 from flamboyance.data.documents import Source
 from flamboyance.training.config import Training
 from flamboyance.training.step import Item
@@ -27,13 +27,13 @@ def training(**options) -> Training:
     return Training(output="", sources=SOURCES, steps=50, **{"rate": 3e-3, "warmup": 5, **options})
 
 
-def example(*segments: int, seed: int) -> Example:
+def example(*segments: int, seed: int) -> TrainingExample:
     """An interleaved document; its images are its own."""
     ids = torch.tensor([*prompt(*segments, seed=seed), EOC])
     seen = (ids == IMAGE).cumsum(0)
     random = torch.Generator().manual_seed(seed)
     levels = torch.randint(0, 256, (len(segments), 3, PIXELS, PIXELS), dtype=torch.uint8, generator=random)
-    return Example(ids, ids.masked_fill(ids == IMAGE, -100), seen, levels)
+    return TrainingExample(ids, ids.masked_fill(ids == IMAGE, -100), seen, levels)
 
 
 def item(number: int) -> Item:

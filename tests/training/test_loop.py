@@ -19,7 +19,7 @@ import torch
 
 from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
-from flamboyance.data.formats.user_data import Own
+from flamboyance.data.formats.user_data import UserData
 from flamboyance.files import replacing
 from flamboyance.training import checkpoint_files, files, logging
 from flamboyance.training.config import check
@@ -393,7 +393,7 @@ def test_what_was_left_out_is_counted_once_a_document(tmp_path, capsys):
     (photos / "d.jpg").write_bytes(jpeg("red", 1)[:200])
     (photos / "d.txt").write_text("a red square", encoding="utf-8")
     one = tiny_run(tmp_path / "run", 30, workers=0)
-    source = Own(shards=str(photos), batch_size=2, shuffle=2)
+    source = UserData(shards=str(photos), batch_size=2, shuffle=2)
     train(replace(one, training=replace(one.training, sources={"own": source})))
     said = capsys.readouterr().err
     assert "documents left out in each pass over the data: own: damaged image (1)\n" in said

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from flamboyance.data.convert.shard_writer import write_shard
 from flamboyance.data.documents import Record, Rejected
-from flamboyance.data.formats import user_data as own
+from flamboyance.data.formats import user_data
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.files import read_json, write_json
@@ -37,14 +37,14 @@ def convert_folder(
     outside: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Counter[str]:
-    """A folder of images with their texts, a JSONL file, or anything else that `Own` reads, as tars.
+    """A folder of images with their texts, a JSONL file, or anything else that `UserData` reads, as tars.
 
     An image with its text becomes `KEY.jpg` and `KEY.txt`, which `Pairs` reads too; what has other keys gets a
     `KEY.json` with them; a document of several images becomes `KEY.json` and `KEY.0.jpg`, `KEY.1.jpg`, …
 
     Args:
         per_shard: records of a tar.
-        outside: as of `Own`.
+        outside: as of `UserData`.
         advance: told of each record.
 
     Returns:
@@ -64,11 +64,11 @@ def convert_folder(
             counts["tars already there"] += 1
             advance(sum(1 for _ in batch))
         else:
-            counts["tars written"] += int(write_shard(path, _own_records(batch, outside, counts, advance)) > 0)
+            counts["tars written"] += int(write_shard(path, _tar_records(batch, outside, counts, advance)) > 0)
     return counts
 
 
-def _own_records(
+def _tar_records(
     batch: Iterator[tuple[int, Record | Damage]], outside: bool, counts: Counter[str], advance: Callable[[int], None]
 ) -> Iterator[tuple[str, Fields]]:
     for number, record in batch:
@@ -76,7 +76,7 @@ def _own_records(
         try:
             if isinstance(record, Damage):
                 raise Rejected(record.reason)
-            fields = _own_fields(*own.read(record, outside))
+            fields = _tar_fields(*user_data.read_record(record, outside))
         except Rejected as rejected:
             counts[f"left out: {rejected.reason}"] += 1
             continue
@@ -84,7 +84,7 @@ def _own_records(
         yield f"{number:09d}", fields
 
 
-def _own_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
+def _tar_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
     rest = {key: value for key, value in content.items() if key not in ("image", "images", "file_name")}
     if not images:
         raise Rejected("no image")

@@ -17,7 +17,7 @@ from typing import Any
 
 from flamboyance.data.convert.folder import PER_SHARD, Fields, batches, dumped, same_settings
 from flamboyance.data.convert.shard_writer import write_shard
-from flamboyance.data.formats.records import FILE_LIMIT
+from flamboyance.data.formats.fields import FILE_LIMIT
 from flamboyance.data.shards import expand
 from flamboyance.data.tar import MEMBER_LIMIT
 from flamboyance.images import ImageError, load_image

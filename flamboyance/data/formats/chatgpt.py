@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected
-from flamboyance.data.formats.records import from_base64, json_object
-from flamboyance.data.interleaved import Interleaved, clean, interleave, interleave_as_openflamingo
+from flamboyance.data.formats.fields import from_base64, json_object
+from flamboyance.data.formats.interleaved import Interleaved, clean, interleave, interleave_as_openflamingo
 from flamboyance.templates import IMAGE_TOKEN
 
 _PLACE = re.compile(r"(_!_IMAGE\d+_!_)")

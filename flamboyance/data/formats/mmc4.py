@@ -9,8 +9,8 @@ import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected
 from flamboyance.data.formats import chatgpt
-from flamboyance.data.formats.records import FILE_LIMIT, from_base64, json_object, named_image
-from flamboyance.data.interleaved import Interleaved, clean, interleave, interleave_as_openflamingo
+from flamboyance.data.formats.fields import FILE_LIMIT, from_base64, json_object, named_image
+from flamboyance.data.formats.interleaved import Interleaved, clean, interleave, interleave_as_openflamingo
 
 Match = tuple[int, int]
 """(image, sentence), both counted from 0."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected, Source
-from flamboyance.data.formats.records import first_image, json_object, text
-from flamboyance.data.interleaved import clean
+from flamboyance.data.formats.fields import first_image, json_object, text
+from flamboyance.data.formats.interleaved import clean
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 
 

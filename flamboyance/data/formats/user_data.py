@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected
-from flamboyance.data.formats.records import (
+from flamboyance.data.formats.fields import (
     FILE_LIMIT,
     IMAGE_EXTENSIONS,
     first_image,
@@ -20,7 +20,7 @@ from flamboyance.data.formats.records import (
     named_image,
     text,
 )
-from flamboyance.data.interleaved import Interleaved, clean, interleave
+from flamboyance.data.formats.interleaved import Interleaved, clean, interleave
 from flamboyance.files import TEXT_LIMIT
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template, caption, vqa
 
@@ -29,7 +29,7 @@ PATH_LENGTH, SHORTEST_BASE64 = 4096, 64  # characters: the longest path, and les
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(Interleaved):
+class UserData(Interleaved):
     """A JSONL file, a folder, or tars of the same.
 
     A line of a JSONL file (or `KEY.json` in a tar) has the keys `image` and `text`; or `image`, `question` and
@@ -57,9 +57,9 @@ class Own(Interleaved):
             raise ValueError(f"template={self.template!r}: expected one {IMAGE_TOKEN}")
 
     def document(self, record: Record, rng: np.random.Generator) -> Document:
-        return self.written(*read(record, self.outside))
+        return self.to_document(*read_record(record, self.outside))
 
-    def written(self, content: dict[str, Any], images: list[bytes]) -> Document:
+    def to_document(self, content: dict[str, Any], images: list[bytes]) -> Document:
         """What `read` gives, as a document."""
         text = content.get("text")
         if isinstance(text, str) and IMAGE_TOKEN in text:
@@ -68,13 +68,13 @@ class Own(Interleaved):
             raise Rejected("no image")
         if len(images) > 1:
             raise Rejected("images and <image> differ in number")
-        template, values = self.filled(content)
+        template, values = self.template_values(content)
         try:
             return Document(template.demonstration(*values), tuple(images), "all")
         except ValueError as error:  # texts that spell a token where they meet
             raise Rejected("text spells a token") from error
 
-    def filled(self, content: dict[str, Any]) -> tuple[Template, tuple[str, ...]]:
+    def template_values(self, content: dict[str, Any]) -> tuple[Template, tuple[str, ...]]:
         """How one image and its texts are written: the template, and the values of its fields without tokens."""
         is_question = "question" in content and "answer" in content
         template = Template(self.template) if self.template else vqa if is_question else caption
@@ -85,7 +85,7 @@ class Own(Interleaved):
 _TEXTS, _ANSWERS = ("caption", "captions", "label"), ("label", "answers")
 
 
-def read(record: Record, outside: bool = False) -> tuple[dict[str, Any], list[bytes]]:
+def read_record(record: Record, outside: bool = False) -> tuple[dict[str, Any], list[bytes]]:
     """What a record says, and its images in order."""
     content = json_object(record) if "json" in record.fields else {}
     if "text" not in content:

@@ -20,7 +20,7 @@ from flamboyance.data.convert.shard_writer import write_shard
 from flamboyance.data.documents import Document, Record, Source
 from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
-from flamboyance.data.formats.user_data import Own
+from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.shards import expand, records
 from tests.data.records import BLUE, GREEN, RED, WHITE, in_base64, jpeg
 
@@ -78,7 +78,7 @@ def test_a_table_as_tars(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("\n".join(lines).replace(",", separator), encoding="utf-8")
     counts = convert_folder(tmp_path / name, tmp_path / "tars")
     assert counts == {"records": 1, "left out: missing image": 1, "tars written": 1}
-    (found,) = documents(Own(shards="", batch_size=1), tmp_path / "tars" / "00000.tar")
+    (found,) = documents(UserData(shards="", batch_size=1), tmp_path / "tars" / "00000.tar")
     assert found.text == "<image>Question:what? Short answer:Ein Bär.<|endofchunk|>" and found.images == (RED,)
 
 
@@ -266,7 +266,7 @@ def test_a_folder_becomes_tars(captioned: Path, tmp_path: Path) -> None:
     extensions = sorted(name.partition(".")[2] for name in files)
     assert extensions == ["jpg", "jpg", "json", "png", "txt", "txt"]
     assert green in files.values()
-    made = documents(Own(shards="", batch_size=1), tar)
+    made = documents(UserData(shards="", batch_size=1), tar)
     assert {one.text: one.images for one in made} == {
         "<image>Output:A red square.<|endofchunk|>": (RED,),
         "<image>Output:Ein grünes Quadrat.<|endofchunk|>": (green,),
@@ -290,7 +290,7 @@ def test_a_jsonl_file_becomes_tars_that_read_the_same(captioned: Path, tmp_path:
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     counts = convert_folder(path, tmp_path / "tars", per_shard=2)
     assert counts == {"records": 5, "tars written": 3}
-    own = Own(shards="", batch_size=1)
+    own = UserData(shards="", batch_size=1)
     before, after = documents(own, path), documents(own, *sorted((tmp_path / "tars").glob("*.tar")))
     assert before == after
     assert len(before) == 5 and before[2].images == (RED, BLUE)

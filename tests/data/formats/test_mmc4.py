@@ -15,7 +15,7 @@ from flamboyance.data.documents import Rejected
 from flamboyance.data.examples import make_example
 from flamboyance.data.formats.mmc4 import MMC4
 from tests.data.records import BLUE, GREEN, RED, WHITE, in_base64, jpeg, json_record, read, reason
-from tests.data.test_examples import READER
+from tests.data.test_examples import WORKER
 
 ANY = MMC4(shards="", batch_size=1, min_image_bytes=0, flip=0.0, reject_single=0.0)
 THEIRS = dataclasses.replace(ANY, protocol="openflamingo")
@@ -103,8 +103,8 @@ def test_which_six_images_are_kept() -> None:
     # Aligned: all of them here, in the order of the text; the example is cut after the sixth.
     document = read(ANY, given)
     assert document.images == tuple(images[::-1])
-    example = make_example(document, ANY, READER, np.random.default_rng(0))
-    assert len(example.images) == 6 and (example.input_ids == READER.image_token_id).sum() == 6
+    example = make_example(document, ANY, WORKER, np.random.default_rng(0))
+    assert len(example.images) == 6 and (example.input_ids == WORKER.image_token_id).sum() == 6
 
 
 def test_white_space_as_the_reference_leaves_it() -> None:
@@ -185,7 +185,7 @@ def test_half_of_the_documents_with_one_image_are_rejected() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         with contextlib.suppress(Rejected):
-            make_example(source.document(json_record(page([[0.5]])), rng), source, READER, rng)
+            make_example(source.document(json_record(page([[0.5]])), rng), source, WORKER, rng)
             kept += 1
     assert 70 < kept < 130
 
@@ -209,7 +209,7 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_named_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(RED)
     reads: list[Any] = []
-    local = "flamboyance.data.formats.records._local"
+    local = "flamboyance.data.formats.fields._local"
     monkeypatch.setattr(local, lambda *given: reads.append(given) or RED)
     given = page([[0.5] * 50] * 50, [RED] * 50, ["a"] * 50) | {"image_info": [{"image_name": "a.jpg"}] * 50}
     assert len(read(ANY, json_record(given, tmp_path)).images) == 50 and len(reads) == 1

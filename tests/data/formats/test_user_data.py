@@ -10,10 +10,10 @@ import pytest
 from flamboyance import templates
 from flamboyance.commands.inputs import read_demonstrations
 from flamboyance.data.documents import Record
-from flamboyance.data.formats.user_data import Own
+from flamboyance.data.formats.user_data import UserData
 from tests.data.records import BLUE, GREEN, RED, in_base64, json_record, read, reason
 
-OWN = Own(shards="", batch_size=1)
+SOURCE = UserData(shards="", batch_size=1)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_captioned_image_is_written_as_a_demonstration(folder: Path) -> None:
-    document = read(OWN, json_record({"image": "images/b.jpg", "text": " A cat.\n", "id": 7}, folder))
+    document = read(SOURCE, json_record({"image": "images/b.jpg", "text": " A cat.\n", "id": 7}, folder))
     assert document.text == "<image>Output:A cat.<|endofchunk|>"
     assert document.images == (GREEN,)
     assert document.learned == "all"
@@ -33,7 +33,7 @@ def test_a_captioned_image_is_written_as_a_demonstration(folder: Path) -> None:
 
 def test_a_question_is_written_as_a_demonstration(folder: Path) -> None:
     given = {"image": "a.jpg", "question": "How many? ", "answer": " two"}
-    document = read(OWN, json_record(given, folder))
+    document = read(SOURCE, json_record(given, folder))
     assert document.text == "<image>Question:How many? Short answer:two<|endofchunk|>"
 
 
@@ -41,17 +41,17 @@ def test_it_is_what_few_shot_tasks_make_of_the_same_file(folder: Path) -> None:
     line = json.dumps({"image": "a.jpg", "question": "How many?\n", "answer": " two"})
     (folder / "data.jsonl").write_text(line, encoding="utf-8")
     ((_, *values),) = read_demonstrations(folder / "data.jsonl")
-    assert read(OWN, json_record(line.encode(), folder)).text == templates.vqa.demonstration(*values)
+    assert read(SOURCE, json_record(line.encode(), folder)).text == templates.vqa.demonstration(*values)
 
 
 def test_an_own_template(folder: Path) -> None:
-    source = Own(shards="", batch_size=1, template="<image>A photo of {what} in {place}.")
+    source = UserData(shards="", batch_size=1, template="<image>A photo of {what} in {place}.")
     document = read(source, json_record({"image": "a.jpg", "what": "a cat", "place": "Rome"}, folder))
     assert document.text == "<image>A photo of a cat in Rome.<|endofchunk|>"
     assert reason(source, json_record({"image": "a.jpg", "what": "a cat"}, folder)) == "no place"
     for wrong in ("{text}", "<image>{a}<image>", "<image>"):
         with pytest.raises(ValueError, match="template"):
-            Own(shards="", batch_size=1, template=wrong)
+            UserData(shards="", batch_size=1, template=wrong)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_an_own_template(folder: Path) -> None:
     ],
 )
 def test_an_interleaved_document(folder: Path, text: str, written: str) -> None:
-    document = read(OWN, json_record({"text": text, "images": ["a.jpg", "images/b.jpg"]}, folder))
+    document = read(SOURCE, json_record({"text": text, "images": ["a.jpg", "images/b.jpg"]}, folder))
     assert document.text == written
     assert document.images == (RED, GREEN)
     assert document.learned == "after_image"
@@ -73,10 +73,10 @@ def test_an_interleaved_document(folder: Path, text: str, written: str) -> None:
 def test_ways_to_give_an_image(folder: Path) -> None:
     text = "<image>a<image>b<image>c<image>d"
     images = ["images/c", in_base64(RED), f"data:image/jpeg;base64,{in_base64(GREEN)}", "a.jpg"]
-    assert read(OWN, json_record({"text": text, "images": images}, folder)).images == (BLUE, RED, GREEN, RED)
+    assert read(SOURCE, json_record({"text": text, "images": images}, folder)).images == (BLUE, RED, GREEN, RED)
     # Among the files of a tar.
     given = json_record({"text": "<image>a", "images": ["0.jpg"]}, **{"0.jpg": BLUE})
-    assert read(OWN, given).images == (BLUE,)
+    assert read(SOURCE, given).images == (BLUE,)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_ways_to_give_an_image(folder: Path) -> None:
     ],
 )
 def test_an_image_with_its_text_beside_it(fields: dict[str, bytes], text: str) -> None:
-    document = read(OWN, Record("cat", fields, "photos"))
+    document = read(SOURCE, Record("cat", fields, "photos"))
     assert document.text == text
     assert document.images == (RED,)
 
@@ -101,7 +101,7 @@ def test_an_image_with_its_text_beside_it(fields: dict[str, bytes], text: str) -
 def test_metadata_of_a_folder_of_images(folder: Path) -> None:
     # Hugging Face's imagefolder calls the image file_name.
     given = json_record({"file_name": "a.jpg", "text": "A cat."}, folder)
-    assert read(OWN, given).images == (RED,)
+    assert read(SOURCE, given).images == (RED,)
 
 
 def test_images_stay_in_the_folder(folder: Path) -> None:
@@ -109,8 +109,8 @@ def test_images_stay_in_the_folder(folder: Path) -> None:
     (inside / "link.jpg").symlink_to(folder / "a.jpg")
     for path in ("../a.jpg", str(folder / "a.jpg"), "link.jpg", "x/../../a.jpg"):
         given = json_record({"image": path, "text": "a"}, inside)
-        assert reason(OWN, given) == "image outside the folder"
-    free = Own(shards="", batch_size=1, outside=True)
+        assert reason(SOURCE, given) == "image outside the folder"
+    free = UserData(shards="", batch_size=1, outside=True)
     for path in ("../a.jpg", str(folder / "a.jpg"), "link.jpg"):
         assert read(free, json_record({"image": path, "text": "a"}, inside)).images == (RED,)
 
@@ -136,22 +136,24 @@ def test_images_stay_in_the_folder(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_rejected(folder: Path, content: Any, why: str) -> None:
-    assert reason(OWN, json_record(content, folder)) == why
+    assert reason(SOURCE, json_record(content, folder)) == why
 
 
 def test_a_fifo_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")
-    assert reason(OWN, json_record({"image": "pipe.jpg", "text": "a"}, folder)) == "missing image"
+    assert reason(SOURCE, json_record({"image": "pipe.jpg", "text": "a"}, folder)) == "missing image"
 
 
 def test_a_large_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flamboyance.data.formats.records.FILE_LIMIT", len(RED) - 1)
-    assert reason(OWN, json_record({"image": "a.jpg", "text": "a"}, folder)) == "image too large"
+    monkeypatch.setattr("flamboyance.data.formats.fields.FILE_LIMIT", len(RED) - 1)
+    assert reason(SOURCE, json_record({"image": "a.jpg", "text": "a"}, folder)) == "image too large"
 
 
 def test_tokens_in_values_are_taken_out(folder: Path) -> None:
     given = {"image": "a.jpg", "question": "What <image>is it?", "answer": "a cat<|endofchunk|>"}
-    assert read(OWN, json_record(given, folder)).text == "<image>Question:What is it? Short answer:a cat<|endofchunk|>"
+    assert (
+        read(SOURCE, json_record(given, folder)).text == "<image>Question:What is it? Short answer:a cat<|endofchunk|>"
+    )
 
 
 def test_images_of_a_remote_file(folder: Path) -> None:
@@ -160,14 +162,14 @@ def test_images_of_a_remote_file(folder: Path) -> None:
     system = fsspec.filesystem("memory")
     system.pipe("/own/images/b.jpg", GREEN)
     record = Record("0", {"json": b'{"image": "images/b.jpg", "text": "a"}'}, "memory://own")
-    assert read(OWN, record).images == (GREEN,)
+    assert read(SOURCE, record).images == (GREEN,)
     for path, why in {"gone.jpg": "missing image", "../b.jpg": "image outside the folder"}.items():
         record = Record("0", {"json": json.dumps({"image": path, "text": "a"}).encode()}, "memory://own")
-        assert reason(OWN, record) == why
+        assert reason(SOURCE, record) == why
 
 
 def test_white_space_around_a_path_is_left_out(folder: Path) -> None:
-    assert read(OWN, json_record({"image": " images/b.jpg \n", "text": "a"}, folder)).images == (GREEN,)
+    assert read(SOURCE, json_record({"image": " images/b.jpg \n", "text": "a"}, folder)).images == (GREEN,)
 
 
 @pytest.mark.parametrize("image", ["a.jpg", "./a.jpg"])
@@ -175,12 +177,12 @@ def test_a_file_that_is_named_very_often_is_counted_before_it_is_read(
     folder: Path, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    monkeypatch.setattr("flamboyance.data.formats.records._local", lambda *given: reads.append(given) or RED)
-    assert reason(OWN, json_record({"image": [image] * 100_000, "text": "a"}, folder)) == (
+    monkeypatch.setattr("flamboyance.data.formats.fields._local", lambda *given: reads.append(given) or RED)
+    assert reason(SOURCE, json_record({"image": [image] * 100_000, "text": "a"}, folder)) == (
         "images and <image> differ in number"
     )
     assert not reads
-    found = read(OWN, json_record({"images": [image] * 100, "text": "<image>a" * 100}, folder))
+    found = read(SOURCE, json_record({"images": [image] * 100, "text": "<image>a" * 100}, folder))
     assert len(found.images) == 100 and len(reads) == 1
     assert all(one is found.images[0] for one in found.images)
 
@@ -188,9 +190,9 @@ def test_a_file_that_is_named_very_often_is_counted_before_it_is_read(
 def test_images_of_one_record_have_a_limit_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flamboyance.data.formats.user_data.FILE_LIMIT", 3 * len(RED) - 1)
     given = {"images": ["a.jpg"] * 2, "text": "<image>a<image>b"}
-    assert len(read(OWN, json_record(given, folder)).images) == 2
+    assert len(read(SOURCE, json_record(given, folder)).images) == 2
     given = {"images": ["a.jpg", "a.jpg", "a.jpg"], "text": "<image>a<image>b<image>c"}
-    assert reason(OWN, json_record(given, folder)) == "image too large"
+    assert reason(SOURCE, json_record(given, folder)) == "image too large"
 
 
 @pytest.mark.parametrize("field", ["text", "question", "answer", "caption"])
@@ -198,13 +200,13 @@ def test_a_text_of_megabytes_is_rejected_before_it_is_tokenized(folder: Path, fi
     content = (
         {"image": "a.jpg", "question": "a", "answer": "b"} if field in ("question", "answer") else {"image": "a.jpg"}
     )
-    assert reason(OWN, json_record(content | {field: "word " * 300_000}, folder)) == "text too long"
-    assert reason(OWN, Record("a", {"jpg": RED, "txt": b"word " * 300_000})) == "text too long"
+    assert reason(SOURCE, json_record(content | {field: "word " * 300_000}, folder)) == "text too long"
+    assert reason(SOURCE, Record("a", {"jpg": RED, "txt": b"word " * 300_000})) == "text too long"
 
 
 def test_halves_of_surrogate_pairs_become_question_marks(folder: Path) -> None:
     line = rb'{"image": "a.jpg", "question": "what\ud83d?", "answer": "\uDE00a"}'
-    assert read(OWN, json_record(line, folder)).text == "<image>Question:what?? Short answer:?a<|endofchunk|>"
+    assert read(SOURCE, json_record(line, folder)).text == "<image>Question:what?? Short answer:?a<|endofchunk|>"
 
 
 @pytest.mark.parametrize(
@@ -221,4 +223,4 @@ def test_halves_of_surrogate_pairs_become_question_marks(folder: Path) -> None:
     ],
 )
 def test_what_evaluate_reads_can_be_trained_on(folder: Path, content: dict[str, Any], text: str) -> None:
-    assert read(OWN, json_record({"image": "a.jpg"} | content, folder)).text == text
+    assert read(SOURCE, json_record({"image": "a.jpg"} | content, folder)).text == text

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from flamboyance.data.interleaved import clean
+from flamboyance.data.formats.interleaved import clean
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 
 
