@@ -19,7 +19,7 @@ from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageProcessor
 from flamboyance.processes import World
 from flamboyance.processing import FlamingoProcessor
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.step import Stepper
@@ -61,7 +61,7 @@ def prepare(
     model = held["model"].train()
     set_precision(model, precision)
     sources = {name: Pairs(shards="", batch_size=1, weight=weight) for name, weight in weights.items()}
-    config = Training(
+    config = TrainingConfig(
         output="", sources=sources, steps=1, precision=precision, checkpoint_activations=checkpoint_activations
     )  # type: ignore[arg-type]
     parallel = Parallel(model, config, World())

@@ -131,13 +131,13 @@ def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, flo
     from flamboyance.images import ImageProcessor
     from flamboyance.planning.cost import batch_of
     from flamboyance.processes import World
-    from flamboyance.training.config import Training
+    from flamboyance.training.config import TrainingConfig
     from flamboyance.training.optimizer import make_optimizer
     from flamboyance.training.parallel import Parallel
     from flamboyance.training.step import Stepper
 
     sources = {str(i): Pairs(shards="", batch_size=b.rows) for i, b in enumerate(batches)}
-    training = Training(output="", sources=sources, steps=STEPS, checkpoint_activations=checkpoint)
+    training = TrainingConfig(output="", sources=sources, steps=STEPS, checkpoint_activations=checkpoint)
     torch.ones(512, 512) @ torch.ones(512, 512)  # threads and the matrix library's own memory
     base = status("VmRSS")
     model = FlamingoForConditionalGeneration(config).train()

@@ -16,15 +16,15 @@ from flamboyance.planning.plan import Plan, Planner
 from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import find, parameters, resolve
 from flamboyance.training.hardware import find as find_hardware
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 LARGE = f"{ROOT / 'examples/recipes/flamingo_80b.py'}:flamingo_80b"
 # The published batch, 4,096 pairs and 2,048 documents, on any number of devices.
 PUBLISHED = {
-    1: ["accumulate=64"],
-    8: ["accumulate=8"],
+    1: ["gradient_accumulation_steps=64"],
+    8: ["gradient_accumulation_steps=8"],
     64: [],
     256: ["laion.batch_size=16", "mmc4.batch_size=8"],
     1024: ["laion.batch_size=4", "mmc4.batch_size=2"],
@@ -102,7 +102,7 @@ def planned(name: str, gpus: int, settings: list[str], kind: str = "H100") -> Pl
     return planner(name).plan(_run(name, settings).training, gpus)
 
 
-def _run(name: str, settings: list[str]) -> Run:
+def _run(name: str, settings: list[str]) -> TrainingRun:
     recipe = find(name, RECIPES)
     missing = [f"{n}={n}" for n, one in parameters(recipe).items() if one.required]
     return resolve(recipe, [*settings, *missing])

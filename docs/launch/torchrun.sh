@@ -18,4 +18,4 @@ else
 fi
 # A process that dies takes the others with it; all start again, and go on from the last checkpoint.
 exec torchrun "${where[@]}" --nproc-per-node "$GPUS" --max-restarts 3 \
-    -m flamboyance.cli train "$RECIPE" output="$OUTPUT" accumulate="$ACCUMULATE" "$@"
+    -m flamboyance.cli train "$RECIPE" output="$OUTPUT" gradient_accumulation_steps="$ACCUMULATE" "$@"

@@ -12,13 +12,13 @@ from transformers import CLIPVisionConfig, GPTNeoXConfig
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.data import presets
-from flamboyance.training.config import Training
-from flamboyance.training.run import Run
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
 
 
-def flamingo_80b(*, output: str, laion: str, mmc4: str, steps: int = 500_000) -> Run:
+def flamingo_80b(*, output: str, laion: str, mmc4: str, steps: int = 500_000) -> TrainingRun:
     """Flamingo-80B's sizes, sharded over all devices."""
-    training = Training(
+    training = TrainingConfig(
         output=output,
         sources=presets.flamingo(laion, mmc4, batch_size=4),
         steps=steps,
@@ -26,7 +26,7 @@ def flamingo_80b(*, output: str, laion: str, mmc4: str, steps: int = 500_000) ->
         parallel="fsdp",
         checkpoint_activations=True,
     )
-    return Run(training, build=_build, outline=outline)
+    return TrainingRun(training, build=_build, outline=outline)
 
 
 def outline() -> FlamingoConfig:

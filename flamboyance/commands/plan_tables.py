@@ -62,7 +62,8 @@ def _how(plan: "Plan") -> str:
     training = plan.training
     batches = " and ".join(f"{sizes.rows} {name}" for name, sizes in plan.batches.items())
     checkpointed = ", activations checkpointed" if training.checkpoint_activations else ""
-    accumulate = f", accumulated {training.accumulate} times" if training.accumulate > 1 else ""
+    micro_steps = training.gradient_accumulation_steps
+    accumulate = f", accumulated {micro_steps} times" if micro_steps > 1 else ""
     return f"{plan.devices.spread}, {training.precision}{checkpointed}; {batches} on each{accumulate}"
 
 

@@ -57,7 +57,7 @@ def _overview(summaries: dict[str, str]) -> str:
     width = max(map(len, [*summaries, FILE]))
     lines = [USAGE, "", "recipes:"]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
-    lines += [f"  {FILE:<{width}}  your own: a function that returns flamboyance.training.run.Run", ""]
+    lines += [f"  {FILE:<{width}}  your own: a function that returns flamboyance.training.run.TrainingRun", ""]
     return "\n".join([*lines, EXAMPLES])
 
 

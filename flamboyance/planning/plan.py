@@ -15,7 +15,7 @@ from flamboyance.configuration import FlamingoConfig
 from flamboyance.planning import cost
 from flamboyance.planning.cost import Sizes, Trace
 from flamboyance.planning.memory import FLOAT, Devices, Memory, Part, Traffic, Units, memory, parts, traffic, units
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import Hardware
 
 REACHED = 0.8  # share of a link's or a memory's data-sheet bandwidth that long transfers reach
@@ -51,7 +51,7 @@ class Plan:
         batches: the usual batch of each source.
     """
 
-    training: Training
+    training: TrainingConfig
     hardware: Hardware
     devices: Devices
     assumptions: Assumptions
@@ -90,7 +90,7 @@ class Plan:
         runs; gathered parameters, all the time."""
         if self.devices.shards > 1:
             return max(0.0, self.sending - self.computing)
-        passes = len(self.batches) * self.training.accumulate
+        passes = len(self.batches) * self.training.gradient_accumulation_steps
         backward = sum(n for (_, direction), n in self.flops.items() if direction == "backward") / passes
         hidden = backward / (self.hardware.peak(self.training.precision) * self.assumptions.mfu)
         return max(0.0, self.sending - hidden)
@@ -106,7 +106,7 @@ class Plan:
     # Data of all devices in an optimizer step ---------------------------------------------------------------------
 
     def _each_step(self, field: str) -> int:
-        rounds = self.training.accumulate * self.devices.count
+        rounds = self.training.gradient_accumulation_steps * self.devices.count
         return sum(getattr(sizes, field) for sizes in self.batches.values()) * rounds
 
     @property
@@ -119,7 +119,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        rounds = self.training.accumulate * self.devices.count
+        rounds = self.training.gradient_accumulation_steps * self.devices.count
         return sum(sizes.rows * sizes.tokens for sizes in self.batches.values()) * rounds
 
     @property
@@ -147,7 +147,7 @@ class Planner:
         self._traces: dict[Any, Trace] = {}
         self._models: dict[str, tuple[dict[str, Part], Units]] = {}
 
-    def plan(self, training: Training, gpus: int, per_node: int = 8) -> Plan:
+    def plan(self, training: TrainingConfig, gpus: int, per_node: int = 8) -> Plan:
         """A run on `gpus` devices, `per_node` in each node.
 
         Raises:
@@ -161,7 +161,7 @@ class Planner:
         table, gathers = self._model(training.precision)
         usual = {n: cost.usual(s, self.assumptions.images_per_document) for n, s in training.sources.items()}
         largest = [cost.largest(source) for source in training.sources.values()]
-        passes = len(usual) * training.accumulate
+        passes = len(usual) * training.gradient_accumulation_steps
         once = self._trace(list(usual.values()), training, devices).flops
         return Plan(
             training=training,
@@ -175,10 +175,10 @@ class Planner:
                 self._trace(largest, training, devices),
                 devices,
                 passes=passes,
-                accumulate=training.accumulate,
+                accumulate=training.gradient_accumulation_steps,
                 hardware=self.hardware,
             ),
-            flops=Counter({key: n * training.accumulate for key, n in once.items()}),
+            flops=Counter({key: n * training.gradient_accumulation_steps for key, n in once.items()}),
             traffic=traffic(table, gathers, devices, passes),
             batches=usual,
         )
@@ -205,8 +205,8 @@ class Planner:
         while any(source.batch_size > 1 for source in training.sources.values()):
             sources = {n: replace(s, batch_size=max(1, s.batch_size // 2)) for n, s in training.sources.items()}
             changes |= {f"{name}.batch_size": str(source.batch_size) for name, source in sources.items()}
-            changes["accumulate"] = str(2 * training.accumulate)
-            yield planned(sources=sources, accumulate=2 * training.accumulate)
+            changes["gradient_accumulation_steps"] = str(2 * training.gradient_accumulation_steps)
+            yield planned(sources=sources, gradient_accumulation_steps=2 * training.gradient_accumulation_steps)
 
     def _model(self, precision: str) -> tuple[dict[str, Part], Units]:
         if precision not in self._models:
@@ -214,7 +214,7 @@ class Planner:
             self._models[precision] = parts(model), units(model, precision)
         return self._models[precision]
 
-    def _trace(self, batches: list[Sizes], training: Training, devices: Devices) -> Trace:
+    def _trace(self, batches: list[Sizes], training: TrainingConfig, devices: Devices) -> Trace:
         key = (*batches, training.precision, training.checkpoint_activations, devices.shards > 1)
         if key not in self._traces:
             self._traces[key] = cost.trace(

@@ -1,4 +1,4 @@
-"""Whole training runs as Python functions: typed keyword arguments -> flamboyance.training.run.Run.
+"""Whole training runs as Python functions: typed keyword arguments -> flamboyance.training.run.TrainingRun.
 
 `RECIPES` holds them by name. They are imported when it is asked for: names and summaries are at hand without torch.
 """
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flamboyance.training.run import Run
+    from flamboyance.training.run import TrainingRun
 
-    RECIPES: dict[str, Callable[..., Run]]
+    RECIPES: dict[str, Callable[..., TrainingRun]]
 
 SUMMARIES = {
     "mini": "Trains flamingo-mini from data that it makes itself: toy pictures, handwritten digits, made-up words.",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flamboyance.recipes import unknown
-from flamboyance.training.config import Training
-from flamboyance.training.run import Run
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
 
-Recipe = Callable[..., Run]
+Recipe = Callable[..., TrainingRun]
 
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NUMBERS = {int: "a whole number", float: "a number"}
@@ -88,15 +88,15 @@ def fields(dataclass: Any) -> dict[str, Parameter]:
 
 
 def settings() -> dict[str, Parameter]:
-    """The fields of `Training` that a command line can set."""
-    return {name: one for name, one in fields(Training).items() if name not in ("sources", "output")}
+    """The fields of `TrainingConfig` that a command line can set."""
+    return {name: one for name, one in fields(TrainingConfig).items() if name not in ("sources", "output")}
 
 
-def resolve(recipe: Recipe, given: Iterable[str]) -> Run:
+def resolve(recipe: Recipe, given: Iterable[str]) -> TrainingRun:
     """The recipe's run with these settings.
 
     Args:
-        given: `key=value`, each key a parameter of the recipe, a field of `Training`, or `SOURCE.field`.
+        given: `key=value`, each key a parameter of the recipe, a field of `TrainingConfig`, or `SOURCE.field`.
 
     Raises:
         ValueError: a key is unknown or given twice, a value does not fit its type, or a needed one is missing.
@@ -149,8 +149,21 @@ def _sources(sources: dict[str, Any], dotted: dict[str, str]) -> dict[str, Any]:
     return {name: dataclasses.replace(source, **changed.get(name, {})) for name, source in sources.items()}
 
 
+# Settings of earlier versions.
+_RENAMED = {
+    "rate": "learning_rate",
+    "warmup": "warmup_steps",
+    "falling": "decay_fraction",
+    "final": "min_lr_factor",
+    "clip": "max_grad_norm",
+    "accumulate": "gradient_accumulation_steps",
+    "keep": "keep_checkpoints",
+    "max_skipped": "max_skipped_steps",
+}
+
+
 def _unknown(key: str, keys: list[str], what: str, listed: list[str] | None = None) -> ValueError:
-    near = difflib.get_close_matches(key, keys, 3)
+    near = [_RENAMED[key]] if _RENAMED.get(key) in keys else difflib.get_close_matches(key, keys, 3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ValueError(f"there is no setting {key!r}; {hint}{what} {', '.join(listed or keys)}")
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from flamboyance import catalog
 from flamboyance.catalog import MINI
-from flamboyance.training.config import Training
-from flamboyance.training.run import Run
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
-    from flamboyance.recipes.held_out import Kept
+    from flamboyance.recipes.held_out import TrainingSplit
 
 
 def finetune(
@@ -27,11 +27,11 @@ def finetune(
     model: str = MINI,
     steps: int = 300,
     batch_size: int = 16,
-    rate: float | None = None,
+    learning_rate: float | None = None,
     held_out: float = 0.1,
     template: str = "",
     outside: bool = False,
-) -> Run:
+) -> TrainingRun:
     """Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.
 
     Some of the images are never trained on; four times in a run the loss on them is measured, and the share of their
@@ -44,7 +44,7 @@ def finetune(
         model: mini, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
         steps: optimizer steps.
         batch_size: documents in a step, on each device; a small folder is read again and again.
-        rate: learning rate, falling to nothing; none: 5e-4 for mini, 5e-5 for the others.
+        learning_rate: learning rate, falling to nothing; none: 5e-4 for mini, 5e-5 for the others.
         held_out: share of the documents that is kept for measuring, at most 200 of them; 0: none. They are chosen by
             image, from all of the data, evenly over labels.
         template: how an image and its text are written, as in "<image>A photo of {text}"; by default as the templates
@@ -54,25 +54,28 @@ def finetune(
     Raises:
         ValueError: the share is not between 0 and 1.
     """
-    from flamboyance.recipes.held_out import Kept, draw, evaluate  # when called: a mistake in a setting needs no torch
+    # When called: a mistake in a setting needs no torch.
+    from flamboyance.recipes.held_out import TrainingSplit, draw, evaluate
 
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out={held_out}: expected a share from 0 up and below 1")
     kept = str(Path(output) / "held_out.json") if held_out else ""
-    source = Kept(shards=data, batch_size=batch_size, template=template, shuffle=100, outside=outside, held_out=kept)
-    training = Training(
+    source = TrainingSplit(
+        shards=data, batch_size=batch_size, template=template, shuffle=100, outside=outside, held_out=kept
+    )
+    training = TrainingConfig(
         output=output,
         sources={"own": source},
         steps=steps,
-        rate=rate if rate is not None else 5e-4 if model == MINI else 5e-5,
-        warmup=max(1, steps // 20),
+        learning_rate=learning_rate if learning_rate is not None else 5e-4 if model == MINI else 5e-5,
+        warmup_steps=max(1, steps // 20),
         schedule="linear",
         precision="fp32" if model == MINI else "bf16",
         checkpoint_every=100,
         threads=1 if model == MINI else None,
         evaluate_every=max(1, steps // 4) if held_out else 0,
     )
-    return Run(
+    return TrainingRun(
         training,
         build=partial(build, model, source),
         outline=partial(outline, model),
@@ -81,7 +84,7 @@ def finetune(
     )
 
 
-def build(model: str, source: Kept) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+def build(model: str, source: TrainingSplit) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The checkpoint and its processor. Warns when the tokenizer does not know the words of the data."""
     import torch
 

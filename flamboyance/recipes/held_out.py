@@ -35,7 +35,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept(UserData):
+class TrainingSplit(UserData):
     """A user's own data without the documents that are held out.
 
     Documents are held out by their images, whatever their texts are: five captions of an image are on one side, and
@@ -74,7 +74,7 @@ class _Seen(NamedTuple):
     answer: str | None
 
 
-def draw(source: Kept, share: float) -> None:
+def draw(source: TrainingSplit, share: float) -> None:
     """Looks through all of the data, and draws once what is held out.
 
     Raises:
@@ -154,7 +154,7 @@ def _sharing_images(seen: Sequence[_Seen]) -> list[list[_Seen]]:
     return list(groups.values())
 
 
-def _usable(source: Kept) -> tuple[list[_Seen], Counter[str], str]:
+def _usable(source: TrainingSplit) -> tuple[list[_Seen], Counter[str], str]:
     """The documents of the data; how many records are none, by reason; and the key of the first of those."""
     seen: list[_Seen] = []
     rejected: Counter[str] = Counter()
@@ -174,12 +174,12 @@ def _usable(source: Kept) -> tuple[list[_Seen], Counter[str], str]:
     return seen, rejected, example
 
 
-def _records(source: Kept) -> Iterator[Record | Damage]:
+def _records(source: TrainingSplit) -> Iterator[Record | Damage]:
     for shard in expand(source.shards):
         yield from records(shard, source.outside)
 
 
-def documents(source: Kept, held_out: bool, most: int = MOST) -> list[tuple[Record, Document]]:
+def documents(source: TrainingSplit, held_out: bool, most: int = MOST) -> list[tuple[Record, Document]]:
     """The first usable documents that are held out, or that are not."""
     held = _digests(source.held_out) if source.held_out else frozenset()
     found: list[tuple[Record, Document]] = []
@@ -202,7 +202,9 @@ def documents(source: Kept, held_out: bool, most: int = MOST) -> list[tuple[Reco
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: Kept) -> dict[str, float]:
+def evaluate(
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: TrainingSplit
+) -> dict[str, float]:
     """On what is held out: the mean loss of its tokens, and the share of texts that are given word for word.
 
     The latter is left out where no record is one image with its text, or a question and its answer.
@@ -214,13 +216,13 @@ def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcess
 
 
 @lru_cache(maxsize=1)  # a pass over all of the data; asked for several times in a run
-def _held_out(source: Kept, _: frozenset[str]) -> list[tuple[Record, Document]]:
+def _held_out(source: TrainingSplit, _: frozenset[str]) -> list[tuple[Record, Document]]:
     return documents(source, True)
 
 
 @torch.no_grad()
 def _loss(
-    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: Kept, kept: list[Document]
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: TrainingSplit, kept: list[Document]
 ) -> float:
     worker, examples = WorkerProcessor.of(processor), []
     for document in kept:
@@ -237,7 +239,7 @@ def _loss(
 
 
 def _exact(
-    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: Kept, kept: list[Record]
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: TrainingSplit, kept: list[Record]
 ) -> list[bool]:
     asked: dict[Template, list[tuple[tuple[Any, ...], str]]] = {}
     for record in kept:
@@ -266,7 +268,7 @@ def _words(text: str) -> list[str]:
     return text.lower().split()
 
 
-def unknown_words(source: Kept, processor: FlamingoProcessor) -> float:
+def unknown_words(source: TrainingSplit, processor: FlamingoProcessor) -> float:
     """Share of the data's tokens that the tokenizer has no name for."""
     tokenizer = processor.tokenizer
     if tokenizer.unk_token_id is None:

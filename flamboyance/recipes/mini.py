@@ -11,8 +11,8 @@ from flamboyance.data.documents import Source
 from flamboyance.data.formats.chatgpt import ChatGPT
 from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
-from flamboyance.training.config import Training
-from flamboyance.training.run import Run
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
@@ -26,9 +26,9 @@ def mini(
     steps: int = 2000,
     documents: int = 1000,
     data_seed: int = 0,
-    rate: float = 1.5e-3,
-    warmup: int = 100,
-) -> Run:
+    learning_rate: float = 1.5e-3,
+    warmup_steps: int = 100,
+) -> TrainingRun:
     """Trains flamingo-mini from data that it makes itself: toy pictures, handwritten digits, made-up words.
 
     The frozen tower and language model are the embedded ones; resampler, gated cross-attention and added tokens start
@@ -40,8 +40,8 @@ def mini(
         documents: interleaved documents in the shards, beside as many pairs and half as many sequences; 30000 take
             600 MB and a few minutes.
         data_seed: of what is in the shards; `seed` is that of the order in which it is read.
-        rate: learning rate, falling to nothing over the last 40 % of the steps.
-        warmup: steps in which it rises.
+        learning_rate: learning rate, falling to nothing over the last 40 % of the steps.
+        warmup_steps: steps in which it rises.
     """
     from flamboyance.mini import shards as mini_shards
 
@@ -53,19 +53,19 @@ def mini(
         "documents": MMC4(shards=shards["documents"], batch_size=8, reject_single=0.0, min_image_bytes=0, **every),
         "sequences": ChatGPT(shards=shards["sequences"], batch_size=4, max_images=9, **every),
     }
-    training = Training(
+    training = TrainingConfig(
         output=output,
         sources=sources,
         steps=steps,
-        rate=rate,
+        learning_rate=learning_rate,
         betas=(0.9, 0.98),
         weight_decay=0.01,
-        warmup=warmup,
+        warmup_steps=warmup_steps,
         schedule="linear",
-        falling=0.4,
+        decay_fraction=0.4,
         threads=1,  # of a model this small; more threads cost more than they give where cores are shared
     )
-    return Run(training, build, outline, evaluate, partial(prepare, folder, documents, data_seed))
+    return TrainingRun(training, build, outline, evaluate, partial(prepare, folder, documents, data_seed))
 
 
 def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:

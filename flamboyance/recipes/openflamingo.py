@@ -1,12 +1,13 @@
 """The five OpenFlamingo models, as published (arXiv 2308.01390, section 3.3 and table 3).
 
-Batch sizes are of one device, on 64 of them: 4,096 pairs and 2,048 documents to a step. On fewer, `accumulate` makes
-up for it: accumulate=8 on 8 devices is the published batch.
+Batch sizes are per device. The published batch, 4,096 pairs and 2,048 documents per step, is that of 64 devices; 8
+devices reach it with gradient_accumulation_steps=8.
 
-Departures, each of which a setting takes back: bfloat16 where the 3B and 4B models were trained in float32
-(precision=fp32); images stand at the sentences that they belong to (mmc4.protocol=openflamingo shuffles them as the
-original trainer did, mmc4.assignment=best_sentence matches them as the released models' version did); the 4B models'
-added tokens train too.
+Differences from the published runs:
+- The 3B and 4B models compute in bfloat16. precision=fp32 restores float32.
+- Each image is at its own sentence. mmc4.protocol=openflamingo shuffles images as the original trainer did, and
+  mmc4.assignment=best_sentence matches them as the trainer of the released models did.
+- The added tokens of the 4B models are trained. No setting restores the original, which could not train them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from flamboyance.data import presets
-from flamboyance.training.config import Training
-from flamboyance.training.run import Run
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 STEPS = 60_000_000 // (64 * 32)  # 60 M documents; 120 M pairs
 
 
-def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -> Callable[..., Run]:
+def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -> Callable[..., TrainingRun]:
     def recipe(
         *,
         output: str,
@@ -38,25 +39,25 @@ def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -
         language: str | None = None,
         vision: str | None = None,
         tokenizer: str | None = None,
-    ) -> Run:
+    ) -> TrainingRun:
         published = presets.openflamingo(laion, mmc4, chatgpt)
         # The trainer's own advice, which the released models followed.
         sources = {key: dataclasses.replace(source, replacement=True) for key, source in published.items()}
-        training = Training(
+        training = TrainingConfig(
             output=output,
             sources=sources,
             steps=steps,
-            rate=1e-4,
+            learning_rate=1e-4,
             weight_decay=0.1,
-            clip=1.0,
-            warmup=1875,
+            max_grad_norm=1.0,
+            warmup_steps=1875,
             schedule="constant",
             precision="bf16",
             parallel=parallel,
             checkpoint_activations=True,
             workers=4,
         )
-        return Run(training, lambda: build(name, language, vision, tokenizer), lambda: outline(name))
+        return TrainingRun(training, lambda: build(name, language, vision, tokenizer), lambda: outline(name))
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = about + _ARGUMENTS

@@ -1,4 +1,4 @@
-"""Everything that a training run is told."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -12,50 +12,54 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """Settings of a run. The defaults are OpenFlamingo's, where it has them.
+class TrainingConfig:
+    """Settings of a run. The defaults are OpenFlamingo's where OpenFlamingo has such a setting.
 
     Args:
         output: the run's directory: log, checkpoints, configuration, and the trained model at the end.
-        sources: what is trained on, by name. Each micro-step takes a batch of every one.
-        steps: optimizer steps in all.
-        accumulate: micro-steps to an optimizer step.
-        seed: of the data's order and augmentation, and of parameters that start at random.
-        rate, betas, epsilon, weight_decay, clip: of AdamW; decay acts on the matrices of the cross-attention alone,
-            clipping (of the gradient's norm) once a step; 0 leaves it out.
-        warmup: steps in which the learning rate rises from nothing.
-        schedule: after the warm-up "constant", or falling to `rate * final` by "cosine" or "linear" over the last
-            `falling` (a share of the steps).
-        precision: "bf16" computes in bfloat16 with the trained parameters kept in float32; "fp32".
-        parallel: "ddp", "fsdp" (everything sharded over all ranks), "hybrid" (sharded within a node, replicated over
-            nodes), or "auto": ddp when there are several processes.
-        checkpoint_activations: keep less in memory and compute it again.
-        compile: torch.compile for the blocks and layers.
-        deterministic: refuse operations whose result may differ from run to run; None: on a CPU.
-        workers: processes that decode data, on each rank; 0: none.
-        prefetch: micro-steps that each worker prepares ahead.
-        threads: CPU threads of the training process; None: torch's choice.
-        checkpoint_every, keep: steps between checkpoints, and how many of the newest are kept.
-        max_skipped: steps in a row with a non-finite gradient, after which the run stops.
-        evaluate_every: steps between calls of the recipe's evaluation; 0: never.
-        track: also log to "tensorboard", "wandb" or "trackio".
+        sources: the training data, by name. Each micro-step takes one batch of every source.
+        steps: number of optimizer steps.
+        gradient_accumulation_steps: micro-steps per optimizer step.
+        seed: seed of the data's order, of augmentation, and of new parameters.
+        learning_rate, betas, epsilon, weight_decay: of AdamW. Weight decay applies to the matrices of the
+            cross-attention only.
+        max_grad_norm: the gradient is clipped to this norm once per optimizer step; 0 disables clipping.
+        warmup_steps: steps in which the learning rate rises from 0.
+        schedule: learning rate after the warm-up: "constant", or a "cosine" or "linear" decay to
+            `learning_rate * min_lr_factor`.
+        decay_fraction: the decay takes this fraction of all steps, at the end of the run.
+        min_lr_factor: final learning rate, as a fraction of `learning_rate`.
+        precision: "fp32", or "bf16", which computes in bfloat16 and keeps the trainable parameters in float32.
+        parallel: "ddp", "fsdp" (sharded over all ranks), "hybrid" (sharded within a node, replicated across nodes), or
+            "auto", which is "ddp" if there are several processes.
+        checkpoint_activations: save memory by computing activations again in the backward pass.
+        compile: compile blocks and layers with torch.compile.
+        deterministic: raise an error for operations that are not deterministic; None: only warn, and only on a CPU.
+        workers: data worker processes per rank; 0 loads data in the training process.
+        prefetch: micro-steps that each worker prepares in advance.
+        threads: CPU threads of the training process; None: torch's default.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: number of checkpoints that are kept, the newest ones.
+        max_skipped_steps: the run stops after this many steps in a row with a non-finite gradient.
+        evaluate_every: steps between the recipe's evaluations; 0: never.
+        track: trackers to log to beside log.jsonl: "tensorboard", "wandb", "trackio".
         export_openflamingo: also write `checkpoint.pt` in OpenFlamingo's layout at the end.
     """
 
     output: str
     sources: dict[str, Source]
     steps: int
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     seed: int = 0
-    rate: float = 1e-4
+    learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    clip: float = 1.0
-    warmup: int = 0
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    falling: float = 1.0
-    final: float = 0.0
+    decay_fraction: float = 1.0
+    min_lr_factor: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
     checkpoint_activations: bool = False
@@ -65,39 +69,41 @@ class Training:
     prefetch: int = 2
     threads: int | None = None
     checkpoint_every: int = 500
-    keep: int = 2
-    max_skipped: int = 10
+    keep_checkpoints: int = 2
+    max_skipped_steps: int = 10
     evaluate_every: int = 0
     track: tuple[str, ...] = ()
     export_openflamingo: bool = False
 
 
-def check(config: Training) -> None:
-    """Settings that contradict each other, found before anything is loaded.
+def check(config: TrainingConfig) -> None:
+    """Finds settings that cannot be right before anything is loaded.
 
     Raises:
-        ValueError: names the setting, what it is, and what it may be.
+        ValueError: names the setting, its value, and what was expected.
+        ImportError: a tracker's package is not installed.
     """
     if not config.sources:
-        raise ValueError("sources is empty: give at least one source of documents to train on.")
-    for name, one in get_type_hints(Training).items():
-        if get_origin(one) is Literal and getattr(config, name) not in get_args(one):
-            raise ValueError(f"{name}={getattr(config, name)!r}: expected one of {', '.join(get_args(one))}.")
-    if other := set(config.track) - set(TRACKERS):
-        raise ValueError(f"track={min(other)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written.")
-    least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "workers": 0, "warmup": 0, "prefetch": 1}
-    least |= {"max_skipped": 1, "clip": 0, "evaluate_every": 0, "weight_decay": 0, "rate": 0}
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{name}={getattr(config, name)}: expected {value} or more.")
+        raise ValueError("sources is empty: expected at least one source of documents to train on")
+    for name, kind in get_type_hints(TrainingConfig).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            raise ValueError(f"{name}={getattr(config, name)!r}: expected one of {', '.join(get_args(kind))}")
+    if unknown := set(config.track) - set(TRACKERS):
+        raise ValueError(f"track={min(unknown)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written")
+    at_least_0 = ("warmup_steps", "workers", "evaluate_every", "max_grad_norm", "weight_decay", "learning_rate")
+    at_least_1 = ("steps", "gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
+    for name, least in (dict.fromkeys(at_least_0, 0) | dict.fromkeys((*at_least_1, "prefetch"), 1)).items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}={getattr(config, name)}: expected {least} or more")
+    for name in ("decay_fraction", "min_lr_factor"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}={getattr(config, name)}: expected a number from 0 to 1")
     for name in config.track:
         if find_spec(name) is None:
             raise ImportError(f"track={name!r} needs a package: pip install {name}")
     for name, source in config.sources.items():
         if source.batch_size < 1 or source.max_tokens < 2:
             raise ValueError(
-                f"{name}.batch_size={source.batch_size}, {name}.max_tokens={source.max_tokens}: expected at least one "
-                "document of two tokens."
+                f"{name}.batch_size={source.batch_size}, {name}.max_tokens={source.max_tokens}: expected "
+                "batch_size of 1 or more, max_tokens of 2 or more"
             )
-    if not 0 <= config.falling <= 1 or not 0 <= config.final <= 1:
-        raise ValueError(f"falling={config.falling}, final={config.final}: expected shares between 0 and 1.")

@@ -20,16 +20,16 @@ from flamboyance.checkpoints import openflamingo
 from flamboyance.files import check_written_here, replacing
 from flamboyance.model import linear
 from flamboyance.processes import World
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 
 EXPORT = "model"  # of the run's directory: what from_pretrained opens
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SMALL = 1e9  # bytes of backbones that are exported together with what trained
 
 
-def write_settings(output: Path, run: Run, command: list[str] | None) -> None:
+def write_settings(output: Path, run: TrainingRun, command: list[str] | None) -> None:
     """training.json: every setting as it was resolved, the command, and versions."""
     settings = dataclasses.asdict(run.training)
     for name, source in run.training.sources.items():
@@ -89,7 +89,7 @@ def explaining_full_disk(output: Path) -> Generator[None]:
         ) from error
 
 
-def export(parallel: Parallel, processor: Any, config: Training) -> Path:
+def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
     """Writes the trained model for `from_pretrained`; small backbones with it, so that it stands alone. Every rank
     must ask; the first one writes."""
     directory, model = Path(config.output) / EXPORT, parallel.model

@@ -21,12 +21,12 @@ from flamboyance.data.documents import HELD_OUT
 from flamboyance.data.loader import Loader, merge_states
 from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
-from flamboyance.training.config import Training, check
+from flamboyance.training.config import TrainingConfig, check
 from flamboyance.training.files import explaining_full_disk, export, identity, output_lock, write_settings
 from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, set_precision
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Outcome, Stepper
 from flamboyance.training.throughput import Meter
@@ -34,7 +34,7 @@ from flamboyance.training.throughput import Meter
 SELDOM = 100  # steps between figures that ask every rank: drops by reason, and the gates of a sharded model
 
 
-def train(run: Run, command: list[str] | None = None) -> Path:
+def train(run: TrainingRun, command: list[str] | None = None) -> Path:
     """Trains as the run says, from its newest checkpoint if it has one.
 
     Writes to `output`: training.json (the resolved settings), log.jsonl, checkpoints/, and at the end model/, which
@@ -98,7 +98,7 @@ class OutOfMemory(MemoryError, ValueError):
 class Trainer:
     """All parts of a run, as its newest checkpoint left them."""
 
-    def __init__(self, run: Run, here: World, signals: Signals):
+    def __init__(self, run: TrainingRun, here: World, signals: Signals):
         self.signals = signals
         self.here, self.config, self.evaluate = here, run.training, run.evaluate
         config, output = self.config, Path(run.training.output)
@@ -107,7 +107,7 @@ class Trainer:
         self.parallel = Parallel(self.model.train(), config, here)
         self.trained = self.model.trained_parameters()
         self.optimizer = make_optimizer(self.trained, config)
-        self.checkpoints = Checkpoints(output / "checkpoints", here, config.keep, identity(self.model))
+        self.checkpoints = Checkpoints(output / "checkpoints", here, config.keep_checkpoints, identity(self.model))
         states = self.checkpoints.load(self.trained, self.optimizer)
         self.first = states[0]["step"] if states else 0
         self.skipped = states[0]["skipped"] if states else 0
@@ -135,7 +135,7 @@ class Trainer:
                 figures |= self._evaluation(step, figures)
             self._write(step, figures)
             in_a_row = in_a_row + 1 if outcome.skipped else 0
-            if in_a_row == config.max_skipped:
+            if in_a_row == config.max_skipped_steps:
                 self._placed()
                 raise NotFinite(_explain(step, outcome, config))
             stop = self._stopped()
@@ -182,7 +182,7 @@ class Trainer:
         """One optimizer step, and its line in log.jsonl."""
         self.meter.begin()
         items = []
-        for _ in range(self.config.accumulate):
+        for _ in range(self.config.gradient_accumulation_steps):
             items.append(next(self.loader))
             self.meter.waited += self.loader.waited
         rate = rate_at(step - 1, self.config)
@@ -195,7 +195,7 @@ class Trainer:
             "loss": outcome.loss,
             **{f"loss/{name}": loss for name, loss in outcome.losses.items()},
             "gradient_norm": outcome.gradient_norm,
-            "rate": rate,
+            "learning_rate": rate,
             "skipped": self.skipped,
         }
         if seldom or not self.parallel.sharded:
@@ -251,7 +251,7 @@ class Trainer:
             self.log.close()
 
 
-def _settle(config: Training, here: World) -> None:
+def _settle(config: TrainingConfig, here: World) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     wanted = here.device.type == "cpu" if config.deterministic is None else config.deterministic
@@ -263,27 +263,27 @@ def _settle(config: Training, here: World) -> None:
         transformers_logging.disable_progress_bar()
 
 
-def _explain(step: int, outcome: Outcome, config: Training) -> str:
+def _explain(step: int, outcome: Outcome, config: TrainingConfig) -> str:
     losses = ", ".join(f"{name} {loss:.3g}" for name, loss in outcome.losses.items())
     return (
-        f"step {step}: the gradient was not finite {config.max_skipped} times in a row (losses: {losses}), so the run "
-        f"stops; the newest checkpoint is kept. Common causes: too high a learning rate (rate={config.rate:g}), no "
-        f"warm-up (warmup={config.warmup}), precision={config.precision} with a language model that overflows in it. "
-        "Give a lower rate, or precision=fp32"
+        f"step {step}: the gradient was not finite in {config.max_skipped_steps} steps in a row (losses: {losses}). "
+        "The newest checkpoint is kept. Common causes: too high a learning rate "
+        f"(learning_rate={config.learning_rate:g}), no warm-up (warmup_steps={config.warmup_steps}), a language "
+        f"model that overflows in precision={config.precision}. Give a lower learning_rate, or precision=fp32."
     )
 
 
-def _too_large(step: int, config: Training, here: World) -> str:
+def _too_large(step: int, config: TrainingConfig, here: World) -> str:
     sizes = ", ".join(f"{name}.batch_size={source.batch_size}" for name, source in config.sources.items())
     return (
-        f"step {step}: the memory of {here.device} does not hold it ({sizes}, checkpoint_activations="
-        f"{str(config.checkpoint_activations).lower()}, precision={config.precision}): give a smaller batch_size with "
-        "accumulate= to make up for it, checkpoint_activations=true, or precision=bf16; `flamboyance plan` counts what "
-        "a run needs"
+        f"step {step} needs more memory than {here.device} has ({sizes}, checkpoint_activations="
+        f"{str(config.checkpoint_activations).lower()}, precision={config.precision}). Give a smaller batch_size with "
+        "more gradient_accumulation_steps, checkpoint_activations=true, or precision=bf16. `flamboyance plan` "
+        "estimates the memory of a run."
     )
 
 
-def _opening(model: Any, config: Training, here: World, first: int) -> str:
+def _opening(model: Any, config: TrainingConfig, here: World, first: int) -> str:
     trained = sum(p.numel() for p in model.trained_parameters().values())
     whole = sum(p.numel() for p in model.parameters())
     how = "1 process" if here.size == 1 else f"{here.size} processes ({config.parallel})"

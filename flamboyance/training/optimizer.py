@@ -8,31 +8,31 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 
 
-def make_optimizer(trained: Mapping[str, nn.Parameter], config: Training) -> torch.optim.AdamW:
+def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over what trains. Only the matrices of the cross-attention decay (Flamingo decays all but the resampler;
     norms, gates and the rows of added tokens are no matrices that decay should shrink)."""
     decayed = [p for name, p in trained.items() if name.startswith("cross_attention.") and p.ndim > 1]
     chosen = {id(p) for p in decayed}
     rest = [p for p in trained.values() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, eps=config.epsilon, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
-def rate_at(step: int, config: Training) -> float:
+def rate_at(step: int, config: TrainingConfig) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
     It rises over `warmup` steps, stays, and falls over the last `falling` of all steps to `rate * final`.
     """
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    rise = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "constant":
-        return config.rate * rise
-    first = max(config.warmup, round(config.steps * (1 - config.falling)))
+        return config.learning_rate * rise
+    first = max(config.warmup_steps, round(config.steps * (1 - config.decay_fraction)))
     progress = min(max((step - first) / max(config.steps - first, 1), 0.0), 1.0)
     left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.rate * rise * (config.final + (1 - config.final) * left)
+    return config.learning_rate * rise * (config.min_lr_factor + (1 - config.min_lr_factor) * left)
 
 
 def state_tensors(

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flamboyance.model.language import find_decoder_layers
 from flamboyance.processes import World
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -101,7 +101,7 @@ class Parallel:
         call: what to call in place of the model's forward.
     """
 
-    def __init__(self, model: Any, config: Training, world: World):
+    def __init__(self, model: Any, config: TrainingConfig, world: World):
         self.model = model
         self.world = world
         self.sharded = config.parallel in ("fsdp", "hybrid") and world.size > 1
@@ -120,7 +120,7 @@ class Parallel:
             options: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
             self.call = DistributedDataParallel(model, **options)
 
-    def _mesh(self, config: Training) -> DeviceMesh:
+    def _mesh(self, config: TrainingConfig) -> DeviceMesh:
         kind, size, local = self.world.device.type, self.world.size, self.world.local_size
         if config.parallel == "fsdp":
             return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A whole training run.
 
     Attributes:
@@ -25,7 +25,7 @@ class Run:
         prepare: called once, on the first rank, before anything else: writes shards where a recipe makes its own.
     """
 
-    training: Training
+    training: TrainingConfig
     build: Callable[[], tuple[Any, Any]]
     outline: Callable[[], FlamingoConfig]
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from flamboyance.data.batch import Batch
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
 
 Item = dict[str, Batch]  # a batch of every source
@@ -106,7 +106,7 @@ class Stepper:
         normalize: (M, C, H, W) uint8 -> what the tower takes.
     """
 
-    def __init__(self, parallel: Parallel, optimizer: torch.optim.Optimizer, config: Training, normalize: Any):
+    def __init__(self, parallel: Parallel, optimizer: torch.optim.Optimizer, config: TrainingConfig, normalize: Any):
         self.parallel = parallel
         self.optimizer = optimizer
         self.config = config
@@ -149,8 +149,8 @@ class Stepper:
         whole = torch.nn.utils.get_total_norm(grads)
         norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
         if torch.isfinite(torch.tensor(norm)):
-            if self.config.clip and norm > self.config.clip:
-                torch._foreach_mul_(grads, self.config.clip / norm)
+            if self.config.max_grad_norm and norm > self.config.max_grad_norm:
+                torch._foreach_mul_(grads, self.config.max_grad_norm / norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()

@@ -10,7 +10,7 @@ from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.planning.memory import Devices, Memory
 from flamboyance.planning.plan import REACHED, Assumptions, Planner
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import KINDS, Hardware, find, this_machine
 from tests.model.families import make
 
@@ -19,7 +19,7 @@ SOURCES = {
     "pairs": Pairs(shards="x", batch_size=8),
     "documents": MMC4(shards="x", batch_size=4, max_tokens=48, max_images=4),
 }
-TRAINING = Training(output="x", sources=SOURCES, steps=100, precision="bf16")
+TRAINING = TrainingConfig(output="x", sources=SOURCES, steps=100, precision="bf16")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_bytes_sent(planner, trained):
     assert within.network == plan.traffic.network  # gradients alone leave the node
     assert sharded.network > within.network
     # One micro-step more gathers everything again, and sends gradients once all the same.
-    twice = planner.plan(replace(TRAINING, parallel="fsdp", accumulate=2), 16).traffic
+    twice = planner.plan(replace(TRAINING, parallel="fsdp", gradient_accumulation_steps=2), 16).traffic
     assert twice.link - sharded.link == pytest.approx(sharded.link - gradients * 7 / 8)
 
 
@@ -91,7 +91,7 @@ def test_time_of_a_step(planner, trained):
 
 
 def test_data_of_a_step(planner):
-    plan = planner.plan(replace(TRAINING, accumulate=3), 16)
+    plan = planner.plan(replace(TRAINING, gradient_accumulation_steps=3), 16)
     assert plan.samples == (8 + 4) * 3 * 16
     assert plan.images == (8 + 4 * 2) * 3 * 16
     assert plan.tokens == (8 * 32 + 4 * 48) * 3 * 16
@@ -109,10 +109,10 @@ def test_changes_are_tried_in_order_and_help(planner):
         "parallel=fsdp",
         "parallel=fsdp checkpoint_activations=true",
     ]
-    assert changes[-1][0].endswith("pairs.batch_size=1 documents.batch_size=1 accumulate=2")
+    assert changes[-1][0].endswith("pairs.batch_size=1 documents.batch_size=1 gradient_accumulation_steps=2")
     assert changes[2][1].memory.total < changes[1][1].memory.total
     assert changes[-1][1].memory.total < changes[2][1].memory.total
-    assert {p.samples for c, p in changes if "accumulate" not in c} == {plan.samples}
+    assert {p.samples for c, p in changes if "gradient_accumulation_steps" not in c} == {plan.samples}
     single = [c for c, _ in planner.mended(planner.plan(training, 1))]
     assert single[0] == "checkpoint_activations=true" and not any("parallel" in c for c in single)
 
@@ -140,13 +140,13 @@ def test_kinds():
 # The command ----------------------------------------------------------------------------------------------------------
 
 RECIPE = '''
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 from tests.model.families import make
 from tests.planning.test_plan import TRAINING
 
-def tiny(*, output: str, shards: str) -> Run:
+def tiny(*, output: str, shards: str) -> TrainingRun:
     """Tiny."""
-    return Run(TRAINING, lambda: None, lambda: make("llama").config)
+    return TrainingRun(TRAINING, lambda: None, lambda: make("llama").config)
 '''
 
 

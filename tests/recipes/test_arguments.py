@@ -13,16 +13,16 @@ OWN = """
 from __future__ import annotations
 from dataclasses import dataclass
 from flamboyance.data.formats.pairs import Pairs
-from flamboyance.training.config import Training
-from flamboyance.training.run import Run
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(Pairs):
     speed: int | None = None
 
-def small(*, output: str, size=4, names: tuple[str, ...] = ()) -> Run:
-    training = Training(output=output, sources={"web": Mine(shards=names or "a.tar", batch_size=size)}, steps=7)
-    return Run(training, build=lambda: (None, None), outline=lambda: None)
+def small(*, output: str, size=4, names: tuple[str, ...] = ()) -> TrainingRun:
+    training = TrainingConfig(output=output, sources={"web": Mine(shards=names or "a.tar", batch_size=size)}, steps=7)
+    return TrainingRun(training, build=lambda: (None, None), outline=lambda: None)
 """
 
 
@@ -99,6 +99,8 @@ def test_settings_reach_recipe_training_and_source(own: str) -> None:
         (["size=1"], ["needs output", "output="]),
         (["output=o", "stesp=3"], ["'stesp'", "did you mean steps?", "names"]),
         (["output=o", "web.batchsize=3"], ["did you mean web.batch_size?", "max_pixels"]),
+        (["output=o", "rate=1e-3"], ["'rate'", "did you mean learning_rate?"]),
+        (["output=o", "warmup=3"], ["'warmup'", "did you mean warmup_steps?"]),
         (["output=o", "wev.flip=3"], ["did you mean web.flip?", "sources are web"]),
         (["output=o", "seed"], ["'seed'", "key=value"]),
         (["output=o", "seed=1", "seed=2"], ["twice"]),

@@ -16,7 +16,7 @@ from flamboyance.data.shards import expand, records
 from flamboyance.mini.world import caption, picture, scene
 from flamboyance.recipes.finetune import finetune
 from flamboyance.recipes.held_out import documents, evaluate
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 
 COUNT = 40
 
@@ -33,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def prepared(data: Path, output: Path, **settings: Any) -> Run:
+def prepared(data: Path, output: Path, **settings: Any) -> TrainingRun:
     run = finetune(data=str(data), output=str(output), **settings)
     output.mkdir(exist_ok=True)
     assert run.prepare
@@ -41,7 +41,7 @@ def prepared(data: Path, output: Path, **settings: Any) -> Run:
     return run
 
 
-def used(run: Run) -> tuple[int, int]:
+def used(run: TrainingRun) -> tuple[int, int]:
     """Documents that are trained on, and those that are held out."""
     source, trained, kept = run.training.sources["own"], 0, 0
     for shard in expand(source.shards):
@@ -167,7 +167,7 @@ def written(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def sides(run: Run) -> tuple[set[str], set[str]]:
+def sides(run: TrainingRun) -> tuple[set[str], set[str]]:
     """The texts that are trained on, and those that are held out."""
     source: Any = run.training.sources["own"]
     trained: set[str] = set()

@@ -14,19 +14,19 @@ from flamboyance.data.shards import expand, records
 from flamboyance.mini import evaluation as mini_evaluation
 from flamboyance.mini.world.words import SEPARATOR
 from flamboyance.recipes.mini import mini
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 from flamboyance.training.step import summed_loss
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     made = mini(output=str(tmp_path_factory.mktemp("mini")), documents=40)
     assert made.prepare
     made.prepare()
     return made
 
 
-def test_it_starts_afresh_around_the_embedded_backbones(run: Run) -> None:
+def test_it_starts_afresh_around_the_embedded_backbones(run: TrainingRun) -> None:
     torch.manual_seed(0)
     model, processor = run.build()
     embedded, _ = load_mini()
@@ -40,7 +40,7 @@ def test_it_starts_afresh_around_the_embedded_backbones(run: Run) -> None:
     assert run.outline().to_dict()["resampler"] == embedded.config.resampler == model.config.resampler
 
 
-def test_no_record_is_dropped_and_every_word_is_known(run: Run) -> None:
+def test_no_record_is_dropped_and_every_word_is_known(run: TrainingRun) -> None:
     _, processor = run.build()
     worker, seen = WorkerProcessor.of(processor), Counter()
     for name, source in run.training.sources.items():
@@ -54,7 +54,7 @@ def test_no_record_is_dropped_and_every_word_is_known(run: Run) -> None:
     assert seen == {"pairs": 40, "documents": 40, "sequences": 20}
 
 
-def test_some_steps_lower_the_loss(run: Run) -> None:
+def test_some_steps_lower_the_loss(run: TrainingRun) -> None:
     torch.manual_seed(0)
     model, processor = run.build()
     model.train()
@@ -72,7 +72,7 @@ def test_some_steps_lower_the_loss(run: Run) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_its_evaluation_knows_a_trained_model_from_an_untrained_one(run: Run) -> None:
+def test_its_evaluation_knows_a_trained_model_from_an_untrained_one(run: TrainingRun) -> None:
     torch.manual_seed(0)
     good = mini_evaluation.evaluate(*load_mini(), trials=3)
     fresh = mini_evaluation.evaluate(*run.build(), trials=3)
@@ -82,7 +82,7 @@ def test_its_evaluation_knows_a_trained_model_from_an_untrained_one(run: Run) ->
     assert fresh["captions@0"] < 0.2
 
 
-def test_preparing_again_changes_nothing(run: Run, capfd: pytest.CaptureFixture) -> None:
+def test_preparing_again_changes_nothing(run: TrainingRun, capfd: pytest.CaptureFixture) -> None:
     folder = Path(run.training.output) / "shards"
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert run.prepare

@@ -34,8 +34,13 @@ def test_published_values(name: str) -> None:
     assert (mmc4.batch_size, mmc4.weight, mmc4.max_tokens, mmc4.max_images) == (32, 1.0, 256, 6)
     assert (mmc4.similarity_threshold, mmc4.reject_single, mmc4.min_image_bytes) == (0.24, 0.5, 11_000)
     assert laion.replacement and mmc4.replacement and laion.flip == mmc4.flip == 0.5
-    assert (training.rate, training.warmup, training.schedule) == (1e-4, 1875, "constant")
-    assert (training.weight_decay, training.clip, training.betas, training.epsilon) == (0.1, 1.0, (0.9, 0.999), 1e-8)
+    assert (training.learning_rate, training.warmup_steps, training.schedule) == (1e-4, 1875, "constant")
+    assert (training.weight_decay, training.max_grad_norm, training.betas, training.epsilon) == (
+        0.1,
+        1.0,
+        (0.9, 0.999),
+        1e-8,
+    )
     assert training.steps * 64 * mmc4.batch_size == pytest.approx(60e6, rel=1e-3)
     assert training.steps * 64 * laion.batch_size == pytest.approx(120e6, rel=1e-3)
     assert training.precision == "bf16"

@@ -6,7 +6,7 @@ import torch
 
 from flamboyance.data.batch import TrainingExample, collate
 from flamboyance.data.documents import Source
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.step import Item
 from tests.model.families import EOC, IMAGE, PAD, PIXELS, prompt
 
@@ -23,8 +23,8 @@ def normalized(levels: torch.Tensor) -> torch.Tensor:
     return levels.float() / 128 - 1
 
 
-def training(**options) -> Training:
-    return Training(output="", sources=SOURCES, steps=50, **{"rate": 3e-3, "warmup": 5, **options})
+def training(**options) -> TrainingConfig:
+    return TrainingConfig(output="", sources=SOURCES, steps=50, **{"learning_rate": 3e-3, "warmup_steps": 5, **options})
 
 
 def example(*segments: int, seed: int) -> TrainingExample:

@@ -35,13 +35,13 @@ def test_a_killed_rank_comes_back(tmp_path):
     assert any(RESUMED in text for text in said), said
     assert_same(whole, pieces)
     # As many streams of data, in one process: the same documents in the same steps.
-    alone = finish(tmp_path / "alone", STEPS, "workers=2", "accumulate=2", "checkpoint_every=100")
+    alone = finish(tmp_path / "alone", STEPS, "workers=2", "gradient_accumulation_steps=2", "checkpoint_every=100")
     assert losses(whole) == pytest.approx(losses(alone), rel=1e-4)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks_and_sharded(tmp_path):
-    alone = finish(tmp_path / "alone", STEPS, "workers=2", "accumulate=2", "checkpoint_every=10")
+    alone = finish(tmp_path / "alone", STEPS, "workers=2", "gradient_accumulation_steps=2", "checkpoint_every=10")
     moved = tmp_path / "moved"
     launcher = start(moved, STEPS, *OPTIONS, launch=ELASTIC)
     deadline = time.monotonic() + 120
@@ -49,6 +49,6 @@ def test_a_run_goes_on_with_other_ranks_and_sharded(tmp_path):
         time.sleep(0.001)
     os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
-    finish(moved, 2 * STEPS // 3, "workers=2", "accumulate=2", "checkpoint_every=6")  # one process
+    finish(moved, 2 * STEPS // 3, "workers=2", "gradient_accumulation_steps=2", "checkpoint_every=6")  # one process
     finish(moved, STEPS, "workers=1", "checkpoint_every=6", "parallel=fsdp", launch=ELASTIC)  # two, sharded
     assert losses(moved) == pytest.approx(losses(alone), rel=1e-4)

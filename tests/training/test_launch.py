@@ -44,11 +44,15 @@ def test_torchrun(stubs):
     script = [str(LAUNCH / "torchrun.sh")]
     words, training = started(script, stubs, "laion=a.tar", "mmc4=b c.tar", "workers=7")
     assert words[0] == "--standalone" and words[words.index("--nproc-per-node") + 1] == "2"
-    assert training.accumulate == 32 and training.sources["mmc4"].shards == ("b c.tar",) and training.workers == 7
+    assert (
+        training.gradient_accumulation_steps == 32
+        and training.sources["mmc4"].shards == ("b c.tar",)
+        and training.workers == 7
+    )
     many = {"NODES": "128", "HOST": "node0", "RECIPE": "openflamingo-9b", "OUTPUT": "/shared/x"}
     words, training = started(script, stubs | many, "laion=a", "mmc4=b")
     assert words[words.index("--rdzv-endpoint") + 1] == "node0:29500"
-    assert training.accumulate == 1 and training.output == "/shared/x"
+    assert training.gradient_accumulation_steps == 1 and training.output == "/shared/x"
 
 
 def test_slurm(stubs):
@@ -74,7 +78,7 @@ def test_skypilot(stubs):
     words, training = started(["-c", task["run"]], environment)
     assert words[words.index("--rdzv-endpoint") + 1] == "10.0.0.1:29500"
     devices = task["num_nodes"] * int(task["resources"]["accelerators"].split(":")[1])
-    assert training.accumulate * devices == 64 and training.output.startswith("/runs/")
+    assert training.gradient_accumulation_steps * devices == 64 and training.output.startswith("/runs/")
     assert set(task["file_mounts"]) == {"/runs"}
 
 

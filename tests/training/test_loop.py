@@ -50,7 +50,7 @@ def lines(output):
 
 
 def test_a_run_learns_and_its_model_opens(run, tmp_path):
-    train(run(60, checkpoint_every=30, keep=1, export_openflamingo=True))
+    train(run(60, checkpoint_every=30, keep_checkpoints=1, export_openflamingo=True))
     output = tmp_path / "run"
     found = lines(output)
     assert sum(losses(output)[-5:]) < 0.8 * sum(losses(output)[:5])
@@ -59,7 +59,7 @@ def test_a_run_learns_and_its_model_opens(run, tmp_path):
     assert last["loss"] == pytest.approx(0.2 * last["loss/pairs"] + last["loss/documents"])
     assert len(last["gates/attention"]) == 2 and all(abs(gate) < 1 for gate in last["gates/attention"])
     assert last["tokens_per_s"] == pytest.approx(last["tokens"] / last["step_s"])
-    assert 0 < last["mfu"] < 1 and last["memory_gb"] > 0 and last["rate"] == 1e-2
+    assert 0 < last["mfu"] < 1 and last["memory_gb"] > 0 and last["learning_rate"] == 1e-2
     assert last["dropped"]["documents: one image only"] > 0
 
     model = FlamingoForConditionalGeneration.from_pretrained(output / "model")
@@ -118,8 +118,8 @@ def test_a_run_of_broken_gradients_stops_and_explains(run, tmp_path):
             model.blocks[0].attention_gate.fill_(float("nan"))
         return model, processor
 
-    with pytest.raises(FloatingPointError, match=r"not finite 3 times in a row .*rate=0\.01.*precision=fp32") as error:
-        train(replace(run(20, max_skipped=3), build=broken))
+    with pytest.raises(FloatingPointError, match=r"not finite.*learning_rate=0\.01.*precision=fp32") as error:
+        train(replace(run(20, max_skipped_steps=3), build=broken))
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)  # the command shows it in a line
     found = lines(tmp_path / "run")
     assert [line["skipped"] for line in found] == [1, 2, 3]
@@ -178,7 +178,7 @@ def test_more_workers_than_cores_are_nothing_to_warn_of(run):
 
 
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
-    whole = run(12, checkpoint_every=4, keep=3)
+    whole = run(12, checkpoint_every=4, keep_checkpoints=3)
     train(whole)
     expected = losses(tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -379,7 +379,7 @@ def test_too_little_memory_is_explained(run, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\n" * 20)
 
     monkeypatch.setattr(Stepper, "__call__", full)
-    with pytest.raises(ValueError, match=r"step 1: the memory of cpu .*pairs\.batch_size=3.*accumulate=") as error:
+    with pytest.raises(ValueError, match=r"step 1 .*pairs\.batch_size=3.*gradient_accumulation_steps=") as error:
         train(run(2))
     assert "\n" not in str(error.value)
 
@@ -415,12 +415,12 @@ def test_tensorboard(run, tmp_path):
     "options, message",
     [
         ({"steps": 0}, "steps=0: expected 1 or more"),
-        ({"accumulate": 0}, "accumulate=0"),
-        ({"falling": 2.0}, r"falling=2\.0.*between 0 and 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0"),
+        ({"decay_fraction": 2.0}, r"decay_fraction=2\.0.*0 to 1"),
         ({"sources": {}}, "sources is empty"),
         ({"track": ("mlflow",)}, "track='mlflow': expected some of tensorboard, wandb, trackio"),
-        ({"max_skipped": 0}, "max_skipped=0: expected 1 or more"),
-        ({"clip": -1.0}, r"clip=-1\.0: expected 0 or more"),
+        ({"max_skipped_steps": 0}, "max_skipped_steps=0: expected 1 or more"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm=-1\.0: expected 0 or more"),
         ({"parallel": "dpp"}, "parallel='dpp': expected one of auto, ddp, fsdp, hybrid"),
         ({"precision": "fp16"}, "precision='fp16': expected one of fp32, bf16"),
         ({"schedule": "step"}, "schedule='step': expected one of constant, cosine, linear"),

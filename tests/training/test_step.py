@@ -103,7 +103,7 @@ def test_micro_steps_count_tokens_not_batches():
         means[name] = sum(sums) / (first[name].targets + second[name].targets)
     (0.2 * means["pairs"] + means["documents"]).backward()
     norm = torch.cat([p.grad.flatten() for p in twin.trained_parameters().values()]).norm().item()
-    outcome = stepper(make("llama"), accumulate=2)([first, second], rate=1e-3)
+    outcome = stepper(make("llama"), gradient_accumulation_steps=2)([first, second], rate=1e-3)
     assert outcome.gradient_norm == pytest.approx(norm, rel=1e-5)
     assert outcome.losses == pytest.approx({k: v.item() for k, v in means.items()}, rel=1e-6)
 
@@ -186,12 +186,12 @@ def model_states(model) -> list[dict]:
 
 
 def test_learning_rates():
-    config = replace(training(), rate=1.0, warmup=10, steps=110, schedule="cosine", final=0.1)
+    config = replace(training(), learning_rate=1.0, warmup_steps=10, steps=110, schedule="cosine", min_lr_factor=0.1)
     assert rate_at(0, config) == pytest.approx(0.1)
     assert rate_at(9, config) == pytest.approx(1.0)
     assert rate_at(60, config) == pytest.approx(0.55)  # half way from the end of the warm-up
     assert rate_at(110, config) == pytest.approx(0.1)
-    late = replace(config, schedule="linear", falling=0.5, final=0.0)
+    late = replace(config, schedule="linear", decay_fraction=0.5, min_lr_factor=0.0)
     assert [rate_at(s, late) for s in (20, 55, 110)] == pytest.approx([1.0, 1.0, 0.0])
     assert rate_at(82, late) == pytest.approx(1 - 27 / 55)
     assert rate_at(10_000, replace(config, schedule="constant")) == 1.0

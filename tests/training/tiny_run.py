@@ -18,9 +18,9 @@ from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints.directory import read_config
 from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
-from flamboyance.training.config import Training
+from flamboyance.training.config import TrainingConfig
 from flamboyance.training.loop import train
-from flamboyance.training.run import Run
+from flamboyance.training.run import TrainingRun
 from tests.tiny import save_tiny_flamingo
 
 COLORS = {"red": (220, 30, 30), "blue": (40, 60, 220), "green": (30, 160, 60)}
@@ -66,8 +66,8 @@ def write_shards(folder: Path) -> None:
         write_tar(folder / f"documents-{shard}.tar", documents)
 
 
-def tiny_run(output: Path, steps: int, shards: Path | None = None, **options) -> Run:
-    """`options`: fields of Training."""
+def tiny_run(output: Path, steps: int, shards: Path | None = None, **options) -> TrainingRun:
+    """`options`: fields of TrainingConfig."""
     folder = shards or output / "shards"
     model = output / "start" / "model"
 
@@ -87,9 +87,17 @@ def tiny_run(output: Path, steps: int, shards: Path | None = None, **options) ->
             shards=str(folder / "documents-{0..2}.tar"), batch_size=2, shuffle=10, min_image_bytes=0, reject_single=0.5
         ),
     }
-    settings = {"rate": 1e-2, "warmup": 5, "checkpoint_every": 5, "workers": 2, "threads": 1, "seed": 3, **options}
-    training = Training(output=str(output), sources=sources, steps=steps, **settings)
-    return Run(training, build, lambda: read_config(model), prepare=prepare)
+    settings = {
+        "learning_rate": 1e-2,
+        "warmup_steps": 5,
+        "checkpoint_every": 5,
+        "workers": 2,
+        "threads": 1,
+        "seed": 3,
+        **options,
+    }
+    training = TrainingConfig(output=str(output), sources=sources, steps=steps, **(settings | options))
+    return TrainingRun(training, build, lambda: read_config(model), prepare=prepare)
 
 
 def losses(output: Path) -> list[float]:

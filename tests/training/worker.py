@@ -58,7 +58,7 @@ def run(
     **options,
 ) -> dict:
     vision.TOGETHER = 16  # images of a tiny tower: several turns, did it not know of the other processes
-    config = training(parallel=kind, accumulate=BATCHES // here.size, **options)
+    config = training(parallel=kind, gradient_accumulation_steps=BATCHES // here.size, **options)
     model = make(family).train()
     if packed:
         quantize(model)
