@@ -8,7 +8,7 @@ Which of the two computes follows from the machine alone, never from a timing, s
 | --- | --- | --- |
 | AVX-512 of AMD's | oneDNN, packed | PyTorch's own (oneDNN), packed |
 | AVX-512 of others' | PyTorch's own (MKL) | PyTorch's own (oneDNN), packed |
-| AVX2 at most | oneDNN, packed | few rows by PyTorch's own, others in float32 by oneDNN |
+| AVX2 at most | oneDNN, packed; gradients by MKL | few rows by PyTorch's own, others in float32 by oneDNN |
 | less (SSE4.1) | PyTorch's own (MKL) | few rows by PyTorch's own, others in float32 |
 | other processors (ARM) | PyTorch's own | PyTorch's own |
 
@@ -315,8 +315,11 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
+        # With AVX2 alone MKL is ahead for these: up to 1.8 times where layers are narrow, and equal where they are wide.
+        plain = gradient.dtype == torch.float32 and instruction_set() == "AVX2"
+        product = F.linear if plain else _product
         return (
-            _product(gradient, weight.t()) if of_x else None,
-            _product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
+            product(gradient, weight.t()) if of_x else None,
+            product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
