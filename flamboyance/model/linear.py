@@ -315,7 +315,7 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
-        # With AVX2 alone MKL is ahead for these: up to 1.8 times where layers are narrow, and equal where they are wide.
+        # With AVX2 alone MKL is ahead for these: by up to 2.1 times for narrow layers (docs/speed.md).
         plain = gradient.dtype == torch.float32 and instruction_set() == "AVX2"
         product = F.linear if plain else _product
         return (
