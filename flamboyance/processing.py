@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,13 @@ CONFIG, CHAT_FILE = "processor_config.json", "chat_template.jinja"
 # What transformers' Auto classes and pipelines pass to every processor, and this one has no use for.
 _PASSED = {"trust_remote_code", "use_fast", "backend", "proxies", "resume_download", "dtype", "torch_dtype"}
 _PASSED |= {"device_map", "code_revision"}
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedMedium:
+    """An image or a video, decoded and preprocessed by `FlamingoProcessor.prepare`: float32 (F, C, H, W)."""
+
+    pixels: torch.Tensor
 
 
 class FlamingoProcessor(ProcessorMixin):
@@ -123,7 +131,8 @@ class FlamingoProcessor(ProcessorMixin):
             text: one text, or B of them. Nothing is appended, also by tokenizers that append an end of text.
             images: for each text the list of its media, in order of appearance; for a single text, its list or its
                 one image; or a flat list of all images, which the texts take in order, one for each `<image>`.
-                A medium is anything `load_image` reads, or a list of such frames (video; all of one length).
+                A medium is anything `load_image` reads, a list of such frames (video; all of one length), or what
+                `prepare` returned.
             padding_side: "left" (the default) to generate from, "right" to train on.
             return_tensors: "pt"; "np" for arrays; None for lists, one entry per row.
             max_length: most tokens a row may have; more is an error, unless `truncation` is given.
@@ -171,7 +180,7 @@ class FlamingoProcessor(ProcessorMixin):
         if not options.return_attention_mask:
             del data["attention_mask"]
         if any(media):
-            data["pixel_values"] = self._encode_media(media)
+            data["pixel_values"] = self._pixel_values(media)
         return BatchFeature(options.converted(data))
 
     # Chats --------------------------------------------------------------------------------------------------------
@@ -448,34 +457,44 @@ class FlamingoProcessor(ProcessorMixin):
         gone = tokens[first : first + excess].count(self.image_token_id)
         return tokens[:first] + tokens[first + excess :], media[gone:]
 
-    def _encode_media(self, media: list[list[Any]]) -> torch.Tensor:
+    def prepare(self, medium: Any) -> PreparedMedium:
+        """Decodes and preprocesses one image or video. A call takes the result in the place of the image.
+
+        Raises:
+            ImageError: it cannot be decoded.
+            ValueError: this processor has no image processor.
+        """
+        if isinstance(medium, PreparedMedium):
+            return medium
+        if self.image_processor is None:
+            raise ValueError("this processor was made without an image processor, for text alone; give it one")
+        # One frame at a time: a large picture is small again before the next one is decoded.
+        return PreparedMedium(torch.stack([self.image_processor(load_image(frame)) for frame in frames_of(medium)]))
+
+    def _pixel_values(self, media: list[list[Any]]) -> torch.Tensor:
+        """(B, N, F, C, H, W): each row's media, padded with zeros."""
         batch = None
-        done: dict[Any, torch.Tensor] = {}  # rows often share their demonstrations
+        prepared: dict[Any, torch.Tensor] = {}  # rows often share their demonstrations
         for row, row_media in enumerate(media):
             for position, medium in enumerate(row_media):
                 key = str(medium) if isinstance(medium, (str, Path)) else id(medium)
                 where = f"row {row}, image {position}"
-                if key not in done:
-                    done[key] = self._encode_medium(medium, where)
+                if key not in prepared:
+                    try:
+                        prepared[key] = self.prepare(medium).pixels
+                    except ImageError as error:
+                        raise type(error)(f"{where}: {error}") from error
+                pixels = prepared[key]
                 if batch is None:
-                    batch = torch.zeros(len(media), max(map(len, media)), *done[key].shape)
-                if done[key].shape != batch.shape[2:]:
+                    batch = torch.zeros(len(media), max(map(len, media)), *pixels.shape)
+                if pixels.shape != batch.shape[2:]:
                     raise ValueError(
-                        f"{where} has shape {tuple(done[key].shape)} (frames, channels, height, width), the "
-                        f"first has {tuple(batch.shape[2:])}; give all media of one call as many frames"
+                        f"{where} has shape {tuple(pixels.shape)} (frames, channels, height, width), the first has "
+                        f"{tuple(batch.shape[2:])}; give all media of one call as many frames"
                     )
-                batch[row, position] = done[key]
+                batch[row, position] = pixels
         assert batch is not None
         return batch
-
-    def _encode_medium(self, medium: Any, where: str) -> torch.Tensor:
-        if self.image_processor is None:
-            raise ValueError("this processor was made without an image processor, for text alone; give it one")
-        try:
-            # One frame at a time: large pictures are small again before the next one is opened.
-            return torch.stack([self.image_processor(load_image(frame)) for frame in frames_of(medium)])
-        except ImageError as error:
-            raise type(error)(f"{where}: {error}") from error
 
 
 # The tokenizer ------------------------------------------------------------------------------------------------------

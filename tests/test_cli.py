@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from PIL import Image
 
 from flamboyance.cli import main
 from flamboyance.commands.output import RowFile, complete_lines
+from flamboyance.images import loading
+from flamboyance.images.listing import find_images
 from tests.tiny import save_tiny_flamingo
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -444,17 +448,22 @@ def test_a_picture_that_preprocessing_refuses_costs_its_own_row(model: str, tmp_
     assert "too long and thin" in rows[1]["error"]
 
 
-def test_large_pictures_are_opened_one_by_one_with_the_same_answers(
-    model: str, photos: Path, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_image_is_decoded_once(
+    model: str, photos: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for pixels in (10**9, 20 * 16, 0):
-        monkeypatch.setattr("flamboyance.commands.describe.PIXELS", pixels)
-        out = tmp_path / f"{pixels}.jsonl"
-        common = ("--model", model, "--demonstrations", demonstrations, "--output", out, "--beams", 1)
-        assert run("caption", photos, *common) == 0
-        found.append(rows_of(out))
-    assert found[0] == found[1] == found[2]
+    """Also where others of the batch are damaged, or too long and thin to be preprocessed."""
+    (photos / "damaged.png").write_bytes(b"no image")
+    Image.new("RGB", (1, 700_000)).save(photos / "thin.png")
+    decoded: Counter[str] = Counter()
+    decode = loading._open
+
+    def counted(file: Path, *given: Any) -> Image.Image:
+        decoded[Path(file).name] += 1
+        return decode(file, *given)
+
+    monkeypatch.setattr(loading, "_open", counted)
+    assert run("caption", photos, "--model", model, "--demonstrations", demonstrations, "--beams", 1) == 0
+    assert decoded == Counter(file.name for file in find_images([photos, demonstrations]))
 
 
 def test_demonstrations_outside_of_their_folder_on_request(model: str, photos: Path, demonstrations: Path) -> None:

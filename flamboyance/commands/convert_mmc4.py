@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert_mmc4(arguments: argparse.Namespace) -> int:
     """Write MMC4's zips and images as tars."""
     from flamboyance.commands.progress import progress
-    from flamboyance.data.convert import mmc4 as convert_mmc4
-    from flamboyance.data.shards import expand
+    from flamboyance.data.convert import mmc4
 
-    with progress(len(expand(arguments.zips)), "zips") as advance:
-        counts = convert_mmc4.convert_mmc4(
-            arguments.zips,
+    zips = mmc4.find_zips(arguments.zips)
+    with progress(len(zips), "zips") as advance:
+        counts = mmc4.convert_mmc4(
+            zips,
             arguments.images,
             arguments.output,
             per_shard=arguments.records,

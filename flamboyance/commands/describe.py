@@ -34,12 +34,6 @@ exit status:
   0 done; 1 none of the images could be read; 2 a mistake in what was asked; 130 interrupted
 """
 
-PIXELS = 64_000_000
-"""Of a batch's pictures, how many are held in memory at once."""
-
-Answer = Callable[[list[Any]], list[Row]]
-"""What a task says of a batch of loaded images: the columns of each row besides `image`."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -102,7 +96,7 @@ def run(job: Job) -> int:
             output.begin(row for row in keys if row not in output)
         failed = 0
         with progress(len(todo), "images") as advance:
-            for row in _rows(todo, lambda images: job.answer(task, images), job.constant, arguments.batch_size):
+            for row in _rows(todo, job, task):
                 failed += "error" in row
                 if output is not None:
                     output.append(row)
@@ -164,42 +158,23 @@ def _end(job: Job, images: int, tried: int, failed: int) -> int:
     return 1 if failed == images else 0
 
 
-def _rows(paths: Sequence[Path], answer: Answer, constant: Row, batch_size: int) -> Iterator[Row]:
-    """A row for each path, in order: an answer, or what is wrong with the file."""
-    from flamboyance.images import load_image
-
-    for start in range(0, len(paths), batch_size):
-        rows: list[Row] = []
-        readable, images, pixels, image = [], [], 0, None
-        for path in paths[start : start + batch_size]:
-            row = {"image": str(path), **constant}
-            rows.append(row)
-            try:
-                image = load_image(path)
-                pixels += image.width * image.height
-                # A batch of very large pictures does not fit into memory: those are opened again, one by one.
-                images.append(image if pixels <= PIXELS else path)
-                readable.append(row)
-            except (ValueError, OSError) as error:
-                row["error"] = one_line(str(error))
-        image = None  # it may be a very large one
-        for row, said in zip(readable, _answers(answer, images) if images else [], strict=True):
-            row.update(said)
-        yield from rows
-
-
-def _answers(answer: Answer, images: list[Any]) -> Iterator[Row]:
-    """What is said of each image of a batch. A picture that preprocessing refuses costs its own row only."""
+def _rows(paths: Sequence[Path], job: Job, task: Any) -> Iterator[Row]:
+    """A row per path, in order: an answer, or why the image cannot be read."""
     from flamboyance.images import ImageError
 
-    try:
-        yield from answer(images)
-    except ImageError as error:
-        if len(images) == 1:
-            yield {"error": one_line(str(error))}
-        else:
-            for image in images:
-                yield from _answers(answer, [image])
+    size = job.arguments.batch_size
+    for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
+        rows: list[Row] = [{"image": str(path), **job.constant} for path in batch]
+        images = []
+        for path, row in zip(batch, rows, strict=True):
+            try:
+                images.append(task.processor.prepare(path))
+            except ImageError as error:
+                row["error"] = one_line(str(error))
+        readable = [row for row in rows if "error" not in row]
+        for row, answer in zip(readable, job.answer(task, images) if images else [], strict=True):
+            row.update(answer)
+        yield from rows
 
 
 def one_line(text: str) -> str:

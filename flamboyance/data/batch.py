@@ -1,9 +1,9 @@
-"""Examples, and batches of them."""
+"""Training examples, and batches of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ class TrainingExample:
 
     Attributes:
         input_ids: (T,) long.
-        labels: (T,) long, -100 where nothing is to be predicted; not shifted.
-        images_seen: (T,) long, the number of the image (from 1) that each token looks at; 0: none.
+        labels: (T,) long, -100 where nothing is predicted; not shifted.
+        images_seen: (T,) long, the image that each token attends to, counted from 1; 0: none.
         images: (N, C, H, W) uint8, resized and cropped, in order of appearance.
     """
 
@@ -28,12 +28,12 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one source, padded on the right. Images are not padded: M is the number of real ones.
+    """Examples of one source, padded on the right. Images are packed, not padded.
 
     Attributes:
         input_ids, attention_mask, labels, images_seen: (B, T) long.
         images: (M, C, H, W) uint8, those of row 0 first.
-        media_counts: images of each row.
+        media_counts: number of images per row.
     """
 
     input_ids: Tensor
@@ -45,22 +45,22 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """Number of tokens that count in the loss."""
+        """Number of tokens in the loss."""
         return int((self.labels[:, 1:] != -100).sum())
 
     def to(self, device: torch.device | str) -> Batch:
-        return self._each(lambda t: t.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        return self._each(lambda t: t.pin_memory())
+        return self._map(Tensor.pin_memory)
 
-    def _each(self, change: Any) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 def collate(examples: list[TrainingExample], pad_token_id: int) -> Batch:
-    """Examples -> Batch."""
+    """Examples -> `Batch`."""
     width = max(len(e.input_ids) for e in examples)
 
     def padded(name: str, value: int) -> Tensor:

@@ -1,8 +1,4 @@
-"""What a training document is, and what a source of them is.
-
-The way of the data: shard -> `Record` (bytes, as stored) -> `Document` (interleaved text and encoded images) ->
-`TrainingExample` (token ids, labels, pixels; examples.py) -> `Batch` (batch.py).
-"""
+"""The values that a shard becomes on its way to an example: `Record`, `Document`; and `Source`, which makes them."""
 
 from __future__ import annotations
 
@@ -14,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Record:
-    """One stored sample: the files of one key of a tar, a line of a JSONL file, or an image of a folder.
+    """One stored sample: the files of a tar that share a key, a row of a table, or an image of a folder.
 
     Attributes:
-        key: names it in messages.
-        fields: content by lower-case extension, e.g. {"jpg": ..., "txt": ...}; a JSONL line is {"json": line}.
-        folder: where relative image paths of a JSONL line begin; None in a tar.
+        key: its name in messages.
+        fields: content by lower-case extension, as in {"jpg": ..., "txt": ...}. A row of a table is {"json": row}.
+        folder: the folder that image paths of a table are relative to; None in a tar.
     """
 
     key: str
@@ -32,10 +28,10 @@ class Document:
     """Interleaved text and images.
 
     Attributes:
-        text: with one `<image>` for each image, and `<|endofchunk|>` after each text that belongs to one.
+        text: with one `<image>` per image, and `<|endofchunk|>` after the text of each image.
         images: encoded (JPEG, PNG, …), in order of appearance.
-        learned: which text is to be predicted: "all" of it, or what stands "after_image" and before the next
-            `<|endofchunk|>` (that token included).
+        learned: which tokens are predicted: "all", or those "after_image", up to and including the next
+            `<|endofchunk|>`.
     """
 
     text: str
@@ -44,11 +40,11 @@ class Document:
 
 
 HELD_OUT = "held out"
-"""The reason to reject what is kept for measuring: counted like the others, but not a fault of the data."""
+"""The reason to reject records that are held out for evaluation: counted like the others, but no fault of the data."""
 
 
 class Rejected(Exception):
-    """A record is not used; `reason` is a few words, the same for all records dropped for it."""
+    """A record is not used. `reason` is a few words, the same for all records that are dropped for it."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -57,19 +53,19 @@ class Rejected(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where documents come from, and how they are used. One subclass for each format.
+    """Where documents come from, and how they are used. Each format is a subclass.
 
     Args:
-        shards: paths or URLs of tars (also s3://, gs://, http(s)://, `pipe:command`), with {000..099} and * understood;
-            the formats that say so also take .jsonl files and folders.
-        batch_size: documents of this source in a batch (of one device, one micro-step).
-        weight: of this source's mean loss in the whole.
+        shards: paths or URLs of tars (also s3://, gs://, http(s)://, `pipe:command`), where {000..099} and * are
+            patterns; .jsonl, .csv and .tsv files; folders of images.
+        batch_size: documents of this source per batch, on one device, in one micro-step.
+        weight: of this source's mean loss in the total loss.
         max_tokens: longer documents are cut.
-        shuffle: records that a worker holds to draw from; 0 keeps the stored order.
-        replacement: draw shards with replacement; otherwise each shard once an epoch, in another order each time.
-        flip: probability that an image is mirrored, drawn for each image by itself.
-        max_images: further images of a document, with what follows them, are left out.
-        max_pixels: larger images are dropped from the header alone, before they are decoded.
+        shuffle: size of the shuffle buffer of a worker, in records; 0 keeps the stored order.
+        replacement: draw shards with replacement. Otherwise each shard is read once per epoch, in a new order.
+        flip: probability that an image is mirrored; drawn per image.
+        max_images: a document is cut before its next image.
+        max_pixels: larger images are rejected by their header, before they are decoded.
     """
 
     shards: str | tuple[str, ...]

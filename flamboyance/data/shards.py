@@ -34,45 +34,58 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http":
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
-    """The shards that patterns name, in the patterns' order and sorted within each.
-
-    Args:
-        patterns: paths, URLs, or `pipe:command`; `{000..099}` stands for each number from the first to the last,
-            with as many digits, and (but for commands) `*` for any characters.
+    """The shards that patterns name, as `matching`.
 
     Raises:
-        ValueError: a pattern names nothing, a folder without images, or a CSV or TSV file with a damaged row.
+        ValueError: a pattern matches nothing, a folder holds no images, or a CSV or TSV file has a damaged row.
+        ImportError: a URL's protocol needs a package that is not installed.
+    """
+    shards = matching(
+        patterns, "paths or URLs of .tar, .jsonl, .csv or .tsv files, or a folder of images; * and {000..099} are read"
+    )
+    for shard in shards:
+        if _is_remote(shard):
+            continue
+        if os.path.isdir(shard) and not has_images(shard):
+            raise ValueError(f"the folder '{shard}' holds no images; for the tars in it give '{shard}/*.tar'")
+        if os.path.isfile(shard) and is_separated(shard) and not shard.lower().endswith(".gz"):
+            check_table(shard)
+    return shards
+
+
+def matching(patterns: str | Sequence[str], expected: str) -> list[str]:
+    """The paths, URLs and commands that patterns name, in the patterns' order and sorted within each.
+
+    Args:
+        patterns: paths, URLs, or `pipe:command`. `{000..099}` stands for each number from the first to the last, with
+            as many digits. `*` stands for any characters, except in commands.
+        expected: what the patterns should name, for the error message.
+
+    Raises:
+        ValueError: a pattern matches nothing.
         ImportError: a URL's protocol needs a package that is not installed.
     """
     given = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
     if not given:
-        raise ValueError("no shards are given; name one path, URL or pattern at least")
-    return [shard for pattern in given for shard in _expand_one(os.fspath(pattern))]
+        raise ValueError(f"no shards are given; expected {expected}")
+    return [name for pattern in given for name in _matching(os.fspath(pattern), expected)]
 
 
-def _expand_one(pattern: str) -> list[str]:
+def _matching(pattern: str, expected: str) -> list[str]:
     names = _expand_ranges(pattern)
     if pattern.startswith(PIPE):
         return names
     if _is_url(pattern):
         _need_protocol(pattern)
-        found = [shard for name in names for shard in (_remote_glob(name) if "*" in name else [name])]
+        found = [match for name in names for match in (_remote_glob(name) if "*" in name else [name])]
     else:
-        found = [shard for name in names for shard in _local(name)]
-        # Some of a range may be missing, which is found and counted when they are read; not all of it.
+        found = [match for name in names for match in _local_glob(name)]
+        # Some files of a range may be missing: that is counted when they are read. All of them may not.
         found = found if any(map(os.path.exists, found)) else []
     if not found:
         folder = os.path.dirname(pattern) or "."
         exists = "" if _is_url(pattern) or os.path.isdir(folder) else ", which does not exist"
-        raise ValueError(
-            f"no shards are found for '{pattern}' in '{folder}'{exists}; expected paths or URLs of .tar, .jsonl, .csv "
-            "or .tsv files or a folder of images, with * or a range like {000..099} where there are several"
-        )
-    for shard in found:
-        if not _is_url(shard) and os.path.isdir(shard) and not has_images(shard):
-            raise ValueError(f"the folder '{shard}' holds no images; for the tars in it give '{shard}/*.tar'")
-        if not _is_url(shard) and os.path.isfile(shard) and is_separated(shard) and not shard.lower().endswith(".gz"):
-            check_table(shard)
+        raise ValueError(f"'{pattern}' matches nothing in '{folder}'{exists}; expected {expected}")
     return found
 
 
@@ -88,13 +101,17 @@ def _expand_ranges(pattern: str) -> list[str]:
     return [f"{head}{number:0{width}d}{end}" for number in range(int(first), int(last) + 1) for end in rest]
 
 
-def _local(name: str) -> list[str]:
+def _local_glob(name: str) -> list[str]:
     name = os.path.expanduser(name)
     return sorted(glob(name, recursive=True)) if has_magic(name) and not os.path.exists(name) else [name]
 
 
 def _is_url(name: str) -> bool:
     return "://" in name
+
+
+def _is_remote(shard: str) -> bool:
+    return shard.startswith(PIPE) or _is_url(shard)
 
 
 def _need_protocol(url: str) -> None:
@@ -144,17 +161,16 @@ def records(shard: str, outside: bool = False) -> Iterator[Record | Damage]:
         Records; and a `Damage` for each place that cannot be read, or for the whole shard. Nothing is raised for
         what is stored or missing. What is remote is tried again, from where it stopped.
     """
-    remote = shard.startswith(PIPE) or _is_url(shard)
-    given = tries = 0
+    yielded = tries = 0
     while True:
         try:
             for number, item in enumerate(_records(shard, outside)):
-                if number == given:
-                    given, tries = given + 1, 0
+                if number == yielded:
+                    yielded, tries = yielded + 1, 0
                     yield item
             return
         except _transfer_errors() as error:
-            if not remote or tries == len(RETRY_AFTER):
+            if not _is_remote(shard) or tries == len(RETRY_AFTER):
                 yield Damage(f"shard cannot be read: {type(error).__name__}")
                 return
             time.sleep(RETRY_AFTER[tries])
@@ -175,7 +191,7 @@ def _transfer_errors() -> tuple[type[BaseException], ...]:
 
 
 def _records(shard: str, outside: bool) -> Iterator[Record | Damage]:
-    if not shard.startswith(PIPE) and not _is_url(shard):
+    if not _is_remote(shard):
         if os.path.isdir(shard):
             yield from folder_records(shard, outside)
             return

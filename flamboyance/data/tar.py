@@ -95,7 +95,8 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
                     yield Damage("truncated tar")  # at the end of a member
                 return
             here = stream.offset - len(block) - start
-            if zeros != 2 and here % _RECORD and _is_header(block):
+            legal_end = zeros == 2 or (here % _RECORD == 0 and zeros <= _RECORD // _BLOCK + 1)
+            if not legal_end and _is_header(block):
                 yield Damage("zeros inside a tar")
             start += here
         try:

@@ -77,12 +77,12 @@ def test_brackets_in_a_name_that_exists_are_no_pattern(tmp_path: Path) -> None:
 def test_of_a_range_some_may_be_missing_but_not_all(tmp_path: Path) -> None:
     written(tmp_path / "1.tar", b"")
     assert len(expand(str(tmp_path / "{0..2}.tar"))) == 3
-    with pytest.raises(ValueError, match=r"no shards are found for '.*\{5\.\.6\}\.tar' in "):
+    with pytest.raises(ValueError, match=r"'.*\{5\.\.6\}\.tar' matches nothing in "):
         expand(str(tmp_path / "{5..6}.tar"))
 
 
 def test_what_is_not_found_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no shards are found for '.*\*\.tar' in '.*nowhere', which does not exist"):
+    with pytest.raises(ValueError, match=r"'.*\*\.tar' matches nothing in '.*nowhere', which does not exist"):
         expand([str(tmp_path / "nowhere" / "*.tar")])
     with pytest.raises(ValueError, match="no shards are given"):
         expand([])
@@ -211,6 +211,8 @@ def claiming(size: int) -> bytes:
 
 OTHERS = tar_bytes([file for number in (7, 8) for file in pair(number)])
 
+WHOLE = tar_bytes([(f"{number:05d}.jpg", bytes([number]) * (10240 - 512)) for number in range(4)])
+
 
 def short(tar: bytes) -> bytes:
     """The tar with just the two blocks of zeros that end it, as some writers leave it."""
@@ -237,6 +239,11 @@ DAMAGED = {
     "4 kB of zeros between records": (
         GOOD[:SECOND] + b"\0" * 4096 + GOOD[SECOND:],
         ["zeros inside a tar", "00000", "00001", "00002"],
+    ),
+    # Each member of WHOLE fills 10,240 bytes: the header after the zeros is where another tar's might begin.
+    "20 kB of zeros over records of 10 kB": (
+        corrupt(10240, b"\0" * 20480, WHOLE),
+        ["zeros inside a tar", "00000", "00003"],
     ),
     "a damaged header": (corrupt(SECOND, b"\xff" * 20), ["damaged tar header", "00000", "00001", "00002"]),
     "a damaged first header": (corrupt(0, b"\xff" * 20), ["damaged tar header", "00000", "00001", "00002"]),

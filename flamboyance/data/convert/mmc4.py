@@ -18,11 +18,16 @@ from typing import Any
 from flamboyance.data.convert.folder import PER_SHARD, Fields, batches, dumped, same_settings
 from flamboyance.data.convert.shard_writer import write_shard
 from flamboyance.data.formats.fields import FILE_LIMIT
-from flamboyance.data.shards import expand
+from flamboyance.data.shards import matching
 from flamboyance.data.tar import MEMBER_LIMIT
 from flamboyance.images import ImageError, load_image
 
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+
+
+def find_zips(patterns: str | Sequence[str]) -> list[str]:
+    """The files that patterns with {0..99} and * name. Raises ValueError where one names none."""
+    return matching(patterns, "zips of MMC4's JSONL files, or JSONL files; * and {0..99} are read")
 
 
 def convert_mmc4(
@@ -55,7 +60,7 @@ def convert_mmc4(
         ValueError: no zips, two of one name, or the output was made with other settings.
         OSError: the image folder does not exist, or the output cannot be written.
     """
-    names, images, output = expand(zips), Path(images), Path(output)
+    names, images, output = find_zips(zips), Path(images), Path(output)
     if not images.is_dir():
         raise NotADirectoryError(f"no such folder of images: {images}")
     stems = [Path(name).name.split(".")[0] for name in names]
