@@ -11,7 +11,9 @@ import json
 import os
 import re
 import stat
+import time
 import uuid
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +116,63 @@ def check_written_here(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is {'a link' if stat.S_ISLNK(mode) else 'not a regular file'}; remove it")
+
+
+_locks: set[int] = set()  # file descriptors
+
+
+def _close_inherited_locks() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    # Forked data workers may outlive their parent for some seconds, and must not hold its locks meanwhile.
+    os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+@contextmanager
+def output_lock(target: Path, patience: float = 0.0) -> Generator[None]:
+    """Keeps other commands from writing to a file, which is made if missing, or to a directory, by a `.lock` in it. The
+    lock ends with the process, however the process ends. On Windows nothing is locked.
+
+    Raises:
+        BlockingIOError: another process still holds the lock after `patience` seconds.
+        ValueError: the file is a link or not a regular file.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = target / ".lock" if target.is_dir() else target
+    check_written_here(path)
+    deadline = time.monotonic() + patience
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # Not lockf, whose lock ends when the process closes any other handle of the same file.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            if time.monotonic() >= deadline:
+                raise BlockingIOError(
+                    f"another flamboyance command is writing to {target}: wait until it ends, or give another output"
+                ) from None
+            time.sleep(0.1)
+            continue
+        except OSError:  # a file system without locks
+            warnings.warn(f"{target} cannot be locked; let no other command write to it", stacklevel=3)
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            break
+        os.close(handle)  # another process has replaced the file meanwhile
+    _locks.add(handle)
+    try:
+        yield
+    finally:
+        if handle in _locks:  # not in a forked process
+            _locks.discard(handle)
+            os.close(handle)
 
 
 def write_text(path: Path | str, text: str) -> None:

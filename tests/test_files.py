@@ -20,6 +20,7 @@ from flamboyance.data.formats.fields import text
 from flamboyance.files import (
     is_inside,
     naming,
+    output_lock,
     read_json,
     read_lines,
     read_table,
@@ -345,3 +346,52 @@ def test_inside(folder: Path) -> None:
     assert is_inside(folder / "a.jpg", folder) and is_inside(folder / "inner.jpg", folder)
     assert not is_inside(folder / "out.jpg", folder) and not is_inside(folder / ".." / "away", folder)
     assert not is_inside("a\0b", folder) and not is_inside(f"{folder}2", folder)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process can lock it."""
+    code = "import sys; from pathlib import Path; from flamboyance.files import output_lock\n"
+    code += "with output_lock(Path(sys.argv[1])): pass"
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 or "BlockingIOError" in run.stderr, run.stderr
+    return run.returncode != 0
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    for target in (tmp_path, tmp_path / "rows.csv"):
+        with output_lock(target):
+            assert is_locked(target)
+            with pytest.raises(BlockingIOError, match=re.escape(str(target))), output_lock(target):
+                pass
+        assert not is_locked(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "rows.csv"]
+
+
+def test_a_lock_outlives_other_handles_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    with output_lock(file):
+        file.write_text("a row", encoding="utf-8")
+        assert file.read_text(encoding="utf-8") == "a row"
+        assert is_locked(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_holds_no_lock_of_its_parent(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with output_lock(tmp_path):
+        if (child := os.fork()) == 0:
+            os.read(read, 1)  # until the lock was tried
+            os._exit(0)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    os.write(write, b"x")
+    os.waitpid(child, 0)
+    os.close(read), os.close(write)
+
+
+def test_a_lock_follows_a_file_that_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    with output_lock(file):
+        with replacing(file) as part:
+            Path(part).write_text("new", encoding="utf-8")
+        assert not is_locked(file)  # the new file is another one, which its writer has to lock first

@@ -4,19 +4,14 @@ import csv
 import io
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from flamboyance.commands.settings import Settings, describe_differences
-from flamboyance.files import escaped, json_line, naming, read_json, replacing, write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from flamboyance.files import escaped, json_line, naming, output_lock, read_json, replacing, write_json
 
 Row = dict[str, Any]
 
@@ -39,9 +34,8 @@ class RowFile:
         overwrite: start anew, whatever the file holds.
 
     Raises:
-        ValueError: another suffix, the file holds rows of another kind or of other settings, or another process is
-            writing to it.
-        OSError: the file cannot be written.
+        ValueError: another suffix, or the file holds rows of another kind or of other settings.
+        OSError: the file cannot be written, or another command is writing to it.
     """
 
     def __init__(
@@ -64,7 +58,10 @@ class RowFile:
             raise ValueError(f"--output {self.path} is not a regular file")  # a FIFO would block
         # Opened before it is read: a file that cannot be written is found out before any work is done.
         self._created = not self.path.exists()
-        self._file = _open_locked(self.path)
+        self._lock = ExitStack()
+        if not self.path.is_dir():
+            self._lock.enter_context(output_lock(self.path))
+        self._file = open(self.path, "ab")  # noqa: SIM115  kept open
         self._done: set[tuple[str, ...]] = set()
         self._failed: set[tuple[str, ...]] = set()
         try:
@@ -95,12 +92,14 @@ class RowFile:
         written = self.path.read_bytes()
         if failed := self._failed & {self._key(row) for row in todo}:
             kept = "".join(self._line(row) for row in self._read() if self._key(row) not in failed)
-            with replacing(self.path) as part:
+            with replacing(self.path) as part, ExitStack() as lock:
                 Path(part).write_bytes((_csv_line(self.columns) * self.is_csv + kept).encode())
-                file = open(part, "ab")  # noqa: SIM115  kept open; locked before it gets the file's name
-                _lock(file, self.path)
+                file = open(part, "ab")  # noqa: SIM115  kept open
+                lock.enter_context(output_lock(Path(part)))  # before it gets the file's name
+                new_lock = lock.pop_all()
             self._file.close()
-            self._file = file
+            self._lock.close()
+            self._file, self._lock = file, new_lock
         else:
             self._file.truncate(len(complete_lines(written, quoted=self.is_csv)))
 
@@ -118,6 +117,7 @@ class RowFile:
             self.path.unlink()  # nothing came of it
         with naming(self.path):  # writes what a full disk has not taken
             self._file.close()
+        self._lock.close()
 
     def __enter__(self) -> "RowFile":
         return self
@@ -185,33 +185,6 @@ class RowFile:
             f"{self.path} holds rows of {','.join(map(str, found))}, and this run would add rows of "
             f"{','.join(self.columns)}: give another --output, or --overwrite to start anew"
         )
-
-
-def _open_locked(path: Path) -> Any:
-    """The file, open to append to, for this process alone. The lock ends with the process, however that ends."""
-    while True:
-        file = open(path, "ab")  # noqa: SIM115  kept open
-        try:
-            _lock(file, path)
-            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # another process has put a new file in its place meanwhile
-
-
-def _lock(file: Any, path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"another flamboyance command is writing to {path}: wait until it ends, or give another --output"
-        ) from error
-    except OSError:  # a file system without locks
-        print(f"flamboyance: warning: {path} cannot be locked; let no other command write to it", file=sys.stderr)
 
 
 def complete_lines(data: bytes, quoted: bool) -> bytes:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,11 +23,6 @@ from flamboyance.evaluation import data_folders
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Prediction, Score, Task
 from flamboyance.files import naming, replacing
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 MOST_LABELS = 20  # of which all probabilities are written; of more labels, the likeliest
 LIKELIEST = 5
@@ -324,27 +319,6 @@ def _by_number(pair: tuple[str, Any]) -> tuple[int, str]:
 def _write(file: Path, content: Any) -> None:
     with replacing(file) as part, open(part, "w", encoding="utf-8") as opened:
         opened.write(_json_line(content, indent=1))
-
-
-@contextmanager
-def locked(output: Path) -> Generator[None]:
-    """Keeps other evaluations out of a results directory meanwhile.
-
-    Raises:
-        OSError: one is at work there, or the directory cannot be written.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("wb") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError(
-                    f"another evaluation is writing to {output}: wait for it, or give another --output"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-        yield
 
 
 def begin(output: Path, about: Row) -> None:

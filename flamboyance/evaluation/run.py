@@ -23,6 +23,7 @@ from flamboyance.evaluation.results import Cell
 from flamboyance.evaluation.rices import index as rices
 from flamboyance.evaluation.rices.feature_store import Features
 from flamboyance.evaluation.task import Task
+from flamboyance.files import output_lock
 from flamboyance.processes import World
 
 WINDOW = 1024  # prompts whose lengths are compared, to batch like with like
@@ -180,7 +181,8 @@ def evaluate(
         ValueError: the results directory holds another run, or the model gives no numbers.
         OSError: another evaluation is writing to the directory.
     """
-    with results.locked(settings.output) if ranks.first else nullcontext():
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with output_lock(settings.output) if ranks.first else nullcontext():
         return _evaluate(tasks, answers, settings, about, features, ranks, say, advance)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import shlex
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,9 +15,8 @@ from typing import Any
 import torch
 
 from flamboyance.checkpoints import openflamingo
-from flamboyance.files import check_written_here, replacing
+from flamboyance.files import replacing
 from flamboyance.model import linear
-from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
 from flamboyance.training.run import TrainingRun
@@ -45,35 +42,6 @@ def identity(model: Any) -> dict[str, Any]:
     names = {"language": config.language, "vision": config.vision["name"]}
     found: dict[str, Any] = {part: name and Path(name).name for part, name in names.items()}
     return {**found, "model_type": config.text_config.model_type, "added_tokens": list(config.added_tokens)}
-
-
-@contextmanager
-def output_lock(output: Path, here: World) -> Generator[None]:
-    """Makes the output directory, and holds it while a run writes there.
-
-    Raises:
-        BlockingIOError: another process does. A run that was just killed is waited for some seconds.
-    """
-    if not here.first:
-        yield
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    check_written_here(output / ".lock")
-    with open(output / ".lock", "a", encoding="utf-8") as lock:
-        for left in range(20, -1, -1):
-            try:
-                # Of this process, not of its children: data workers that outlive it for a moment hold nothing.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise BlockingIOError(
-                        f"{output} is being written to by another run. Wait for it, stop it, or give another output=."
-                    ) from None
-                time.sleep(0.5)
-            except OSError:  # a file system without locks
-                break
-        yield
 
 
 @contextmanager

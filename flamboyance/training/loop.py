@@ -19,10 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from flamboyance.data.documents import HELD_OUT
 from flamboyance.data.loader import Loader, merge_states
+from flamboyance.files import output_lock
 from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import TrainingConfig, check
-from flamboyance.training.files import explaining_full_disk, export, identity, output_lock, write_settings
+from flamboyance.training.files import explaining_full_disk, export, identity, write_settings
 from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, set_precision
@@ -31,6 +32,7 @@ from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling
 from flamboyance.training.step import Outcome, Stepper
 from flamboyance.training.throughput import Meter
 
+PATIENCE = 10  # seconds until a run that was just killed has ended
 SELDOM = 100  # steps between figures that ask every rank: drops by reason, and the gates of a sharded model
 
 
@@ -60,9 +62,10 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
             f"evaluate_every={run.training.evaluate_every}, but this recipe has no evaluation; leave it out."
         )
     output = Path(run.training.output)
+    output.mkdir(parents=True, exist_ok=True)
     with (
         world() as here,
-        output_lock(output, here),
+        output_lock(output, PATIENCE) if here.first else nullcontext(),
         explaining_full_disk(output),
         handling_signals(here.first) as signals,
     ):

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from flamboyance.cli import main
-from flamboyance.evaluation.results import locked, read_rows
+from flamboyance.evaluation.results import read_rows
+from flamboyance.files import output_lock
 from tests.evaluation.asked import WORDS, draw
 from tests.processes import Child
 from tests.tiny import save_tiny_flamingo
@@ -184,9 +185,9 @@ def test_a_query_without_a_feature_is_named_before_the_model_is_loaded(pets, mod
 
 
 def test_two_evaluations_do_not_write_to_one_directory(pets, model, tmp_path, capsys):
-    with locked(tmp_path):
+    with output_lock(tmp_path):
         told = complaint(capsys, *arguments(pets, model, tmp_path, "--demonstrations", "random"))
-    assert "another evaluation is writing to" in told
+    assert f"is writing to {tmp_path}" in told
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

@@ -8,8 +8,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from dataclasses import replace
@@ -20,8 +18,8 @@ import torch
 from flamboyance import FewShotTask, FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
 from flamboyance.data.formats.user_data import UserData
-from flamboyance.files import replacing
-from flamboyance.training import checkpoint_files, files, logging
+from flamboyance.files import output_lock, replacing
+from flamboyance.training import checkpoint_files, logging, loop
 from flamboyance.training.config import check
 from flamboyance.training.loop import train
 from flamboyance.training.signals import Interrupted
@@ -277,17 +275,9 @@ def test_a_checkpoint_of_another_language_model_is_refused(run, tmp_path):
 def test_an_output_that_is_in_use_is_refused(run, tmp_path, monkeypatch):
     output = tmp_path / "run"
     output.mkdir()
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
-    holding = [sys.executable, "-c", code + "; time.sleep(60)", str(output / ".lock")]
-    holder = subprocess.Popen(holding, stdout=subprocess.PIPE)
-    assert holder.stdout.readline()
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
-    try:
-        with pytest.raises(BlockingIOError, match="is being written to by another run"):
-            train(run(2))
-    finally:
-        holder.kill()
-        holder.wait()
+    monkeypatch.setattr(loop, "PATIENCE", 0)
+    with output_lock(output), pytest.raises(BlockingIOError, match=re.escape(str(output))):
+        train(run(2))
     train(run(2))
 
 
