@@ -260,9 +260,8 @@ class FewShotTask:
         prefix = self.prefix
         if prefix is None or prefix.media is None:
             return dict(inputs)
-        own = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
-        shots = prefix.media.rows[0]
-        media = Media.join([prefix.media, own], tuple((*shots, len(shots) + i) for i in range(len(batch))))
+        media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
+        media = prefix.media.repeat(len(batch)).append(media)
         rows = self.processor.tokenize(["".join([*self.texts, query]) for query in queries])
         known = min(prefix.shared(row) for row in rows)
         padded = {name: tensor.to(device) for name, tensor in self.processor.pad(rows).items()}
@@ -278,8 +277,10 @@ class FewShotTask:
         directory.mkdir(parents=True, exist_ok=True)
         tensors, prefix = {}, self.prefix
         if prefix is not None and prefix.media is not None:
-            tensors["ids"], tensors["latents"] = prefix.ids, prefix.media.latents
-            for name, pairs in (("media", prefix.media.keys_values), ("language", prefix.layers)):
+            images = prefix.media.rows[0]
+            media = prefix.media.select(images, (tuple(range(len(images))),))  # the file has one entry per image
+            tensors["ids"], tensors["latents"] = prefix.ids, media.latents
+            for name, pairs in (("media", media.keys_values), ("language", prefix.layers)):
                 for i, (keys, values) in enumerate(pairs):
                     tensors[f"{name}.{i}.keys"], tensors[f"{name}.{i}.values"] = keys, values
         with replacing(directory / "prefix.safetensors") as part:

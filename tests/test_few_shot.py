@@ -133,7 +133,8 @@ def test_without_demonstrations_and_captions():
 
 def test_save_and_load(tmp_path):
     model = make("mpt")
-    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    twice = [*DEMONSTRATIONS, (picture(0), "w5", "two")]  # an image is shown again
+    task = FewShotTask(model, processor(), twice, template=templates.vqa)
     expected = task(QUERIES, **NEW)
     task.save(tmp_path / "task")
     again = FewShotTask.load(tmp_path / "task", model, processor())

@@ -14,6 +14,7 @@ L latents, D the tower's width, H heads, K width of a head.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,12 @@ class ImageAttentionLayout:
         out = out.flatten(2).flatten(0, 1)
         out = torch.cat([out, out.new_zeros(1, out.shape[-1])])
         return out[self.query_of_token].view(rows, tokens, -1)
+
+
+def rows_of(numbers: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """`Media.rows` of prompts with `counts` images each, whose numbers are given one prompt after another."""
+    ends = [0, *accumulate(map(int, counts))]
+    return tuple(tuple(numbers[start:end]) for start, end in pairwise(ends))
 
 
 def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past: int = 0) -> Tensor:

@@ -5,7 +5,6 @@ batch, F frames, C H W pixels, P patches, L latents, D width, V logits (tokenize
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family of MPT-1B
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import adapters, attention, families, language, linear, mpt
+from flamboyance.model import adapters, attention, families, language, linear, mpt, pixels
 from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given, is_recurrent
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.finite import is_finite
-from flamboyance.model.media import Media, Spans, count_seen, decoding_layout, prefill_layout, traced_layout
+from flamboyance.model.media import Media, Spans, count_seen, decoding_layout, prefill_layout, rows_of, traced_layout
 from flamboyance.model.recurrent import one_by_one
 from flamboyance.model.resampler import PerceiverResampler
 from flamboyance.model.trainable import TrainableModel, freeze
@@ -194,11 +193,12 @@ class FlamingoModel(TrainableModel):
     # Media ------------------------------------------------------------------------------------------------------
 
     def encode_media(self, pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None = None) -> Media:
-        """Encodes images or videos once, for use in any number of calls.
+        """Encodes images or videos once, for use in any number of calls. Outside of training, equal media are computed
+        once, as the demonstrations that all rows of a batch share.
 
         Args:
-            pixel_values: (B, N, F, C, H, W); F is 1 for images. Entries beyond a row's count are never looked at.
-                Or packed, without padding: (M, F, C, H, W), those of row 0 first; media_counts says whose they are.
+            pixel_values: (B, N, F, C, H, W); F is 1 for images. Entries beyond a row's count do not matter. Or packed,
+                without padding: (M, F, C, H, W), those of row 0 first.
             media_counts: (B,) real media of each row; None: N each.
 
         Raises:
@@ -208,35 +208,16 @@ class FlamingoModel(TrainableModel):
             raise ValueError(
                 f"pixel_values is {checks.brief(pixel_values)}; expected a tensor, as the processor makes it"
             )
-        shape = tuple(pixel_values.shape)
-        self._check_frames(shape[-4] if pixel_values.ndim in (5, 6) else 1)
+        self._check_frames(pixel_values.shape[-4] if pixel_values.ndim in (5, 6) else 1)
         if torch.compiler.is_compiling() and isinstance(media_counts, Tensor) and pixel_values.ndim in (5, 6):
             return self._encode_traced(pixel_values, media_counts)
-        if pixel_values.ndim == 5 and media_counts is not None:
-            counts = [int(c) for c in media_counts]
-            if sum(counts) != len(pixel_values) or min(counts) < 0:
-                raise ValueError(
-                    f"media_counts {counts} does not fit packed pixel_values of shape {shape}: expected counts that "
-                    f"add up to {len(pixel_values)}."
-                )
-            return self._resample(self._patches(pixel_values), counts)
-        if pixel_values.ndim != 6:
-            raise ValueError(
-                f"pixel_values has shape {shape}; expected six dimensions: (rows, media per row, "
-                "frames, channels, height, width). A single image is pixels[None, None, None]."
-            )
-        rows, most = shape[:2]
-        counts = [most] * rows if media_counts is None else [int(c) for c in media_counts]
-        if len(counts) != rows or any(not 0 <= c <= most for c in counts):
-            raise ValueError(
-                f"media_counts {counts} does not fit pixel_values of shape {shape}: expected "
-                f"{rows} counts between 0 and {most}."
-            )
-        if min(counts, default=most) == most:
-            real = pixel_values.flatten(0, 1)
-        else:
-            real = torch.cat([row[:count] for row, count in zip(pixel_values, counts, strict=True)])
-        return self._resample(self._patches(real), counts)
+        media, places, counts = pixels.unpadded(pixel_values, media_counts)
+        self._check_finite("pixel_values", media, places)
+        numbers: Sequence[int] = range(len(places))
+        if not self.training and not torch.compiler.is_compiling() and pixels.comparable(media):
+            places, numbers = pixels.first_of_equal(media, places)
+        media = media if places == list(range(len(media))) else media[places]
+        return self._keys_values(self._latents(self._patches(media)), rows_of(numbers, counts))
 
     def _encode_traced(self, pixel_values: Tensor, media_counts: Tensor) -> Media:
         """`encode_media` where numbers of media are tensors whose values nothing may depend on: entries beyond a row's
@@ -253,13 +234,12 @@ class FlamingoModel(TrainableModel):
         torch._assert_async(fits, "media_counts does not fit pixel_values")
         return self._keys_values(self._latents(self._patches(pixel_values)), spans)
 
-    def _patches(self, pixels: Tensor) -> Tensor | None:
-        """pixels (M, F, C, H, W) -> the tower's features (M, F, P, D); None where there are no media."""
-        if not len(pixels):
+    def _patches(self, media: Tensor) -> Tensor | None:
+        """(M, F, C, H, W) -> the tower's features (M, F, P, D); None where there are no media."""
+        if not len(media):
             return None
-        self._check_finite("pixel_values", pixels)
-        pixels = pixels.to(self.resampler.latents.device)
-        return self.vision(pixels.flatten(0, 1)).unflatten(0, (-1, pixels.shape[1]))
+        media = media.to(self.resampler.latents.device)
+        return self.vision(media.flatten(0, 1)).unflatten(0, (-1, media.shape[1]))
 
     def resample(self, patches: Tensor | None, media_counts: Sequence[int]) -> Media:
         """The trained half of `encode_media`, for features of the frozen tower that were computed before.
@@ -273,10 +253,7 @@ class FlamingoModel(TrainableModel):
         """
         if patches is not None:
             self._check_finite("patches", patches)
-        return self._resample(patches, media_counts)
-
-    def _resample(self, patches: Tensor | None, media_counts: Sequence[int]) -> Media:
-        return self._media_of(self._latents(patches), media_counts)
+        return self._keys_values(self._latents(patches), rows_of(range(sum(media_counts)), media_counts))
 
     def _check_frames(self, frames: int) -> None:
         if frames > 1 and self.resampler.time_embeddings is None:
@@ -300,25 +277,23 @@ class FlamingoModel(TrainableModel):
             ValueError: latents that are not finite.
         """
         self._check_finite("latents", latents)
-        return self._media_of(latents, media_counts)
-
-    def _media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
-        ends = [0, *accumulate(map(int, media_counts))]
-        return self._keys_values(latents, tuple(tuple(range(a, b)) for a, b in pairwise(ends)))
+        return self._keys_values(latents, rows_of(range(len(latents)), media_counts))
 
     def _keys_values(self, latents: Tensor, rows: Any) -> Media:
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
         return Media(latents, pairs, rows)
 
-    def _check_finite(self, name: str, values: Tensor) -> None:
+    def _check_finite(self, name: str, values: Tensor, places: Sequence[int] | None = None) -> None:
         """Not in training, where a step that is not finite is left out, and where looking at values takes time."""
         if self.training or torch.compiler.is_compiling() or is_finite(values):
             return
-        wrong = [i for i, one in enumerate(values) if not is_finite(one)]
-        raise ValueError(
-            f"{name} of media {', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''} of {len(values)} are "
-            "not finite (NaN or infinity); compute them again"
-        )
+        places = range(len(values)) if places is None else places
+        wrong = [number for number, place in enumerate(places) if not is_finite(values[place])]
+        if wrong:
+            raise ValueError(
+                f"{name} of media {', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''} of {len(places)} "
+                "are not finite (NaN or infinity); compute them again"
+            )
 
     def _media(
         self,

@@ -94,6 +94,7 @@ class MediaCache:
         if new:
             pixels = torch.stack([self._pixels(images[i]) for i in new])[:, None]
             made = self.model.encode_media(pixels, [1] * len(new))
+            made = made.select([image for (image,) in made.rows], tuple((i,) for i in range(len(new))))
             self.encoded += len(new)
             for i in (~made.latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
                 raise ValueError(
