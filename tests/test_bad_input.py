@@ -1,7 +1,5 @@
-"""Bad input, in one table: each message says what was found, what was expected and, where it is not plain, how to mend
-it. The lines of the table stand in tests/bad_input/."""
+"""Bad input, in one table: each message names what was given and what was expected."""
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -29,11 +27,12 @@ def given(shared, tmp_path):
     return SimpleNamespace(**vars(shared), tmp=tmp_path, inputs=inputs)
 
 
-@pytest.mark.parametrize("give, error, pattern", TABLE)
-def test_message(given, give, error, pattern):
+@pytest.mark.parametrize("give, error, values", TABLE)
+def test_message(given, give, error, values):
     with pytest.raises(error) as refused:
         give(given)
-    assert re.match(pattern, str(refused.value)), str(refused.value)
+    missing = [value for value in values if value.lower() not in str(refused.value).lower()]
+    assert not missing, str(refused.value)
 
 
 def test_the_table_is_long_enough():

@@ -148,10 +148,10 @@ def test_a_state_of_other_shards_warns_and_goes_on(sources: dict[str, Source]) -
     loader = make({"a": sources["a"]})
     take(loader, 2)
     changed = {"a": Pairs(shards=sources["b"].shards, batch_size=1), "new": sources["c"]}
-    with pytest.warns(UserWarning, match="the shards of 'a', are not what they were"):
+    with pytest.warns(UserWarning, match="shards of 'a'"):
         other = make(changed, state=stored(loader))
     assert len(take(other, 3)) == 3
-    with pytest.warns(UserWarning, match="the seed, or"):
+    with pytest.warns(UserWarning, match="seed"):
         make({"a": sources["a"]}, seed=6, state=stored(loader))
 
 
@@ -162,18 +162,18 @@ def test_a_source_more_does_not_change_the_others(sources: dict[str, Source]) ->
 
 def test_states_that_do_not_belong_together(sources: dict[str, Source]) -> None:
     ranks = [make(sources, rank=rank, ranks=2) for rank in range(2)]
-    with pytest.raises(ValueError, match=r"the state is of rank\(s\) \[0\] of 2; give what merge_states makes"):
+    with pytest.raises(ValueError, match=r"\[0\] of 2.*merge_states"):
         make(sources, state=ranks[0].state())
     next(ranks[1])
-    with pytest.raises(ValueError, match="not taken after as many items"):
+    with pytest.raises(ValueError, match="items"):
         make(sources, state=stored(*ranks))
-    with pytest.raises(ValueError, match="the states of 2 ranks are not of one run"):
+    with pytest.raises(ValueError, match="2 ranks"):
         merge_states([ranks[0].state(), make(sources).state()])
 
 
 @pytest.mark.parametrize("options", [{"seed": -1}, {"workers": -1}, {"rank": 2, "ranks": 2}])
 def test_settings_that_cannot_be(sources: dict[str, Source], options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected one source at least, nothing negative"):
+    with pytest.raises(ValueError, match="negative"):
         make(sources, **options)
 
 
@@ -217,10 +217,10 @@ def test_a_source_of_which_nothing_can_be_used(sources: dict[str, Source], worke
             raise Rejected("never good enough")
 
     loader = make(sources | {"strict": Strict(shards=sources["a"].shards, batch_size=1)}, workers)
-    with pytest.raises(ValueError, match=r"^the source 'strict' gave no document in .*never good enough: \d+") as error:
+    with pytest.raises(ValueError, match=r"'strict'.*never good enough: \d+") as error:
         next(loader)
     assert "Traceback" not in str(error.value)
-    with pytest.raises(ValueError, match="the loader is closed"):
+    with pytest.raises(ValueError, match="closed"):
         next(loader)
 
 
@@ -230,7 +230,7 @@ def test_a_mistake_in_a_source_is_not_a_damaged_document(sources: dict[str, Sour
         def document(self, record: Record, rng: np.random.Generator) -> Document:
             raise ImportError("needs scipy")
 
-    with pytest.raises(ImportError, match="needs scipy"):
+    with pytest.raises(ImportError, match="scipy"):
         next(make({"x": Unfinished(shards=sources["a"].shards, batch_size=1)}, workers))
 
 
@@ -253,7 +253,7 @@ def test_a_killed_worker_is_an_error_that_says_so(sources: dict[str, Source]) ->
     next(loader)
     victim = sorted(children() - before)[0]
     os.kill(victim, signal.SIGKILL)
-    with pytest.raises(WorkerDied, match=rf"worker {victim} was killed by SIGKILL.*memory may have run out"):
+    with pytest.raises(WorkerDied, match=rf"worker {victim} .*SIGKILL.*memory"):
         list(loader)
     wait_until(lambda: not children() - before)
 
@@ -273,7 +273,7 @@ def test_a_death_in_the_middle_of_a_batch_is_an_error_that_says_so(
     loader = make(sources, 2)
     victim = sorted(children() - before)[1]
     real, loader._iterator = loader._iterator, Broken()  # ty: ignore[invalid-assignment]
-    with pytest.raises(WorkerDied, match=rf"worker {victim} was killed by SIGKILL"):
+    with pytest.raises(WorkerDied, match=rf"worker {victim} .*SIGKILL"):
         next(loader)
     del real
 

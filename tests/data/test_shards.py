@@ -84,12 +84,12 @@ def test_of_a_range_some_may_be_missing_but_not_all(tmp_path: Path) -> None:
 def test_what_is_not_found_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'.*\*\.tar' matches nothing in '.*nowhere', which does not exist"):
         expand([str(tmp_path / "nowhere" / "*.tar")])
-    with pytest.raises(ValueError, match="no shards are given"):
+    with pytest.raises(ValueError, match="no shards"):
         expand([])
-    with pytest.raises(ValueError, match="runs backwards"):
+    with pytest.raises(ValueError, match="backwards"):
         expand("memory://x/{3..1}.tar")
     written(tmp_path / "tars" / "0.tar", b"")
-    with pytest.raises(ValueError, match=r"holds no images; for the tars in it give '.*/tars/\*\.tar'"):
+    with pytest.raises(ValueError, match=r"no images.*'.*/tars/\*\.tar'"):
         expand(str(tmp_path / "tars"))
 
 
@@ -105,7 +105,7 @@ def test_a_protocol_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(ValueError, match="protocol 'gopher', which fsspec does not know"):
+    with pytest.raises(ValueError, match=r"'gopher'.*fsspec"):
         expand("gopher://x/0.tar")
 
 
@@ -426,11 +426,11 @@ def test_lines_in_upper_case_and_by_their_other_name(tmp_path: Path) -> None:
 
 def test_a_damaged_table_is_refused_before_training(tmp_path: Path) -> None:
     shard = written(tmp_path / "x.csv", b"image,text\na.jpg,a dog, two cats\n")
-    with pytest.raises(ValueError, match=r"x\.csv, line 2 has 3 values for the 2 columns image,text"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 2.*3 .*2 .*image,text"):
         expand(shard)
     assert keys(shard) == ["damaged table"]
     shard = written(tmp_path / "y.csv", b"picture,words\na.jpg,a dog\n")
-    with pytest.raises(ValueError, match=r"y\.csv, line 2 has the columns picture,words; expected image,text"):
+    with pytest.raises(ValueError, match=r"y\.csv, line 2.*picture,words.*image,text"):
         expand(shard)
 
 

@@ -212,7 +212,7 @@ def test_a_pass_without_a_document_ends_it(
     shards: list[str], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = stream(shards, **options)
-    with pytest.raises(NoDocuments, match=r"'lines' gave no document in a whole pass over its 5 shard\(s\), such as "):
+    with pytest.raises(NoDocuments, match=r"'lines'.* 5 shard"):
         exhaust(given)
     assert given.drops["bad"] >= streaming.LEAST_DROPPED
     # Of a larger source it is the pass: for each shard as often as there are records.
@@ -225,19 +225,19 @@ def test_a_pass_without_a_document_ends_it(
 
 
 def test_the_end_tells_why(shards: list[str]) -> None:
-    with pytest.raises(NoDocuments, match=r"dropped: bad: 200 \(the last error: error 200\); check that"):
+    with pytest.raises(NoDocuments, match=r"bad: 200 .*error 200"):
         exhaust(stream(shards, shuffle=0))
 
 
 def test_missing_shards_end_it_too(tmp_path: Path) -> None:
     shards = [str(tmp_path / f"{n}.tar") for n in range(3)]
-    with pytest.raises(NoDocuments, match=r"dropped: shard cannot be read: FileNotFoundError: 3;"):
+    with pytest.raises(NoDocuments, match=r"FileNotFoundError: 3\b"):
         next(stream(shards))
 
 
 def test_many_unreadable_shards_in_a_row_end_it(tmp_path: Path, shards: list[str]) -> None:
     gone = [str(tmp_path / f"{n}.tar") for n in range(5000)]
-    with pytest.raises(NoDocuments, match="gave no document in 100 shards in a row"):
+    with pytest.raises(NoDocuments, match="100 shards"):
         draw(stream([*shards, *gone]), 1000)
 
 
@@ -258,7 +258,7 @@ def test_few_good_records_are_enough(shards: list[str], options: dict[str, Any],
 
 def test_a_long_row_of_drops_ends_it(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "MOST_DROPPED", 12)
-    with pytest.raises(NoDocuments, match="in 12 records in a row"):
+    with pytest.raises(NoDocuments, match="12 records"):
         exhaust(stream(shards))
 
 

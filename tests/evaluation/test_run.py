@@ -211,7 +211,7 @@ def test_what_utf8_cannot_write_is_kept(tasks, answers, tmp_path):
 def test_a_query_without_an_answer_among_others_is_named(tasks, tmp_path):
     queries = [tasks[0].queries[0], dataclasses.replace(tasks[0].queries[1], references=())]
     task = dataclasses.replace(tasks[0], queries=queries)
-    with pytest.raises(ValueError, match=f"1 of 2 queries have no answer.*{queries[1].id!r}"):
+    with pytest.raises(ValueError, match=f"1 of 2 .*{queries[1].id!r}"):
         Settings(tmp_path, shots=(2,)).check([task])
     without = dataclasses.replace(task, queries=queries[1:])
     Settings(tmp_path, shots=(2,)).check([without])  # a test split
@@ -220,7 +220,7 @@ def test_a_query_without_an_answer_among_others_is_named(tasks, tmp_path):
 def test_a_querys_own_images_do_not_count_as_demonstrations(tasks, tmp_path):
     task = dataclasses.replace(tasks[0], support=tasks[0].queries)
     number = len(task.queries)
-    with pytest.raises(ValueError, match=f"has {number - 1} demonstrations.*and {number} shots"):
+    with pytest.raises(ValueError, match=f"{number - 1} demonstrations.*{number} shots"):
         Settings(tmp_path, shots=(number,)).check([task])
     Settings(tmp_path, shots=(number - 1,)).check([task])
 
@@ -228,14 +228,14 @@ def test_a_querys_own_images_do_not_count_as_demonstrations(tasks, tmp_path):
 def test_a_damaged_run_is_named(tasks, answers, tmp_path):
     asked(tasks[:1], answers, tmp_path, shots=(2,))
     (tmp_path / "run.json").write_text('{"model":', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json.*damaged"):
         asked(tasks[:1], answers, tmp_path, shots=(2,))
 
 
 def test_another_model_is_refused(tasks, answers, tmp_path):
     asked(tasks[:1], answers, tmp_path, shots=(2,))
     about = {**ABOUT, "model": {"fingerprint": "other"}}
-    with pytest.raises(ValueError, match="another model: fingerprint: 'f' there, 'other' now"):
+    with pytest.raises(ValueError, match=r"fingerprint.*'f'.*'other'"):
         run.evaluate(tasks[:1], answers, Settings(tmp_path, shots=(2,)), about)
 
 
@@ -243,7 +243,7 @@ def test_other_data_are_refused(tasks, answers, tmp_path):
     asked(tasks[:1], answers, tmp_path, shots=(2,))
     (tmp_path / "captions/2-random-0/score.json").unlink()
     fewer = dataclasses.replace(tasks[0], queries=tasks[0].queries[:5])
-    with pytest.raises(ValueError, match="9 predictions for 5 queries"):
+    with pytest.raises(ValueError, match=r"9 .*5 "):
         asked([fewer], answers, tmp_path, shots=(2,))
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_line_is_named(tasks, answers, tmp_path):
     (folder / "predictions.jsonl").write_text(
         "\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n", encoding="utf-8"
     )
-    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 4 is not JSON"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 4"):
         asked(tasks[:1], answers, tmp_path, shots=(2,))
 
 
@@ -272,7 +272,7 @@ def test_demonstrations_go_before_the_query_is_cut(tasks, answers, tmp_path, mon
     score = json.loads((tmp_path / "captions/8-random-0/score.json").read_text(encoding="utf-8"))
     assert score["dropped"] == sum(row["dropped"] for row in rows(tmp_path)["captions/8-random-0"])
     monkeypatch.setattr(answers, "context", 5)
-    with pytest.raises(ValueError, match="query 'q0' alone has"):
+    with pytest.raises(ValueError, match="query 'q0'"):
         asked([task], answers, tmp_path / "short", shots=(2,))
 
 
@@ -302,7 +302,7 @@ def test_labels_without_numbers_are_refused(tasks, answers, tmp_path, monkeypatc
 def test_a_curve_of_one_label_is_refused_beforehand(tasks, tmp_path):
     task = dataclasses.replace(tasks[1], metric=metrics.roc_auc("yes", tasks[1].labels))
     Settings(tmp_path, shots=(2,)).check([task])
-    with pytest.raises(ValueError, match=r"questions: all queries .* have the label 'yes'"):
+    with pytest.raises(ValueError, match=r"questions.*label 'yes'"):
         Settings(tmp_path, shots=(2,)).check([dataclasses.replace(task, queries=task.queries[::2])])
 
 
@@ -349,9 +349,9 @@ def rows_of(file: Path, loads) -> list[dict]:
 
 
 def test_too_many_shots_are_told_beforehand(tasks, tmp_path):
-    with pytest.raises(ValueError, match="captions has 12 demonstrations to choose from, and 32 shots"):
+    with pytest.raises(ValueError, match=r"captions.*12 .*32 "):
         Settings(tmp_path).check(tasks)
-    with pytest.raises(ValueError, match="balanced by label need labels"):
+    with pytest.raises(ValueError, match="labels"):
         Settings(tmp_path, shots=(4,), modes=("balanced",)).check(tasks)
 
 

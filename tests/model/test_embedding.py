@@ -119,5 +119,5 @@ def test_timm_is_what_its_classifier_sees(name):
 
 def test_wrong_pixels_are_refused(tmp_path):
     tower = VisionTower.from_pretrained(saved(CLIPVisionModel(CLIPVisionConfig(**SIZED)), tmp_path))
-    with pytest.raises(ValueError, match="images are 48x48 pixels; expected 32x32"):
+    with pytest.raises(ValueError, match=r"48x48.*32x32"):
         tower.embed(pixels(1, side=48))

@@ -45,7 +45,7 @@ def test_an_ambiguous_model_says_what_to_pass():
     with pytest.raises(ValueError, match=r"model\.layers \(3\), model\.shadows \(3\).*decoder_layers"):
         find_decoder_layers(model)
     assert find_decoder_layers(model, "model.layers")[1] is model.model.layers
-    with pytest.raises(ValueError, match=r"no list of layers called 'model\.h'; it has model\.layers"):
+    with pytest.raises(ValueError, match=r"'model\.h'.*model\.layers"):
         find_decoder_layers(model, "model.h")
 
 

@@ -258,19 +258,19 @@ def test_autocast_and_length_beyond_training():
         mixed = model(rows).logits
     assert mixed.dtype == torch.bfloat16
     torch.testing.assert_close(mixed.float(), exact, atol=0.2, rtol=0.1)
-    with pytest.raises(ValueError, match="12 tokens, but learned positions for 8"):
+    with pytest.raises(ValueError, match=r"12 .*8"):
         build(max_seq_len=8, alibi=False)(rows)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"prefix_lm": True}, "prefix_lm=true is not supported"),
-        ({"attn_uses_sequence_id": True}, "attn_uses_sequence_id=true is not supported"),
-        ({"tie_word_embeddings": False}, "head is its embedding"),
-        ({"n_heads": 5}, "d_model=32 is not a multiple of n_heads=5"),
-        ({"logit_scale": "sqrt"}, "expected a number, null or 'inv_sqrt_d_model'"),
-        ({"embedding_fraction": 0}, "expected 0 < fraction <= 1"),
+        ({"prefix_lm": True}, "prefix_lm"),
+        ({"attn_uses_sequence_id": True}, "attn_uses_sequence_id"),
+        ({"tie_word_embeddings": False}, "embedding"),
+        ({"n_heads": 5}, "d_model=32.*n_heads=5"),
+        ({"logit_scale": "sqrt"}, "inv_sqrt_d_model"),
+        ({"embedding_fraction": 0}, "fraction"),
     ],
 )
 def test_unsupported_configurations_are_refused(changes, message):
@@ -281,7 +281,7 @@ def test_unsupported_configurations_are_refused(changes, message):
 def test_bad_calls_are_refused():
     model, rows = build(), ids(2, 4)
     cache = model(rows).past_key_values
-    with pytest.raises(ValueError, match=r"attention_mask is \(2, 1\); expected \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"attention_mask.*\(2, 1\).*\(2, 5\)"):
         model(rows[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+    with pytest.raises(ValueError, match=r"input_ids.*inputs_embeds"):
         model()

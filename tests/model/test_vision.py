@@ -70,7 +70,7 @@ def test_directories_written_by_older_transformers_load(tmp_path):
     assert torch.equal(VisionTower.from_pretrained(name)(pixels()), model(pixels()).last_hidden_state[:, 1:])
     del weights["encoder.layers.1.mlp.fc1.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights are not in its files, among them encoder\.layers\.1\.mlp\.fc1"):
+    with pytest.raises(ValueError, match=r"encoder\.layers\.1\.mlp\.fc1"):
         VisionTower.from_pretrained(name)
 
 
@@ -182,21 +182,21 @@ def test_openai_weights_have_quick_gelu_whatever_their_config_says(tmp_path, mon
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda d: tower_spec("ViT-L-14"), "pretrained='openai' or another tag"),
-        (lambda d: tower_spec("x", library="torchvision"), "expected one of transformers, openclip, timm"),
-        (lambda d: tower_spec(d, "openai", library="transformers"), "leave it out for a directory"),
-        (lambda d: VisionTower.from_config({"library": None}), "and a name or a config"),
+        (lambda d: tower_spec("ViT-L-14"), "pretrained='openai'"),
+        (lambda d: tower_spec("x", library="torchvision"), "transformers, openclip, timm"),
+        (lambda d: tower_spec(d, "openai", library="transformers"), "directory"),
+        (lambda d: VisionTower.from_config({"library": None}), "name or a config"),
         (
             lambda d: VisionTower.from_config({"library": "transformers", "config": {"model_type": "bert"}}),
-            "model type 'bert' is not supported; expected one of clip_vision_model",
+            "'bert'.*clip_vision_model",
         ),
         (
             lambda d: VisionTower.from_pretrained(d)(pixels(1, side=48)),
-            "images are 48x48 pixels; expected 32x32",
+            "48x48.*32x32",
         ),
         (
             lambda d: VisionTower.from_pretrained(d)(pixels()[0]),
-            r"pixels are \(3, 32, 32\); expected \(images",
+            r"\(3, 32, 32\).*\(images",
         ),
     ],
 )

@@ -55,7 +55,7 @@ def test_shards_are_read_by_any_other_division(tmp_path: Path) -> None:
     files.read_tensors(tmp_path, states, {"w": into})
     assert torch.equal(into, whole) and files.shapes(states) == {"w": (7, 5)}
     del states[1]["tensors"]["w"]
-    with pytest.raises(Damaged, match="w is not in it, or not all of it"):
+    with pytest.raises(Damaged, match=r"\bw\b"):
         files.read_tensors(tmp_path, states, {"w": into})
 
 
@@ -81,10 +81,10 @@ def test_a_directory_that_names_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("{}", encoding="utf-8")
     entries = {"../secret.json": {"bytes": 2, "crc32": 0}, "rank-0.json": content["files"]["rank-0.json"]}
     files.write_manifest(tmp_path / "step", {"step": 4, "ranks": 1}, entries)
-    with pytest.raises(Damaged, match=r"does not list rank-0\.safetensors"):
+    with pytest.raises(Damaged, match=r"rank-0\.safetensors"):
         files.read_manifest(tmp_path / "step")
     files.write_manifest(tmp_path / "step", {"step": 4, "ranks": 10**12}, entries)
-    with pytest.raises(Damaged, match="two files for each"):
+    with pytest.raises(Damaged, match="two files"):
         files.read_manifest(tmp_path / "step")
 
 

@@ -134,9 +134,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
         return write(folder, *args)
 
     monkeypatch.setattr(checkpoint_files, "write_share", full)
-    with pytest.raises(
-        OSError, match=r"step 4 could not be written .*rank-0.*No space left.*last good one is of step 2"
-    ):
+    with pytest.raises(OSError, match=r"step 4.*rank-0.*No space left.*step 2"):
         train(run(20, checkpoint_every=2))
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
@@ -162,7 +160,7 @@ def test_a_full_disk_names_the_file(run, tmp_path, monkeypatch, file):
     else:
         move = os.replace
         monkeypatch.setattr(os, "replace", lambda *a: no_space() if str(a[1]).endswith(f"run/{file}") else move(*a))
-    with pytest.raises(OSError, match=rf"run/{re.escape(file)}: No space left on device; free space there"):
+    with pytest.raises(OSError, match=rf"run/{re.escape(file)}.*No space left"):
         train(run(2))
     monkeypatch.undo()
     train(run(2))
@@ -185,7 +183,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(run, tmp_path):
         content = bytearray(file.read_bytes())
         content[-5] ^= 4
         file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"step-00000008 is damaged: rank-0\.safetensors has changed.*after step 4"):
+    with pytest.warns(UserWarning, match=r"step-00000008.*rank-0\.safetensors.*step 4"):
         train(whole)
     assert losses(tmp_path / "run") == expected
     kept = sorted(p.name for p in checkpoints.iterdir())
@@ -203,7 +201,7 @@ def test_a_run_directory_from_somebody_else_writes_to_no_other_file(run, tmp_pat
         file.symlink_to(other)
     else:
         os.mkfifo(file)
-    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is {kind}; remove it"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{kind}"):
         train(run(2))
     assert other.read_text(encoding="utf-8") == "mine"
 
@@ -233,12 +231,12 @@ def test_a_run_directory_from_somebody_else_runs_no_code(run, tmp_path):
     (good / ".metadata").write_bytes(pickle.dumps(Malicious()))
     for name in ("held_out.json", ".run-id", "training.json", "log.jsonl"):
         (tmp_path / "run" / name).write_bytes(pickle.dumps(Malicious()))
-    with pytest.warns(UserWarning, match=r"step-00000009 is damaged: it was written by an earlier version"):
+    with pytest.warns(UserWarning, match=r"step-00000009.*earlier version"):
         train(run(4))
     shutil.rmtree(good)
     shutil.rmtree(good.with_name("step-00000004"))
     good.with_name("step-00000009.damaged").rename(given)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*earlier version.*another output="):
+    with pytest.raises(ValueError, match=r"earlier version.*output="):
         train(run(4))
     assert not trap.exists()
 
@@ -253,7 +251,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):
         model.resampler.latents = torch.nn.Parameter(torch.zeros(7, model.resampler.latents.shape[1]))
         return model, processor
 
-    with pytest.raises(ValueError, match=r"another model: it has model\.resampler\.latents as \(4, 32\)"):
+    with pytest.raises(ValueError, match=r"model\.resampler\.latents.*\(4, 32\)"):
         train(replace(other, build=wider))
 
 
@@ -266,9 +264,7 @@ def test_a_checkpoint_of_another_language_model_is_refused(run, tmp_path):
         model.config.language = "somewhere/another-model"
         return model, processor
 
-    with pytest.raises(
-        ValueError, match=r"another model: of .*'language': 'language'.*'another-model'.*another output="
-    ):
+    with pytest.raises(ValueError, match=r"'language': 'language'.*'another-model'.*output="):
         train(replace(run(4), build=other))
 
 

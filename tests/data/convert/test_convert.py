@@ -170,7 +170,7 @@ def test_a_stopped_conversion_goes_on(mmc4: Path) -> None:
     assert counts["documents"] == 2
     assert tars[1].read_bytes() == whole[tars[1].name]
     assert tars[0].read_bytes() == b"left alone"
-    with pytest.raises(ValueError, match="per_shard=2 instead of 3"):
+    with pytest.raises(ValueError, match=r"per_shard=2.*3"):
         converted(mmc4, per_shard=3)
 
 
@@ -234,7 +234,7 @@ def test_pages_that_come_with_their_images(mmc4: Path) -> None:
 def test_two_zips_of_one_name(mmc4: Path) -> None:
     (mmc4 / "more").mkdir()
     other = zipped(mmc4 / "more/docs_no_face_shard_7_v2.jsonl.zip", page("dd.jpg"))
-    with pytest.raises(ValueError, match="two zips have the name docs_no_face_shard_7_v2"):
+    with pytest.raises(ValueError, match="docs_no_face_shard_7_v2"):
         convert_mmc4([str(mmc4 / other.name), str(other)], mmc4 / "images", mmc4 / "tars")
 
 

@@ -62,9 +62,9 @@ def test_order_and_kind_of_ids_do_not_matter() -> None:
     "references, predictions, message",
     [
         ({}, {}, "no image"),
-        ({1: ["a"], 2: ["b"]}, {1: "a", 3: "c"}, r"without a prediction: 1 \[2\]; without references: 1 \[3\]"),
-        ({1: ["a"], 2: []}, {1: "a", 2: "b"}, "2 has no reference"),
-        ({1: "a"}, {1: "a"}, "one string; give a list"),
+        ({1: ["a"], 2: ["b"]}, {1: "a", 3: "c"}, r"\[2\].*\[3\]"),
+        ({1: ["a"], 2: []}, {1: "a", 2: "b"}, "2.*reference"),
+        ({1: "a"}, {1: "a"}, "list"),
     ],
 )
 def test_bad_input(references: dict, predictions: dict, message: str) -> None:

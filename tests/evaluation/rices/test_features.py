@@ -160,7 +160,7 @@ def test_features_that_are_not_finite_are_refused_with_their_file(tmp_path, enco
         tensors["features"][3, 5] = wrong
         save_file(tensors, part)
         found = build(images, encoder, tmp_path)
-        with pytest.raises(ValueError, match=rf"{part.name} is damaged .*not finite.* delete it"):
+        with pytest.raises(ValueError, match=rf"{part.name}.*not finite"):
             found.take(found.rows(images))
 
 
@@ -173,7 +173,7 @@ def test_a_part_whose_tensors_do_not_fit_is_named(tmp_path, encoder, images, nam
     tensors = load_file(part)
     tensors[name] = tensors[name][:-1].clone() if wrong == "short" else tensors[name].flatten()
     save_file(tensors, part)
-    with pytest.raises(ValueError, match=rf"{part.name} is damaged"):
+    with pytest.raises(ValueError, match=rf"{part.name}.*damaged"):
         build(images, encoder, tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_a_tower_that_computes_no_numbers_is_refused(tmp_path, tower, images):
     encoder = Encoder.open(tower)
     with torch.no_grad():
         encoder.tower.model.post_layernorm.bias[3] = float("nan")
-    with pytest.raises(ValueError, match=r"00\.png: the tower .* not finite"):
+    with pytest.raises(ValueError, match=r"00\.png.*not finite"):
         build(images, encoder, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -285,7 +285,7 @@ def test_a_damaged_part_is_named(tmp_path, encoder, images):
     build(images, encoder, tmp_path)
     (part,) = tmp_path.rglob("*.safetensors")
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"{part.name} is damaged .* delete it"):
+    with pytest.raises(ValueError, match=rf"{part.name}.*damaged"):
         build(images, encoder, tmp_path)
     part.unlink()
     assert build(images, encoder, tmp_path).rows(images).min() == 0

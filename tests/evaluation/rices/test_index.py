@@ -169,17 +169,17 @@ def test_mistakes_name_the_query():
     rows = unit(np.eye(4))
     images = {"a": 0, "b": 1, "q": 3, "bad": -1}
     found = features(rows, images)
-    with pytest.raises(ValueError, match=r"toy, query 'q1': 2 demonstrations .* has 2 different images, its own among"):
+    with pytest.raises(ValueError, match=r"toy, query 'q1'.*2 demonstrations.* 2 "):
         shots.select(task(["a", "b", "bad", "a"], ["q", "b"]), 2, "rices", features=found)
-    with pytest.raises(ValueError, match=r"query 'q0': 3 demonstrations .* has 2 different images; ask for fewer"):
+    with pytest.raises(ValueError, match=r"query 'q0'.*3 demonstrations.* 2 "):
         shots.select(task(["a", "b", "a"], ["q"]), 3, "rices", features=found)
-    with pytest.raises(ValueError, match=r"has 4 examples, its own among them; ask for fewer"):
+    with pytest.raises(ValueError, match=r" 4 examples"):
         shots.select(task(["a", "b", "a", "a"], ["a"]), 2, "rices", protocol="openflamingo", features=found)
-    with pytest.raises(ValueError, match="query 'q1': bad is damaged"):
+    with pytest.raises(ValueError, match=r"query 'q1'.*bad"):
         shots.select(task(["a", "b"], ["q", "bad"]), 1, "rices", features=found)
-    with pytest.raises(ValueError, match="unheard of has no feature"):
+    with pytest.raises(ValueError, match="unheard of"):
         shots.select(task(["a", "unheard of"], ["q"]), 1, "rices", features=found)
-    with pytest.raises(ValueError, match="need features of the images"):
+    with pytest.raises(ValueError, match="features"):
         shots.select(task(["a"], ["q"]), 1, "rices")
 
 

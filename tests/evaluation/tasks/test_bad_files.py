@@ -1,6 +1,4 @@
-"""Bad files, in one table: what is spoiled, and the message, which names the file and the item. No model is near."""
-
-import re
+"""Bad files, in one table: what is spoiled, and what the message must name: the file and the item."""
 
 import pytest
 
@@ -11,52 +9,52 @@ TABLE = []
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
 
 
-def case(task, error, message, **options):
-    """`spoil` gets the task's folder; `message` is the error's whole text, `…` for any."""
+def case(task, error, *values, **options):
+    """`spoil` gets the task's folder; each of `values` is in the error's message."""
 
     def add(spoil):
-        pattern = ".*".join(map(re.escape, message.split("…")))
-        TABLE.append(pytest.param(task, spoil, options, error, f"(?s)^{pattern}$", id=spoil.__name__.strip("_")))
+        TABLE.append(pytest.param(task, spoil, options, error, values, id=spoil.__name__.strip("_")))
         return spoil
 
     return add
 
 
-@pytest.mark.parametrize("task, spoil, options, error, pattern", TABLE)
-def test_message(task, spoil, options, error, pattern, tmp_path):
+@pytest.mark.parametrize("task, spoil, options, error, values", TABLE)
+def test_message(task, spoil, options, error, values, tmp_path):
     name = task.partition(":")[0]
     if name in WRITE:
         WRITE[name](tmp_path / name)
     spoil(tmp_path / name)
     with pytest.raises(error) as refused:
         open_task(task, tmp_path, **options)
-    assert re.match(pattern, str(refused.value)), str(refused.value)
+    missing = [value for value in values if value.lower() not in str(refused.value).lower()]
+    assert not missing, str(refused.value)
 
 
 # ---- names and files ------------------------------------------------------------------------------------------------
 
 
-@case("cocoa", ValueError, "there is no task 'cocoa'. Did you mean coco? There are coco, …, imagenet")
+@case("cocoa", ValueError, "'cocoa'", "coco", "imagenet")
 def unknown_task(folder):
     pass
 
 
-@case("vqav2:dev", ValueError, "vqav2 has no split 'dev'; there is vqav2, and vqav2:test-dev, vqav2:test")
+@case("vqav2:dev", ValueError, "vqav2", "'dev'", "vqav2:test-dev")
 def unknown_split(folder):
     pass
 
 
-@case("coco", ValueError, "protocol='paper': expected 'papers' or 'openflamingo'", protocol="paper")
+@case("coco", ValueError, "protocol='paper'", "'papers'", "'openflamingo'", protocol="paper")
 def unknown_protocol(folder):
     pass
 
 
-@case("coco", ValueError, "coco reads no 'json'; its files are karpathy, train_images, images", files={"json": "a"})
+@case("coco", ValueError, "coco", "'json'", "karpathy, train_images, images", files={"json": "a"})
 def unknown_file_name(folder):
     pass
 
 
-@case("coco", ValueError, "coco.images is empty; expected the path of a folder", files={"images": ""})
+@case("coco", ValueError, "coco.images", "empty", files={"images": ""})
 def empty_path(folder):
     pass
 
@@ -64,35 +62,35 @@ def empty_path(folder):
 @case(
     "vqav2",
     FileNotFoundError,
-    "VQAv2 needs what is not there:\n"
-    "  …/vqav2/train2014: expected a folder; if it lies elsewhere, --file vqav2.train_images=PATH\n"
-    f"  …/{QUESTIONS}: expected a file; if it lies elsewhere, --file vqav2.questions=PATH",
+    "VQAv2",
+    "/vqav2/train2014",
+    "--file vqav2.train_images=PATH",
+    f"/{QUESTIONS}",
+    "--file vqav2.questions=PATH",
 )
 def missing_files_all_at_once(folder):
     (folder / "train2014").rename(folder / "pictures")
     (folder / QUESTIONS).unlink()
 
 
-@case("textvqa", FileNotFoundError, "…TextVQA_0.5.1_val.json or val_questions_vqa_format.json: expected a file…")
+@case("textvqa", FileNotFoundError, "TextVQA_0.5.1_val.json", "val_questions_vqa_format.json")
 def missing_file_of_two_formats(folder):
     (folder / "TextVQA_0.5.1_val.json").unlink()
 
 
-@case("coco", FileNotFoundError, "…dataset_coco.json is not one: expected a file;…")
+@case("coco", FileNotFoundError, "dataset_coco.json", "file")
 def folder_for_a_file(folder):
     (folder / "dataset_coco.json").unlink()
     (folder / "dataset_coco.json").mkdir()
 
 
-@case("coco", FileNotFoundError, "…val2014 is not one: expected a folder;…coco.images=PATH")
+@case("coco", FileNotFoundError, "val2014", "folder", "coco.images=PATH")
 def file_for_a_folder(folder):
     (folder / "val2014").rename(folder / "moved")
     put(folder / "val2014", "")
 
 
-@case(
-    "coco", FileNotFoundError, "…nowhere.json: expected a file…coco.karpathy=PATH", files={"karpathy": "nowhere.json"}
-)
+@case("coco", FileNotFoundError, "nowhere.json", "coco.karpathy=PATH", files={"karpathy": "nowhere.json"})
 def missing_file_that_was_given(folder):
     pass
 
@@ -100,22 +98,22 @@ def missing_file_that_was_given(folder):
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
-@case("coco", ValueError, "…/dataset_coco.json, line 2, column 3 is not JSON: …")
+@case("coco", ValueError, "dataset_coco.json, line 2, column 3", "JSON")
 def wrong_json(folder):
     put(folder / "dataset_coco.json", '{"images": [\n  oops]}')
 
 
-@case("coco", ValueError, "…/dataset_coco.json, line 1, column 1 is not JSON: …")
+@case("coco", ValueError, "dataset_coco.json, line 1", "JSON")
 def empty_file(folder):
     put(folder / "dataset_coco.json", "")
 
 
-@case("coco", ValueError, "…/dataset_coco.json, line 1 is not UTF-8 text: …")
+@case("coco", ValueError, "dataset_coco.json, line 1", "UTF-8")
 def not_text(folder):
     (folder / "dataset_coco.json").write_bytes(b"\xff\xd8\xff")
 
 
-@case("coco", ValueError, "…/dataset_coco.json is not JSON that can be read: …")
+@case("coco", ValueError, "dataset_coco.json", "JSON")
 def deep_json(folder):
     put(folder / "dataset_coco.json", "[" * 100_000)
 
@@ -123,48 +121,50 @@ def deep_json(folder):
 @case(
     "coco",
     ValueError,
-    "…dataset_coco.json holds a list; expected an object with the key 'images'; is it the right file?",
+    "dataset_coco.json",
+    "list",
+    "'images'",
 )
 def list_for_an_object(folder):
     put(folder / "dataset_coco.json", [])
 
 
-@case("vqav2", ValueError, f"…{QUESTIONS} holds the keys annotations; expected an object with the key 'questions'; …")
+@case("vqav2", ValueError, f"{QUESTIONS}", "annotations", "'questions'")
 def files_mixed_up(folder):
     (folder / QUESTIONS).write_text((folder / ANNOTATIONS).read_text(encoding="utf-8"), encoding="utf-8")
 
 
-@case("vqav2", ValueError, f"…{ANNOTATIONS}, annotations is an object; expected a list")
+@case("vqav2", ValueError, f"{ANNOTATIONS}", "annotations", "list")
 def object_for_a_list(folder):
     put(folder / ANNOTATIONS, {"annotations": {}})
 
 
-@case("coco", ValueError, "…dataset_coco.json, images[1] is a text ('oops'); expected an object")
+@case("coco", ValueError, "dataset_coco.json", "images[1]", "'oops'")
 def text_for_an_object(folder):
     change(folder / "dataset_coco.json", lambda content: content["images"].__setitem__(1, "oops"))
 
 
-@case("coco", ValueError, "…dataset_coco.json, images[0] has no 'cocoid'; it has filename, split, sentences, filepath")
+@case("coco", ValueError, "dataset_coco.json", "images[0]", "'cocoid'")
 def missing_key(folder):
     change(folder / "dataset_coco.json", lambda content: content["images"][0].pop("cocoid"))
 
 
-@case("vqav2", ValueError, f"…{QUESTIONS}, questions[0]: question is null; expected a text")
+@case("vqav2", ValueError, f"{QUESTIONS}, questions[0]", "question", "null")
 def null_for_a_text(folder):
     change(folder / QUESTIONS, lambda content: content["questions"][0].update(question=None))
 
 
-@case("vqav2", ValueError, f"…{QUESTIONS}, questions[0]: question_id is true or false (True); expected…")
+@case("vqav2", ValueError, f"{QUESTIONS}, questions[0]", "question_id", "True")
 def truth_for_an_id(folder):
     change(folder / QUESTIONS, lambda content: content["questions"][0].update(question_id=True))
 
 
-@case("hateful_memes", ValueError, "…/train.jsonl, line 2, column 1 is not JSON: …")
+@case("hateful_memes", ValueError, "train.jsonl, line 2", "JSON")
 def wrong_json_line(folder):
     put(folder / "train.jsonl", '{"id": 1, "img": "img/00001.png", "label": 0, "text": "a"}\noops\n')
 
 
-@case("hateful_memes", ValueError, "…/train.jsonl, line 1 is a list; expected an object")
+@case("hateful_memes", ValueError, "train.jsonl, line 1", "list")
 def list_for_a_line(folder):
     put(folder / "train.jsonl", "[]")
 
@@ -172,60 +172,60 @@ def list_for_a_line(folder):
 # ---- items ----------------------------------------------------------------------------------------------------------
 
 
-@case("coco", ValueError, "…dataset_coco.json holds nothing to read for the split 'test'; is it the right file?")
+@case("coco", ValueError, "dataset_coco.json", "'test'")
 def empty_split(folder):
     change(
         folder / "dataset_coco.json", lambda c: c.update(images=[one for one in c["images"] if one["split"] != "test"])
     )
 
 
-@case("vqav2", ValueError, f"…{QUESTIONS} holds nothing to read for the split 'test'; is it the right file?")
+@case("vqav2", ValueError, f"{QUESTIONS}", "'test'")
 def no_questions(folder):
     put(folder / QUESTIONS, {"questions": []})
     put(folder / ANNOTATIONS, {"annotations": []})
 
 
-@case("coco", ValueError, "…dataset_coco.json, test: the id 4 is there twice; remove one of the two")
+@case("coco", ValueError, "dataset_coco.json", "test", "id 4")
 def same_image_twice(folder):
     change(folder / "dataset_coco.json", lambda content: content["images"].append(content["images"][3]))
 
 
-@case("vqav2", ValueError, f"…{QUESTIONS}, questions[2]: the question 5 is there twice; remove one of the two")
+@case("vqav2", ValueError, f"{QUESTIONS}", "questions[2]", "question 5")
 def same_question_twice(folder):
     change(folder / QUESTIONS, lambda content: content["questions"].append(content["questions"][0]))
 
 
-@case("vqav2", ValueError, f"…{ANNOTATIONS}, annotations[2]: the question 6 is there twice; remove one of the two")
+@case("vqav2", ValueError, f"{ANNOTATIONS}", "annotations[2]", "question 6")
 def same_annotation_twice(folder):
     change(folder / ANNOTATIONS, lambda content: content["annotations"].append(content["annotations"][0]))
 
 
-@case("vqav2", ValueError, f"…{QUESTIONS}: question 6 has no annotation in …{ANNOTATIONS}; are the files of one split?")
+@case("vqav2", ValueError, f"{QUESTIONS}", "question 6", f"{ANNOTATIONS}")
 def question_without_annotation(folder):
     change(folder / ANNOTATIONS, lambda content: content["annotations"].pop(0))
 
 
-@case("vqav2", ValueError, f"…{ANNOTATIONS}: the annotation of question 6 has no question in …{QUESTIONS}; …")
+@case("vqav2", ValueError, f"{ANNOTATIONS}", "question 6", f"{QUESTIONS}")
 def annotation_without_question(folder):
     change(folder / QUESTIONS, lambda content: content["questions"].pop(1))
 
 
-@case("vqav2", ValueError, f"…{ANNOTATIONS}, annotations[0]: answers is empty; expected what annotators answered")
+@case("vqav2", ValueError, f"{ANNOTATIONS}, annotations[0]", "answers")
 def no_answers(folder):
     change(folder / ANNOTATIONS, lambda content: content["annotations"][0].update(answers=[]))
 
 
-@case("vqav2", ValueError, f"…{ANNOTATIONS}, annotations[0], answers[1] has no 'answer'; it has …")
+@case("vqav2", ValueError, f"{ANNOTATIONS}", "annotations[0], answers[1]", "'answer'")
 def answer_without_text(folder):
     change(folder / ANNOTATIONS, lambda content: content["annotations"][0]["answers"][1].pop("answer"))
 
 
-@case("textvqa", ValueError, "…TextVQA_0.5.1_val.json, data[0]: answers is []; expected a list of texts")
+@case("textvqa", ValueError, "TextVQA_0.5.1_val.json, data[0]", "answers")
 def no_answers_in_textvqa(folder):
     change(folder / "TextVQA_0.5.1_val.json", lambda content: content["data"][0].update(answers=[]))
 
 
-@case("textvqa", ValueError, "…TextVQA_0.5.1_train.json has no answers to show in demonstrations; …")
+@case("textvqa", ValueError, "TextVQA_0.5.1_train.json", "answers")
 def no_answers_to_show(folder):
     change(folder / "TextVQA_0.5.1_train.json", lambda content: content["data"][0].pop("answers"))
 
@@ -233,8 +233,9 @@ def no_answers_to_show(folder):
 @case(
     "vizwiz",
     ValueError,
-    "vizwiz: the queries have no answers to compare with. Give --file vizwiz.annotations=PATH, or no PATH to get "
-    "predictions alone, or ask for vizwiz:test",
+    "vizwiz",
+    "--file vizwiz.annotations=PATH",
+    "vizwiz:test",
 )
 def queries_without_answers(folder):
     (folder / "val.json").write_text(
@@ -242,32 +243,32 @@ def queries_without_answers(folder):
     )
 
 
-@case("hateful_memes", ValueError, "hateful_memes: the queries have no answers…as --file hateful_memes.queries=PATH")
+@case("hateful_memes", ValueError, "hateful_memes", "--file hateful_memes.queries=PATH")
 def memes_without_labels(folder):
     put(folder / "test_seen.jsonl", '{"id": 4, "img": "img/00004.png", "text": "a"}')
 
 
-@case("coco", ValueError, "…dataset_coco.json, images[0]: sentences holds no caption")
+@case("coco", ValueError, "dataset_coco.json, images[0]", "sentences")
 def no_captions(folder):
     change(folder / "dataset_coco.json", lambda content: content["images"][0].update(sentences=[{"raw": " "}]))
 
 
-@case("coco", ValueError, "…images[0]: filepath is 'train2017'; expected train2014 or val2014")
+@case("coco", ValueError, "images[0]", "filepath", "'train2017'", "train2014")
 def image_of_another_coco(folder):
     change(folder / "dataset_coco.json", lambda content: content["images"][0].update(filepath="train2017"))
 
 
-@case("hateful_memes", ValueError, "…/train.jsonl, line 1: label is 2; expected 0 (not hateful) or 1 (hateful)")
+@case("hateful_memes", ValueError, "train.jsonl, line 1", "label", "2")
 def label_of_two(folder):
     put(folder / "train.jsonl", '{"id": 1, "img": "img/00001.png", "label": 2, "text": "a"}')
 
 
-@case("hateful_memes", ValueError, "…/train.jsonl, line 1 has no 'label'; it has id, img, text")
+@case("hateful_memes", ValueError, "/train.jsonl", "line 1", "'label'")
 def demonstration_without_label(folder):
     put(folder / "train.jsonl", '{"id": 1, "img": "img/00001.png", "text": "a"}')
 
 
-@case("hateful_memes", ValueError, "…/train.jsonl, line 2: the id 1 is there twice; remove one of the two")
+@case("hateful_memes", ValueError, "train.jsonl, line 2", "id 1")
 def same_meme_twice(folder):
     line = '{"id": 1, "img": "img/00001.png", "label": 0, "text": "a"}\n'
     put(folder / "train.jsonl", line * 2)
@@ -279,42 +280,43 @@ def same_meme_twice(folder):
 @case(
     "vqav2",
     FileNotFoundError,
-    f"…{QUESTIONS}, item 5 names the image …/val2014/COCO_val2014_000000000025.jpg, which does not exist (nor 1 more)",
+    f"{QUESTIONS}",
+    "item 5",
+    "/val2014/COCO_val2014_000000000025.jpg",
+    "1",
 )
 def missing_images(folder):
     for image in (folder / "val2014").iterdir():
         image.unlink()
 
 
-@case("flickr30k", FileNotFoundError, "…dataset_flickr30k.json, item 13 names the image …/13.jpg, which does not exist")
+@case("flickr30k", FileNotFoundError, "dataset_flickr30k.json", "item 13", "/13.jpg")
 def missing_image_of_a_demonstration(folder):
     (folder / "flickr30k-images" / "13.jpg").unlink()
 
 
-@case("flickr30k", FileNotFoundError, "…dataset_flickr30k.json, item 13 names the image …/13.jpg, which does not exist")
+@case("flickr30k", FileNotFoundError, "dataset_flickr30k.json", "item 13", "/13.jpg")
 def folder_for_an_image(folder):
     (folder / "flickr30k-images" / "13.jpg").unlink()
     (folder / "flickr30k-images" / "13.jpg").mkdir()
 
 
-@case(
-    "flickr30k", ValueError, "…images[0]: filename is '../secret.jpg'; expected the name of an image, without folders"
-)
+@case("flickr30k", ValueError, "images[0]", "filename", "'../secret.jpg'")
 def image_of_another_folder(folder):
     change(folder / "dataset_flickr30k.json", lambda c: c["images"][0].update(filename="../secret.jpg"))
 
 
-@case("vizwiz", ValueError, "…val.json, [0]: image is '../../a.jpg'; expected the name of an image, without folders")
+@case("vizwiz", ValueError, "val.json, [0]", "image", "'../../a.jpg'")
 def image_of_another_folder_in_vizwiz(folder):
     change(folder / "val.json", lambda content: content[0].update(image="../../a.jpg"))
 
 
-@case("textvqa", ValueError, "question 5: its image is '../a'; expected a name, without folders")
+@case("textvqa", ValueError, "question 5", "'../a'")
 def image_of_another_folder_in_textvqa(folder):
     change(folder / "TextVQA_0.5.1_val.json", lambda content: content["data"][0].update(image_id="../a"))
 
 
-@case("vqav2", ValueError, "question 5: image_id is 'x'; expected a number of COCO's")
+@case("vqav2", ValueError, "question 5", "image_id", "'x'")
 def image_without_number(folder):
     change(folder / QUESTIONS, lambda content: content["questions"][0].update(image_id="x"))
 
@@ -325,18 +327,21 @@ def image_without_number(folder):
 @case(
     "vqav2",
     ValueError,
-    f"…{QUESTIONS}, test, item 5: question='<image>?' holds '<image>', which would alter…edit the file",
+    f"{QUESTIONS}",
+    "item 5",
+    "'<image>?'",
+    "'<image>'",
 )
 def image_token_in_a_question(folder):
     change(folder / QUESTIONS, lambda content: content["questions"][0].update(question="<image>?"))
 
 
-@case("coco", ValueError, "…dataset_coco.json, train, item 5: text='a<|endofchunk|>' holds '<|endofchunk|>', …")
+@case("coco", ValueError, "dataset_coco.json", "item 5", "'a<|endofchunk|>'", "'<|endofchunk|>'")
 def end_of_chunk_in_a_caption(folder):
     change(folder / "dataset_coco.json", lambda c: c["images"][4].update(sentences=[{"raw": "a<|endofchunk|>"}]))
 
 
-@case("hateful_memes", ValueError, "…train.jsonl, train, item 1: text='<image>' holds '<image>', …")
+@case("hateful_memes", ValueError, "train.jsonl", "item 1", "'<image>'")
 def image_token_on_a_meme(folder):
     put(folder / "train.jsonl", '{"id": 1, "img": "img/00001.png", "label": 1, "text": "<image>"}')
 
@@ -344,38 +349,38 @@ def image_token_on_a_meme(folder):
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-@case("imagenet", ValueError, "…/val has the folder n03, which …/train has not")
+@case("imagenet", ValueError, "/val", "n03", "/train")
 def class_that_is_only_asked(folder):
     (folder / "val" / "n03").mkdir()
 
 
-@case("imagenet", ValueError, "…/train has no folders; expected one for each class, with its images")
+@case("imagenet", ValueError, "/train", "folders")
 def no_classes(folder):
     (folder / "train").rename(folder / "moved")
     (folder / "train").mkdir()
 
 
-@case("imagenet", ValueError, "…/train/n01 holds no image (…)")
+@case("imagenet", ValueError, "/train/n01")
 def class_without_images(folder):
     for image in (folder / "train" / "n01").iterdir():
         image.unlink()
 
 
-@case("imagenet", ValueError, "…/classnames.txt names no class for the folder n02 of …/train")
+@case("imagenet", ValueError, "classnames.txt", "n02", "/train")
 def class_without_name(folder):
     put(folder / "classnames.txt", "n01 tench\n")
 
 
-@case("imagenet", ValueError, "…/classnames.txt, line 2 is 'n02'; expected a folder and its name: n01440764 tench")
+@case("imagenet", ValueError, "classnames.txt, line 2", "'n02'")
 def class_with_an_empty_name(folder):
     put(folder / "classnames.txt", "n01 tench\nn02\n")
 
 
-@case("imagenet", ValueError, "…: the class 'n02' is called 'a <image>'; expected a plain name")
+@case("imagenet", ValueError, "'n02'", "'a <image>'")
 def image_token_in_a_class(folder):
     put(folder / "classnames.txt", "n01 tench\nn02 a <image>\n")
 
 
-@case("imagenet", ValueError, "…/train has the class tench, tench alone; expected two or more")
+@case("imagenet", ValueError, "/train", "tench")
 def one_class(folder):
     put(folder / "classnames.txt", "n01 tench\nn02 tench\n")

@@ -1,7 +1,6 @@
 """A user's own CSV, JSONL or folder as a task."""
 
 import json
-import re
 
 import pytest
 
@@ -101,12 +100,12 @@ def test_a_folder_of_texts(folder):
 def test_images_outside_of_the_folder(folder):
     picture(folder.parent / "secret.jpg")
     file = csv(folder, "image,label", "a.jpg,dog", "../secret.jpg,cat")
-    with pytest.raises(ValueError, match=r"line 3: the image \.\./secret\.jpg is outside of the folder of mine\.csv"):
+    with pytest.raises(ValueError, match=r"line 3.*\.\./secret\.jpg.*outside.*mine\.csv"):
         own.load(file)
     assert len(own.load(file, outside=True).queries) == 2
     link = folder / "link.jpg"
     link.symlink_to(folder.parent / "secret.jpg")
-    with pytest.raises(ValueError, match=r"link\.jpg is outside"):
+    with pytest.raises(ValueError, match=r"link\.jpg.*outside"):
         own.load(csv(folder, "image,label", "link.jpg,dog"))
 
 
@@ -118,60 +117,60 @@ def test_bytes_before_a_spreadsheets_csv(folder):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ([], "mine.csv is empty; expected image,label or"),
-        (["image,label"], "mine.csv is empty"),
-        (["picture,label", "a.jpg,dog"], "line 2 has no 'image'; it has picture, label"),
-        (["image,what", "a.jpg,dog"], "has the columns image,what; expected image,label or image,text or"),
-        (["image|label", "a.jpg|dog"], "line 2 has no 'image'; it has image|label"),
-        (["image,label,label", "a.jpg,dog,cat"], "line 1 names a column twice: label"),
+        ([], r"mine\.csv.*empty.*image,label"),
+        (["image,label"], r"mine\.csv.*empty"),
+        (["picture,label", "a.jpg,dog"], "line 2.*'image'.*picture, label"),
+        (["image,what", "a.jpg,dog"], "image,what.*image,label.*image,text"),
+        (["image|label", "a.jpg|dog"], r"line 2.*'image'.*image\|label"),
+        (["image,label,label", "a.jpg,dog,cat"], "line 1.*twice.*label"),
         (
             ["image,label", "a.jpg,dog,cat"],
-            "line 2 has 3 values for the 2 columns image,label: 'a.jpg', 'dog', 'cat'; put a value with a comma",
+            "line 2.*3 .*2 .*image,label.*'a.jpg', 'dog', 'cat'",
         ),
-        (["image,label", "a.jpg"], "line 2 has 1 value for the 2 columns image,label: 'a.jpg'"),
-        (["image,label", "a.jpg,"], "line 2: label is empty; expected some text"),
-        (["image,label", ",dog"], "line 2: image is empty; expected the path of an image"),
-        (["image,label", '"a.jpg,dog'], "line 2: not CSV (unexpected end of data); is a closing quote missing?"),
-        (["image,label", "a.jpg,dog", "b.jpg,dog"], "has the label 'dog' alone; expected two or more"),
-        (["image,text", "a.jpg,<image>"], "queries, item 1: text='<image>' holds '<image>', which would alter"),
+        (["image,label", "a.jpg"], "line 2.*1 .*2 .*image,label.*'a.jpg'"),
+        (["image,label", "a.jpg,"], "line 2.*label.*empty"),
+        (["image,label", ",dog"], "line 2.*image.*empty"),
+        (["image,label", '"a.jpg,dog'], "line 2.*CSV.*quote"),
+        (["image,label", "a.jpg,dog", "b.jpg,dog"], "'dog'"),
+        (["image,text", "a.jpg,<image>"], "queries, item 1.*text='<image>'"),
     ],
 )
 def test_bad_csv(folder, lines, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message):
         own.load(csv(folder, *lines) if lines else put(folder / "mine.csv", ""))
 
 
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("[1]", "mine.jsonl, line 2 is a list; expected an object"),
-        ("{", "mine.jsonl, line 2, column 2 is not JSON"),
-        ('{"image": "b.jpg"}', "line 2 has no 'text'; it has image"),
-        ('{"image": 3.5, "text": "a"}', "line 2: image is 3.5; expected the path of an image"),
-        ('{"image": "b.jpg", "captions": []}', "line 2: captions is []; expected a list of texts"),
-        ('{"image": "b.jpg", "captions": "one"}', "line 2: captions is a text ('one'); expected a list"),
+        ("[1]", r"mine\.jsonl, line 2.*list"),
+        ("{", r"mine\.jsonl, line 2, column 2.*JSON"),
+        ('{"image": "b.jpg"}', "line 2.*'text'.*image"),
+        ('{"image": 3.5, "text": "a"}', r"line 2.*image.*3\.5"),
+        ('{"image": "b.jpg", "captions": []}', r"line 2.*captions.*\[\]"),
+        ('{"image": "b.jpg", "captions": "one"}', "line 2.*captions.*'one'"),
     ],
 )
 def test_bad_jsonl(folder, line, message):
     file = put(folder / "mine.jsonl", json.dumps({"image": "a.jpg", "text": "A."}) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message):
         own.load(file)
 
 
 def test_what_is_not_there(folder, tmp_path_factory):
-    with pytest.raises(FileNotFoundError, match=r"line 2 names the image .*z\.jpg, which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"line 2.*z\.jpg"):
         own.load(csv(folder, "image,label", "z.jpg,dog"))
-    with pytest.raises(FileNotFoundError, match=r"no such file or folder: nothing\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
         own.load("nothing.csv")
-    with pytest.raises(ValueError, match=r"mine\.txt: expected a folder of images, or a file named \.csv"):
+    with pytest.raises(ValueError, match=r"mine\.txt.*\.csv"):
         own.load(put(folder / "mine.txt", "image,label"))
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match="no image"):
         own.load(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(OSError, match=r"a\.jpg has no text beside it \(a\.txt\), and is in no folder named after"):
+    with pytest.raises(OSError, match=r"a\.jpg.*a\.txt"):
         own.load(folder)
 
 
 def test_support_of_another_kind(folder):
     shown = put(folder / "shown.csv", "image,text\nin/c.png,bird\n")
-    with pytest.raises(ValueError, match=r"shown\.csv has no 'label' as .*mine\.csv has"):
+    with pytest.raises(ValueError, match=r"shown\.csv.*'label'.*mine\.csv"):
         own.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)
