@@ -68,7 +68,7 @@ def test_absurd_files_are_refused_when_they_are_opened(tmp_path: Any) -> None:
     values = FlamingoConfig(text_config=OPTConfig()).to_dict()
     values["resampler"]["depth"] = 10**6
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(ValueError, match="resampler: depth=1000000; expected a whole number, at most"):
+    with pytest.raises(ValueError, match=r"resampler.*depth=1000000"):
         catalog.resolve(tmp_path).config()
 
 

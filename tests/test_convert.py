@@ -1,6 +1,5 @@
 """`convert`: OpenFlamingo's checkpoint -> a directory that opens again."""
 
-import re
 import warnings
 
 import pytest
@@ -48,14 +47,14 @@ def test_with_backbones(case, tmp_path):
 
 @pytest.mark.parametrize("named", [None, "tiny", "openflamingo/tiny"])
 def test_a_released_model_needs_no_weights_of_its_backbones(case, known, tmp_path, named):
-    with pytest.warns(UserWarning, match=r"tokenizer of nobody/no-language-model is not within reach.*Add it by Flami"):
+    with pytest.warns(UserWarning, match=r"tokenizer of nobody/no-language-model"):
         target = convert_file(case.directory / "checkpoint.pt", tmp_path, named, local_files_only=True)
     assert sorted(file.name for file in target.iterdir()) == [
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
     ]
-    with pytest.raises(OSError, match=r"Cannot open nobody/no-language-model, given as language: .*=DIRECTORY"):
+    with pytest.raises(OSError, match=r"nobody/no-language-model.*language=DIRECTORY"):
         FlamingoForConditionalGeneration.from_pretrained(target, local_files_only=True)
     where = {part: case.backbones[part] for part in ("language", "vision")}
     model = FlamingoForConditionalGeneration.from_pretrained(target, **where)
@@ -80,27 +79,27 @@ def test_a_released_model_opens_from_local_files(case, known):
 
 def test_which_of_several_has_to_be_said(case, known, tmp_path):
     known["tiny-instruct"] = known["tiny"]
-    with pytest.raises(ValueError, match=r"layout of tiny and of tiny-instruct; .* model='tiny' or 'tiny-instruct'"):
+    with pytest.raises(ValueError, match=r"model='tiny' or 'tiny-instruct'"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_model(case, known, tmp_path):
-    with pytest.raises(ValueError, match=r"trained for cross_attn_every_n_layers = 2; this model has 4\..* of tiny\."):
+    with pytest.raises(ValueError, match=r"cross_attn_every_n_layers.* 2.* 4\b.* tiny\b"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out", "tiny-every4")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_none_of_the_released(case, tmp_path):
-    with pytest.raises(ValueError, match=r"is none of the released checkpoints\. Its 2 blocks.*Give the backbones"):
+    with pytest.raises(ValueError, match=r"released.* 2 blocks.*backbones"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out")
-    with pytest.raises(ValueError, match=re.escape("'tiny' is no released OpenFlamingo model. There are: OpenFlam")):
+    with pytest.raises(ValueError, match=r"'tiny'.*OpenFlamingo-3B"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out", "tiny")
 
 
 def test_a_file_in_the_way(case, tmp_path):
     (tmp_path / "out").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="out is a file; expected a directory to write to"):
+    with pytest.raises(ValueError, match="out is a file"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out", **case.backbones)
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
@@ -111,12 +110,12 @@ def test_frozen_embeddings(tmp_path):
     file = case.save(tmp_path / "checkpoint.pt", state)
     with pytest.raises(ValueError, match="freeze_lm_embeddings=True"):
         convert_file(file, tmp_path / "out", **case.backbones)
-    with pytest.warns(UserWarning, match="start at the table's mean"):
+    with pytest.warns(UserWarning, match="mean"):
         convert_file(file, tmp_path / "out", freeze_lm_embeddings=True, **case.backbones)
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_closed_gates_are_told(case, known, tmp_path):
     shut = {key: torch.zeros_like(t) if key.endswith("_gate") else t for key, t in case.state.items()}
-    with pytest.warns(UserWarning, match="All 4 gates in the checkpoint are zero"):
+    with pytest.warns(UserWarning, match="4 gates.*zero"):
         convert_file(case.save(tmp_path / "c.pt", shut), tmp_path / "out", "tiny", **case.backbones)

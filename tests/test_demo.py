@@ -251,7 +251,7 @@ def test_a_working_directory_that_cannot_be_written(
         pytest.skip("needs a directory that not even root can write to")
     monkeypatch.chdir("/proc")
     assert main(["demo"]) == 2
-    assert "cannot write to flamboyance-demo" in capsys.readouterr().err
+    assert "flamboyance-demo" in capsys.readouterr().err
     demonstration.run(*loaded, tmp_path / "out", queries=1)
     assert (tmp_path / "out" / "index.html").is_file()
 
@@ -259,17 +259,17 @@ def test_a_working_directory_that_cannot_be_written(
 def test_what_is_missing_or_wrong_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(ValueError, match="--queries is 0; expected 1 or more"):
+    with pytest.raises(ValueError, match=r"--queries.*0"):
         demonstration.check(tmp_path, 0)
     monkeypatch.setattr(demonstration, "find_spec", lambda name: None if name == "sklearn" else True)
     assert main(["demo", "--output", str(tmp_path / "new")]) == 2
-    assert "the demo needs scikit-learn: pip install scikit-learn" in capsys.readouterr().err
+    assert "pip install scikit-learn" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
 def test_load_mini(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "EMBEDDED_DIRECTORY", tmp_path)
-    with pytest.raises(OSError, match="the embedded model is missing from this installation"):
+    with pytest.raises(OSError, match="embedded model"):
         flamboyance.load_mini()
     monkeypatch.setattr(names, "EMBEDDED_DIRECTORY", tiny)
     model, processor = flamboyance.load_mini()

@@ -200,7 +200,7 @@ def test_more_images_than_tokens_are_padding(published):
         model.generate(padded, ids, max_new_tokens=5, num_beams=3),
         model.generate(vision_x, ids, max_new_tokens=5, num_beams=3),
     )
-    with pytest.raises(ValueError, match=r"Row 0 has 3 <image> tokens in lang_x but 2 image\(s\) in vision_x\. Give"):
+    with pytest.raises(ValueError, match=r"(?i)row 0.* 3 .*lang_x.* 2 .*vision_x"):
         model(vision_x[:, :2], ids)
 
 
@@ -238,9 +238,7 @@ def test_state_dicts(published):
     own = {key: t.clone() for key, t in model.state_dict().items()}
     assert model.load_state_dict(own).missing_keys == []
     for nothing in ({}, {"visual.conv1.weight": torch.zeros(1)}):
-        with pytest.raises(
-            ValueError, match=r"Nothing in this state dict belongs to a Flamingo: .* found (none|visual)"
-        ):
+        with pytest.raises(ValueError, match=r"\b(none|visual)"):
             model.load_state_dict(nothing, strict=False)
-    with pytest.raises(ValueError, match="lacks perceiver"):
+    with pytest.raises(ValueError, match="perceiver"):
         model.load_state_dict({"perceiver.norm.weight": torch.ones(32)}, strict=False)

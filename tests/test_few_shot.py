@@ -142,9 +142,9 @@ def test_save_and_load(tmp_path):
     model.vision.register_forward_hook(lambda tower, args, out: seen.append(len(args[0])))
     assert again(QUERIES, **NEW) == expected
     assert seen == [3], "no demonstration is encoded again"
-    with pytest.raises(ValueError, match="computed with another model"):
+    with pytest.raises(ValueError, match="another model"):
         FewShotTask.load(tmp_path / "task", make("mpt", seed=1), processor())
-    with pytest.raises(ValueError, match="holds no task"):
+    with pytest.raises(ValueError, match=r"task.json"):
         FewShotTask.load(tmp_path / "nowhere", model, processor())
     empty = FewShotTask(model, processor(), template=templates.vqa)
     empty.save(tmp_path / "empty")
@@ -187,7 +187,7 @@ def test_options_of_generation():
     torch.manual_seed(0)
     sampled = {tuple(task(QUERIES, do_sample=True, temperature=3.0, **NEW)) for _ in range(4)}
     assert len(sampled) > 1
-    with pytest.raises(ValueError, match="one text a query; for num_return_sequences"):
+    with pytest.raises(ValueError, match="num_return_sequences"):
         task(QUERIES, num_return_sequences=2)
     for option in ({"use_cache": False}, {"cache_implementation": "static"}):
         with pytest.raises(ValueError, match=next(iter(option))):  # without the demonstrations' cache: other answers
@@ -227,7 +227,7 @@ def test_a_saved_task_is_refused_by_another_model(tmp_path, change):
     CHANGES[change](model)
     with pytest.raises(ValueError, match="another model"):
         FewShotTask.load(tmp_path, model, processor())
-    with pytest.raises(ValueError, match="the model has changed"):  # nor does one go on that was opened before
+    with pytest.raises(ValueError, match="changed"):  # nor does one go on that was opened before
         opened(QUERIES, **NEW)
 
 
@@ -299,13 +299,13 @@ def test_a_damaged_task_file_is_named(tmp_path, damage):
     FewShotTask(model, processor()).save(tmp_path)
     file = tmp_path / "task.json"
     file.write_text(json.dumps(damage and json.loads(file.read_text("utf-8")) | damage), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"task\.json is damaged"):
+    with pytest.raises(ValueError, match=r"task\.json.*damaged"):
         FewShotTask.load(tmp_path, model, processor())
 
 
 def test_labels_that_are_written_alike_are_refused():
     task = FewShotTask(make("llama"), processor(), template=templates.caption)
-    with pytest.raises(ValueError, match=r"holds 'red' and 'red ', which are written alike"):
+    with pytest.raises(ValueError, match=r"'red' and 'red '"):
         task.classify([picture(0)], ["red", "red "])
 
 

@@ -183,11 +183,11 @@ def test_values_may_be_long_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
     assert rows(tmp_path / "d.csv", f"image,text\na.jpg,{long}\n")[0]["text"] == long
     assert rows(tmp_path / "d.jsonl", json.dumps({"text": long}))[0]["text"] == long
     (tmp_path / "e.csv").write_bytes(b"image,text\n" + b"a" * (16 << 20) + b"b,c\n")
-    with pytest.raises(ValueError, match=r"e\.csv, line 2: not CSV .*limit.*closing quote"):
+    with pytest.raises(ValueError, match=r"e\.csv, line 2.*CSV.*limit.*quote"):
         list(read_table(tmp_path / "e.csv"))
     monkeypatch.setattr("flamboyance.files.LINE_LIMIT", 1000)
     for name in ("d.csv", "d.jsonl"):
-        with pytest.raises(ValueError, match=rf"{name}, line \d is longer"):
+        with pytest.raises(ValueError, match=rf"{name}, line \d"):
             list(read_table(tmp_path / name))
 
 
@@ -249,7 +249,7 @@ def test_only_regular_files_of_known_suffixes_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.csv")
     with pytest.raises(OSError, match="regular file"):
         list(read_table(tmp_path / "d.csv"))
-    with pytest.raises(ValueError, match=r"d\.xlsx: expected a table.*\.csv, \.tsv, \.jsonl"):
+    with pytest.raises(ValueError, match=r"d\.xlsx.*\.csv, \.tsv, \.jsonl"):
         list(read_table(tmp_path / "d.xlsx"))
     with pytest.raises(FileNotFoundError):
         list(read_table(tmp_path / "gone.csv"))
@@ -280,7 +280,7 @@ def test_lines_of_a_text(tmp_path: Path) -> None:
 def test_a_text_of_another_encoding_names_the_line(tmp_path: Path) -> None:
     path = table(tmp_path / "l.txt", b"cat\ncaf\xe9\n")
     for read in (read_text, read_lines):
-        with pytest.raises(ValueError, match=r"l\.txt, line 2 is not UTF-8"):
+        with pytest.raises(ValueError, match=r"l\.txt, line 2.*UTF-8"):
             read(path)
 
 
@@ -289,7 +289,7 @@ def test_a_text_of_two_byte_order_marks_and_one_of_zero_bytes(tmp_path: Path) ->
     assert read_json(table(tmp_path / "l.json", b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}')) == {"a": 1}
     without_mark = table(tmp_path / "l.txt", "a cat".encode("utf-16-le"))
     for read in (read_text, read_lines):
-        with pytest.raises(ValueError, match=r"l\.txt, line 1 holds a zero byte"):
+        with pytest.raises(ValueError, match=r"l\.txt, line 1.*zero byte"):
             read(without_mark)
     with pytest.raises(Rejected, match="not UTF-8"):
         text("a cat".encode("utf-16-le"))
@@ -298,7 +298,7 @@ def test_a_text_of_two_byte_order_marks_and_one_of_zero_bytes(tmp_path: Path) ->
 def test_a_text_above_the_limit_is_not_read(tmp_path: Path) -> None:
     path = table(tmp_path / "l.txt", "a" * 11)
     assert read_text(path, limit=11) == "a" * 11
-    with pytest.raises(ValueError, match=r"l\.txt has 11 bytes; expected .* at most 10"):
+    with pytest.raises(ValueError, match=r"l\.txt.* 11 .* 10"):
         read_text(path, limit=10)
 
 

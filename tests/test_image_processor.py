@@ -105,12 +105,12 @@ def test_older_forms_of_the_config(tmp_path: Path) -> None:
 
 
 BAD_CONFIGS = {
-    "no crop": ({"size": {"shortest_edge": 224}, "do_center_crop": False}, "no crop: pictures would differ in shape"),
-    "no resize": ({"do_resize": False}, "the CLIP preprocessor config has do_resize=false"),
-    "no rescale": ({"do_rescale": False}, "do_rescale=false; a tower needs it true"),
-    "odd rescale": ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.0078.*, not 1/255"),
-    "NaFlex": ({"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256}, "pictures of varying shape"),
-    "longest edge": ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, "known: height and width, or shortest"),
+    "no crop": ({"size": {"shortest_edge": 224}, "do_center_crop": False}, "crop"),
+    "no resize": ({"do_resize": False}, "do_resize=false"),
+    "no rescale": ({"do_rescale": False}, "do_rescale=false"),
+    "odd rescale": ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.0078.*1/255"),
+    "NaFlex": ({"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256}, "varying shape"),
+    "longest edge": ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, "height and width"),
 }
 
 
@@ -122,17 +122,17 @@ def test_configs_that_cannot_be_followed(case: str) -> None:
 
 
 def test_a_directory_without_a_config(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"holds no preprocessor_config.json; pass ImageProcessor.clip\(image_size\)"):
+    with pytest.raises(OSError, match=r"preprocessor_config\.json.*ImageProcessor\.clip"):
         ImageProcessor.from_pretrained(tmp_path)
 
 
 BAD_ARGUMENTS = {
-    "edge alone": ({"size": 224}, r"size=224 \(shortest edge\) leaves pictures of unequal shape; give crop"),
-    "no length": ({"size": (0, 5)}, "expected lengths in pixels, 1 or more"),
-    "three lengths": ({"size": (5, 5, 5)}, "size=.5, 5, 5., crop=None: expected"),
-    "two means": ({"size": (5, 5), "mean": (0.5, 0.5)}, "expected three values each"),
+    "edge alone": ({"size": 224}, "size=224.*crop"),
+    "no length": ({"size": (0, 5)}, "pixels, 1 or more"),
+    "three lengths": ({"size": (5, 5, 5)}, "size=.5, 5, 5."),
+    "two means": ({"size": (5, 5), "mean": (0.5, 0.5)}, "three values"),
     "std of 0": ({"size": (5, 5), "std": (0.5, 0.0, 0.5)}, "std above 0"),
-    "filter": ({"size": (5, 5), "resample": 99}, "99 is not a valid Resampling"),
+    "filter": ({"size": (5, 5), "resample": 99}, "99"),
 }
 
 
@@ -144,6 +144,6 @@ def test_bad_arguments(case: str) -> None:
 
 
 def test_a_thread_of_a_picture_is_refused_before_it_fills_the_memory() -> None:
-    with pytest.raises(ImageError, match="too long and thin: 1 x 60000 pixels would become 224 x 13440000"):
+    with pytest.raises(ImageError, match=r"1 x 60000.*224 x 13440000"):
         ImageProcessor.clip(224)(Image.new("RGB", (1, 60_000)))
     assert ImageProcessor((224, 224))(Image.new("RGB", (1, 60_000))).shape == (3, 224, 224)

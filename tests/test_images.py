@@ -141,11 +141,11 @@ def test_an_animation_is_refused_unless_a_frame_is_chosen(kind: str, tmp_path: P
     (tmp_path / "moving").write_bytes(data)
     assert Image.open(io.BytesIO(data)).n_frames == 3
     for source in (data, tmp_path / "moving", Image.open(tmp_path / "moving"), io.BytesIO(data)):
-        with pytest.raises(ImageError, match="3 frames; choose one with"):
+        with pytest.raises(ImageError, match="3 frames"):
             load_image(source)
     for number, colour in enumerate((RED, GREEN, WHITE)):
         assert near(load_image(data, frame=number), (8, 8), colour, within=12)
-    with pytest.raises(ImageError, match=r"has 3 frame\(s\), counted from 0; there is no frame 3"):
+    with pytest.raises(ImageError, match=r"3 frame\(s\).*frame 3"):
         load_image(data, frame=3)
     still = encoded(frames[1], kind)
     assert near(load_image(still), (8, 8), GREEN, within=12) and near(load_image(still, frame=0), (8, 8), GREEN, 12)
@@ -202,27 +202,27 @@ def test_frames_of_images_and_videos() -> None:
     assert len(load_frames(image)) == 1
     assert len(load_frames([image, video[0]])) == len(load_frames(tuple(video[:2]))) == 2
     assert [frame.size for frame in load_frames(torch.from_numpy(video))] == [(7, 5)] * 3
-    with pytest.raises(ImageError, match="empty; give at least one frame"):
+    with pytest.raises(ImageError, match="empty"):
         load_frames([])
 
 
 JPEG, PNG = encoded(noise(200, 200), "JPEG"), encoded(noise(200, 200), "PNG")
 BAD_BYTES = {
-    "no bytes": (b"", "the image's bytes are empty"),
-    "text": (b"not a picture at all", "20 bytes is not an image of a known kind .it starts with b'not a pi'"),
-    "html": (b"<!DOCTYPE html><html></html>", "not an image of a known kind"),
+    "no bytes": (b"", "empty"),
+    "text": (b"not a picture at all", "20 bytes.*b'not a pi'"),
+    "html": (b"<!DOCTYPE html><html></html>", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "use JPEG, PNG or WebP"),
-    "postscript": (encoded(noise(8, 8), "EPS"), "not an image of a known kind .it starts with b'%!PS-Ado'"),
-    "two bytes of a JPEG": (JPEG[:2], "not an image of a known kind"),
+    "postscript": (encoded(noise(8, 8), "EPS"), "not an image.*b'%!PS-Ado'"),
+    "two bytes of a JPEG": (JPEG[:2], "not an image"),
     "header of a JPEG": (JPEG[:300], "cannot be read|truncated or damaged"),
-    "half a JPEG": (JPEG[: len(JPEG) // 2], "truncated or damaged .*fetch or save it again"),
-    "half a PNG": (PNG[: len(PNG) // 2], "truncated or damaged .*fetch or save it again"),
+    "half a JPEG": (JPEG[: len(JPEG) // 2], "truncated or damaged"),
+    "half a PNG": (PNG[: len(PNG) // 2], "truncated or damaged"),
     "half a WebP": (
         encoded(noise(200, 200), "WEBP")[:2000],
         "truncated or damaged|cannot be read|not an image",
     ),
     "a flipped byte": (PNG[:999] + bytes([PNG[999] ^ 255]) + PNG[1000:], "truncated or damaged"),
-    "a bomb": (png(60_000, 60_000, b""), "too large: Image size .3600000000 pixels. exceeds limit"),
+    "a bomb": (png(60_000, 60_000, b""), "too large.*3600000000"),
     "no width": (png(0, 5, b""), "cannot be read|no pixels|not an image"),
 }
 
@@ -240,10 +240,10 @@ def test_bad_bytes(tmp_path: Path, case: str) -> None:
 
 def test_size_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as some users do; our limit stands
-    with pytest.raises(ImageError, match="too large: 20000 x 20000 pixels, limit 178956970; scale it down"):
+    with pytest.raises(ImageError, match=r"20000 x 20000.*178956970"):
         load_image(png(20_000, 20_000, b""))
     monkeypatch.setattr(loading, "MAX_PIXELS", 99)
-    with pytest.raises(ImageError, match="the PIL image is too large: 10 x 10 pixels"):
+    with pytest.raises(ImageError, match=r"PIL image.*10 x 10"):
         load_image(Image.new("L", (10, 10)))
 
 
@@ -251,15 +251,15 @@ def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     os.mkfifo(tmp_path / "fifo.png")
     cases = {
-        tmp_path / "fifo.png": "fifo.png' is not a regular file",
-        "/dev/zero": "'/dev/zero' is not a regular file",
-        tmp_path: "is a directory, not an image file",
-        tmp_path / "none.png": "no such image file: '.*none.png' .looked in ",
-        str(tmp_path / "empty.png"): "empty.png' is empty .0 bytes.",
-        "https://example.org/cat.jpg": "'https://example.org/cat.jpg' is a URL, and URLs are not fetched",
-        "data:image/png;base64,iVBORw0KGgo=": "is a URL, and URLs are not fetched",
-        "x" * 5000: "cannot be opened|no such image file",
-        "a\0b": "no such image file",
+        tmp_path / "fifo.png": "fifo.png'.*regular file",
+        "/dev/zero": "'/dev/zero'.*regular file",
+        tmp_path: "directory",
+        tmp_path / "none.png": "'.*none.png'",
+        str(tmp_path / "empty.png"): "empty.png'.*empty",
+        "https://example.org/cat.jpg": "'https://example.org/cat.jpg'.*URL",
+        "data:image/png;base64,iVBORw0KGgo=": "URL",
+        "x" * 5000: "x",
+        "a\0b": "no such",
         "": "is a directory",
     }
     for source, message in cases.items():
@@ -268,28 +268,28 @@ def test_bad_paths(tmp_path: Path) -> None:
 
 
 BAD_VALUES = {
-    "nothing": (None, "a NoneType is not an image; pass a PIL image, a path, bytes"),
-    "a number": (7, "a int is not an image"),
+    "nothing": (None, "NoneType.*PIL image, a path, bytes"),
+    "a number": (7, "int is not an image"),
     "a row of levels": (
         np.zeros(9, np.uint8),
-        r"the array of shape \(9,\) is not an image; expected \(H, W\)",
+        r"\(9,\).*\(H, W\)",
     ),
-    "two channels": (np.zeros((5, 6, 2), np.uint8), r"shape \(5, 6, 2\) is not an image"),
+    "two channels": (np.zeros((5, 6, 2), np.uint8), r"\(5, 6, 2\)"),
     "no pixels": (np.zeros((0, 5, 3), np.uint8), "no pixels"),
-    "no pixels in PIL": (Image.new("RGB", (0, 4)), "has no pixels: it is 0 wide and 4 high"),
+    "no pixels in PIL": (Image.new("RGB", (0, 4)), "0 wide.*4 high"),
     "0 to 255 as floats": (
         np.full((4, 4), 200.0),
-        "floats from 200 to 200; expected 0 to 1: .*cast .* to uint8",
+        "floats from 200 to 200.*uint8",
     ),
     "normalised": (
         torch.linspace(-2, 2, 48).view(3, 4, 4),
-        "the tensor .* floats from -2 to 2; .*undo a normal",
+        "tensor .* floats from -2 to 2.*normal",
     ),
     "NaN": (np.full((4, 4, 3), np.nan), "floats from nan to nan"),
-    "F": (Image.fromarray(np.full((4, 4), 9, np.float32)), r"the PIL image \(mode F\) .* floats from 9 to 9"),
-    "int64": (torch.full((3, 4, 4), 300), "holds int64 from 300 to 300; cast it to uint8"),
-    "wide levels": (Image.fromarray(np.full((4, 4), 70_000, np.int32)), r"\(mode I\) .* int32 from 70000"),
-    "a batch": (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\) is not an image"),
+    "F": (Image.fromarray(np.full((4, 4), 9, np.float32)), r"mode F.* floats from 9 to 9"),
+    "int64": (torch.full((3, 4, 4), 300), "int64 from 300 to 300.*uint8"),
+    "wide levels": (Image.fromarray(np.full((4, 4), 70_000, np.int32)), r"mode I.* int32 from 70000"),
+    "a batch": (np.zeros((2, 4, 4, 3), np.uint8), r"\(2, 4, 4, 3\)"),
 }
 
 
@@ -303,7 +303,7 @@ def test_bad_values(case: str) -> None:
 def test_a_closed_picture() -> None:
     image = Image.open(io.BytesIO(PNG))
     image.close()
-    with pytest.raises(ImageError, match=r"the PIL image is truncated or damaged .*closed"):
+    with pytest.raises(ImageError, match=r"PIL image.*closed"):
         load_image(image)
 
 

@@ -29,7 +29,7 @@ def test_digits_without_scikit_learn_name_the_package(monkeypatch):
 
 
 def test_a_tokenizer_out_of_reach_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"nowhere, given as tokenizer"):
+    with pytest.raises(OSError, match=r"nowhere.*tokenizer"):
         fl.FlamingoProcessor.of_released(
             "OpenFlamingo-3B-vitl-mpt1b", tokenizer=str(tmp_path / "nowhere"), local_files_only=True
         )

@@ -189,7 +189,7 @@ def test_image_processors_of_others(processor: FlamingoProcessor, tmp_path: Path
     assert theirs.image_processor == ImageProcessor.clip(8)
     plain = FlamingoProcessor(lambda image: torch.zeros(3, *image.size), byte_level())
     assert plain(IMAGE, [picture()]).pixel_values.shape == (1, 1, 1, 3, 13, 9)
-    with pytest.raises(TypeError, match="image processor of type function cannot be saved; make the processor with"):
+    with pytest.raises(TypeError, match="function"):
         plain.save_pretrained(tmp_path)
 
 
@@ -223,20 +223,20 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
         {"text": "two " * 40, "max_length": 20},
         r"row 0 has \d\d tokens, max_length is 20; texts are not cut",
     ),
-    "padding side": ({"text": "two", "padding_side": "middle"}, "padding_side='middle': expected 'left'"),
-    "other tensors": ({"text": "two", "return_tensors": "tf"}, "return_tensors='tf': expected 'pt', 'np', or None"),
-    "padding": ({"text": "two", "padding": "longst"}, "padding='longst': expected True, 'longest', 'max_length'"),
-    "padding without length": ({"text": "two", "padding": "max_length"}, "needs max_length"),
-    "no padding": ({"text": ["two", "two cats"], "padding": False}, "padding=False, but the rows have from"),
-    "truncation": ({"text": "two", "truncation": "only_second"}, "truncation='only_second': expected True or False"),
-    "truncation without length": ({"text": "two", "truncation": True}, "the tokenizer states no length"),
-    "length": ({"text": "two", "max_length": 0}, "max_length=0: expected a number of tokens"),
-    "videos": ({"text": "two", "videos": [[A]]}, "videos as lists of frames; give those in images"),
+    "padding side": ({"text": "two", "padding_side": "middle"}, "padding_side='middle'.*'left'"),
+    "other tensors": ({"text": "two", "return_tensors": "tf"}, "return_tensors='tf'.*'pt', 'np'"),
+    "padding": ({"text": "two", "padding": "longst"}, "padding='longst'.*'longest', 'max_length'"),
+    "padding without length": ({"text": "two", "padding": "max_length"}, "max_length"),
+    "no padding": ({"text": ["two", "two cats"], "padding": False}, "padding=False"),
+    "truncation": ({"text": "two", "truncation": "only_second"}, "truncation='only_second'.*True or False"),
+    "truncation without length": ({"text": "two", "truncation": True}, "length"),
+    "length": ({"text": "two", "max_length": 0}, "max_length=0"),
+    "videos": ({"text": "two", "videos": [[A]]}, "videos.*images"),
     "frame counts": (
         {"text": [f"{IMAGE}a", f"{IMAGE}b"], "images": [[A], [[A, B]]]},
-        r"row 1, image 0 has shape \(2, 3, 8, 8\) .*, the first has \(1, 3, 8, 8\); .* as many frames",
+        r"row 1, image 0.*\(2, 3, 8, 8\).*\(1, 3, 8, 8\).*frames",
     ),
-    "empty video": ({"text": IMAGE, "images": [[]]}, r"row 0, image 0: a video .* is empty"),
+    "empty video": ({"text": IMAGE, "images": [[]]}, r"row 0, image 0.*empty"),
 }
 
 
@@ -252,19 +252,19 @@ def test_a_bad_image_is_named_by_row_and_place(processor: FlamingoProcessor, tmp
     picture(0, (200, 200)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
     texts = [f"{IMAGE}a", f"{IMAGE}a{IMAGE}b"]
-    with pytest.raises(ImageError, match=r"row 1, image 1: '.*half.png' is truncated or damaged"):
+    with pytest.raises(ImageError, match=r"row 1, image 1.*half\.png.*truncated"):
         processor(texts, [[A], [B, path]])
-    with pytest.raises(ImageError, match=r"row 0, image 0: no such image file: 'nowhere.jpg'"):
+    with pytest.raises(ImageError, match=r"row 0, image 0.*'nowhere\.jpg'"):
         processor(IMAGE, ["nowhere.jpg"])
-    with pytest.raises(ValueError, match="made without an image processor, for text alone"):
+    with pytest.raises(ValueError, match="image processor"):
         FlamingoProcessor(None, byte_level())(IMAGE, [A])
 
 
 def test_a_directory_that_holds_no_processor(processor: FlamingoProcessor, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"holds no tokenizer; write it there with processor.save_pretrained"):
+    with pytest.raises(OSError, match=r"no tokenizer.*save_pretrained"):
         FlamingoProcessor.from_pretrained(tmp_path)
     processor.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(OSError, match=r"holds no preprocessor_config.json"):
+    with pytest.raises(OSError, match=r"preprocessor_config\.json"):
         FlamingoProcessor.from_pretrained(tmp_path)
 
 

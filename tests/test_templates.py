@@ -46,15 +46,15 @@ def test_answers_are_cut_where_the_next_example_begins() -> None:
 
 
 BAD_PATTERNS = {
-    "no field": ("<image>Output:", "expected plain named fields, each once, the answer last"),
-    "no image": ("Output:{text}", "has no <image>; put it where the picture stands"),
-    "ended twice": ("<image>{text}<|endofchunk|>", "leave out <|endofchunk|>"),
-    "a field twice": ("<image>{text} {text}", "each once"),
-    "by position": ("<image>{} {0}", "expected plain named fields"),
-    "an attribute": ("<image>{text.__class__}", "expected plain named fields"),
-    "a format": ("<image>{text:>10}", "expected plain named fields"),
-    "a conversion": ("<image>{text!r}", "expected plain named fields"),
-    "an open brace": ("<image>{text", "template '<image>{text': expected '}'"),
+    "no field": ("<image>Output:", "Output:"),
+    "no image": ("Output:{text}", "no <image>"),
+    "ended twice": ("<image>{text}<|endofchunk|>", "<|endofchunk|>"),
+    "a field twice": ("<image>{text} {text}", "{text} {text}"),
+    "by position": ("<image>{} {0}", "named fields"),
+    "an attribute": ("<image>{text.__class__}", "named fields"),
+    "a format": ("<image>{text:>10}", "named fields"),
+    "a conversion": ("<image>{text!r}", "named fields"),
+    "an open brace": ("<image>{text", "'<image>{text'.*'}'"),
 }
 
 
@@ -66,14 +66,14 @@ def test_bad_patterns(case: str) -> None:
 
 
 BAD_VALUES = {
-    "an image": (("a <image> b",), {}, ValueError, "text='a <image> b' holds '<image>', which would alter the prompt"),
-    "an end": (("a<|endofchunk|>",), {}, ValueError, r"text='a<\|endofchunk\|>' holds '<\|endofchunk\|>'"),
-    "nothing": ((), {}, TypeError, r"takes \(text\) here; given \(\)"),
-    "too much": (("a", "b"), {}, TypeError, r"takes \(text\) here; given \('a', 'b'\)"),
-    "another name": ((), {"caption": "a"}, TypeError, r"takes \(text\) here; given \(caption='a'\)"),
-    "twice": (("a",), {"text": "b"}, TypeError, r"given \('a', text='b'\)"),
-    "a number": ((7,), {}, TypeError, "text must be a text; given 7 of type int"),
-    "None": ((None,), {}, TypeError, "given None of type NoneType"),
+    "an image": (("a <image> b",), {}, ValueError, "text='a <image> b'.*'<image>'"),
+    "an end": (("a<|endofchunk|>",), {}, ValueError, r"text='a<\|endofchunk\|>'.*'<\|endofchunk\|>'"),
+    "nothing": ((), {}, TypeError, r"\(text\).*\(\)"),
+    "too much": (("a", "b"), {}, TypeError, r"\(text\).*\('a', 'b'\)"),
+    "another name": ((), {"caption": "a"}, TypeError, r"\(text\).*\(caption='a'\)"),
+    "twice": (("a",), {"text": "b"}, TypeError, r"\('a', text='b'\)"),
+    "a number": ((7,), {}, TypeError, "text.*7.*int"),
+    "None": ((None,), {}, TypeError, "None"),
 }
 
 
@@ -91,7 +91,7 @@ def test_tokens_cannot_be_put_together_from_pieces() -> None:
         split.demonstration("a <ima", "ge> b")
     with pytest.raises(ValueError, match="once too often"):
         Template("<image><|end{question}|>{answer}").query("ofchunk")
-    with pytest.raises(ValueError, match="question='<image>' holds"):
+    with pytest.raises(ValueError, match="question='<image>'"):
         vqa.query("<image>")
 
 

@@ -151,15 +151,15 @@ def test_halves_of_surrogate_pairs_become_question_marks(processor: FlamingoProc
 
 
 def test_unknown_arguments(processor: FlamingoProcessor) -> None:
-    with pytest.raises(TypeError, match=r"no argument 'paddding' \(did you mean 'padding'\?\)"):
+    with pytest.raises(TypeError, match=r"'paddding'.*'padding'"):
         processor("two", paddding=True)
-    with pytest.raises(TypeError, match="no argument 'image'"):
+    with pytest.raises(TypeError, match="'image'"):
         processor("two", image=A)
     with pytest.raises(TypeError, match="images_kwargs"):
         processor("two", images_kwargs={"size": 4})
-    with pytest.raises(TypeError, match="tokenizer is a ImageProcessor"):
+    with pytest.raises(TypeError, match=r"tokenizer.*ImageProcessor"):
         FlamingoProcessor(byte_level(), ImageProcessor.clip(8))  # ty: ignore[invalid-argument-type]
-    with pytest.raises(TypeError, match="no argument 'chache_dir'"):
+    with pytest.raises(TypeError, match="'chache_dir'"):
         FlamingoProcessor.from_pretrained("mini", chache_dir="x")
 
 
@@ -234,21 +234,21 @@ def test_images_of_chats(processor: FlamingoProcessor, tmp_path: Path) -> None:
 
 
 BAD_CHATS: dict[str, tuple[Any, str]] = {
-    "no message": ([], "a list of messages, one at least"),
-    "no role": ([{"content": "a"}], "message 0 is .*; expected a role, system, user, assistant, and content"),
-    "another role": ([{"role": "tool", "content": "a"}], "message 0 is .*; expected a role"),
-    "no content": ([{"role": "user"}], "message 0 is .*; expected a role"),
+    "no message": ([], "messages"),
+    "no role": ([{"content": "a"}], "message 0.*system, user, assistant"),
+    "another role": ([{"role": "tool", "content": "a"}], "message 0.*role"),
+    "no content": ([{"role": "user"}], "message 0.*role"),
     "another part": (
         [{"role": "user", "content": [{"type": "audio"}]}],
-        "message 0, part 0 is .*; expected type",
+        "message 0, part 0.*type",
     ),
-    "a token in a text": ([asked("what <image>?", A)], "message 0, part 1: the text holds '<image>'"),
-    "an end in a text": ([asked("a", A), answered(f"b{EOC}")], "message 1, part 0: the text holds '<|endofchunk|>'"),
-    "two answers": ([asked("a", A), answered("b"), answered("c")], "message 2 is a second answer"),
-    "no image": ([asked("a")], "message 0, part 0 is an image part without an image"),
-    "no base64": ([asked("a", base64="ä")], "message 0, part 0: its base64 cannot be decoded"),
-    "a URL": ([asked("a", url="https://example.org/a.png")], "is a URL, and URLs are not fetched"),
-    "no file": ([asked("a", path="gone.png")], "row 0, image 0: no such image file: 'gone.png'"),
+    "a token in a text": ([asked("what <image>?", A)], "message 0, part 1.*'<image>'"),
+    "an end in a text": ([asked("a", A), answered(f"b{EOC}")], "message 1, part 0.*'<|endofchunk|>'"),
+    "two answers": ([asked("a", A), answered("b"), answered("c")], "message 2"),
+    "no image": ([asked("a")], "message 0, part 0.*image"),
+    "no base64": ([asked("a", base64="ä")], "message 0, part 0.*base64"),
+    "a URL": ([asked("a", url="https://example.org/a.png")], "URL"),
+    "no file": ([asked("a", path="gone.png")], "row 0, image 0.*'gone.png'"),
 }
 
 
@@ -264,11 +264,11 @@ def test_bad_chats(processor: FlamingoProcessor, case: str) -> None:
 
 def test_options_of_chats_that_do_not_go_together(processor: FlamingoProcessor) -> None:
     chat = [asked("a", A)]
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="continue_final_message"):
         processor.apply_chat_template(chat, add_generation_prompt=True, continue_final_message=True)
-    with pytest.raises(ValueError, match="tools: few-shot prompts have none"):
+    with pytest.raises(ValueError, match="tools"):
         processor.apply_chat_template(chat, tools=[{"type": "function"}])
-    with pytest.raises(ValueError, match="given both in the messages and as images="):
+    with pytest.raises(ValueError, match="images="):
         processor.apply_chat_template(chat, tokenize=True, images=[A])
 
 

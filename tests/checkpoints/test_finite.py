@@ -74,7 +74,7 @@ def test_pixels_features_and_latents(directory):
         work(given)
         broken = given.clone()
         broken[1].view(-1)[0] = float("nan")
-        with pytest.raises(ValueError, match="of media 1 of 2 are not finite"):
+        with pytest.raises(ValueError, match=r"1 of 2.*not finite"):
             work(broken)
 
 
@@ -84,7 +84,7 @@ def test_a_backbone_that_lacks_weights(directory, part):
     file = directory / part / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(file).items() if "layers.1" not in name}
     save_file(tensors, file, metadata={"format": "pt"})
-    wanted = r"(lack|not in its files).* .*layers\.1\."
+    wanted = r"layers\.1\."
     with pytest.raises(ValueError, match=wanted):
         open_model(directory)
     processor = FlamingoProcessor.from_pretrained(directory)

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 import warnings
 
 import pytest
@@ -105,11 +104,11 @@ def test_a_head_under_its_new_name(neox):
 
 def test_frozen_embeddings_have_to_be_said(mpt):
     state = {key: t for key, t in mpt.state.items() if not key.endswith("wte.weight")}
-    with pytest.raises(ValueError, match=r"lacks lang_encoder\.transformer\.wte\.weight\..*freeze_lm_embeddings=True"):
+    with pytest.raises(ValueError, match=r"lang_encoder\.transformer\.wte\.weight.*freeze_lm_embeddings=True"):
         mpt.model(load=False).load_state_dict(state)
     frozen = mpt.model(load=False, freeze_lm_embeddings=True)
     rows = frozen.added_tokens.embedding.clone()
-    with pytest.warns(UserWarning, match=r"no lang_encoder\.transformer\.wte\.weight: rows of the added tokens start"):
+    with pytest.warns(UserWarning, match=r"lang_encoder\.transformer\.wte\.weight.*added tokens"):
         frozen.load_state_dict(state)
     assert torch.equal(frozen.added_tokens.embedding, rows)
 
@@ -125,14 +124,12 @@ def test_another_interval(mpt):
 def test_another_width(mpt):
     wide = {key: torch.zeros(*t.shape[:-1], t.shape[-1] * 2) for key, t in mpt.state.items()}
     wide["perceiver.latents"] = mpt.state["perceiver.latents"]
-    with pytest.raises(ValueError, match=r"a language model of width \(by \S+\) 128; this model has 64"):
+    with pytest.raises(ValueError, match=r"language model.* 128.* 64"):
         mpt.model(load=False).load_state_dict(wide)
 
 
 def test_another_family(mpt, neox):
-    with pytest.raises(
-        ValueError, match=r"decoder layers called lang_encoder\.gpt_neox\.layers; this model has transf"
-    ):
+    with pytest.raises(ValueError, match=r"lang_encoder\.gpt_neox\.layers.*transformer\."):
         mpt.model(load=False).load_state_dict(neox.state)
 
 
@@ -141,7 +138,7 @@ def test_another_language_model_of_the_same_shape(mpt):
     other = mpt.state | {table: mpt.state[table].roll(1, 0)}
     model = mpt.model()
     before = mpt.logits(model)
-    with pytest.raises(ValueError, match=r"wte\.weight in the checkpoint is another language model's table \(cosine"):
+    with pytest.raises(ValueError, match=r"wte\.weight.*another.*cosine"):
         model.load_state_dict({**other, "perceiver.latents": other["perceiver.latents"] + 1})
     assert torch.equal(mpt.logits(model), before)  # nothing of it was taken
 
@@ -150,7 +147,7 @@ def test_a_table_that_was_trained_along_is_used_and_told(mpt):
     table = "lang_encoder.transformer.wte.weight"
     moved = mpt.state[table] + 0.001
     model = mpt.model(load=False)
-    with pytest.warns(UserWarning, match=r"wte\.weight differs a little from the table of .*include_backbones=True"):
+    with pytest.warns(UserWarning, match=r"wte\.weight.*include_backbones=True"):
         model.load_state_dict(mpt.state | {table: moved})
     assert torch.equal(model.language_model.get_input_embeddings().weight[:320], moved[:320])
     assert torch.equal(model.added_tokens.embedding, moved[320:])
@@ -158,7 +155,7 @@ def test_a_table_that_was_trained_along_is_used_and_told(mpt):
 
 def test_closed_gates_are_told(mpt):
     shut = {key: torch.zeros_like(t) if key.endswith("_gate") else t for key, t in mpt.state.items()}
-    with pytest.warns(UserWarning, match="All 4 gates in the checkpoint are zero: the model ignores its images"):
+    with pytest.warns(UserWarning, match="4 gates.*zero"):
         mpt.model(load=False).load_state_dict(shut)
     one = next(key for key in shut if key.endswith("attn_gate"))
     with warnings.catch_warnings():
@@ -180,7 +177,7 @@ class Malicious:
 def test_code_in_a_checkpoint_does_not_run(mpt, tmp_path, legacy):
     trap, file = tmp_path / "trap", tmp_path / "checkpoint.pt"
     torch.save(mpt.state | {"evil": Malicious(trap)}, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"refers to posix\.mkdir, not only to tensors\. It was not opened") as refused:
+    with pytest.raises(ValueError, match=r"posix\.mkdir") as refused:
         openflamingo.read(file)
     assert "weights_only" not in str(refused.value)  # no advice to run it
     assert not trap.exists()
@@ -191,7 +188,7 @@ def test_code_in_a_checkpoint_does_not_run(mpt, tmp_path, legacy):
 def test_a_bare_pickle_does_not_run(tmp_path):
     trap, file = tmp_path / "trap", tmp_path / "checkpoint.pt"
     file.write_bytes(pickle.dumps({"perceiver.latents": Malicious(trap)}))
-    with pytest.raises(ValueError, match="It was not opened"):
+    with pytest.raises(ValueError, match="not opened"):
         openflamingo.read(file)
     assert not trap.exists()
 
@@ -223,26 +220,24 @@ def broken(mpt, kind, file):
 @pytest.mark.parametrize(
     "kind, said",
     [
-        ("truncated", "is no complete PyTorch file"),
-        ("text", "is damaged, or holds more than tensors"),
-        ("pointer", "only points to the checkpoint, which Git LFS keeps"),
-        ("empty", "is empty. Download the checkpoint again"),
-        ("list", "holds a list; expected OpenFlamingo's state dict"),
-        ("other", "expected keys such as perceiver.latents, found model.weight, epoch"),
-        ("number", "perceiver.latents in the checkpoint is a int; expected a tensor"),
+        ("truncated", "complete"),
+        ("text", "damaged"),
+        ("pointer", "Git LFS"),
+        ("empty", "empty"),
+        ("list", "list"),
+        ("other", r"perceiver\.latents.*model\.weight, epoch"),
+        ("number", r"perceiver\.latents.*int.*tensor"),
     ],
 )
 def test_broken_files(mpt, tmp_path, kind, said):
     file = tmp_path / "checkpoint.pt"
     broken(mpt, kind, file)
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=said):
         openflamingo.read(file)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"gone\.pt is no such file; expected a checkpoint file such as OpenFlamingo's"
-    ):
+    with pytest.raises(ValueError, match=r"gone\.pt"):
         openflamingo.read(tmp_path / "gone.pt")
-    with pytest.raises(ValueError, match="is a directory; expected a checkpoint file"):
+    with pytest.raises(ValueError, match="directory"):
         openflamingo.read(tmp_path)

@@ -209,7 +209,7 @@ def test_saving_can_push(tiny, hub, tmp_path):
 
 
 def test_a_local_backbone_is_not_pushed_by_its_path(tiny, hub):
-    with pytest.raises(ValueError, match="directory of this machine"):
+    with pytest.raises(ValueError, match="directory"):
         open_model(tiny).push_to_hub("mine", include_backbones=False)
     assert not hub.asked
 

@@ -37,9 +37,7 @@ def build(vision: str, tiny: Path, images: Any) -> tuple[Any, FlamingoProcessor]
 
 
 def test_another_towers_processor_is_refused(tiny: Path, siglip: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"mean 0\.481, .* deviation 0\.269, .*siglip expects 16x16 .* mean 0\.5, 0\.5"
-    ):
+    with pytest.raises(ValueError, match=r"mean 0\.481, .* 0\.269, .*siglip.*16x16 .* mean 0\.5, 0\.5"):
         build(siglip, tiny, ImageProcessor.clip(16))
     clip = str(tiny / "vision")
     for wrong in (
@@ -48,7 +46,7 @@ def test_another_towers_processor_is_refused(tiny: Path, siglip: str) -> None:
         ImageProcessor((16, 16)),  # no crop
         ImageProcessor(16, (16, 16), std=HALF),
     ):
-        with pytest.raises(ValueError, match="prepares images for another vision tower"):
+        with pytest.raises(ValueError, match="another vision tower"):
             build(clip, tiny, wrong)
     build(clip, tiny, ImageProcessor.clip(16))
     build(siglip, tiny, ImageProcessor((16, 16), None, HALF, HALF))
@@ -67,7 +65,7 @@ def test_what_a_towers_directory_states_comes_before_its_kind(tiny: Path, tmp_pa
     own.save_pretrained(tower)
     assert build(str(tower), tiny, None)[1].image_processor == own
     build(str(tower), tiny, own)
-    with pytest.raises(ValueError, match=r"expects 16x16 pixels \(resized exactly\), mean 0\.1, 0\.2, 0\.3"):
+    with pytest.raises(ValueError, match=r"16x16.*mean 0\.1, 0\.2, 0\.3"):
         build(str(tower), tiny, ImageProcessor.clip(16))
 
 
@@ -97,7 +95,7 @@ def test_several_frames_need_time_embeddings(tiny: Path) -> None:
         lambda: model.encode_media(inputs.pixel_values[0], [1]),
         lambda: model.resample(torch.zeros(1, 3, 4, 32), [1]),
     ):
-        with pytest.raises(ValueError, match="a medium has 3 frames, and this model has no time embeddings"):
+        with pytest.raises(ValueError, match=r"3 frames.*time embeddings"):
             use()
     still = processor("<image>a cat", [pictures[:1]])
     assert torch.equal(model(**still).logits, model(**processor("<image>a cat", pictures[0])).logits)

@@ -86,7 +86,7 @@ def test_a_key_renamed_is_refused_by_name(models, name):
     for key in one_of_each_kind(name):
         state = state_of(name)
         state[key + "_"] = state.pop(key)
-        with pytest.raises(ValueError, match=f"lacks {re.escape(key)} and has {re.escape(key)}_, which"):
+        with pytest.raises(ValueError, match=f"{re.escape(key)}.*{re.escape(key)}_"):
             openflamingo.translate(models[name], state)
 
 
@@ -94,7 +94,7 @@ def test_a_key_missing_is_refused_by_name(models, name):
     for key in one_of_each_kind(name):
         state = state_of(name)
         del state[key]
-        with pytest.raises(ValueError, match=rf"lacks {re.escape(key)}\. "):
+        with pytest.raises(ValueError, match=re.escape(key)):
             openflamingo.translate(models[name], state)
 
 
@@ -110,23 +110,23 @@ def test_a_key_of_another_shape_is_refused_by_name(models, name):
 
 def test_an_unknown_key_is_refused_by_name(models, name):
     state = state_of(name) | {"perceiver.media_time_embs": torch.empty(4, 1, 1024, device="meta")}
-    with pytest.raises(ValueError, match=r"has perceiver\.media_time_embs, which this model does not"):
+    with pytest.raises(ValueError, match=r"perceiver\.media_time_embs"):
         openflamingo.translate(models[name], state)
 
 
 @pytest.mark.parametrize(
     "given, into, said",
     [
-        (MPT_1B, MPT_7B, "trained for cross_attn_every_n_layers = 1; this model has 4"),
-        (MPT_7B, MPT_1B, "trained for cross_attn_every_n_layers = 4; this model has 1"),
-        (RPJ, MPT_7B, "decoder layers called lang_encoder.gpt_neox.layers; this model has transformer.blocks"),
-        (MPT_1B_DOLLY, RPJ, "decoder layers called lang_encoder.transformer.blocks; this model has gpt_neox.layers"),
+        (MPT_1B, MPT_7B, "cross_attn_every_n_layers.* 1.* 4"),
+        (MPT_7B, MPT_1B, "cross_attn_every_n_layers.* 4.* 1"),
+        (RPJ, MPT_7B, r"lang_encoder\.gpt_neox\.layers.*transformer\.blocks"),
+        (MPT_1B_DOLLY, RPJ, r"lang_encoder\.transformer\.blocks.*gpt_neox\.layers"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_with_what_it_fits(models, given, into, said):
-    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+    with pytest.raises(ValueError, match=said) as refused:
         openflamingo.translate(models[into], state_of(given))
-    assert f"That is the layout of {given}" in str(refused.value) or f" and {given}." in str(refused.value)
+    assert given in str(refused.value)
 
 
 def test_another_depth_width_or_tower_is_told_first(models):
@@ -136,13 +136,13 @@ def test_another_depth_width_or_tower_is_told_first(models):
         return {key: change(key, t) for key, t in state_of(MPT_7B).items() if change(key, t) is not None}
 
     shallow = changed(lambda key, t: None if ".31." in key else t)
-    with pytest.raises(ValueError, match="last block before layer 27; this model has 31"):
+    with pytest.raises(ValueError, match=r"layer 27.* 31"):
         openflamingo.translate(model, shallow)
     narrow = changed(lambda key, t: torch.empty(2048, device="meta") if key.endswith("attn.norm.weight") else t)
-    with pytest.raises(ValueError, match=r"width \(by \S+blocks\.3\S+attn\.norm\.weight\) 2048; this model has 4096"):
+    with pytest.raises(ValueError, match=r"blocks\.3\S+attn\.norm\.weight.* 2048.* 4096"):
         openflamingo.translate(model, narrow)
     tower = changed(lambda key, t: torch.empty(64, 768, device="meta") if key == "perceiver.latents" else t)
-    with pytest.raises(ValueError, match=r"vision tower of width \(by perceiver\.latents\) 768; this model has 1024"):
+    with pytest.raises(ValueError, match=r"perceiver\.latents.* 768.* 1024"):
         openflamingo.translate(model, tower)
 
 
@@ -164,7 +164,7 @@ def test_stray_layers_buffers_and_aliases_of_4b_are_passed_over(models):
 def test_names():
     assert released.is_released("openflamingo/OpenFlamingo-9B-vitl-mpt7b") and released.is_released(MPT_7B)
     assert not released.is_released("openflamingo/OpenFlamingo-9B-vitl-mpt7b-langinstruct")
-    with pytest.raises(ValueError, match=r"'OpenFlamingo-9B' is no released OpenFlamingo model\. There are: .*mpt1b"):
+    with pytest.raises(ValueError, match=r"'OpenFlamingo-9B'.*mpt1b"):
         released.config_for("OpenFlamingo-9B")
 
 

@@ -132,8 +132,8 @@ def test_backbones_are_put_in_place_whole(case, model, tmp_path, monkeypatch):
 CHANGES = {
     "renamed": (lambda t: {("resampler.lat" if k == "resampler.latents" else k): v for k, v in t.items()}, "lacks"),
     "missing": (lambda t: {k: v for k, v in t.items() if k != "resampler.latents"}, "lacks"),
-    "shape": (lambda t: t | {"resampler.latents": torch.zeros(3, 32)}, r"has shape \(3, 32\); this model has \(64"),
-    "unknown": (lambda t: t | {"resampler.latents2": torch.zeros(1)}, "has, beyond what this model trains,"),
+    "shape": (lambda t: t | {"resampler.latents": torch.zeros(3, 32)}, r"\(3, 32\).*\(64"),
+    "unknown": (lambda t: t | {"resampler.latents2": torch.zeros(1)}, "resampler.latents2"),
 }
 
 
@@ -151,7 +151,7 @@ def test_closed_gates_are_told(saved):
     file = saved / "model.safetensors"
     shut = {k: v * 0 if k.endswith("_gate") else v for k, v in load_file(file).items()}
     save_file(shut, file, metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match="All 4 gates in .* are zero: the model ignores its images"):
+    with pytest.warns(UserWarning, match="4 gates.*zero"):
         open_model(saved)
 
 

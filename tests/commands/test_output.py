@@ -69,11 +69,11 @@ def test_other_settings_are_refused(models, photos, captioned, tmp_path, suffix,
     for changed, words in (
         ({"model": models[1]}, "model"),
         ({"model": None}, "mini"),
-        ({"beams": 2}, "beams 1 there, 2 now"),
-        ({"max_new_tokens": 4}, "max new tokens 3 there, 4 now"),
-        ({"demonstrations": None}, "demonstrations 2 of"),
+        ({"beams": 2}, "beams"),
+        ({"max_new_tokens": 4}, "max new tokens"),
+        ({"demonstrations": None}, "demonstrations"),
         ({"shots": 1}, "demonstrations"),
-        ({"dtype": "bfloat16"}, "dtype float32 there, bfloat16 now"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
         ({}, "demonstrations"),  # the same file name, other texts
     ):
         assert again(**changed) == 2

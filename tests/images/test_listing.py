@@ -33,10 +33,10 @@ def test_every_suffix_of_the_one_list_is_found(tmp_path: Path) -> None:
 
 def test_pictures_that_cannot_be_read_are_reported(folder: Path, tmp_path: Path) -> None:
     put(folder / "x.HEIC")
-    with pytest.warns(UserWarning, match=r"x\.HEIC \(is of a format that is not read; save it as JPEG"):
+    with pytest.warns(UserWarning, match=r"x\.HEIC.*JPEG"):
         assert len(find_images([folder])) == 3
     put(tmp_path / "phone" / "x.heic")
-    with pytest.raises(ValueError, match=r"holds no image.*x\.heic \(is of a format"):
+    with pytest.raises(ValueError, match=r"no image.*x\.heic"):
         find_images([tmp_path / "phone"])
 
 
@@ -46,11 +46,11 @@ def test_links_that_lead_out_are_left_out_with_a_warning(folder: Path) -> None:
     (folder / "inner.jpg").symlink_to("a.jpg")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "zero.jpg").symlink_to("/dev/zero")
-    with pytest.warns(UserWarning, match="link.jpg, more, zero.jpg .leads out of the folder; allow") as said:
+    with pytest.warns(UserWarning, match=r"link\.jpg, more, zero\.jpg") as said:
         found = find_images([folder])
-    assert "pipe.jpg (is not a regular file)" in str(said[0].message)
+    assert "pipe.jpg" in str(said[0].message)
     assert [path.name for path in found] == ["a.jpg", "b.JPG", "c.png", "inner.jpg"]
-    with pytest.warns(UserWarning, match=r"pipe\.jpg, zero\.jpg \(is not a regular file\)"):
+    with pytest.warns(UserWarning, match=r"pipe\.jpg, zero\.jpg.*regular file"):
         found = find_images([folder], outside=True)
     assert [path.name for path in found] == ["a.jpg", "b.JPG", "c.png", "inner.jpg", "link.jpg", "secret.jpg"]
 
@@ -77,7 +77,7 @@ def test_texts_beside_images_in_any_case_and_with_a_byte_order_mark(folder: Path
 
 @pytest.mark.parametrize(
     "content, words",
-    [(b"caf\xe9", "a.txt, line 1 is not UTF-8"), (b"a" * (1 << 20) + b"b", "a.txt has 1,048,577 bytes")],
+    [(b"caf\xe9", "a.txt, line 1.*UTF-8"), (b"a" * (1 << 20) + b"b", "a.txt.*1,048,577")],
 )
 def test_a_text_that_cannot_be_read_is_named(folder: Path, content: bytes, words: str) -> None:
     for name in ("b.txt", "in/c.txt"):
@@ -91,12 +91,12 @@ def test_a_text_that_is_a_link_out_or_a_fifo_is_refused(folder: Path) -> None:
     for name in ("b.txt", "in/c.txt"):
         put(folder / name, "a")
     (folder / "a.txt").symlink_to(folder.parent / "away" / "secret.txt")
-    with pytest.raises(ValueError, match=r"text of .*a\.jpg leads out of the folder"):
+    with pytest.raises(ValueError, match=r"text of .*a\.jpg"):
         image_rows(folder)
     assert ("a.jpg", "root:x:0:0") in texts(folder, outside=True)
     (folder / "a.txt").unlink()
     os.mkfifo(folder / "a.txt")
-    with pytest.raises(ValueError, match=r"text of .*a\.jpg is not a regular file"):
+    with pytest.raises(ValueError, match=r"text of .*a\.jpg.*regular file"):
         image_rows(folder)
 
 
@@ -113,23 +113,23 @@ def test_tables_name_regular_files_in_their_folder(folder: Path, name: str) -> N
     for image in (" a.jpg ", "in/c.png", "in/../a.jpg", "inner.jpg", str(folder / "a.jpg")):
         assert rows(image)[0].is_file()
     for image in ("../away/secret.jpg", "link.jpg", str(folder.parent / "away" / "secret.jpg"), "/dev/zero"):
-        with pytest.raises(ValueError, match=rf"{name}, line \d: the image .* is outside of the folder of {name}"):
+        with pytest.raises(ValueError, match=rf"{name}, line \d.*outside.*{name}"):
             rows(image)
     assert rows("link.jpg", outside=True) == [folder / "link.jpg"]
     for outside in (False, True):
-        with pytest.raises(ValueError, match=r"pipe\.jpg, which is not a regular file"):
+        with pytest.raises(ValueError, match=r"pipe\.jpg.*regular file"):
             rows("pipe.jpg", outside)
     with pytest.raises(ValueError, match="not a regular file"):
         rows("/dev/zero", outside=True)
-    with pytest.raises(FileNotFoundError, match=rf"{name}, line \d names the image .*gone\.jpg, which does not exist"):
+    with pytest.raises(FileNotFoundError, match=rf"{name}, line \d.*gone\.jpg"):
         rows("gone.jpg")
-    with pytest.raises(ValueError, match="is a URL, and URLs are not fetched"):
+    with pytest.raises(ValueError, match="URL"):
         rows("https://example.com/a.jpg")
 
 
 def test_texts_of_megabytes_are_refused(folder: Path) -> None:
     for name, row in (("d.csv", "image,text\na.jpg,{}\n"), ("d.jsonl", '{{"image": "a.jpg", "captions": ["{}"]}}')):
-        with pytest.raises(ValueError, match=rf"{name}, line \d: (text|captions) is longer than 1,048,576 characters"):
+        with pytest.raises(ValueError, match=rf"{name}, line \d.*(text|captions).*1,048,576"):
             image_rows(put(folder / name, row.format("word " * 300_000)))
 
 
@@ -137,5 +137,5 @@ def test_folders_named_after_labels(folder: Path, tmp_path: Path) -> None:
     for name in ("cat/1.jpg", "dog/2.jpg"):
         put(tmp_path / "pets" / name)
     assert [row.record for row in image_rows(tmp_path / "pets", labels=True)] == [{"label": "cat"}, {"label": "dog"}]
-    with pytest.raises(FileNotFoundError, match=r"1\.jpg has no text beside it"):
+    with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
         image_rows(tmp_path / "pets")

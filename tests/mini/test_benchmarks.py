@@ -102,14 +102,14 @@ def test_the_same_numbers_give_the_same_files(folder, tmp_path):
 
 def test_a_folder_is_not_written_twice_with_other_numbers(folder):
     assert mini_benchmarks.write(folder, SUPPORT, QUERIES) == folder
-    with pytest.raises(ValueError, match=r"was written with .*'support': 32.*; give another folder"):
+    with pytest.raises(ValueError, match=r"'support': 32"):
         mini_benchmarks.write(folder, SUPPORT + 1, QUERIES)
-    with pytest.raises(ValueError, match="support=3, queries=6: expected 16 and 1, or more"):
+    with pytest.raises(ValueError, match=r"support=3, queries=6.*16"):
         mini_benchmarks.write(folder, 3, QUERIES)
 
 
 def test_the_command(folder, capsys):
     mini_benchmarks.main([str(folder), "--support", str(SUPPORT), "--queries", str(QUERIES)])
     assert f"{SUPPORT} pictures to show and {QUERIES} to ask about" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="give another folder"):
+    with pytest.raises(SystemExit, match="another folder"):
         mini_benchmarks.main([str(folder)])

@@ -129,9 +129,9 @@ def test_a_stopped_writing_goes_on(folder: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_other_numbers_are_refused_in_a_folder_that_has_some(folder: Path) -> None:
-    with pytest.raises(ValueError, match=f"documents={DOCUMENTS} instead of 80"):
+    with pytest.raises(ValueError, match=f"documents={DOCUMENTS}.*80"):
         mini_shards.write(folder, 80, 0)
-    with pytest.raises(ValueError, match="expected 2 or more"):
+    with pytest.raises(ValueError, match="2 or more"):
         mini_shards.sets(1)
 
 

@@ -114,5 +114,5 @@ def test_binding_episodes_bind_each_word_to_one_value(kind, shots):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="'taste' is not one of"):
+    with pytest.raises(ValueError, match="'taste'"):
         sayings.binding_episode(rng(), 2, "taste", "test")

