@@ -372,6 +372,7 @@ def test_info_as_json(model: str, capsys) -> None:
     assert told["parameters"] == sum(part["parameters"] for part in told["parts"]) > told["trainable_parameters"] > 0
     assert told["gates"][1]["attention"] == pytest.approx(0.7616, abs=1e-4)
     assert [gate["before_layer"] for gate in told["gates"]] == told["layers"] == [0, 1]
+    assert set(told["versions"]) == {"flamboyance", "torch", "transformers", "python", "platform"}
     assert run("info", "openflamingo/OpenFlamingo-3B-vitl-mpt1b", "--json") == 0
     assert json.loads(capsys.readouterr().out)["gates"] is None
 

@@ -3,8 +3,10 @@
 import argparse
 import json
 import math
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 from flamboyance.commands.arguments import add_model
@@ -28,7 +30,7 @@ class Part:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
-    parser.add_argument("--json", action="store_true", help="parts, parameters, bytes and gates as JSON")
+    parser.add_argument("--json", action="store_true", help="parts, parameters, bytes, gates and versions as JSON")
     add_model(parser, device=False)
 
 
@@ -54,7 +56,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
-    """What the tables show: parameters and bytes as numbers, gates after tanh (None if no weights are here)."""
+    """What the tables show, as numbers: gates after tanh (None if no weights are here). And the versions in use."""
     rows = parts(model)
     spliced = zip(model.cross_attention_layers, gates or (), strict=False)
     return {
@@ -69,6 +71,8 @@ def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
             {"before_layer": layer, "attention": math.tanh(attention), "feed_forward": math.tanh(feed_forward)}
             for layer, (attention, feed_forward) in spliced
         ],
+        "versions": {name: version(name) for name in ("flamboyance", "torch", "transformers")}
+        | {"python": platform.python_version(), "platform": platform.platform()},
     }
 
 
