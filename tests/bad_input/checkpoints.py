@@ -146,12 +146,12 @@ def saving_over_a_file(given):
 # Configurations and backbones ---------------------------------------------------------------------------------------
 
 
-@case(ValueError, "cross_attn_every_n_layers=0; expected a whole number of layers, 1 or more.")
+@case(ValueError, "cross_attn_every_n_layers=0")
 def interval_of_nothing(given):
     FlamingoConfig(cross_attn_every_n_layers=0)
 
 
-@case(ValueError, "cross_attn_every_n_layers=9 leaves no layer")
+@case(ValueError, "cross_attn_every_n_layers=9")
 def interval_beyond_the_layers(given):
     config = FlamingoConfig.from_dict({**given.model.config.to_dict(), "cross_attn_every_n_layers": 9})
     FlamingoForConditionalGeneration(config)

@@ -132,7 +132,7 @@ def test_branches_of_a_recurrent_state_do_not_see_each_other():
 
 def test_looking_ahead_is_refused_where_a_state_cannot_go_back():
     model = make("qwen3_next", cross_attn_every_n_layers=2, text_config=tiny_config("qwen3_next"))
-    with pytest.raises(ValueError, match="recurrent state"):
+    with pytest.raises(ValueError, match="recurrent"):
         model.generate(torch.tensor([prompt(3)]), pixel_values=images(1), prompt_lookup_num_tokens=2)
 
 

@@ -109,18 +109,18 @@ def test_values_that_are_none(tmp_path: Path) -> None:
 
 
 def test_no_run_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no results directory: it has no run.json"):
+    with pytest.raises(FileNotFoundError, match=r"run\.json"):
         read_run(tmp_path)
     WrittenRun(tmp_path).task("coco", "COCO", "CIDEr").cell("coco")
     file = tmp_path / "coco" / "4-random-0" / "score.json"
     file.write_text('{"value": 3', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"4-random-0/score.json is damaged.*remove it"):
+    with pytest.raises(ValueError, match=r"4-random-0/score\.json.*damaged"):
         read_run(tmp_path)
     file.write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"score.json is damaged: expected an object"):
+    with pytest.raises(ValueError, match=r"score\.json.*damaged.*object"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text("", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"run.json is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json.*damaged"):
         read_run(tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_prediction_is_named(tmp_path: Path) -> None:
     file = tmp_path / "second" / "t" / "4-random-0" / "predictions.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     file.write_text(f"{lines[0]}\n{lines[1][:30]}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"second/t/4-random-0/predictions.jsonl, line 2 is not JSON"):
+    with pytest.raises(ValueError, match=r"second/t/4-random-0/predictions\.jsonl, line 2"):
         compare(*read_runs([tmp_path / "first", tmp_path / "second"]))
 
 
@@ -463,17 +463,17 @@ def test_a_prediction_of_another_shape_is_named(tmp_path: Path, changes: dict) -
     file = tmp_path / "t/4-random-0/predictions.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     file.write_text(f"{lines[0]}\n{json.dumps(json.loads(lines[1]) | changes)}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"predictions.jsonl, line 2 is no prediction: .*{next(iter(changes))[:5]}"):
+    with pytest.raises(ValueError, match=rf"predictions\.jsonl, line 2.*{next(iter(changes))[:5]}"):
         list(read_run(tmp_path).cells[0].rows())
 
 
 def test_json_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
     WrittenRun(tmp_path).task("t", "T", "m").cell("t", rows=[row("a")])
     (tmp_path / "t/4-random-0/predictions.jsonl").write_text("[" * 200_000 + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
+    with pytest.raises(ValueError, match="line 1"):
         list(read_run(tmp_path).cells[0].rows())
     (tmp_path / "run.json").write_text("[" * 200_000, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"run.json is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json.*damaged"):
         read_run(tmp_path)
 
 
@@ -485,12 +485,12 @@ def test_links_out_of_the_results_directory_are_refused(tmp_path: Path) -> None:
         kept = (folder / name).read_bytes()
         (folder / name).unlink()
         (folder / name).symlink_to(elsewhere / name)
-        with pytest.raises(ValueError, match=rf"{name} is no file of .*run"):
+        with pytest.raises(ValueError, match=rf"{name}.*run"):
             read_run(run.folder)
         (folder / name).unlink()
         (folder / name).write_bytes(kept)
     (run.folder / "t" / "8-random-0").symlink_to(elsewhere)
-    with pytest.raises(ValueError, match=r"8-random-0 is no file of"):
+    with pytest.raises(ValueError, match="8-random-0"):
         read_run(run.folder)
 
 
