@@ -26,14 +26,18 @@ def test_the_tree_names_what_is_there():
         assert (README.parent / path).exists(), f"the README's tree names {path}"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in (README.parent / "docs").glob("*.md"))]
-)
+PAGES = sorted(path for folder in (".", "docs", "dev") for path in (README.parent / folder).glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    text = (README.parent / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (README.parent / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
 
 
 def test_the_example_pictures_are_what_their_script_draws():
