@@ -13,42 +13,52 @@ examples:
   flamboyance train finetune data=photos/ output=runs/mine
   torchrun --nproc-per-node 8 -m flamboyance.cli train openflamingo-3b output=runs/3b laion=… mmc4=…
 
-`flamboyance train RECIPE --help` lists what a recipe takes. The same command resumes a run that was stopped.
-docs/training.md says more."""
+`flamboyance train RECIPE --help` lists a recipe's settings. The same command resumes a run that was stopped.
+See docs/training.md."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("settings", nargs="*")
-    # Recipes say themselves what they take, which depends on the one that is named.
+    # The help of a recipe depends on the recipe.
     parser.add_argument("-h", "--help", action="store_true")
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train, or go on training; without settings, say what there is to set."""
-    from flamboyance import recipes
+    """Train or resume; without settings, list the settings."""
+    from flamboyance import recipes  # names and their mistakes need no torch
 
-    # Names and their mistakes need no torch.
     if arguments.recipe is None:
-        return _tell(_overview(recipes.SUMMARIES))
+        return _print(_overview(recipes.SUMMARIES))
     if arguments.recipe not in recipes.SUMMARIES and ".py:" not in arguments.recipe:
         raise recipes.unknown(arguments.recipe)
     if wrong := next((setting for setting in arguments.settings if "=" not in setting), None):
-        raise ValueError(f"{wrong!r} is no setting; expected key=value, as in steps=200")
+        raise ValueError(f"invalid setting {wrong!r}: expected key=value, as in steps=200")
     from flamboyance.recipes.arguments import find, resolve
+    from flamboyance.training.config import check
 
     recipe = find(arguments.recipe, recipes.RECIPES)
     if arguments.help or not arguments.settings:
-        return _tell(_about(arguments.recipe, recipe))
-    run = resolve(recipe, arguments.settings)
+        return _print(_about(arguments.recipe, recipe))
+    try:
+        run = resolve(recipe, arguments.settings)
+        check(run.training)
+    except ValueError:
+        if _is_first_rank():
+            raise
+        return 2  # the first rank reports the mistake
     from flamboyance.training import files, loop
 
     directory = loop.train(run, command=["flamboyance", "train", arguments.recipe, *arguments.settings])
-    return _tell(files.usage(directory))
+    return _print(files.usage(directory))
 
 
-def _tell(text: str) -> int:
-    if os.environ.get("RANK", "0") == "0":
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print(text: str) -> int:
+    if _is_first_rank():
         print(text)
     return 0
 
@@ -84,7 +94,7 @@ def _about(name: str, recipe: Any) -> str:
 
 
 def _example(recipe: Any, taken: dict[str, Any]) -> Any:
-    """The run's settings as the recipe makes them; None if it cannot be asked without real arguments."""
+    """The run's settings as the recipe makes them; None if it needs real arguments."""
     try:
         return recipe(**{key: key.upper() for key, one in taken.items() if one.required}).training
     except (ValueError, TypeError, OSError):

@@ -1,4 +1,4 @@
-"""A fine-tune of any checkpoint on a user's own images and texts, with some of them kept for measuring."""
+"""Fine-tunes any checkpoint on a user's own images and texts, some of which are held out to measure on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flamboyance import catalog
 from flamboyance.catalog import MINI
+from flamboyance.recipes.training_split import TrainingSplit, draw, unknown_words
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.run import TrainingRun
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
-    from flamboyance.recipes.held_out import TrainingSplit
 
 
 def finetune(
@@ -34,8 +34,8 @@ def finetune(
 ) -> TrainingRun:
     """Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.
 
-    Some of the images are never trained on; four times in a run the loss on them is measured, and the share of their
-    texts that the model gives word for word.
+    Some of the images are held out. Four times in a run, the loss on them is measured, and the fraction of their texts
+    that the model generates word for word.
 
     Args:
         data: a folder of images with their texts beside them (cat.jpg, cat.txt); a .csv, .tsv or .jsonl with image and
@@ -43,25 +43,22 @@ def finetune(
         output: the run's directory.
         model: mini, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
         steps: optimizer steps.
-        batch_size: documents in a step, on each device; a small folder is read again and again.
-        learning_rate: learning rate, falling to nothing; none: 5e-4 for mini, 5e-5 for the others.
-        held_out: share of the documents that is kept for measuring, at most 200 of them; 0: none. They are chosen by
-            image, from all of the data, evenly over labels.
-        template: how an image and its text are written, as in "<image>A photo of {text}"; by default as the templates
-            `caption` and `vqa` have it.
-        outside: images may be outside of the folder of the data: absolute paths, `..`, links that lead out.
+        batch_size: documents per step and device; small data is read repeatedly.
+        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini, 5e-5 for other models.
+        held_out: fraction of the documents that is held out, at most 200 documents; 0: none. They are chosen by image,
+            from all of the data, evenly over labels.
+        template: how an image and its text are written, as in "<image>A photo of {text}"; "": the templates `caption`
+            and `vqa`.
+        outside: accept images outside of the folder of the data: absolute paths, `..`, links that lead out of it.
 
     Raises:
-        ValueError: the share is not between 0 and 1.
+        ValueError: `held_out` is not a fraction.
     """
-    # When called: a mistake in a setting needs no torch.
-    from flamboyance.recipes.held_out import TrainingSplit, draw, evaluate
-
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out={held_out}: expected a share from 0 up and below 1")
-    kept = str(Path(output) / "held_out.json") if held_out else ""
+        raise ValueError(f"held_out={held_out}: expected a number from 0 up and below 1")
+    digests = str(Path(output) / "held_out.json") if held_out else ""
     source = TrainingSplit(
-        shards=data, batch_size=batch_size, template=template, shuffle=100, outside=outside, held_out=kept
+        shards=data, batch_size=batch_size, template=template, shuffle=100, outside=outside, held_out=digests
     )
     training = TrainingConfig(
         output=output,
@@ -85,20 +82,27 @@ def finetune(
 
 
 def build(model: str, source: TrainingSplit) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """The checkpoint and its processor. Warns when the tokenizer does not know the words of the data."""
-    import torch
+    """The checkpoint and its processor. Warns if the tokenizer does not know the words of the data."""
+    import torch  # for start-up time
 
-    from flamboyance.recipes.held_out import unknown_words
-
-    # What trains stays in float32, also beside a language model that is stored in less.
+    # Trainable parameters are float32, even if the language model's weights are stored in less.
     made, processor = catalog.resolve(model).open(trained_dtype=torch.float32)
     if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
         warnings.warn(
-            f"{share:.0%} of the data's words are unknown to the tokenizer of {model}, and cannot be learned"
-            + ("; mini knows 150 words, which its card lists by kind" if model == MINI else ""),
+            f"the tokenizer of {model} does not know {share:.0%} of the data's words, which cannot be learned"
+            + ("; mini knows 150 words, which its model card lists" if model == MINI else ""),
             stacklevel=2,
         )
     return made, processor
+
+
+def evaluate(
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: TrainingSplit
+) -> dict[str, float]:
+    """The loss on the documents that are held out, and the fraction whose text is generated word for word."""
+    from flamboyance.recipes import held_out  # for start-up time
+
+    return held_out.evaluate(model, processor, source)
 
 
 def outline(model: str) -> FlamingoConfig:

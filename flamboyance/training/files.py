@@ -1,10 +1,9 @@
-"""What a run leaves beside its log and checkpoints: its settings, and at the end the model."""
+"""The settings and the exported model of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from flamboyance.checkpoints import openflamingo
-from flamboyance.files import replacing
+from flamboyance.files import replacing, write_json
 from flamboyance.model import linear
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
@@ -23,30 +22,29 @@ from flamboyance.training.run import TrainingRun
 
 EXPORT = "model"  # of the run's directory: what from_pretrained opens
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SMALL = 1e9  # bytes of backbones that are exported together with what trained
+SMALL = 1e9  # bytes of backbones that are exported together with the trained parameters
 
 
 def write_settings(output: Path, run: TrainingRun, command: list[str] | None) -> None:
-    """training.json: every setting as it was resolved, the command, and versions."""
+    """Writes training.json: every resolved setting, the command, and versions."""
     settings = dataclasses.asdict(run.training)
     for name, source in run.training.sources.items():
         settings["sources"][name] = {"format": type(source).__name__, **settings["sources"][name]}
     versions = {name: version(name) for name in ("flamboyance", "torch", "transformers")}
-    with replacing(output / "training.json") as part, open(part, "w", encoding="utf-8") as file:
-        json.dump({"command": command, "versions": versions, "training": settings}, file, indent=2)
+    write_json(output / "training.json", {"command": command, "versions": versions, "training": settings}, indent=2)
 
 
 def identity(model: Any) -> dict[str, Any]:
-    """What a checkpoint's parameters belong to, wherever it lies on the disk."""
+    """Identifies the model that a checkpoint belongs to, wherever its backbones are on the disk."""
     config = model.config
     names = {"language": config.language, "vision": config.vision["name"]}
-    found: dict[str, Any] = {part: name and Path(name).name for part, name in names.items()}
-    return {**found, "model_type": config.text_config.model_type, "added_tokens": list(config.added_tokens)}
+    backbones: dict[str, Any] = {part: name and Path(name).name for part, name in names.items()}
+    return {**backbones, "model_type": config.text_config.model_type, "added_tokens": list(config.added_tokens)}
 
 
 @contextmanager
 def explaining_full_disk(output: Path) -> Generator[None]:
-    """An error of a full disk says which file, and what to do."""
+    """Makes the error of a full disk name the file and say what to do."""
     try:
         yield
     except OSError as error:
@@ -58,8 +56,8 @@ def explaining_full_disk(output: Path) -> Generator[None]:
 
 
 def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
-    """Writes the trained model for `from_pretrained`; small backbones with it, so that it stands alone. Every rank
-    must ask; the first one writes."""
+    """Writes the trained model for `from_pretrained`, together with its backbones if they are small. Every rank must
+    call this; the first one writes."""
     directory, model = Path(config.output) / EXPORT, parallel.model
     trained = {}
     for name, tensor in model.kept_tensors().items():
@@ -71,7 +69,7 @@ def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
         return directory
     frozen = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in trained)
     small = frozen < SMALL and not parallel.sharded and model.vision.spec["library"] == "transformers"
-    # A backbone that is spread over devices is named; a large one that is a local directory is copied all the same.
+    # A sharded backbone is only named. Of the others, large ones that are local directories are copied too.
     model.save_pretrained(
         directory, include_backbones=small or (False if parallel.sharded else None), state_dict=trained
     )
@@ -83,7 +81,7 @@ def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
 
 
 def usage(directory: Path) -> str:
-    """Where the model of a run is, and commands that use it."""
+    """Says where the model of a run is, and which commands use it."""
     model = shlex.quote(str(directory))
     return (
         f"the model is in {directory}; use it with, e.g.:\n"

@@ -1,6 +1,6 @@
 """The training loop, top to bottom.
 
-The same command starts a run, resumes one that was stopped or killed, and writes the model of one that is done.
+The same call starts a run, resumes one that was stopped or killed, and exports the model of one that is finished.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from flamboyance.training.optimizer import make_optimizer, rate_at
 from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.run import TrainingRun
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
-from flamboyance.training.step import Outcome, Stepper
+from flamboyance.training.step import Stepper, StepResult
 from flamboyance.training.throughput import Meter
 
 PATIENCE = 10  # seconds until a run that was just killed has ended
-SELDOM = 100  # steps between figures that ask every rank: drops by reason, and the gates of a sharded model
+SELDOM = 100  # steps between figures that need every rank: dropped documents, and the gates of a sharded model
 
 
 def train(run: TrainingRun, command: list[str] | None = None) -> Path:
-    """Trains as the run says, from its newest checkpoint if it has one.
+    """Trains from the run's newest checkpoint, or from the start.
 
     Writes to `output`: training.json (the resolved settings), log.jsonl, checkpoints/, and at the end model/, which
     `from_pretrained` opens.
 
     Args:
-        command: how the run was started, for training.json.
+        command: the command that started the run, for training.json.
 
     Returns:
         The directory of the model.
 
     Raises:
-        ValueError: settings or data that cannot be trained on, or an output of another run; the message says which.
+        ValueError: settings or data that cannot be trained on, or an output of another run.
         OSError: a file cannot be written; names it.
-        NotFinite: `max_skipped` steps in a row had no finite gradient.
-        OutOfMemory: the device's memory does not hold a step.
-        Interrupted: SIGTERM or SIGINT came in training; a checkpoint is written first. SIGTERM came before it.
-        KeyboardInterrupt: SIGINT came before training, or twice.
+        NotFinite: `max_skipped_steps` steps in a row had no finite gradient.
+        OutOfMemory: a step needs more memory than the device has.
+        Interrupted: SIGTERM or SIGINT during training, after a checkpoint is written; or SIGTERM before training.
+        KeyboardInterrupt: SIGINT before training, or a second SIGINT.
     """
     check(run.training)
     if run.training.evaluate_every and run.evaluate is None:
         raise ValueError(
-            f"evaluate_every={run.training.evaluate_every}, but this recipe has no evaluation; leave it out."
+            f"evaluate_every={run.training.evaluate_every}: this recipe has no evaluation; leave the setting out"
         )
     output = Path(run.training.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
             if here.first and run.prepare is not None:
                 run.prepare()
             here.wait()
-            _settle(run.training, here)
+            _configure_torch(run.training, here)
             trainer = Trainer(run, here, signals)
         except Interrupted:
             print("stopped before the first step; the same command resumes", file=sys.stderr)
@@ -95,11 +95,11 @@ class NotFinite(FloatingPointError, ValueError):
 
 
 class OutOfMemory(MemoryError, ValueError):
-    """The device's memory does not hold a step."""
+    """A step needs more memory than the device has."""
 
 
 class Trainer:
-    """All parts of a run, as its newest checkpoint left them."""
+    """All parts of a run, restored from its newest checkpoint."""
 
     def __init__(self, run: TrainingRun, here: World, signals: Signals):
         self.signals = signals
@@ -127,50 +127,50 @@ class Trainer:
             self.say(_opening(self.model, config, here, self.first))
 
     def steps(self) -> None:
-        """From the first step that is not done to the last."""
+        """Takes the steps that remain."""
         config, in_a_row, figures = self.config, 0, {}
-        if not self.first and config.evaluate_every:  # where it starts from
+        if not self.first and config.evaluate_every:  # a baseline
             self._write(0, self._evaluation(0))
         for step in range(self.first + 1, config.steps + 1):
             saving = step % config.checkpoint_every == 0 or step == config.steps
-            outcome, figures = self._step(step, saving or step % SELDOM == 0)
+            result, figures = self._step(step, saving or step % SELDOM == 0)
             if config.evaluate_every and step % config.evaluate_every == 0:
                 figures |= self._evaluation(step, figures)
             self._write(step, figures)
-            in_a_row = in_a_row + 1 if outcome.skipped else 0
+            in_a_row = in_a_row + 1 if result.skipped else 0
             if in_a_row == config.max_skipped_steps:
-                self._placed()
-                raise NotFinite(_explain(step, outcome, config))
+                self._finish_checkpoint()
+                raise NotFinite(_explain(step, result, config))
             stop = self._stopped()
             if stop or saving:
                 self.save(step)
             elif not self.checkpoints.busy:
-                self._placed()
+                self._finish_checkpoint()
             if stop and step < config.steps:
                 self._stop(step, stop)
-        self._placed()
+        self._finish_checkpoint()
         self._say_left_out(figures.get("dropped", {}))
 
     def _stopped(self) -> int:
-        """The signal that came on any rank, or 0."""
+        """The signal that any rank received, or 0."""
         if self.here.size == 1:
             return self.signals()
-        came = self.here.sum([self.signals() == number for number in NUMBERS])
-        return next((number for number, count in zip(NUMBERS, came, strict=True) if count), 0)
+        counts = self.here.sum([self.signals() == number for number in NUMBERS])
+        return next((number for number, count in zip(NUMBERS, counts, strict=True) if count), 0)
 
     def _stop(self, step: int, number: int) -> NoReturn:
-        self._placed()
+        self._finish_checkpoint()
         self.say(f"stopped after step {step}; its checkpoint is written, and the same command resumes")
         raise Interrupted(number, step)
 
-    def _placed(self) -> None:
+    def _finish_checkpoint(self) -> None:
         """Waits for the checkpoint being written."""
         path = self.checkpoints.wait()
         if path:
             self.say(f"checkpoint: {path}")
 
     def _say_left_out(self, dropped: dict[str, int]) -> None:
-        """What of the data was not trained on. The same document counts in every pass, so the passes are divided by."""
+        """Reports the documents that were not trained on. `dropped` counts a document once per pass over the data."""
         passes, left_out = self.loader.passes, {}
         for key, count in dropped.items():
             source, _, reason = key.partition(": ")
@@ -178,11 +178,11 @@ class Trainer:
                 left_out[key] = -(-count // max(passes.get(source, 1), 1))
         if left_out:
             each = " in each pass over the data" if max(passes.values()) > 1 else ""
-            listed = ", ".join(f"{what} ({count:,})" for what, count in left_out.items())
+            listed = ", ".join(f"{key} ({count:,})" for key, count in left_out.items())
             self.say(f"documents left out{each}: {listed}")
 
-    def _step(self, step: int, seldom: bool) -> tuple[Outcome, dict[str, Any]]:
-        """One optimizer step, and its line in log.jsonl."""
+    def _step(self, step: int, seldom: bool) -> tuple[StepResult, dict[str, Any]]:
+        """One optimizer step, and its figures for log.jsonl."""
         self.meter.begin()
         items = []
         for _ in range(self.config.gradient_accumulation_steps):
@@ -190,28 +190,28 @@ class Trainer:
             self.meter.waited += self.loader.waited
         rate = rate_at(step - 1, self.config)
         try:
-            outcome = self.stepper(items, rate)
+            result = self.stepper(items, rate)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(_too_large(step, self.config, self.here)) from error
-        self.skipped += outcome.skipped
+        self.skipped += result.skipped
         figures = {
-            "loss": outcome.loss,
-            **{f"loss/{name}": loss for name, loss in outcome.losses.items()},
-            "gradient_norm": outcome.gradient_norm,
+            "loss": result.loss,
+            **{f"loss/{name}": loss for name, loss in result.losses.items()},
+            "gradient_norm": result.gradient_norm,
             "learning_rate": rate,
             "skipped": self.skipped,
         }
         if seldom or not self.parallel.sharded:
             figures["gates/attention"] = self.parallel.tanh([b.attention_gate for b in self.model.blocks])
             figures["gates/feed_forward"] = self.parallel.tanh([b.feed_forward_gate for b in self.model.blocks])
-        figures |= self.meter.figures(outcome)
+        figures |= self.meter.figures(result)
         if seldom:
             figures["dropped"] = self.here.sum_counts({": ".join(key): n for key, n in self.loader.drops.items()})
-        return outcome, figures
+        return result, figures
 
     def _evaluation(self, step: int, figures: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Every rank evaluates, as a sharded model needs; the first one's figures are kept. Where it fails, the steps
-        until here are saved first. In a single process it is interrupted by a signal, for it may take long."""
+        """Every rank evaluates, because a sharded model needs every rank. If the evaluation fails, a checkpoint is
+        written first. In a single process a signal interrupts the evaluation, because it may take long."""
         assert self.evaluate is not None
         began, device = time.perf_counter(), self.here.device
         try:
@@ -228,7 +228,7 @@ class Trainer:
                 self.save(step)
                 if isinstance(error, Interrupted | KeyboardInterrupt):
                     self._stop(step, signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.number)
-                self._placed()
+                self._finish_checkpoint()
             raise
         return {**found, "evaluation_s": round(time.perf_counter() - began, 3)}
 
@@ -245,7 +245,7 @@ class Trainer:
             self.log.write(step, figures)
 
     def close(self) -> None:
-        """Also after an error: a checkpoint that is being written is put in place, where no other rank is asked."""
+        """Also called after an error. A single process still finishes the checkpoint that is being written."""
         self.loader.close()
         if self.here.size == 1:
             with suppress(OSError):
@@ -254,20 +254,20 @@ class Trainer:
             self.log.close()
 
 
-def _settle(config: TrainingConfig, here: World) -> None:
+def _configure_torch(config: TrainingConfig, here: World) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     wanted = here.device.type == "cpu" if config.deterministic is None else config.deterministic
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which CUDA refuses
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(wanted, warn_only=config.deterministic is None)
     torch.manual_seed(config.seed)
     if not sys.stderr.isatty() or not here.first:
         transformers_logging.disable_progress_bar()
 
 
-def _explain(step: int, outcome: Outcome, config: TrainingConfig) -> str:
-    losses = ", ".join(f"{name} {loss:.3g}" for name, loss in outcome.losses.items())
+def _explain(step: int, result: StepResult, config: TrainingConfig) -> str:
+    losses = ", ".join(f"{name} {loss:.3g}" for name, loss in result.losses.items())
     return (
         f"step {step}: the gradient was not finite in {config.max_skipped_steps} steps in a row (losses: {losses}). "
         "The newest checkpoint is kept. Common causes: too high a learning rate "
@@ -292,6 +292,6 @@ def _opening(model: Any, config: TrainingConfig, here: World, first: int) -> str
     how = "1 process" if here.size == 1 else f"{here.size} processes ({config.parallel})"
     resumed = f", resumed after step {first}" if first else ""
     return (
-        f"{trained / 1e6:,.1f} M of {whole / 1e6:,.1f} M parameters train, on {how} of {here.device.type}, "
+        f"training {trained / 1e6:,.1f} M of {whole / 1e6:,.1f} M parameters, {how} on {here.device.type}, "
         f"{config.precision}; {config.steps} steps{resumed}; log in {config.output}/log.jsonl"
     )

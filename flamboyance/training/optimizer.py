@@ -1,4 +1,4 @@
-"""AdamW with decay where it belongs, and the learning rate of each step."""
+"""AdamW, its weight decay, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flamboyance.training.config import TrainingConfig
 
 
 def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over what trains. Only the matrices of the cross-attention decay (Flamingo decays all but the resampler;
-    norms, gates and the rows of added tokens are no matrices that decay should shrink)."""
+    """AdamW over the trainable parameters. Weight decay applies to the matrices of the cross-attention only: Flamingo
+    decays everything but the resampler, and decay should not shrink norms, gates and the rows of added tokens."""
     decayed = [p for name, p in trained.items() if name.startswith("cross_attention.") and p.ndim > 1]
     chosen = {id(p) for p in decayed}
     rest = [p for p in trained.values() if id(p) not in chosen]
@@ -22,10 +22,8 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainingConfig) 
 
 
 def rate_at(step: int, config: TrainingConfig) -> float:
-    """Learning rate of optimizer step `step`, counted from 0.
-
-    It rises over `warmup` steps, stays, and falls over the last `falling` of all steps to `rate * final`.
-    """
+    """Learning rate of optimizer step `step`, counted from 0: it rises over `warmup_steps`, stays constant, and decays
+    over the last `decay_fraction` of all steps to `learning_rate * min_lr_factor`."""
     rise = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "constant":
         return config.learning_rate * rise
@@ -38,9 +36,9 @@ def rate_at(step: int, config: TrainingConfig) -> float:
 def state_tensors(
     trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The optimizer's tensors by parameter name, made (as zeros) where the optimizer has not stepped yet. They are the
-    optimizer's own: writing to them, as a checkpoint's reader does, sets its state."""
-    found = {}
+    """The optimizer's own tensors by parameter name; zeros are made for an optimizer that has not stepped yet. Writing
+    to the tensors sets the optimizer's state, as resuming does."""
+    states = {}
     for name, parameter in trained.items():
         state = optimizer.state[parameter]
         if not state:
@@ -48,5 +46,5 @@ def state_tensors(
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        found[name] = state
-    return found
+        states[name] = state
+    return states

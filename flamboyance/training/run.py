@@ -1,4 +1,4 @@
-"""What a recipe returns."""
+"""A whole training run: the value that a recipe returns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A whole training run.
+    """A training run.
 
     Attributes:
         training: its settings.
-        build: makes (model, processor), with pretrained backbones. Called once on each rank.
-        outline: the model's configuration, without loading any weights: what `flamboyance plan` counts with.
-        evaluate: (model, processor) -> figures by name, called before the first step and every `evaluate_every`;
-            by all ranks alike, the first one's figures are logged.
-        prepare: called once, on the first rank, before anything else: writes shards where a recipe makes its own.
+        build: makes (model, processor) with pretrained backbones. Called once on each rank.
+        outline: makes the model's configuration without loading weights, for `flamboyance plan`.
+        evaluate: (model, processor) -> figures by name. Called on all ranks before the first step and every
+            `evaluate_every` steps; the first rank's figures are logged.
+        prepare: called once on the first rank before anything else, e.g. to write shards.
     """
 
     training: TrainingConfig

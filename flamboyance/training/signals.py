@@ -1,4 +1,4 @@
-"""Signals that stop a run: at once while it prepares, after the step while it trains."""
+"""Signals that stop a run: immediately while it prepares, after the current step while it trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Interrupted(SystemExit):
     """A run stopped after a signal. The exit status is 128 and the signal's number.
 
     Attributes:
-        step: the last step done, whose checkpoint is written; None where training had not begun.
+        step: the last step, whose checkpoint is written; None if training had not begun.
     """
 
     def __init__(self, number: int, step: int | None = None):
@@ -24,37 +24,37 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """The signal that arrived while signals were deferred; a call returns its number, or 0."""
+    """The first signal that arrived while signals were deferred: a call returns its number, or 0."""
 
     def __init__(self) -> None:
-        self._asked: list[int] = []
+        self._received: list[int] = []
 
     def __call__(self) -> int:
-        return self._asked[0] if self._asked else 0
+        return self._received[0] if self._received else 0
 
     def deferred(self) -> AbstractContextManager[None]:
-        """Within it signals are only noted. A second SIGINT interrupts at once."""
-        return _handled_by(self._note)
+        """Within this context, signals are only recorded. A second SIGINT interrupts immediately."""
+        return _handled_by(self._record)
 
     @contextmanager
     def at_once(self) -> Generator[None]:
-        """Within it a signal interrupts whatever is going on, also one that was noted before."""
+        """Within this context, a signal interrupts immediately, also one that was recorded before."""
         with _handled_by(_interrupt):
-            if self._asked:
-                _interrupt(self._asked[0])
+            if self._received:
+                _interrupt(self._received[0])
             yield
 
-    def _note(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in self._asked:
+    def _record(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in self._received:
             raise KeyboardInterrupt
-        self._asked.append(number)
+        self._received.append(number)
 
 
 @contextmanager
 def handling_signals(first: bool) -> Generator[Signals]:
-    """SIGTERM and SIGINT interrupt at once, with an exception, so that files half written are removed; in the part that
-    `deferred()` covers they are noted. On ranks but the first they end the process until then: those wait in
-    exchanges, where an exception would come too late."""
+    """SIGTERM and SIGINT raise an exception immediately, so that incomplete files are removed. Within `deferred()` they
+    are only recorded. On other ranks than the first, outside of `deferred()`, they end the process: those ranks wait in
+    collectives, where an exception would come too late."""
     signals = Signals()
     with signals.at_once() if first else nullcontext():
         yield signals
@@ -68,7 +68,7 @@ def _interrupt(number: int, frame: Any = None) -> None:
 def _handled_by(handler: Callable[[int, Any], None]) -> Generator[None]:
     try:
         before = {number: signal.signal(number, handler) for number in NUMBERS}
-    except ValueError:  # not in the main thread: signals are somebody else's
+    except ValueError:  # not in the main thread, which alone handles signals
         before = {}
     try:
         yield

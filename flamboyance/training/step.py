@@ -20,7 +20,7 @@ Item = dict[str, Batch]  # a batch of every source
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step did.
 
     Attributes:
@@ -113,7 +113,7 @@ class Stepper:
         self.normalize = normalize
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, items: Sequence[Item], rate: float) -> Outcome:
+    def __call__(self, items: Sequence[Item], rate: float) -> StepResult:
         """`items`: the micro-steps' batches."""
         world, names = self.parallel.world, list(self.config.sources)
         counted = [sum(item[name].targets for item in items) for name in names]
@@ -135,7 +135,7 @@ class Stepper:
         means = [s / c for s, c in zip(world.sum(sums.tolist()), counts, strict=True)]
         losses = dict(zip(names, means, strict=True))
         total = sum(self.config.sources[name].weight * loss for name, loss in losses.items())
-        return Outcome(losses, total, norm, int(sum(counts)), int(tokens), int(images))
+        return StepResult(losses, total, norm, int(sum(counts)), int(tokens), int(images))
 
     def _precision(self) -> Any:
         if self.config.precision == "fp32":

@@ -15,7 +15,8 @@ from flamboyance.data.documents import Rejected
 from flamboyance.data.shards import expand, records
 from flamboyance.mini.world import caption, picture, scene
 from flamboyance.recipes.finetune import finetune
-from flamboyance.recipes.held_out import documents, evaluate
+from flamboyance.recipes.held_out import evaluate
+from flamboyance.recipes.training_split import documents
 from flamboyance.training.run import TrainingRun
 
 COUNT = 40
@@ -231,7 +232,7 @@ def test_held_out_questions_that_hold_tokens_are_cleaned_as_in_training(photos: 
 
 def test_documents_that_all_share_an_image_cannot_be_held_out(photos: Path, tmp_path: Path) -> None:
     rows = [{"image": "photos/00.JPG", "text": f"text {number}"} for number in range(4)]
-    with pytest.raises(ValueError, match="share their images"):
+    with pytest.raises(ValueError, match="share images"):
         prepared(written(tmp_path / "rows.csv", rows), tmp_path / "run")
 
 

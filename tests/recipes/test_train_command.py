@@ -36,6 +36,9 @@ def test_help_of_a_recipe_lists_all_that_can_be_set(name: str, capsys: pytest.Ca
 def test_only_the_first_rank_prints(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert said(capsys, "mini") == ""
+    assert main(["train", "mini", "output=x", "stepps=1"]) == 2
+    assert main(["train", "mini", "output=x", "workers=-1"]) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture) -> None:

@@ -57,7 +57,7 @@ def test_a_run_learns_and_its_model_opens(run, tmp_path):
     assert last["loss"] == pytest.approx(0.2 * last["loss/pairs"] + last["loss/documents"])
     assert len(last["gates/attention"]) == 2 and all(abs(gate) < 1 for gate in last["gates/attention"])
     assert last["tokens_per_s"] == pytest.approx(last["tokens"] / last["step_s"])
-    assert 0 < last["mfu"] < 1 and last["memory_gb"] > 0 and last["learning_rate"] == 1e-2
+    assert last["mfu"] is None and last["tflops"] > 0 and last["memory_gb"] > 0 and last["learning_rate"] == 1e-2
     assert last["dropped"]["documents: one image only"] > 0
 
     model = FlamingoForConditionalGeneration.from_pretrained(output / "model")
