@@ -98,7 +98,7 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
             ValueError: the checkpoint is for another model, or for none like this.
         """
         if openflamingo.is_openflamingo(state_dict):
-            openflamingo.load(self, state_dict)
+            openflamingo.load(self, openflamingo.parse(state_dict))
             return _IncompatibleKeys([], [])
         if not state_dict.keys() & self.state_dict().keys():
             found = ", ".join(map(str, list(state_dict)[:3])) or "none"

@@ -1,17 +1,15 @@
 """An OpenFlamingo checkpoint as a Flamboyance directory."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from flamboyance.checkpoints import openflamingo, released
 from flamboyance.checkpoints.directory import absolute, warn_if_shut, write_checkpoint
-from flamboyance.checkpoints.layout import Layout, fitting
+from flamboyance.checkpoints.openflamingo import Checkpoint
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.hub import options as reachable
 from flamboyance.processing import FlamingoProcessor, image_processor_of
@@ -54,19 +52,19 @@ def convert_file(
     target = Path(target_dir)
     if target.is_file():
         raise ValueError(f"{target} is a file; expected a directory to write to.")
-    state = openflamingo.read(source)
+    checkpoint = openflamingo.read(source)
     if model is None and language is not None and vision is not None:
         options = {"decoder_layers": decoder_layers, "freeze_lm_embeddings": freeze_lm_embeddings, **hub}
-        _with_backbones(state, target, vision, language, tokenizer or language, options)
+        _with_backbones(checkpoint, target, vision, language, tokenizer or language, options)
     else:
-        model = model or _identify(source, Layout.of(state))
-        _released(state, target, model, vision, language, tokenizer, hub)
+        model = model or _identify(source, checkpoint)
+        _released(checkpoint, target, model, vision, language, tokenizer, hub)
     return target
 
 
-def _identify(source: str | Path, layout: Layout) -> str:
+def _identify(source: str | Path, checkpoint: Checkpoint) -> str:
     """The released model that a checkpoint belongs to."""
-    names = fitting(layout)
+    names = checkpoint.released_models()
     if len(names) == 1:
         return names[0]
     if names:
@@ -75,13 +73,13 @@ def _identify(source: str | Path, layout: Layout) -> str:
             f"file does not name. Say which: model={names[0]!r} or {names[1]!r} (--model on the command line)."
         )
     raise ValueError(
-        f"{source} is none of the released checkpoints. {layout} Give the backbones that it was trained with: "
+        f"{source} is none of the released checkpoints. {checkpoint} Give the backbones that it was trained with: "
         "language= and vision=, hub ids or directories."
     )
 
 
 def _released(
-    state: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
     target: Path,
     name: str,
     vision: str | None,
@@ -91,7 +89,7 @@ def _released(
 ) -> None:
     with torch.device("meta"):
         model = FlamingoForConditionalGeneration(released.config_for(name))
-    tensors = openflamingo.translate(model, state)
+    tensors = openflamingo.translate(model, checkpoint)
     warn_if_shut(tensors, "the checkpoint")
     config = model.config
     config.language = absolute(language or str(config.language))
@@ -112,23 +110,23 @@ def _released(
 
 
 def _with_backbones(
-    state: Mapping[str, Tensor], target: Path, vision: str, language: str, tokenizer: str, options: dict[str, Any]
+    checkpoint: Checkpoint, target: Path, vision: str, language: str, tokenizer: str, options: dict[str, Any]
 ) -> None:
     frozen, decoder_layers = options.pop("freeze_lm_embeddings"), options.pop("decoder_layers")
     reader: Any = AutoTokenizer.from_pretrained(tokenizer, **reachable(tokenizer, options))
     processor = FlamingoProcessor(None, reader)
-    frames = state.get("perceiver.frame_embs")
+    frames = checkpoint.tensors.get("perceiver.frame_embs")
     model = FlamingoForConditionalGeneration.from_backbones(
         vision,
         language,
         processor,
-        cross_attn_every_n_layers=Layout.of(state).cross_attn_every_n_layers or 1,
+        cross_attn_every_n_layers=checkpoint.cross_attn_every_n_layers or 1,
         decoder_layers=decoder_layers,
         resampler=None if frames is None else {"max_frames": len(frames)},
         **options,
     )
     model.added_tokens.requires_grad_(not frozen)
-    openflamingo.load(model, state)
+    openflamingo.load(model, checkpoint)
     model.save_pretrained(target)
     processor.image_processor = image_processor_of(model.config.vision)
     processor.save_pretrained(target)

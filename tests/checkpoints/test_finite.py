@@ -47,7 +47,7 @@ def test_weights_in_an_openflamingo_checkpoint(directory):
     state["perceiver.latents"][0, 0] = float("nan")
     before = model.resampler.latents.clone()
     with pytest.raises(ValueError, match=r"perceiver\.latents .*not finite"):
-        openflamingo.load(model, state)
+        openflamingo.load(model, openflamingo.parse(state))
     assert torch.equal(model.resampler.latents, before)
 
 

@@ -38,14 +38,19 @@ def state_of(name):
     return {key: torch.empty(shape, device="meta") for key, shape in KEYS[name].items()}
 
 
+def translate(model, state):
+    return openflamingo.translate(model, openflamingo.parse(state))
+
+
 def size(parameters):
     return sum(p.numel() for p in parameters)
 
 
 def test_every_key_is_consumed_and_none_is_missing(models, name):
     model = models[name]
-    assert {*openflamingo.expected(model), *openflamingo.tables(model)} == set(KEYS[name])
-    translated = openflamingo.translate(model, state_of(name))
+    names = openflamingo.reference_names(model)
+    assert {*names.parameters, *names.tables} == set(KEYS[name])
+    translated = translate(model, state_of(name))
     wanted = model.trained_parameters()
     assert {key: t.shape for key, t in translated.items()} == {key: p.shape for key, p in wanted.items()}
     exported = openflamingo.export(model)
@@ -87,7 +92,7 @@ def test_a_key_renamed_is_refused_by_name(models, name):
         state = state_of(name)
         state[key + "_"] = state.pop(key)
         with pytest.raises(ValueError, match=f"{re.escape(key)}.*{re.escape(key)}_"):
-            openflamingo.translate(models[name], state)
+            translate(models[name], state)
 
 
 def test_a_key_missing_is_refused_by_name(models, name):
@@ -95,7 +100,7 @@ def test_a_key_missing_is_refused_by_name(models, name):
         state = state_of(name)
         del state[key]
         with pytest.raises(ValueError, match=re.escape(key)):
-            openflamingo.translate(models[name], state)
+            translate(models[name], state)
 
 
 def test_a_key_of_another_shape_is_refused_by_name(models, name):
@@ -104,14 +109,14 @@ def test_a_key_of_another_shape_is_refused_by_name(models, name):
             state = state_of(name)
             state[key] = torch.empty(change(KEYS[name][key]), device="meta")
             with pytest.raises(ValueError, match=re.escape(key)) as refused:
-                openflamingo.translate(models[name], state)
+                translate(models[name], state)
             assert str(list(state[key].shape)[-1]) in str(refused.value)
 
 
 def test_an_unknown_key_is_refused_by_name(models, name):
     state = state_of(name) | {"perceiver.media_time_embs": torch.empty(4, 1, 1024, device="meta")}
     with pytest.raises(ValueError, match=r"perceiver\.media_time_embs"):
-        openflamingo.translate(models[name], state)
+        translate(models[name], state)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_an_unknown_key_is_refused_by_name(models, name):
 )
 def test_a_checkpoint_of_another_model_is_refused_with_what_it_fits(models, given, into, said):
     with pytest.raises(ValueError, match=said) as refused:
-        openflamingo.translate(models[into], state_of(given))
+        translate(models[into], state_of(given))
     assert given in str(refused.value)
 
 
@@ -158,7 +163,7 @@ def test_stray_layers_buffers_and_aliases_of_4b_are_passed_over(models):
         for key, t in state_of(RPJ).items()
         if "gated_cross_attn_layer." in key
     }
-    assert len(openflamingo.translate(models[RPJ], state)) == len(models[RPJ].trained_parameters())
+    assert len(translate(models[RPJ], state)) == len(models[RPJ].trained_parameters())
 
 
 def test_names():

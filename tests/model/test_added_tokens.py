@@ -95,7 +95,7 @@ def test_the_published_layout_with_more_rows(family):
     state = openflamingo.export(model)
     assert {len(t) for key, t in state.items() if "embed" in key or "lm_head" in key or "embed_out" in key} == {95}
     other.language_model.load_state_dict(model.language_model.state_dict())
-    openflamingo.load(other, state)
+    openflamingo.load(other, openflamingo.parse(state))
     for name, p in model.added_tokens.named_parameters():
         assert torch.equal(p, dict(other.added_tokens.named_parameters())[name])
 
