@@ -1,11 +1,10 @@
-"""What a model's name means: the embedded model, a released one, a directory, or a repository on the hub.
+"""Models by name.
 
     entry = catalog.resolve("mini")
     model, processor = entry.open()
     entry.config().text_config
 
-Whatever takes a model's name asks here, so that a name means the same everywhere. Importing this costs nothing;
-torch and transformers are imported when a model or its configuration is asked for.
+Importing this is quick: torch and transformers are imported when a model or its configuration is opened.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from flamboyance import hub, names
 
@@ -28,19 +25,8 @@ if TYPE_CHECKING:
 MINI = names.MINI
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One model, by its name. Nothing is opened or downloaded before a method asks for it.
-
-    Attributes:
-        name: what opens this model from anywhere: "mini", a released model's full name, a path, or a hub id.
-        kind: "embedded", "released", "directory" or "hub".
-        directory: where an embedded model, or one in a directory, is.
-    """
-
-    name: str
-    kind: Literal["embedded", "released", "directory", "hub"]
-    directory: Path | None = None
+class Entry(names.Name):
+    """One model, by its name. Nothing is opened or downloaded before a method is called."""
 
     @property
     def embedded(self) -> bool:
@@ -48,7 +34,7 @@ class Entry:
         return self.kind == "embedded"
 
     def is_flamingo(self, **options: Any) -> bool:
-        """Whether this package opens the model; otherwise it is one of transformers' own.
+        """Whether this package opens the model; otherwise transformers does.
 
         Raises:
             OSError: there is no such model.
@@ -61,7 +47,7 @@ class Entry:
             values, _ = PreTrainedConfig.get_config_dict(self.name, **hub.options(self.name, options))
         except OSError as error:
             if self.kind == "hub":
-                raise hub.missing(self.name, str(error)) from error
+                raise names.missing(self.name, str(error)) from error
             raise
         return values.get("model_type") == "flamingo"
 
@@ -83,20 +69,14 @@ class Entry:
         with self._named():
             return read_config(self.files(**options))
 
-    def files(self, **options: Any) -> Path:
-        """The model's directory on this machine; a repository is downloaded first.
+    def outline(self, **options: Any) -> FlamingoForConditionalGeneration:
+        """The model without weights, on the meta device: it takes no memory. `options`: as for `config`."""
+        import torch
 
-        Raises:
-            OSError: there is no such model.
-            ValueError: a released model, whose files are another project's.
-        """
-        if self.directory is not None:
-            return self.directory
-        if self.kind == "released":
-            raise ValueError(f"{self.name} has no directory; write one with `flamboyance convert`")
-        from flamboyance.checkpoints.directory import local_directory
+        from flamboyance.flamingo import FlamingoForConditionalGeneration
 
-        return local_directory(self.name, **options)
+        with torch.device("meta"):
+            return FlamingoForConditionalGeneration(self.config(**options))
 
     def model(self, **options: Any) -> FlamingoForConditionalGeneration:
         """The model, in evaluation mode. `options`: those of FlamingoForConditionalGeneration.from_pretrained."""
@@ -115,7 +95,7 @@ class Entry:
     def open(self, **options: Any) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
         """Model and processor. `options`: those of FlamingoForConditionalGeneration.from_pretrained."""
         shared = {key: options[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in options}
-        self.config(**shared)  # what is no model is refused before anything large is read
+        self.config(**shared)  # refuses what is not a Flamingo before anything large is read
         processor = self.processor(**shared)
         model = self.model(**options)
         if model.tokenizer is None:
@@ -123,20 +103,20 @@ class Entry:
         return model, processor
 
     def tower(self, **options: Any) -> tuple[dict[str, Any], ImageProcessor]:
-        """The spec of the model's vision tower, its name as it is found from here; and the model's image processor.
+        """The spec of the model's vision tower, with a name that opens it from here, and the model's image processor.
 
-        Nothing is opened but configurations.
+        Only configurations are read.
         """
         if self.kind == "released":
             from flamboyance.checkpoints import released
 
             return self.config().vision, released.image_processor()
-        from flamboyance.checkpoints.directory import resolve as found_from
+        from flamboyance.checkpoints.directory import resolve as path_of
         from flamboyance.images import ImageProcessor
 
         directory = self.files(**options)
         vision = self.config(**options).vision
-        return dict(vision, name=found_from(vision["name"], directory)), ImageProcessor.from_pretrained(directory)
+        return dict(vision, name=path_of(vision["name"], directory)), ImageProcessor.from_pretrained(directory)
 
     @property
     def _place(self) -> str:
@@ -144,10 +124,10 @@ class Entry:
 
     @contextmanager
     def _named(self) -> Generator[None]:
-        """Libraries do not always name what could not be opened."""
+        """Adds the model's name to errors, which libraries do not always name."""
         try:
             yield
-        except hub.UnknownModelError:
+        except names.UnknownModelError:
             raise
         except OSError as error:
             if self.name in str(error) or self._place in str(error):
@@ -163,23 +143,9 @@ class Entry:
 
 
 def resolve(name: str | os.PathLike[str]) -> Entry:
-    """The model that a name means.
-
-    In this order: a directory of this name, `mini` (or `flamingo-mini`), a released OpenFlamingo model with or without
-    `openflamingo/`, a repository on the hub. Whether that repository exists is found out when it is opened.
+    """The model of this name; see flamboyance.names.resolve for what a name may be.
 
     Raises:
-        UnknownModelError: the name can mean none of these.
+        UnknownModelError: the name can mean no model.
     """
-    text = os.fspath(name)
-    if not text.strip():
-        raise hub.UnknownModelError("the model's name is empty; give 'mini', a directory, or a released model's name")
-    if own := names.embedded(text):
-        return Entry(MINI, "embedded", own)
-    directory = Path(text).expanduser()
-    if directory.is_dir():
-        return Entry(str(directory), "directory", directory)
-    if short := names.released(text):
-        return Entry(names.ORGANISATION + short, "released")
-    hub.check(text)
-    return Entry(text, "hub")
+    return Entry(**vars(names.resolve(name)))

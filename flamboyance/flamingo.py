@@ -28,7 +28,6 @@ from flamboyance.checkpoints.directory import (
     WEIGHTS,
     absolute,
     load_trained,
-    local_directory,
     read_config,
     read_weights,
     resolve,
@@ -160,16 +159,18 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         Raises:
             ValueError: the checkpoint is not a Flamingo, or does not fit the backbones that it names.
         """
-        name = str(pretrained_model_name_or_path)
+        name = names.resolve(pretrained_model_name_or_path)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        if not names.embedded(name) and not Path(name).expanduser().is_dir() and released.is_released(name):
+        if name.kind == "released":
             parts = {"checkpoint": checkpoint, "tokenizer": tokenizer, "language": language, "vision": vision}
             precision = {"dtype": dtype, "trained_dtype": trained_dtype}
             hub_file = {"token": token, "revision": revision}
-            return cls._from_released(name, parts, hub, hub_file, **precision, **language_options)
+            return cls._from_released(name.name, parts, hub, hub_file, **precision, **language_options)
         if checkpoint or tokenizer:
-            raise ValueError(f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name} has its own.")
-        directory = local_directory(name, revision=revision, token=token, **hub)
+            raise ValueError(
+                f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name.name} has its own."
+            )
+        directory = name.files(revision=revision, token=token, **hub)
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
         config = read_config(directory) if config is None else copy.deepcopy(config)
@@ -220,8 +221,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         config = released.config_for(name)
         checkpoint = parts["checkpoint"]
         if checkpoint is None:
-            repository = names.ORGANISATION + released.short_name(name)
-            checkpoint = hf_hub_download(repository, "checkpoint.pt", **hub_file, **reachable(repository, hub))
+            checkpoint = hf_hub_download(name, "checkpoint.pt", **hub_file, **reachable(name, hub))
         tokenizer = parts["tokenizer"] or parts["language"]
         processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer, **hub)
         if parts["vision"]:

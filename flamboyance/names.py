@@ -1,44 +1,120 @@
-"""The names that this package gives to models: the embedded one, and the released OpenFlamingo models.
+"""What the name of a model means: the embedded model, a released one, a directory, or a repository on the hub.
 
-`catalog` says what any name means and opens it; here are the facts that everything else may know.
+`resolve` decides it, for every function that takes a name; `catalog` opens what it finds. Torch is not imported here.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from flamboyance import hub
 
 MINI = "mini"
 EMBEDDED = (MINI, "flamingo-mini")
 EMBEDDED_DIRECTORY = Path(__file__).parent / "weights" / "flamingo-mini"
-RELEASED = (
-    "OpenFlamingo-3B-vitl-mpt1b",
-    "OpenFlamingo-3B-vitl-mpt1b-langinstruct",
-    "OpenFlamingo-4B-vitl-rpj3b",
-    "OpenFlamingo-4B-vitl-rpj3b-langinstruct",
-    "OpenFlamingo-9B-vitl-mpt7b",
-)
 ORGANISATION = "openflamingo/"
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "vision/*", "language/*")
 
 
-def embedded(name: str | os.PathLike[str]) -> Path | None:
-    """The directory of the embedded model, if this names it; a model directory of the same name here comes first.
+class Release(NamedTuple):
+    """A released OpenFlamingo model: its language model, and the spacing of its blocks."""
+
+    language: str
+    cross_attn_every_n_layers: int
+    architecture: str  # a key of checkpoints.released.ARCHITECTURES
+
+
+RELEASED = {
+    "OpenFlamingo-3B-vitl-mpt1b": Release("anas-awadalla/mpt-1b-redpajama-200b", 1, "mpt-1b"),
+    "OpenFlamingo-3B-vitl-mpt1b-langinstruct": Release("anas-awadalla/mpt-1b-redpajama-200b-dolly", 1, "mpt-1b"),
+    "OpenFlamingo-4B-vitl-rpj3b": Release("togethercomputer/RedPajama-INCITE-Base-3B-v1", 2, "redpajama-3b"),
+    "OpenFlamingo-4B-vitl-rpj3b-langinstruct": Release(
+        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1", 2, "redpajama-3b"
+    ),
+    "OpenFlamingo-9B-vitl-mpt7b": Release("anas-awadalla/mpt-7b", 4, "mpt-7b"),
+}
+EXPECTED = f"give a directory, '{MINI}', or a released name such as {ORGANISATION}{next(iter(RELEASED))}"
+
+
+class UnknownModelError(OSError, ValueError):
+    """No model has this name. The message says where it was looked for, and which name may be meant."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """The name of a model, resolved.
+
+    Attributes:
+        name: what opens this model from anywhere: "mini", a released model's full name, a path, or a hub id.
+        kind: "embedded", "released", "directory" or "hub".
+        directory: where an embedded model, or one in a directory, is.
+    """
+
+    name: str
+    kind: Literal["embedded", "released", "directory", "hub"]
+    directory: Path | None = None
+
+    def files(self, patterns: Sequence[str] = MODEL_FILES, **options: Any) -> Path:
+        """The model's directory on this machine. The files of a repository that match `patterns` are downloaded first.
+
+        Args:
+            options: cache_dir, local_files_only, revision, token, force_download.
+
+        Raises:
+            UnknownModelError: there is no such repository, or it cannot be reached and is not in the cache.
+            ValueError: a released model, whose files are in another layout.
+        """
+        if self.directory is not None:
+            return self.directory
+        if self.kind == "released":
+            raise ValueError(f"{self.name} has no directory; write one with `flamboyance convert`")
+        from huggingface_hub import snapshot_download  # imported late for start-up time
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        options = hub.options(self.name, options)
+        try:
+            return Path(snapshot_download(self.name, allow_patterns=list(patterns), **options))
+        except LocalEntryNotFoundError:
+            raise missing(self.name) from None
+        except HfHubHTTPError as error:
+            raise missing(self.name, str(error)) from error
+
+
+def resolve(name: str | os.PathLike[str]) -> Name:
+    """What a model's name means.
+
+    In this order: `mini` or `flamingo-mini`, unless a model directory has this name; a directory; a released
+    OpenFlamingo model, with or without `openflamingo/`; a repository on the hub. Whether that repository exists turns
+    out when it is opened.
 
     Raises:
-        OSError: this installation lacks the weights.
+        UnknownModelError: the name can mean none of these.
+        OSError: this installation lacks the embedded model.
     """
-    if str(name) not in EMBEDDED:
-        return None
-    if (Path(name) / "config.json").is_file():
-        warnings.warn(
-            f"'{name}' is opened from the directory {Path(name).absolute()}; to open the embedded model of that name, "
-            "run from another folder, or use load_mini()",
-            stacklevel=3,
-        )
-        return None
-    return check_embedded()
+    text = os.fspath(name)
+    if not text.strip():
+        raise UnknownModelError(f"the model's name is empty; {EXPECTED}")
+    path = Path(text).expanduser()
+    if text in EMBEDDED and not (path / "config.json").is_file():
+        return Name(MINI, "embedded", check_embedded())
+    if path.is_dir():
+        if text in EMBEDDED:
+            warnings.warn(
+                f"'{text}' is opened from the directory {path.absolute()}; to open the embedded model of that name, "
+                "run from another folder, or use load_mini()",
+                stacklevel=3,
+            )
+        return Name(str(path), "directory", path)
+    if short := released(text):
+        return Name(ORGANISATION + short, "released")
+    _check_repository(text, path)
+    return Name(text, "hub")
 
 
 def check_embedded() -> Path:
@@ -55,9 +131,9 @@ def check_embedded() -> Path:
     return EMBEDDED_DIRECTORY
 
 
-def released(name: str | os.PathLike[str]) -> str | None:
-    """The short name of the released model that this names, with or without its organisation."""
-    short = str(name).removeprefix(ORGANISATION)
+def released(name: str) -> str | None:
+    """The short name of the released model of this name, which may begin with `openflamingo/`; None for other names."""
+    short = name.removeprefix(ORGANISATION)
     return short if short in RELEASED else None
 
 
@@ -67,3 +143,35 @@ def suggestion(name: str) -> str:
     known |= {each.lower(): ORGANISATION + each for each in RELEASED}
     found = get_close_matches(name.lower().rsplit("/", 1)[-1], known, n=1, cutoff=0.7)
     return f" (did you mean '{known[found[0]]}'?)" if found else ""
+
+
+def missing(name: str, reason: str = "") -> UnknownModelError:
+    """The error for a name that is neither a directory nor, as far as can be asked, on the hub."""
+    online = hub.within_reach()
+    where = "on the hub" if online else "in the hub's cache on this machine, and the hub is not within reach"
+    return UnknownModelError(
+        f"cannot open the model '{name}': there is no such directory{suggestion(name)}, and nothing of that name "
+        f"{where}; {EXPECTED}" + (f" ({' '.join(reason.split())[:300]})" if reason else "")
+    )
+
+
+def _check_repository(name: str, path: Path) -> None:
+    """Refuses what cannot be the id of a repository: a file, a path to nothing, or malformed text.
+
+    Raises:
+        UnknownModelError: it is one of these.
+    """
+    from huggingface_hub.errors import HFValidationError  # imported late for start-up time
+    from huggingface_hub.utils import validate_repo_id
+
+    if path.is_file():
+        raise UnknownModelError(
+            f"{name} is a file; expected a directory or a hub id. To open OpenFlamingo's checkpoint.pt, convert it: "
+            f"flamboyance convert {name} DIRECTORY"
+        )
+    if not name.startswith((".", "/", "~")) and "\\" not in name:
+        try:
+            return validate_repo_id(name)
+        except HFValidationError:
+            pass
+    raise UnknownModelError(f"no such directory: '{name}'{suggestion(name)} (looked in {Path.cwd()}); {EXPECTED}")

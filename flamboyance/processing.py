@@ -27,7 +27,6 @@ from flamboyance.checkpoints.preprocessing import image_processor_of as image_pr
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, write_json, write_text
 from flamboyance.hub import options as reachable
-from flamboyance.hub import snapshot
 from flamboyance.images import ImageError, ImageProcessor, frames_of, load_image
 from flamboyance.templates import CHAT_TEMPLATE, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, well_formed
 
@@ -314,16 +313,13 @@ class FlamingoProcessor(ProcessorMixin):
         """
         if not any(key.startswith("_") for key in kwargs) and (unknown := sorted(kwargs.keys() - _PASSED)):
             raise TypeError(f"FlamingoProcessor.from_pretrained has no argument {unknown[0]!r}")
-        name = str(pretrained_model_name_or_path)
+        name = names.resolve(pretrained_model_name_or_path)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        place = names.embedded(name) or Path(name).expanduser()
-        if not place.is_dir():
-            if released.is_released(name):
-                return cls.of_released(name, **hub)
-            place = snapshot(name, FILES, revision=revision, force_download=force_download, **hub)
-        place = place / subfolder
+        if name.kind == "released":
+            return cls.of_released(name.name, **hub)
+        place = name.files(FILES, revision=revision, force_download=force_download, **hub) / subfolder
         if not any((place / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
-            raise OSError(f"'{name}' holds no tokenizer; write it there with processor.save_pretrained")
+            raise OSError(f"'{name.name}' holds no tokenizer; write it there with processor.save_pretrained")
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(place), local_files_only=True))
         images = ImageProcessor.from_pretrained(place, local_files_only=True)
         own = read_json(place / CONFIG) if (place / CONFIG).is_file() else {}

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog, load_mini, names
-from flamboyance.checkpoints.released import RELEASED
 from flamboyance.cli import main
 from flamboyance.recipes import finetune
 from tests.tiny import save_tiny_flamingo
@@ -43,8 +42,7 @@ def test_the_embedded_model_opens_by_name_everywhere(name):
 
 
 def test_released_names_with_and_without_organisation():
-    assert set(names.RELEASED) == set(RELEASED)
-    for short in RELEASED:
+    for short in names.RELEASED:
         for name in (short, f"openflamingo/{short}"):
             entry = catalog.resolve(name)
             assert (entry.kind, entry.name) == ("released", f"openflamingo/{short}") and entry.is_flamingo()
@@ -201,3 +199,10 @@ def test_damaged_files_of_a_directory_are_one_line(tiny, tmp_path, file, content
     (tmp_path / "model" / file).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "model"))):
         catalog.resolve(tmp_path / "model").open()
+
+
+def test_an_empty_name_is_no_model_whoever_opens_it(tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    for opened in (FlamingoForConditionalGeneration, FlamingoProcessor):
+        with pytest.raises(ValueError, match="name is empty"):
+            opened.from_pretrained("")

@@ -378,8 +378,7 @@ def test_info_as_json(model: str, capsys) -> None:
 
 
 def test_info_counts_what_trains(model: str) -> None:
-    from flamboyance.commands.info import parts
-    from flamboyance.commands.models import outline
+    from flamboyance.commands.info import outline, parts
 
     outlined, gates = outline(model)
     rows = {part.name: part for part in parts(outlined)}

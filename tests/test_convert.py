@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, names
 from flamboyance.checkpoints import released
 from flamboyance.convert import convert_file
 from tests.checkpoints.golden import golden
@@ -26,11 +26,12 @@ def known(case, monkeypatch):
     monkeypatch.setattr(released, "VISION_WIDTH", config.vision_width)
     monkeypatch.setattr(released, "TOWER", dict(config.vision, name="nobody/no-tower"))
     monkeypatch.setattr(released, "tower_config", lambda: config.vision["config"])
+    monkeypatch.setitem(released.ARCHITECTURES, "tiny", lambda: config.text_config)
     table = {
-        "tiny": ("nobody/no-language-model", 2, lambda: config.text_config),
-        "tiny-every4": ("nobody/no-language-model", 4, lambda: config.text_config),
+        "tiny": names.Release("nobody/no-language-model", 2, "tiny"),
+        "tiny-every4": names.Release("nobody/no-language-model", 4, "tiny"),
     }
-    monkeypatch.setattr(released, "RELEASED", table)
+    monkeypatch.setattr(names, "RELEASED", table)
     return table
 
 
@@ -93,7 +94,7 @@ def test_a_checkpoint_of_another_model(case, known, tmp_path):
 def test_a_checkpoint_of_none_of_the_released(case, tmp_path):
     with pytest.raises(ValueError, match=r"released.* 2 blocks.*backbones"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"'tiny'.*OpenFlamingo-3B"):
+    with pytest.raises(ValueError, match=r"'tiny' is no released OpenFlamingo model.*OpenFlam"):
         convert_file(case.directory / "checkpoint.pt", tmp_path / "out", "tiny")
 
 

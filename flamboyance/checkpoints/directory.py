@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flamboyance import hub, names
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, replacing, write_json
 from flamboyance.model import adapters
@@ -22,19 +21,6 @@ from flamboyance.model.trainable import OWN
 
 WEIGHTS = "model.safetensors"
 ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "vision/*", "language/*"]
-
-
-def local_directory(name: str, **options: Any) -> Path:
-    """A model's directory: the embedded model's, one on this machine, or the snapshot of a hub repository.
-
-    Raises:
-        UnknownModelError: there is none.
-    """
-    if own := names.embedded(name):
-        return own
-    directory = Path(name).expanduser()
-    return directory if directory.is_dir() else hub.snapshot(name, HUB_FILES, **options)
 
 
 def read_config(directory: Path) -> FlamingoConfig:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamboyance import names
 from flamboyance.checkpoints import released
 from flamboyance.checkpoints.directory import warn_if_shut
 from flamboyance.checkpoints.torch_file import read_torch_file
@@ -84,7 +85,7 @@ class Checkpoint:
     def released_models(self) -> list[str]:
         """The released models that a checkpoint of this layout can belong to."""
         found = []
-        for name in released.RELEASED:
+        for name in names.RELEASED:
             config = released.config_for(name)
             text = config.text_config
             blocks = tuple(range(config.cross_attn_every_n_layers - 1, text.num_hidden_layers, config.cross_attn_every_n_layers))
@@ -137,18 +138,20 @@ def parse(state: Mapping[str, Any]) -> Checkpoint:
         ValueError: an entry is no tensor.
     """
     flat = {WRAPPERS.sub("", str(key)): value for key, value in state.get("model_state_dict", state).items()}
-    blocks = {key: match for key in flat if (match := BLOCK.match(key))}
-    tensors = {key: t for key, t in flat.items() if key in blocks or not (ALIAS.match(key) or STRAY.search(key))}
-    named = {match.group("index", "rest") for match in blocks.values()}
-    for alias in filter(None, map(ALIAS.match, flat)):
-        if alias.groups() not in named:
+    named = {match.group("index", "rest") for match in map(BLOCK.match, flat) if match}
+    tensors = {}
+    for key, value in flat.items():
+        if alias := ALIAS.match(key):
+            if alias.groups() in named:
+                continue
             key = f"lang_encoder.{UNKNOWN}.{alias[1]}.gated_cross_attn_layer.{alias[2]}"
-            tensors[key] = flat[alias[0]]
-            blocks[key] = BLOCK.match(key)
-    for key, value in tensors.items():
+        elif STRAY.search(key) and not BLOCK.match(key):
+            continue
         if not isinstance(value, Tensor):
             raise ValueError(f"{key} in the checkpoint is a {type(value).__name__}; expected a tensor.")
+        tensors[key] = value
 
+    blocks = {key: match for key in tensors if (match := BLOCK.match(key))}
     # By majority, so that single keys that are wrong do not mislead.
     sizes = Counter(int(match["index"]) for match in blocks.values())
     layers = Counter(match["layers"] for match in blocks.values() if match["layers"] != UNKNOWN)

@@ -1,4 +1,4 @@
-"""The five released OpenFlamingo models: what each is made of, by the facts published with them."""
+"""The five released OpenFlamingo models: their configurations, from the facts published with them."""
 
 from typing import Any
 
@@ -36,31 +36,11 @@ def _redpajama_3b() -> PreTrainedConfig:
     )
 
 
-# name: (language model, cross_attn_every_n_layers, its architecture)
-RELEASED = {
-    "OpenFlamingo-3B-vitl-mpt1b": ("anas-awadalla/mpt-1b-redpajama-200b", 1, _mpt_1b),
-    "OpenFlamingo-3B-vitl-mpt1b-langinstruct": ("anas-awadalla/mpt-1b-redpajama-200b-dolly", 1, _mpt_1b),
-    "OpenFlamingo-4B-vitl-rpj3b": ("togethercomputer/RedPajama-INCITE-Base-3B-v1", 2, _redpajama_3b),
-    "OpenFlamingo-4B-vitl-rpj3b-langinstruct": (
-        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1",
-        2,
-        _redpajama_3b,
-    ),
-    "OpenFlamingo-9B-vitl-mpt7b": ("anas-awadalla/mpt-7b", 4, _mpt_7b),
-}
-
-
-def short_name(name: str) -> str:
-    return name.removeprefix(names.ORGANISATION)
-
-
-def is_released(name: str) -> bool:
-    """Whether this names one of the five, with or without its organisation."""
-    return short_name(name) in RELEASED
+ARCHITECTURES = {"mpt-1b": _mpt_1b, "mpt-7b": _mpt_7b, "redpajama-3b": _redpajama_3b}
 
 
 def tower_config() -> dict[str, Any]:
-    """OpenAI's CLIP ViT-L/14 at 224 pixels, which all five look through."""
+    """OpenAI's CLIP ViT-L/14 at 224 pixels, the vision tower of all five."""
     config = CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
         intermediate_size=4096,
@@ -79,16 +59,18 @@ def config_for(name: str) -> FlamingoConfig:
     Raises:
         ValueError: lists the known names.
     """
-    if not is_released(name):
+    short = names.released(name)
+    if short is None:
         raise ValueError(
-            f"{name!r} is no released OpenFlamingo model. There are: {', '.join(RELEASED)}.{names.suggestion(name)}"
+            f"{name!r} is no released OpenFlamingo model{names.suggestion(name)}; expected one of "
+            f"{', '.join(names.RELEASED)}"
         )
-    language, cross_attn_every_n_layers, architecture = RELEASED[short_name(name)]
+    language, cross_attn_every_n_layers, architecture = names.RELEASED[short]
     return FlamingoConfig(
         vision={**TOWER, "config": tower_config()},
         vision_width=VISION_WIDTH,
         language=language,
-        text_config=architecture(),
+        text_config=ARCHITECTURES[architecture](),
         cross_attn_every_n_layers=cross_attn_every_n_layers,
         base_vocab_size=BASE_VOCABULARY,
         added_tokens=ADDED_TOKENS,

@@ -168,10 +168,11 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     """The model that answers: a Flamingo, or one of transformers."""
     import torch
 
+    from flamboyance import catalog
     from flamboyance.commands import models
     from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
 
-    if models.is_flamingo(arguments.model):
+    if catalog.resolve(arguments.model).is_flamingo():
         model, processor = models.load(arguments.model, arguments.device, arguments.dtype)
         if model.device.type == "cuda":
             model.to(torch.device("cuda", here.local_rank))
@@ -194,7 +195,7 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     Raises:
         ValueError: a query's image has none, or too few demonstrations have one.
     """
-    from flamboyance.commands.models import is_flamingo
+    from flamboyance import catalog
     from flamboyance.commands.progress import progress
     from flamboyance.commands.rices import open_encoder, tell_broken
     from flamboyance.evaluation.rices.features import build, default_cache
@@ -202,7 +203,7 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     images = {task.name: found for task in tasks if (found := settings.images(task))}
     if not images:
         return {}
-    if not arguments.tower and not is_flamingo(arguments.model):
+    if not arguments.tower and not catalog.resolve(arguments.model).is_flamingo():
         raise ValueError("RICES needs a tower to compare images by: --tower openai/clip-vit-large-patch14, for example")
     encoder = open_encoder(arguments, here.local_rank)
     cache = Path(arguments.features) if arguments.features else default_cache()

@@ -1,4 +1,4 @@
-"""`info`: what a model is made of, what trains, how much memory it takes."""
+"""`info`: a model's parts, trainable parameters, memory and gates."""
 
 import argparse
 import json
@@ -10,14 +10,18 @@ from importlib.metadata import version
 from typing import Any
 
 from flamboyance.commands.arguments import add_model
-from flamboyance.commands.models import model_name, outline
+from flamboyance.commands.models import model_name
 
-EPILOG = "Released models are not downloaded for this.\n"
+EPILOG = "Released models are not downloaded.\n"
+
+
+Gates = list[tuple[float, float]]
+"""Of each block: the gates of attention and feed-forward, before tanh."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One row of the table: a part of a model, its parameters, and what they take in bytes (with buffers)."""
+    """One row of the table: a part of a model, its parameters, and its bytes with buffers."""
 
     name: str
     what: str
@@ -35,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """Print a table of a model's parts, and its gates where the weights are at hand."""
+    """Print a table of a model's parts, and its gates if its weights are on this machine."""
     name = arguments.name or model_name(arguments)
     if arguments.name and arguments.model and arguments.name != arguments.model:
         raise ValueError(f"two models are named, {arguments.name} and --model {arguments.model}; give one")
@@ -51,12 +55,28 @@ def info(arguments: argparse.Namespace) -> int:
     if gates:
         console.print(_gates(model.cross_attention_layers, gates))
     else:
-        console.print("Gates are shown for models whose weights are on this machine.")
+        console.print("Gates are shown only for models whose weights are on this machine.")
     return 0
 
 
+def outline(name: str) -> tuple[Any, Gates | None]:
+    """The model without weights, in the precision of its trained ones; and its gates if those are on this machine."""
+    from flamboyance import catalog
+    from flamboyance.checkpoints.directory import WEIGHTS, read_weights
+    from flamboyance.model.adapters import canonical
+
+    entry = catalog.resolve(name)
+    model = entry.outline()
+    if entry.kind == "released":
+        return model, None
+    trained = {canonical(tensor): value for tensor, value in read_weights(entry.files() / WEIGHTS)[0].items()}
+    blocks = [f"cross_attention.{number}" for number in range(len(model.cross_attention))]
+    gates = [(float(trained[f"{b}.attention_gate"]), float(trained[f"{b}.feed_forward_gate"])) for b in blocks]
+    return model.to(trained["resampler.latents"].dtype), gates
+
+
 def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
-    """What the tables show, as numbers: gates after tanh (None if no weights are here). And the versions in use."""
+    """The content of the tables: parameters and bytes as numbers, gates after tanh (None without weights)."""
     rows = parts(model)
     spliced = zip(model.cross_attention_layers, gates or (), strict=False)
     return {
@@ -77,7 +97,7 @@ def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
 
 
 def parts(model: Any) -> list[Part]:
-    """The parts of a FlamingoForConditionalGeneration, in the order of the data's way through it."""
+    """The parts of a FlamingoForConditionalGeneration, in the order in which data pass through them."""
     config, vision = model.config, model.config.vision
     language = config.text_config
     tower = ", ".join(str(v) for v in (vision["library"], vision["name"], vision["pretrained"]) if v)
@@ -91,7 +111,7 @@ def parts(model: Any) -> list[Part]:
     lm = f"{language.num_hidden_layers} layers of width {language.hidden_size}"
     described = {
         "vision": f"{tower}: patches of width {config.vision_width}",
-        "resampler": f"{sizes['depth']} layers, {sizes['latents']} latents an image",
+        "resampler": f"{sizes['depth']} layers, {sizes['latents']} latents per image",
         "cross_attention": blocks,
         "added_tokens": tokens,
         "language_model": f"{language.model_type} {config.language or ''}: {lm}",
@@ -132,7 +152,7 @@ def _table(title: str, rows: Sequence[Part]) -> Any:
     table.add_column("made of", overflow="fold")
     for column, total in (
         ("parameters", _count(sum(r.parameters for r in rows))),
-        ("that train", _count(sum(r.trained for r in rows))),
+        ("trainable", _count(sum(r.trained for r in rows))),
         (f"as {dtypes}", _size(sum(r.bytes for r in rows))),
     ):
         table.add_column(column, justify="right", footer=total, no_wrap=True)
@@ -146,7 +166,8 @@ def _memory(model: Any) -> str:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.trained_parameters().values())
     weights = f"Weights take {_size(4 * total)} as float32, {_size(2 * total)} as bfloat16."
-    return f"{weights}\nTraining with Adam adds {_size(12 * trained)}: gradients and two moments of what trains."
+    adam = f"Training with Adam adds {_size(12 * trained)}: gradients and two moments of the trainable parameters."
+    return f"{weights}\n{adam}"
 
 
 def _gates(layers: Sequence[int], gates: Sequence[tuple[float, float]]) -> Any:

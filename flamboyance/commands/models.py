@@ -84,15 +84,6 @@ def dtype_of(name: str, device: Any) -> Any:
     return getattr(torch, name if name != "auto" else "bfloat16" if device.type == "cuda" else "float32")
 
 
-def is_flamingo(name: str) -> bool:
-    """Whether a model is opened by this package, not one of transformers' own.
-
-    Raises:
-        OSError: there is no such model.
-    """
-    return catalog.resolve(name).is_flamingo()
-
-
 def device_of(name: str) -> Any:
     """torch's device; `auto` is CUDA where there is one.
 
@@ -108,42 +99,3 @@ def device_of(name: str) -> Any:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device mps, but torch sees no Apple GPU here; use --device cpu")
     return torch.device(name)
-
-
-def tower_of(name: str) -> tuple[dict[str, Any], Any]:
-    """The spec of a Flamingo's tower, its name as it is found from here; and how the model prepares images.
-
-    Nothing is opened but the configuration.
-    """
-    return catalog.resolve(name).tower()
-
-
-Gates = list[tuple[float, float]]
-"""Of each block: the attention's gate and the feed-forward's, before tanh."""
-
-
-def outline(name: str) -> tuple[Any, Gates | None]:
-    """A model to look at, and its gates if its weights are on this machine.
-
-    Released models and directories are built without backbone weights (on the meta device), so nothing is
-    downloaded, and a large model takes no memory.
-    """
-    import torch
-
-    from flamboyance.checkpoints.directory import WEIGHTS, read_weights
-    from flamboyance.flamingo import FlamingoForConditionalGeneration
-    from flamboyance.model.adapters import canonical
-
-    entry = catalog.resolve(name)
-    with torch.device("meta"):
-        model = FlamingoForConditionalGeneration(entry.config())
-    if entry.kind == "released":
-        return model, None
-    trained = {canonical(tensor): value for tensor, value in read_weights(entry.files() / WEIGHTS)[0].items()}
-    return model.to(trained["resampler.latents"].dtype), _gates(trained, len(model.cross_attention))
-
-
-def _gates(tensors: Any, blocks: int) -> Gates:
-    kinds = ("attention_gate", "feed_forward_gate")
-    pairs = [[float(tensors[f"cross_attention.{i}.{kind}"]) for kind in kinds] for i in range(blocks)]
-    return [(attention, feed_forward) for attention, feed_forward in pairs]

@@ -76,7 +76,8 @@ def open_encoder(arguments: argparse.Namespace, local: int = 0) -> Any:
     import torch
     from transformers.utils import logging
 
-    from flamboyance.commands.models import device_of, tower_of
+    from flamboyance import catalog
+    from flamboyance.commands.models import device_of
     from flamboyance.evaluation.rices.features import Encoder
 
     logging.disable_progress_bar()
@@ -86,7 +87,7 @@ def open_encoder(arguments: argparse.Namespace, local: int = 0) -> Any:
         return Encoder.open(arguments.tower, arguments.tower_pretrained, device=device)
     if arguments.tower_pretrained:
         raise ValueError("--tower-pretrained is the weights of a --tower; name that too")
-    spec, processor = tower_of(arguments.model)
+    spec, processor = catalog.resolve(arguments.model).tower()
     return Encoder.open(spec["name"], spec["pretrained"], spec["library"], processor, device)
 
 

@@ -80,16 +80,16 @@ def build(
     name: str, language: str | None = None, vision: str | None = None, tokenizer: str | None = None
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo around a released model's backbones, and its processor."""
+    from flamboyance import names
     from flamboyance.checkpoints import released
     from flamboyance.flamingo import FlamingoForConditionalGeneration
 
     processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer or language)
     if vision:
         processor.image_processor = None  # the tower's own is used: another one has another mean, deviation and size
-    named, cross_attn_every_n_layers, _ = released.RELEASED[name]
-    tower = vision or released.TOWER["name"]
+    release, tower = names.RELEASED[name], str(vision or released.TOWER["name"])
     model = FlamingoForConditionalGeneration.from_backbones(
-        str(tower), language or named, processor, cross_attn_every_n_layers=cross_attn_every_n_layers
+        tower, language or release.language, processor, cross_attn_every_n_layers=release.cross_attn_every_n_layers
     )
     return model, processor
 

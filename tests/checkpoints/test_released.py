@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, names
 from flamboyance.checkpoints import openflamingo, released
 
 KEYS = json.loads((Path(__file__).parent.parent / "parity" / "openflamingo_keys.json").read_text(encoding="utf-8"))
@@ -48,8 +48,8 @@ def size(parameters):
 
 def test_every_key_is_consumed_and_none_is_missing(models, name):
     model = models[name]
-    names = openflamingo.reference_names(model)
-    assert {*names.parameters, *names.tables} == set(KEYS[name])
+    theirs = openflamingo.reference_names(model)
+    assert {*theirs.parameters, *theirs.tables} == set(KEYS[name])
     translated = translate(model, state_of(name))
     wanted = model.trained_parameters()
     assert {key: t.shape for key, t in translated.items()} == {key: p.shape for key, p in wanted.items()}
@@ -142,13 +142,13 @@ def test_another_depth_width_or_tower_is_told_first(models):
 
     shallow = changed(lambda key, t: None if ".31." in key else t)
     with pytest.raises(ValueError, match=r"layer 27.* 31"):
-        openflamingo.translate(model, shallow)
+        translate(model, shallow)
     narrow = changed(lambda key, t: torch.empty(2048, device="meta") if key.endswith("attn.norm.weight") else t)
     with pytest.raises(ValueError, match=r"blocks\.3\S+attn\.norm\.weight.* 2048.* 4096"):
-        openflamingo.translate(model, narrow)
+        translate(model, narrow)
     tower = changed(lambda key, t: torch.empty(64, 768, device="meta") if key == "perceiver.latents" else t)
     with pytest.raises(ValueError, match=r"perceiver\.latents.* 768.* 1024"):
-        openflamingo.translate(model, tower)
+        translate(model, tower)
 
 
 def test_stray_layers_buffers_and_aliases_of_4b_are_passed_over(models):
@@ -167,9 +167,9 @@ def test_stray_layers_buffers_and_aliases_of_4b_are_passed_over(models):
 
 
 def test_names():
-    assert released.is_released("openflamingo/OpenFlamingo-9B-vitl-mpt7b") and released.is_released(MPT_7B)
-    assert not released.is_released("openflamingo/OpenFlamingo-9B-vitl-mpt7b-langinstruct")
-    with pytest.raises(ValueError, match=r"'OpenFlamingo-9B'.*mpt1b"):
+    assert names.released("openflamingo/OpenFlamingo-9B-vitl-mpt7b") == names.released(MPT_7B) == MPT_7B
+    assert names.released("openflamingo/OpenFlamingo-9B-vitl-mpt7b-langinstruct") is None
+    with pytest.raises(ValueError, match=r"'OpenFlamingo-9B' is no released OpenFlamingo model.*mpt1b"):
         released.config_for("OpenFlamingo-9B")
 
 

@@ -13,8 +13,8 @@ from transformers import (
     LlavaProcessor,
 )
 
+from flamboyance import catalog
 from flamboyance.cli import main
-from flamboyance.commands.models import is_flamingo
 from flamboyance.evaluation import run
 from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 from flamboyance.evaluation.prompts import Prompt
@@ -124,7 +124,7 @@ def test_a_whole_run(answers, tmp_path):
 
 
 def test_the_command_opens_it(llava, tmp_path, capsys):
-    assert not is_flamingo(str(llava)) and is_flamingo("mini")
+    assert not catalog.resolve(llava).is_flamingo() and catalog.resolve("mini").is_flamingo()
     captions(tmp_path)
     lines = [f"shown/{i}.png,{('cat', 'dog')[i % 2]}" for i in range(12)]
     (tmp_path / "pets.csv").write_text("\n".join(["image,label", *lines]) + "\n", encoding="utf-8")
