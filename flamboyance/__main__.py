@@ -1,10 +1,10 @@
-"""The `flamboyance` command, also as `python -m flamboyance`: Ctrl-C while the command itself is imported."""
+"""The `flamboyance` command, also as `python -m flamboyance`. Handles Ctrl-C during the import of the command."""
 
 import sys
 
 
 def main() -> int:
-    """Run the command; its exit status, 130 where Ctrl-C comes before the command can see to it."""
+    """Run the command. Returns its exit status, 130 if Ctrl-C comes during its import."""
     try:
         from flamboyance.cli import main as run
     except KeyboardInterrupt:

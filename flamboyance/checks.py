@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,6 +64,14 @@ def texts(name: str, value: Any, example: str) -> list[str]:
         if not isinstance(one, str) or not one.strip():
             raise ValueError(f"{name}[{place}] is {brief(one)}; expected a text that is not empty")
     return found
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped as in JSON (`\\n`, `\\u001b`), for a terminal."""
+    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: short.get(found[0], f"\\u{ord(found[0]):04x}"), text
+    )
 
 
 def _a(noun: str) -> str:

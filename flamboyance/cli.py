@@ -1,7 +1,7 @@
 """The `flamboyance` command: its commands, and how its errors are shown.
 
-Each command is a module of `flamboyance.commands`: `add_arguments` says what it takes, and the function of the
-command's name does it. Those modules import torch and transformers inside functions, so that help comes at once.
+Each command is a module of `flamboyance.commands`: `add_arguments` declares its arguments, and the function of the
+command's name runs it. Those modules import torch and transformers inside functions, for start-up time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
+
+from flamboyance.checks import printable
 
 
 class Command(NamedTuple):
@@ -47,12 +49,12 @@ COMMANDS = (
     ),
     Command(
         "classify",
-        "say which label fits each image",
+        "choose a label for each image",
         "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv",
     ),
     Command(
         "info",
-        "what a model is made of, what trains, how much memory it takes",
+        "list a model's parts, trainable parameters, memory and gates",
         "flamboyance info openflamingo/OpenFlamingo-3B-vitl-mpt1b",
     ),
     Command(
@@ -60,20 +62,20 @@ COMMANDS = (
         "turn an OpenFlamingo checkpoint into a model directory",
         "flamboyance convert checkpoint.pt my-flamingo/ --model openflamingo/OpenFlamingo-3B-vitl-mpt1b",
     ),
-    Command("evaluate", "few-shot benchmarks by the papers' protocol", "flamboyance evaluate birds.csv --shots 0,4,8"),
+    Command("evaluate", "run few-shot benchmarks as in the papers", "flamboyance evaluate birds.csv --shots 0,4,8"),
     Command(
         "rices",
-        "features of images, to find similar demonstrations by, ahead of an evaluation",
+        "compute features of images, to find similar demonstrations by, before an evaluation",
         "flamboyance rices coco vqav2 --data benchmarks/ --tower ViT-L-14 --tower-pretrained openai",
     ),
     Command(
         "report",
-        "tables, figures and a page of predictions from evaluations, beside published scores",
+        "make tables, figures and a page of predictions from evaluations, beside published scores",
         "flamboyance report runs/3b --beside OpenFlamingo-3B,Flamingo-3B",
     ),
     Command(
         "plan",
-        "memory, time and data that a training run will take, without a GPU",
+        "estimate the memory, time and data of a training run, without a GPU",
         "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB",
     ),
     Command(
@@ -92,7 +94,7 @@ COMMANDS = (
         "train a model: flamboyance train RECIPE key=value",
         "flamboyance train finetune data=photos/ output=run",
     ),
-    Command("completion", "the script that completes this command in a shell", "flamboyance completion bash"),
+    Command("completion", "print the script that completes this command in a shell", "flamboyance completion bash"),
 )
 
 EPILOG = """\
@@ -103,24 +105,24 @@ examples:
   flamboyance classify scans/ --labels 0,1,2,3,4,5,6,7,8,9 --demonstrations digits.csv --output digits.out.csv
   flamboyance info openflamingo/OpenFlamingo-3B-vitl-mpt1b
 
-`flamboyance COMMAND --help` says more.
+`flamboyance COMMAND --help` lists a command's arguments.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments). Returns the exit status.
 
-    0: done. 1: done, but nothing that was asked for could be read. 2: a mistake in what was asked, reported in one
-    line. 130: interrupted with Ctrl-C. 141: the reader of the output closed it, as `head` does.
+    0: done. 1: done, but no image could be read. 2: a mistake in the arguments or files, reported in one line.
+    130: interrupted with Ctrl-C. 141: the reader of the output closed it, as `head` does. 143: ended by SIGTERM.
     """
     debug = False
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us, as `>&-` does
+        if getattr(sys, name) is None:  # closed by the parent process, as `>&-` does
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  the process's own
     codecs.register_error("flamboyance.names", _write_names)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="flamboyance.names")
-    with _interrupts() as interrupted:
+    with _signals() as signals:
         try:
             arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
             debug = arguments.debug
@@ -129,39 +131,48 @@ def main(argv: Sequence[str] | None = None) -> int:
                 function = arguments.command.function
                 return getattr(import_module(f"flamboyance.commands.{function}"), function)(arguments) or 0
         except KeyboardInterrupt:
-            return _say_interrupted()
+            return _report(signal.SIGINT)
+        except BrokenPipeError:  # the reader of our output has closed it, as in `… | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest of the buffer
+            return 141
         except SystemExit as ending:
+            if signals:
+                return _report(signals[0])
             if isinstance(ending.__context__, BrokenPipeError):  # rich ends the process itself then, with 1
                 return 141
             raise
-        except BrokenPipeError:  # the reader of our output has had enough, as in `… | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
-            return 141
         except Exception as error:
-            if interrupted:  # libraries that are being imported turn an interrupt into errors of their own
-                return _say_interrupted()
+            if signals:  # libraries that are being imported turn an interrupt into errors of their own
+                return _report(signals[0])
             if debug or not isinstance(error, ValueError | OSError | ImportError):
                 raise
             print(f"flamboyance: {_one_line(error)}", file=sys.stderr)
             return 2
 
 
-def _say_interrupted() -> int:
-    print("flamboyance: interrupted", file=sys.stderr)
-    return 130
+def _report(number: int) -> int:
+    print(f"flamboyance: {'interrupted' if number == signal.SIGINT else 'terminated'}", file=sys.stderr)
+    return 128 + number
 
 
 @contextmanager
-def _interrupts() -> Generator[list[int]]:
-    """Within it every Ctrl-C raises KeyboardInterrupt, as always, and is noted in the list that this gives.
+def _signals() -> Generator[list[int]]:
+    """Within it every Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit. Yields a list to which the
+    signals that arrive are added.
 
-    Python drops one that arrives inside a destructor or a callback, as those of its imports: that is raised again.
+    Python drops a KeyboardInterrupt that is raised inside a destructor or a callback, as those of its imports: that is
+    raised again. A second SIGTERM ends the process at once.
     """
     noted: list[int] = []
+    process = os.getpid()
 
     def note(number: int, frame: Any) -> NoReturn:
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if os.getpid() != process:  # a forked process, which its parent ends
+                os.kill(os.getpid(), signal.SIGTERM)
         noted.append(number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def unraisable(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
@@ -170,24 +181,29 @@ def _interrupts() -> Generator[list[int]]:
         else:
             hook(dropped)
 
-    # Elsewhere than in the main thread, or where another handler is set, interrupts are somebody else's.
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Other threads cannot handle signals, and a handler that is already set stays. Other ranks than the first may wait
+    # in an exchange, where no Python code runs: SIGTERM ends them as the system does.
+    expected: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    if os.environ.get("RANK", "0") == "0":
+        expected[signal.SIGTERM] = signal.SIG_DFL
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = {n: handler for n, handler in expected.items() if main_thread and signal.getsignal(n) is handler}
     hook = sys.unraisablehook
-    if ours:
-        signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
+    if signal.SIGINT in before:
         sys.unraisablehook = unraisable
     try:
         yield noted
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 def _write_names(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What standard output does with what its encoding lacks: bytes of a file's name go out as they are, for the
-    program that reads them; the rest is escaped."""
+    """The error handler of standard output, for characters that its encoding lacks: bytes of a file's name are written
+    as they are, for the program that reads them; other characters are escaped."""
     assert isinstance(error, UnicodeEncodeError)
     part = error.object[error.start : error.end]
     try:
@@ -211,8 +227,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 
 def _one_line(error: Exception | str) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 # The arguments ------------------------------------------------------------------------------------------------------
@@ -222,7 +238,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake in the arguments in one line, with the names that it may have been meant for."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # A parser with commands does not know their options.
@@ -234,7 +250,7 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def _check_empty(self, words: Sequence[str]) -> None:
-        # As of a shell's variable that is not set: `""` would be the current directory, or an option that is not given.
+        # A shell variable that is not set gives `""`, which would mean the current directory or no option.
         for before, word in zip(["", *words], words, strict=False):
             name, _, value = word.partition("=")
             if not word:
@@ -270,7 +286,7 @@ def build_parser(one_word: bool = False) -> argparse.ArgumentParser:
     """All commands with their arguments. `one_word`: without those of two words, which shells cannot complete."""
     parser = Parser(
         prog="flamboyance",
-        description="Few-shot vision-language models: show a few images with their texts, and get the next.",
+        description="Few-shot vision-language models: show a few images with texts, and get the text of the next.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -289,9 +305,9 @@ def _add(commands: Any, command: Command) -> None:
         description=command.summary,
         epilog=f"example:\n  {command.example}\n\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=command.name != "train",  # recipes say themselves what they take
+        add_help=command.name != "train",  # its help depends on the recipe
     )
-    one.add_argument("--debug", action="store_true", help="show where an error comes from")
+    one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     one.set_defaults(command=command, build_parser=build_parser)
     import_module(f"flamboyance.commands.{command.function}").add_arguments(one)
 

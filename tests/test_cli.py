@@ -98,6 +98,18 @@ def test_folder_to_standard_output(model: str, photos: Path, capsys: pytest.Capt
     assert said.err.endswith("3 images done\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="such names do not exist there")
+def test_control_characters_of_names_do_not_reach_the_terminal(model: str, photos: Path, capsys) -> None:
+    (photos / "b.png").rename(photos / "b\n\x1b[2J\t.png")
+    (photos / "bad\x07.png").write_bytes(b"no image")
+    assert run("caption", photos, "--model", model, "--beams", 1, "--max-new-tokens", 1) == 0
+    said = capsys.readouterr()
+    names = [line.split("\t")[0] for line in said.out.splitlines()]
+    assert names == [str(photos / name) for name in ("a.JPG", "b\\n\\u001b[2J\\t.png", "more/c.png")]
+    assert "bad\\u0007.png" in said.err and not set("\x1b\x07") & set(said.err)
+    assert "gone\\u001b" in fails(capsys, "caption", "gone\x1b.png")
+
+
 @pytest.mark.parametrize("source", ["captioned", "captions.csv", "captions.jsonl"])
 def test_captions_from_every_kind_of_demonstrations(
     model: str, photos: Path, demonstrations: Path, tmp_path: Path, source: str

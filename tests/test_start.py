@@ -121,6 +121,15 @@ def test_interrupt_during_imports_is_one_line(tmp_path: Path, turned_into: str |
     assert "Traceback" not in run.stderr
 
 
+def test_sigterm_is_one_line(tmp_path: Path) -> None:
+    library = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(20)\n"
+    (tmp_path / "transformers.py").write_text(library, encoding="utf-8")
+    found = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    command = [sys.executable, "-m", "flamboyance", "info", "mini"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": found})
+    assert (run.returncode, run.stderr) == (143, "flamboyance: terminated\n")
+
+
 def test_commands_are_named_once() -> None:
     names = [one.name for one in COMMANDS]
     assert len(set(names)) == len(names)

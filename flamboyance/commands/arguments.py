@@ -3,8 +3,13 @@
 import argparse
 from collections.abc import Callable
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, `least` or more."""
+
     def number(given: str) -> int:
         if not given.lstrip("-").isdecimal() or int(given) < least:
             raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from {least} up")
@@ -13,18 +18,23 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
+    """The type of an argument such as `0,4,8`: distinct whole numbers, each `least` or more."""
+
+    def parse(given: str) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(at_least(least)(part.strip()) for part in given.split(",")))
+
+    return parse
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--max-new-tokens", type=at_least(1), default=20, metavar="N", help="default: 20")
     group.add_argument("--beams", type=at_least(1), default=3, metavar="N", help="1 is greedy (default: 3)")
 
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
 def add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    """--model, None if it is not given; and where and in which precision it computes."""
+    """--model, None if it is not given; and --device and --dtype."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -37,6 +47,30 @@ def add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
         group.add_argument(
             "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on CUDA, float32 elsewhere"
         )
+
+
+def add_tasks(parser: argparse.ArgumentParser, help: str) -> None:
+    """The evaluation tasks and their files; see flamboyance.commands.tasks.read_tasks."""
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help=help)
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="DIR", help="folder of the benchmarks' official files, as DIR/coco/…")
+    group.add_argument(
+        "--file", action="append", default=[], metavar="TASK.NAME=PATH", help="a file or folder that is elsewhere"
+    )
+    group.add_argument("--support", metavar="FILE", help="demonstrations for a file of your own")
+    group.add_argument("--outside", action="store_true", help="a file's images may be outside of its folder")
+
+
+def add_tower(parser: argparse.ArgumentParser) -> None:
+    """The vision tower whose features RICES compares."""
+    group = parser.add_argument_group("RICES")
+    group.add_argument(
+        "--tower",
+        metavar="NAME|DIR",
+        help="another tower than the model's, as ViT-L-14 with --tower-pretrained openai",
+    )
+    group.add_argument("--tower-pretrained", metavar="TAG", help="its weights, for OpenCLIP's names")
+    group.add_argument("--features", metavar="DIR", help="folder of the features (default: the user's cache folder)")
 
 
 def add_tars(parser: argparse.ArgumentParser) -> None:

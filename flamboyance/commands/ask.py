@@ -10,7 +10,6 @@ from flamboyance.commands.describe import (
     demonstrations_of,
     generation_of,
     generation_settings,
-    one_line,
     run,
 )
 from flamboyance.commands.output import Row
@@ -41,7 +40,7 @@ def ask(arguments: argparse.Namespace) -> int:
             lambda one: one if len(one) == 3 else (one[0], question, one[1]),
             answer,
             columns=["answer"],
-            line=lambda row: one_line(row["answer"]),
+            cells=lambda row: [row["answer"]],
             constant={"question": question},
             words={"question": [question]},
             settings=generation_settings(arguments),

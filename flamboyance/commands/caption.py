@@ -10,7 +10,6 @@ from flamboyance.commands.describe import (
     demonstrations_of,
     generation_of,
     generation_settings,
-    one_line,
     run,
 )
 
@@ -31,7 +30,7 @@ def caption(arguments: argparse.Namespace) -> int:
             as_caption,
             lambda task, images: [{"text": text} for text in task(images, **generation)],
             columns=["text"],
-            line=lambda row: one_line(row["text"]),
+            cells=lambda row: [row["text"]],
             settings=generation_settings(arguments),
         )
     )

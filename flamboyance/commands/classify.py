@@ -35,7 +35,7 @@ def classify(arguments: argparse.Namespace) -> int:
             as_caption,
             answer,
             columns=["label", *(f"probabilities.{label}" for label in labels)],
-            line=lambda row: f"{row['label']}\t{row['probabilities'][row['label']]:.4f}",
+            cells=lambda row: [row["label"], f"{row['probabilities'][row['label']]:.4f}"],
             words={"labels": labels},
             settings={"labels": labels},
         )

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flamboyance.checks import printable
 from flamboyance.commands.arguments import add_model, at_least
 from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations
 from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_default, note_unknown_words
@@ -44,7 +45,7 @@ class Job:
         demonstrations: as they were given; and `shot`, which makes (image, fields of the template…) of one.
         answer: the answers of a few-shot task to a batch of images.
         columns: those of an answer.
-        line: how a row reads on a terminal, after the image's path.
+        cells: what a line of text output shows of a row, after the image's path.
         constant: the part of a row that is the same in all.
         words: what was asked with, by where it is from: texts that the tokenizer should know.
         settings: what else rows depend on, besides the model, the demonstrations and the generation.
@@ -56,7 +57,7 @@ class Job:
     shot: Callable[[Demonstration], tuple[Any, ...]]
     answer: Callable[[Any, list[Any]], list[Row]]
     columns: list[str]
-    line: Callable[[Row], str]
+    cells: Callable[[Row], list[str]]
     constant: Row = field(default_factory=dict)
     words: dict[str, list[str]] = field(default_factory=dict)
     settings: Row = field(default_factory=dict)
@@ -137,9 +138,9 @@ def _print_row(job: Job, row: Row) -> None:
     if job.arguments.json:
         print(json_line(row), end="", flush=True)
     elif "error" in row:
-        print(f"{row['image']}: {row['error']}", file=sys.stderr)
+        print(printable(f"{row['image']}: {row['error']}"), file=sys.stderr)
     else:
-        print(f"{row['image']}\t{job.line(row)}", flush=True)
+        print(printable(row["image"]), *(printable(one_line(cell)) for cell in job.cells(row)), sep="\t", flush=True)
 
 
 def _end(job: Job, images: int, tried: int, failed: int) -> int:

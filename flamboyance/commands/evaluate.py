@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.commands.arguments import DEVICES, DTYPES
+from flamboyance.commands.arguments import DEVICES, DTYPES, add_tasks, add_tower, at_least, numbers
 from flamboyance.commands.models import model_name, note_default
 from flamboyance.commands.tasks import read_tasks
 
@@ -42,31 +42,24 @@ The same command resumes a run that was stopped, on any number of processes.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("tasks", nargs="+", metavar="TASK", help="see below")
+    add_tasks(parser, help="see below")
     parser.add_argument("--output", default="flamboyance-evaluation", metavar="DIR", help="default: %(default)s")
-    parser.add_argument(
-        "--json", action="store_true", help="scores as JSON on the standard output, and all else on the error stream"
-    )
-    group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="DIR", help="folder of the benchmarks' official files, as DIR/coco/…")
-    group.add_argument(
-        "--file", action="append", default=[], metavar="TASK.NAME=PATH", help="a file or folder that lies elsewhere"
-    )
-    group.add_argument("--support", metavar="FILE", help="demonstrations for a file of your own")
-    group.add_argument("--outside", action="store_true", help="a file's images may stand outside of its folder")
-    group.add_argument("--queries", type=_count, metavar="N", help="ask a random part of each task (default: all)")
+    parser.add_argument("--json", action="store_true", help="scores as JSON on standard output, and all else on stderr")
     group = parser.add_argument_group("protocol")
-    group.add_argument("--shots", type=_numbers, default=(0, 4, 8, 16, 32), metavar="N,…", help="default: 0,4,8,16,32")
+    group.add_argument("--queries", type=at_least(1), metavar="N", help="a random part of each task (default: all)")
+    group.add_argument(
+        "--shots", type=numbers(0), default=(0, 4, 8, 16, 32), metavar="N,…", help="default: 0,4,8,16,32"
+    )
     group.add_argument(
         "--demonstrations", type=_words, default=("random",), metavar="WAY,…",
         help="random, rices (the most similar ones), fixed (the same for all), balanced (by label); default: random",
     )  # fmt: skip
-    group.add_argument("--seeds", type=_numbers, default=(0, 1, 2), metavar="N,…", help="default: 0,1,2")
+    group.add_argument("--seeds", type=numbers(0), default=(0, 1, 2), metavar="N,…", help="default: 0,1,2")
     group.add_argument(
         "--protocol", choices=("papers", "openflamingo"), default="papers",
-        help="openflamingo: what produced its published tables, errors included (default: papers)",
+        help="openflamingo: as its published tables were made, errors included (default: papers)",
     )  # fmt: skip
-    group.add_argument("--beams", type=_count, default=3, metavar="N", help="default: 3")
+    group.add_argument("--beams", type=at_least(1), default=3, metavar="N", help="default: 3")
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="NAME|DIR",
@@ -74,28 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
-    group.add_argument("--batch-size", type=_count, default=8, metavar="N", help="prompts at a time (default: 8)")
+    group.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="prompts per batch (default: 8)")
     group.add_argument(
         "--media-gb", type=float, default=2.0, metavar="X", help="memory for encoded images (default: %(default)s)"
     )
     group.add_argument("--media-folder", metavar="DIR", help="keep encoded images there between runs")
-    group = parser.add_argument_group("RICES")
-    group.add_argument("--tower", metavar="NAME|DIR", help="whose features are compared (default: the model's own)")
-    group.add_argument("--tower-pretrained", metavar="TAG", help="its weights, for OpenCLIP's names")
-    group.add_argument("--features", metavar="DIR", help="where features are kept (default: the user's cache folder)")
-
-
-def _count(given: str) -> int:
-    if not given.isdecimal() or not int(given):
-        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 1 up")
-    return int(given)
-
-
-def _numbers(given: str) -> tuple[int, ...]:
-    parts = given.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{given!r}: expected whole numbers with commas between, as 0,4,8")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    add_tower(parser)
 
 
 def _words(given: str) -> tuple[str, ...]:
@@ -129,11 +106,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
             note_default()
         about = describe(arguments, tasks, answers)
         whole = sum(len(here.share(range(settings.asked(task)))) for task in tasks for _ in settings.cells(task.name))
-        with progress(whole, "queries") as advance:
+        with progress(whole, "queries", here.first) as advance:
             run(
                 tasks, answers, settings, about, features, here,
                 say=lambda line: print(line, flush=True, file=sys.stderr if arguments.json else sys.stdout),
-                advance=advance if here.first else lambda _: None,
+                advance=advance,
             )  # fmt: skip
         if here.first:
             show(settings, tasks, arguments.json)
@@ -166,25 +143,19 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
 
 def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     """The model that answers: a Flamingo, or one of transformers."""
-    import torch
-
     from flamboyance import catalog
     from flamboyance.commands import models
     from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
 
     if catalog.resolve(arguments.model).is_flamingo():
-        model, processor = models.load(arguments.model, arguments.device, arguments.dtype)
-        if model.device.type == "cuda":
-            model.to(torch.device("cuda", here.local_rank))
+        model, processor = models.load(arguments.model, arguments.device, arguments.dtype, here.local_rank)
         return FlamingoAnswers(
             model, processor, arguments.beams, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
             arguments.media_folder and Path(arguments.media_folder),
         )  # fmt: skip
     from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 
-    place = models.device_of(arguments.device)
-    if place.type == "cuda":
-        place = torch.device("cuda", here.local_rank)
+    place = models.device_of(arguments.device, here.local_rank)
     return TransformersAnswers.open(arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams)
 
 
@@ -197,7 +168,7 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     """
     from flamboyance import catalog
     from flamboyance.commands.progress import progress
-    from flamboyance.commands.rices import open_encoder, tell_broken
+    from flamboyance.commands.rices import open_encoder, warn_broken
     from flamboyance.evaluation.rices.features import build, default_cache
 
     images = {task.name: found for task in tasks if (found := settings.images(task))}
@@ -209,13 +180,13 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     cache = Path(arguments.features) if arguments.features else default_cache()
     whole = list(dict.fromkeys(image for some in images.values() for image in some))
     mine = here.share(whole)
-    with progress(len(mine) if here.first else None, "images") as advance:
-        build(mine, encoder, cache, advance=advance if here.first else lambda _: None)
+    with progress(len(mine), "images", here.first) as advance:
+        build(mine, encoder, cache, advance=advance)
     here.wait()
     found = {name: build(some, encoder, cache) for name, some in images.items()}
     if here.first:
         for features in found.values():
-            tell_broken(features)
+            warn_broken(features)
     for task in tasks:
         if task.name in found:
             settings.check_features(task, found[task.name])

@@ -10,22 +10,17 @@ from flamboyance import catalog
 from flamboyance.catalog import MINI as MINI
 
 
-def load(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
-    """The model and its processor, ready to answer.
-
-    Args:
-        name: `mini` for the embedded model, a directory, or a released model's name.
-        device: `cpu`, `cuda`, `mps`, or `auto` for CUDA where there is one.
-        dtype: `float32`, `bfloat16`, `float16`; `auto` is bfloat16 on CUDA and float32 on a CPU.
+def load(name: str, device: str = "auto", dtype: str = "auto", local_rank: int | None = None) -> tuple[Any, Any]:
+    """The model and its processor, on the device and in the precision that `device_of` and `dtype_of` give.
 
     Raises:
-        ValueError: a device was asked for that is not here.
+        ValueError: the device is not available.
         OSError: no such model.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the command's own bar counts images
-    place = device_of(device)
+    place = device_of(device, local_rank)
     kind = dtype_of(dtype, place)
     model, processor = catalog.resolve(name).open(dtype=kind)
     return model.to(device=place, dtype=kind).eval().pack(), processor
@@ -84,18 +79,21 @@ def dtype_of(name: str, device: Any) -> Any:
     return getattr(torch, name if name != "auto" else "bfloat16" if device.type == "cuda" else "float32")
 
 
-def device_of(name: str) -> Any:
-    """torch's device; `auto` is CUDA where there is one.
+def device_of(name: str, local_rank: int | None = None) -> Any:
+    """torch's device of --device; `auto` is CUDA if there is a GPU, and the CPU otherwise.
+
+    Args:
+        local_rank: which of this machine's GPUs this process uses.
 
     Raises:
-        ValueError: a device was asked for that is not here.
+        ValueError: the device is not available.
     """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device here; use --device cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device mps, but torch sees no Apple GPU here; use --device cpu")
-    return torch.device(name)
+    return torch.device(name, local_rank) if name == "cuda" and local_rank is not None else torch.device(name)

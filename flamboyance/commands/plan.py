@@ -1,10 +1,11 @@
-"""`plan`: what a run will take, before anything is rented."""
+"""`plan`: memory, time and data of a training run, without a GPU."""
 
 import argparse
 import json
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from flamboyance.commands.arguments import at_least, numbers
 from flamboyance.commands.plan_tables import print_mended, print_plan, print_rows
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "H100-80GB, H200-141GB, A100-80GB, A100-40GB, L40S-48GB, RTX4090-24GB, B200-180GB, or cpu: this machine"
     parser.add_argument("recipe", metavar="RECIPE", help="as for `train`")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="as for `train`; shards may be left out")
-    parser.add_argument("--gpus", type=_numbers, default=[1], metavar="N[,N…]", help="how many; a line for each")
+    parser.add_argument("--gpus", type=numbers(1), default=(1,), metavar="N[,N…]", help="how many; a line for each")
     parser.add_argument("--kind", default="H100-80GB", help=f"{kinds} (default: %(default)s)")
-    parser.add_argument("--per-node", type=_number, default=8, metavar="N", help="of them in a node (default: 8)")
+    parser.add_argument("--per-node", type=at_least(1), default=8, metavar="N", help="of them in a node (default: 8)")
     parser.add_argument("--json", action="store_true", help="figures as JSON: bytes, seconds, operations")
     group = parser.add_argument_group("assumptions")
     for name, default, words in (
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings_anywhere(parser: argparse.ArgumentParser) -> None:
-    """argparse takes all of a list of words before the first option or none; here settings may stand after one."""
+    """Lets settings follow an option, which argparse allows for a list of words only before the first option."""
     parse = parser.parse_known_args
 
     def parse_known_args(*arguments: Any) -> tuple[argparse.Namespace, list[str]]:
@@ -42,16 +43,6 @@ def _settings_anywhere(parser: argparse.ArgumentParser) -> None:
         return found, [word for word in rest if word not in late]
 
     parser.parse_known_args = parse_known_args  # ty: ignore[invalid-assignment]
-
-
-def _number(given: str) -> int:
-    if not given.isdecimal() or not int(given):
-        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 1 up")
-    return int(given)
-
-
-def _numbers(given: str) -> list[int]:
-    return [_number(one) for one in given.split(",")]
 
 
 def _positive(given: str) -> float:

@@ -1,4 +1,4 @@
-"""The bar that long work shows on a terminal."""
+"""The progress bar of commands."""
 
 import sys
 from collections.abc import Callable, Generator
@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(total: int | None, what: str) -> Generator[Callable[[int], None]]:
-    """A progress bar on the error stream, where that is a terminal; gives the function that moves it on.
+def progress(total: int | None, what: str, shown: bool = True) -> Generator[Callable[[int], None]]:
+    """Shows a progress bar on the error stream if that is a terminal. Yields the function that advances it.
 
-    `total`: None where it is not known.
+    Args:
+        total: None if it is not known.
+        shown: False in all processes but the first.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,7 +20,10 @@ def progress(total: int | None, what: str) -> Generator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Lines on the same terminal have to pass through the bar; a redirected stdout must not.
     with Progress(
-        *columns, console=console, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty()
+        *columns,
+        console=console,
+        disable=not (shown and console.is_terminal),
+        redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
