@@ -88,7 +88,9 @@ class Checkpoint:
         for name in names.RELEASED:
             config = released.config_for(name)
             text = config.text_config
-            blocks = tuple(range(config.cross_attn_every_n_layers - 1, text.num_hidden_layers, config.cross_attn_every_n_layers))
+            blocks = tuple(
+                range(config.cross_attn_every_n_layers - 1, text.num_hidden_layers, config.cross_attn_every_n_layers)
+            )
             expected = (blocks, text.hidden_size, config.vision_width)
             same = expected == (self.block_layers, self.width, self.vision_width)
             if same and self.layers in (None, released.LAYERS.get(text.model_type)):
@@ -102,8 +104,8 @@ class Checkpoint:
         known = self.released_models()
         hint = f" That is the layout of {' and '.join(known)}." if known else ""
         return (
-            f"Its {len(self.block_layers)} blocks are{place}, cross_attn_every_n_layers = {self.cross_attn_every_n_layers}, width "
-            f"{self.width}, vision width {self.vision_width}.{hint}"
+            f"Its {len(self.block_layers)} blocks are{place}, cross_attn_every_n_layers = "
+            f"{self.cross_attn_every_n_layers}, width {self.width}, vision width {self.vision_width}.{hint}"
         )
 
 
@@ -248,8 +250,8 @@ def translate(model: Any, checkpoint: Checkpoint) -> dict[str, Tensor]:
     the meta device.
 
     Raises:
-        ValueError: the checkpoint is for another cross_attn_every_n_layers, width or language model, or a key is missing, unknown or of
-            another shape. The message says which, and what the checkpoint fits.
+        ValueError: the checkpoint is for another cross_attn_every_n_layers, width or language model, or a key is
+            missing, unknown or of another shape. The message says which, and what the checkpoint fits.
     """
     return _translate(model, checkpoint, reference_names(model))[0]
 
