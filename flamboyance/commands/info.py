@@ -76,7 +76,7 @@ def outline(name: str) -> tuple[Any, Gates | None]:
 
 
 def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
-    """The content of the tables: parameters and bytes as numbers, gates after tanh (None without weights)."""
+    """The content of the tables as numbers, with gates after tanh (None without weights); and the versions in use."""
     rows = parts(model)
     spliced = zip(model.cross_attention_layers, gates or (), strict=False)
     return {
