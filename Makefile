@@ -51,7 +51,7 @@ test-all: $(READY)
 test-families: $(READY)
 	$(BIN)/python -m pytest -n 2 -m families tests/model/test_families.py
 
-# Made anew each time, from what the index has on the day; nothing is pinned. uv links files from its cache.
+# The environment is made again each time, and nothing is pinned. uv links files from its cache.
 test-newest: RESOLUTION := highest
 test-oldest: RESOLUTION := lowest-direct
 test-newest test-oldest: test-%: $(READY)

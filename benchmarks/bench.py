@@ -67,11 +67,11 @@ def mini_accuracy(trials: int = 64) -> dict[str, float]:
 
 
 NOTE = """{size}. Times are medians of {repeats} ({clock} time, {threads} threads), the ways in turns; (g) ran once.
-Of the reference's queries 16 of 64 in (g) and 8 of 16 in (c), once, stand for all, and its 1,000 candidates of (e) are
-timed on 50 and scaled. The machine's load was {load:.1f} at the start. GB: the most that was resident, in brackets what
-of it was for the work alone. σ: standard deviation of the logits. Brackets behind a share of time: the least time that
-the machine could take for the part, of the time taken. That is its operations at the rate of a large matrix product, or
-its bytes at the memory's rate, whichever is longer; both rates are measured beside it."""
+Of the reference, 16 of 64 queries in (g), 8 of 16 in (c) and 50 of 1,000 candidates in (e) were timed once, and scaled.
+The machine's load was {load:.1f} at the start. GB: peak resident memory, in brackets the part that the work added.
+σ: standard deviation of the logits. In brackets after a share of time: the share of the machine's ceiling that the part
+reaches. The ceiling is the time of its operations at the rate of a large matrix product, or of its bytes at the memory
+rate, whichever is longer; both rates are measured in the same run."""
 
 
 def main() -> None:

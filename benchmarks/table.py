@@ -14,7 +14,7 @@ from benchmarks.results import FOLDER
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- make bench: from here -->", "<!-- make bench: to here -->"
 REFERENCE = "open_flamingo 2.0.1"
-MINI = "In bf16 flamingo-mini is right in {bf16:.1%} of its tasks' questions, in fp32 in {fp32:.1%}."
+MINI = "flamingo-mini answers {bf16:.1%} of its tasks' questions correctly in bf16, and {fp32:.1%} in fp32."
 PARTS = ("vision", "resampler", "prefill", "decoding", "rest")
 
 
@@ -86,8 +86,8 @@ def short(content: dict[str, Any]) -> str:
         f"{content['size']}, {content['threads']} threads of {machine['processor']}{units(machine)}, "
         f"{content['date']}; medians of "
         f"{content['repeats']}, in turns. open_flamingo has the same weights and runs in fp32; Idefics has random "
-        "weights of the same shape, and our precision. 8 of its 16 queries in (c), 16 of 64 in (g) and 50 of its 1,000 "
-        "candidates in (e) stand for all of open_flamingo's, which computes each by itself."
+        "weights of the same shape, and our precision. open_flamingo computes each query and candidate separately, so "
+        "only 8 of 16 queries in (c), 16 of 64 in (g) and 50 of 1,000 candidates in (e) were timed, and scaled."
     )
     if "mini_accuracy" in content:
         below += " " + MINI.format(**content["mini_accuracy"])

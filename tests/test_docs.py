@@ -1,7 +1,7 @@
-"""Every Python block of the README and the docs runs as printed, and every `flamboyance` command in them is understood.
+"""Every Python block of the README and the docs runs as printed, and every `flamboyance` command in them parses.
 
-Names of the hub are answered by small models: the embedded one for a released Flamingo, tiny random backbones for what
-open_flamingo's constructor downloads. Everything else is what the reader's machine would do.
+Small models replace those of the hub: the embedded model a released Flamingo, and tiny random backbones what
+open_flamingo's constructor downloads. Everything else is what happens on the reader's machine.
 """
 
 import re
@@ -55,7 +55,7 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbones: dict[str, str]) -> Path:
-    """A reader's folder, with pictures and the files that the pages name; what they would download is at hand."""
+    """A reader's folder, with the pictures and files that the pages name; small models replace downloads."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name in ("cats.jpg", "sink.jpg", "query.jpg"):
@@ -110,7 +110,7 @@ def commands() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_a_command_is_understood(words: list[str]) -> None:
+def test_a_command_parses(words: list[str]) -> None:
     from flamboyance.cli import _joined, build_parser
     from flamboyance.recipes import RECIPES
     from flamboyance.recipes.arguments import find, resolve

@@ -1,4 +1,4 @@
-"""The README's tree is the tree on disk, and the example pictures are those that its script draws."""
+"""The README names files that exist and is short, links lead somewhere, and a script draws the example pictures."""
 
 import re
 from pathlib import Path

@@ -77,12 +77,12 @@ def test_brackets_in_a_name_that_exists_are_no_pattern(tmp_path: Path) -> None:
 def test_of_a_range_some_may_be_missing_but_not_all(tmp_path: Path) -> None:
     written(tmp_path / "1.tar", b"")
     assert len(expand(str(tmp_path / "{0..2}.tar"))) == 3
-    with pytest.raises(ValueError, match=r"'.*\{5\.\.6\}\.tar' matches nothing in "):
+    with pytest.raises(ValueError, match=r"'.*\{5\.\.6\}\.tar'"):
         expand(str(tmp_path / "{5..6}.tar"))
 
 
 def test_what_is_not_found_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'.*\*\.tar' matches nothing in '.*nowhere', which does not exist"):
+    with pytest.raises(ValueError, match=r"\*\.tar'.*nowhere'"):
         expand([str(tmp_path / "nowhere" / "*.tar")])
     with pytest.raises(ValueError, match="no shards"):
         expand([])

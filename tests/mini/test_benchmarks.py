@@ -110,6 +110,7 @@ def test_a_folder_is_not_written_twice_with_other_numbers(folder):
 
 def test_the_command(folder, capsys):
     mini_benchmarks.main([str(folder), "--support", str(SUPPORT), "--queries", str(QUERIES)])
-    assert f"{SUPPORT} pictures to show and {QUERIES} to ask about" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(SUPPORT) in said and str(QUERIES) in said
     with pytest.raises(SystemExit, match="another folder"):
         mini_benchmarks.main([str(folder)])

@@ -179,12 +179,10 @@ def test_command_says_what_to_change(recipe, capsys, monkeypatch):
     monkeypatch.setitem(KINDS, "small", replace(CARD, name="small", memory=(plain + saved) / 2))
     assert main(["plan", recipe, "--kind", "small"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "does not fit:" in text and "It fits with checkpoint_activations=true:" in text
+    assert "does not fit" in text and "fits with checkpoint_activations=true" in text
     monkeypatch.setitem(KINDS, "small", replace(CARD, name="small", memory=1e5))
     assert main(["plan", recipe, "--kind", "small"]) == 0
-    assert "It does not fit even with checkpoint_activations=true pairs.batch_size=1" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "even with checkpoint_activations=true pairs.batch_size=1" in " ".join(capsys.readouterr().out.split())
 
 
 def test_command_gives_figures_for_several_numbers(recipe, capsys):
