@@ -70,8 +70,8 @@ class FlamingoConfig(PreTrainedConfig):
         _bounded("cross_attn_every_n_layers", cross_attn_every_n_layers, MOST_LAYERS, " of layers")
         if isinstance(text_config, dict):
             text_config = _config_of(text_config)
-        _check_text(text_config)
-        _check_vision(vision)
+        check_text_config(text_config)
+        check_vision(vision)
         added = list(ADDED_TOKENS if added_tokens is None else added_tokens)
         _bounded("vision_width", vision_width, MOST_WIDTH)
         _check_tokens(base_vocab_size, added, image_token_id, eoc_token_id, pad_token_id)
@@ -166,7 +166,7 @@ def _check_tokens(base: Any, added: list[Any], image: Any, eoc: Any, pad: Any) -
         )
 
 
-def _check_text(text: Any) -> None:
+def check_text_config(text: Any) -> None:
     """The language model's own sizes, as far as all families name them alike."""
     if text is None:
         return
@@ -181,7 +181,7 @@ def _size(text: Any, name: str) -> Any:
     return vars(text).get(text.attribute_map.get(name, name))
 
 
-def _check_vision(vision: Any) -> None:
+def check_vision(vision: Any) -> None:
     if vision is None:
         return
     if not isinstance(vision, dict) or vision.get("library") not in LIBRARIES or "name" not in vision:

@@ -19,6 +19,7 @@ from flamboyance.checkpoints import card, openflamingo, released
 from flamboyance.checkpoints.backbones import (
     adapters_too,
     check_backbones,
+    check_json,
     check_language_model,
     open_language_model,
     opening,
@@ -174,6 +175,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
         config = read_config(directory) if config is None else copy.deepcopy(config)
+        check_json(directory)
         tensors, about = read_weights(directory / WEIGHTS)
         stored = dtype == "auto"
         if stored and about.get("dtype"):

@@ -22,7 +22,7 @@ from flamboyance import call_arguments as arguments
 from flamboyance import names
 from flamboyance.chat import Chat, is_batch
 from flamboyance.checkpoints import released
-from flamboyance.checkpoints.backbones import opening
+from flamboyance.checkpoints.backbones import check_json, opening
 from flamboyance.checkpoints.preprocessing import image_processor_of as image_processor_of
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, write_json, write_text
@@ -320,6 +320,7 @@ class FlamingoProcessor(ProcessorMixin):
         place = name.files(FILES, revision=revision, force_download=force_download, **hub) / subfolder
         if not any((place / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
             raise OSError(f"'{name.name}' holds no tokenizer; write it there with processor.save_pretrained")
+        check_json(place)
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(place), local_files_only=True))
         images = ImageProcessor.from_pretrained(place, local_files_only=True)
         own = read_json(place / CONFIG) if (place / CONFIG).is_file() else {}

@@ -189,6 +189,10 @@ def test_code_beside_a_language_model_is_not_asked_about(tiny, tmp_path, monkeyp
     "file, content",
     [
         ("tokenizer_config.json", b"[" * 100_000),
+        ("tokenizer_config.json", b"[]"),
+        ("processor_config.json", b"[]"),
+        ("generation_config.json", b"[]"),
+        ("language/generation_config.json", b"[]"),
         ("preprocessor_config.json", b"[" * 100_000),
         ("vision/config.json", b'{"model_type": "clip_vision_model", "hidden_size": 64}'),
         ("vision/config.json", b'{"model_type": "clip_vision_model", "patch_size": "x"}'),

@@ -1,25 +1,36 @@
-"""Opening the frozen backbones by name, checking them, and placing the parts around them."""
+"""Opens the frozen backbones by name, checks them, and places the other parts on their devices."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from flamboyance.configuration import FlamingoConfig
+from flamboyance.configuration import FlamingoConfig, check_text_config
+from flamboyance.files import read_json
 from flamboyance.model.finite import check_finite
 from flamboyance.model.language import find_decoder_layers
 
 
 def open_language_model(name: str, **options: Any) -> PreTrainedModel:
-    """A language model all of whose weights are stored.
+    """A language model, with all of its weights.
 
     Raises:
-        ValueError: some are not, as in a directory that was copied in part; they would be random.
+        ValueError: the files lack weights, as in a directory that was copied in part, which would be random; or they
+            are damaged, or state sizes that no model has.
     """
     options.setdefault("trust_remote_code", False)  # else transformers asks, on the terminal, whether to run the code
+    check_json(Path(name))
+    shared = ("cache_dir", "local_files_only", "revision", "token", "subfolder", "trust_remote_code")
+    try:
+        config = AutoConfig.from_pretrained(name, **{key: options[key] for key in shared if key in options})
+    except OSError:  # reported below, or a directory with an adapter alone
+        pass
+    else:
+        check_text_config(config.get_text_config(decoder=True))
     loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     model, report = loaded
     parameters = {parameter for parameter, _ in model.named_parameters()}
@@ -32,21 +43,36 @@ def open_language_model(name: str, **options: Any) -> PreTrainedModel:
     return model
 
 
+def check_json(directory: Path) -> None:
+    """Checks the JSON files of a directory that transformers opens without naming them in its errors.
+
+    Raises:
+        ValueError: one of them is no JSON object.
+    """
+    for name in ("generation_config.json", "tokenizer_config.json", "processor_config.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} holds a JSON {type(values).__name__}; expected an object")
+
+
 @contextmanager
 def opening(part: str, name: str) -> Generator[None]:
-    """Says which backbone it was that could not be opened; libraries often do not."""
+    """Names the part that could not be opened, which libraries often do not."""
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())
         raise OSError(
-            f"Cannot open {name}, given as {part}: it is no directory with a model, nor on the hub within reach. "
-            f"Give one as {part}=DIRECTORY. ({reason})"
+            f"cannot open {name}, given as {part}: expected a directory with a model, or a repository on the hub, "
+            f"within reach. Give one as {part}=DIRECTORY. ({reason})"
         ) from error
 
 
 def place(model: Any, trained_dtype: torch.dtype | None = None) -> Any:
-    """Every part in the language model's precision; blocks on the devices of the layers that they stand before."""
+    """Moves every part to the language model's precision, and each block to the device of the layer after it."""
     dtype = model.language_model.dtype
     model.vision.to(dtype)
     for part in (model.resampler, model.cross_attention, model.added_tokens):
@@ -63,18 +89,22 @@ def place(model: Any, trained_dtype: torch.dtype | None = None) -> Any:
 
 
 def _device(layer: nn.Module) -> torch.device:
-    """Where a layer computes. The weights of an offloaded one are on the meta device between calls."""
+    """The device on which a layer computes. The weights of an offloaded layer are on the meta device between calls."""
     device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
     return next(layer.parameters()).device if device is None else torch.device(device)
 
 
 def check_language_model(config: FlamingoConfig, language_model: PreTrainedModel) -> None:
-    found, wanted = language_model.config.get_text_config(decoder=True), config.text_config
+    """
+    Raises:
+        ValueError: the language model is of another kind or size than the one in the configuration.
+    """
+    given, expected = language_model.config.get_text_config(decoder=True), config.text_config
     for size in ("model_type", "hidden_size", "num_hidden_layers"):
-        if getattr(found, size) != getattr(wanted, size):
+        if getattr(given, size) != getattr(expected, size):
             raise ValueError(
-                f"The checkpoint was trained for a language model with {size}={getattr(wanted, size)}, but "
-                f"{config.language} has {size}={getattr(found, size)}. Name the right one: language=, or `language` in "
+                f"The checkpoint was trained for a language model with {size}={getattr(expected, size)}, but "
+                f"{config.language} has {size}={getattr(given, size)}. Name the right one: language=, or `language` in "
                 "config.json."
             )
 
@@ -90,6 +120,6 @@ def check_backbones(*backbones: nn.Module) -> None:
 
 
 def adapters_too(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `AutoModelForCausalLM.from_pretrained`, which looks for an adapter on the hub, with retries, even
-    where it was told to look at local files only."""
+    """The options of `AutoModelForCausalLM.from_pretrained`, which otherwise looks for an adapter on the hub even with
+    local_files_only=True."""
     return options | {"adapter_kwargs": {"local_files_only": True}} if options.get("local_files_only") else options

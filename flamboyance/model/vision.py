@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flamboyance.configuration import check_vision
 from flamboyance.model import adapters, vision_libraries, vision_transformers
 from flamboyance.model.linear import use_packed_linear
 from flamboyance.model.trainable import freeze, train_what_trains
@@ -89,6 +90,7 @@ class VisionTower(nn.Module):
             if spec["config"] is not None:
                 config["hidden_act"] = spec["config"]["hidden_act"]  # OpenAI's towers: QuickGELU
             spec["config"] = config
+            check_vision(spec)
             module, linear = vision_transformers.load(
                 spec["name"], config, dtype=dtype, projection=projection, **options
             )

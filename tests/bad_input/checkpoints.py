@@ -193,3 +193,17 @@ def language_model_as_a_tower(given):
     processor = FlamingoProcessor(None, tiny_tokenizer())
     where = str(given.directory / "language")
     FlamingoForConditionalGeneration.from_backbones(where, where, processor)
+
+
+@case(ValueError, "num_hidden_layers=10000000", "at most 10000")
+def language_model_of_many_layers(given):
+    file = copied(given) / "language" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 10**7}), encoding="utf-8")
+    open_model(file.parent.parent)
+
+
+@case(ValueError, "vision", "num_hidden_layers=10000000", "at most 10000")
+def vision_tower_of_many_layers(given):
+    file = copied(given) / "vision" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 10**7}), encoding="utf-8")
+    open_model(file.parent.parent)
