@@ -28,7 +28,6 @@ ANNOTATORS = 10
 ERRORS = 3  # annotators at most who are wrong, each in another way: a wrong answer is worth 0.3 at most
 CLASSES = 16
 RED = "red"
-DIGIT = "which digit is this?"
 ANSWERS = {
     "color": COLORS,
     "shape": SHAPES,
@@ -113,13 +112,8 @@ def _about(*kinds: str) -> Ask:
     """Asks questions of these kinds about scenes, one kind as often as another."""
 
     def ask(rng: np.random.Generator) -> Asked:
-        kind = kinds[rng.integers(len(kinds))]
-        while True:  # some scenes have no clear question of a kind
-            scene = world.scene(rng)
-            asked = [one for one in world.questions(scene, rng) if one.kind == kind]
-            if asked:
-                one = asked[rng.integers(len(asked))]
-                return scene, one.text, one.answer, kind
+        scene, question = world.draw_question(rng, kinds[rng.integers(len(kinds))])
+        return scene, question.text, question.answer, question.kind
 
     return ask
 
@@ -199,7 +193,7 @@ def _textvqa(folder: Path, support: int, queries: int, rng: np.random.Generator)
             _save(scene, folder / "train_images" / f"{key}.jpg")
             said = _annotators(rng, answer, "digit")
             identity = {"question_id": number + (support if split == "val" else 0), "image_id": key}
-            data.append({"question": DIGIT, **identity, "answers": said, "set_name": split})
+            data.append({"question": world.DIGIT_QUESTION, **identity, "answers": said, "set_name": split})
         content = {"dataset_type": split, "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": data}
         _json(folder / f"TextVQA_0.5.1_{split}.json", content)
 

@@ -8,14 +8,21 @@ import numpy as np
 
 from flamboyance import templates
 from flamboyance.few_shot import FewShotTask
-from flamboyance.mini.world import binding_episode, caption, digit_picture, digit_scene, picture, questions, scene
-from flamboyance.mini.world.scenes import Scene
+from flamboyance.mini.world import (
+    DIGIT_QUESTION,
+    binding_episode,
+    caption,
+    digit_picture,
+    digit_scene,
+    draw_question,
+    picture,
+    scene,
+)
 from flamboyance.templates import Template
 
 SEED = 30_000_000  # of scenes that no shard holds
 BATCH = 32
-DIGIT = "which digit is this?"
-ASKED = ("color", "shape", "size", "position", "count", "yes-no")
+QUESTIONS = ("color", "shape", "size", "position", "count", "yes-no")
 BOUND = ("color", "shape", "digit")
 
 Shown = tuple[Any, ...]  # a picture, then a template's fields
@@ -58,20 +65,11 @@ def _captions(model: Any, processor: Any, shots: int, trials: int) -> dict[str, 
 
 def _questions(model: Any, processor: Any, shots: int, trials: int) -> dict[str, float]:
     rng = np.random.default_rng((SEED, 2, shots))
-    drawn = [_question(rng, ASKED[number % len(ASKED)]) for number in range(shots + trials)]
-    shown = [(picture(one), text, answer) for one, text, answer in drawn[:shots]]
-    asked = [(picture(one), text) for one, text, _ in drawn[shots:]]
-    said = _answers(model, processor, templates.vqa, shown, asked)
-    return {f"questions@{shots}": _share(said, [answer for *_, answer in drawn[shots:]])}
-
-
-def _question(rng: np.random.Generator, kind: str) -> tuple[Scene, str, str]:
-    while True:
-        drawn = scene(rng)
-        asked = [one for one in questions(drawn, rng) if one.kind == kind]
-        if asked:
-            one = asked[rng.integers(len(asked))]
-            return drawn, one.text, one.answer
+    drawn = [draw_question(rng, QUESTIONS[number % len(QUESTIONS)]) for number in range(shots + trials)]
+    shown = [(picture(one), question.text, question.answer) for one, question in drawn[:shots]]
+    queries = [(picture(one), question.text) for one, question in drawn[shots:]]
+    answers = _answers(model, processor, templates.vqa, shown, queries)
+    return {f"questions@{shots}": _share(answers, [question.answer for _, question in drawn[shots:]])}
 
 
 def _digits(model: Any, processor: Any, shots: int, trials: int) -> dict[str, float]:
@@ -79,8 +77,8 @@ def _digits(model: Any, processor: Any, shots: int, trials: int) -> dict[str, fl
     drawn = [digit_scene(rng, "train") for _ in range(shots)]
     drawn += [digit_picture(int(index), "test", rng) for index in rng.permutation(360)[:trials]]
     values = [one.digit.value if one.digit else "" for one in drawn]
-    shown = [(picture(one), DIGIT, value) for one, value in zip(drawn[:shots], values, strict=False)]
-    said = _answers(model, processor, templates.vqa, shown, [(picture(one), DIGIT) for one in drawn[shots:]])
+    shown = [(picture(one), DIGIT_QUESTION, value) for one, value in zip(drawn[:shots], values, strict=False)]
+    said = _answers(model, processor, templates.vqa, shown, [(picture(one), DIGIT_QUESTION) for one in drawn[shots:]])
     return {f"digits@{shots}": _share(said, values[shots:])}
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from flamboyance import templates
 from flamboyance.files import read_json, replacing, write_json
-from flamboyance.mini.world import binding_episode, caption, digit_scene, questions, render, scene
+from flamboyance.mini.world import binding_episode, caption, digit_scene, draw_question, render, scene
 from flamboyance.mini.world.scenes import Scene
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
 
@@ -178,13 +178,8 @@ def _captioned(rng: np.random.Generator, things: int | None = None) -> Entry:
 
 def _questioned(rng: np.random.Generator) -> Entry:
     """A scene, or one time in eight a digit, and a question with its answer; every kind as often."""
-    drawn = digit_scene(rng, "train") if rng.random() < 0.125 else scene(rng)
-    asked = questions(drawn, rng)
-    kinds = sorted({one.kind for one in asked})
-    kind = kinds[rng.integers(len(kinds))]
-    asked = [one for one in asked if one.kind == kind]
-    one = asked[rng.integers(len(asked))]
-    return drawn, _after_image(templates.vqa, one.text, one.answer)
+    drawn, question = draw_question(rng, digits=0.125)
+    return drawn, _after_image(templates.vqa, question.text, question.answer)
 
 
 def _after_image(template: Template, *values: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flamboyance.mini.world import scenes as world
-from flamboyance.mini.world.sayings import binding_episode, caption, questions
+from flamboyance.mini.world.sayings import binding_episode, caption, draw_question
 from flamboyance.mini.world.scenes import Scene
 from flamboyance.mini.world.words import Split
 
@@ -64,12 +64,7 @@ def question_document(
     """Scenes with a question each, all kinds equally likely; digits one in eight."""
     found = []
     for _ in range(entries):
-        one = source.digit_scene(rng, split) if rng.random() < 0.125 else source.scene(rng, count)
-        asked = questions(one, rng)
-        kinds = sorted({question.kind for question in asked})
-        kind = kinds[rng.integers(len(kinds))]
-        asked = [question for question in asked if question.kind == kind]
-        question = asked[rng.integers(len(asked))]
+        one, question = draw_question(rng, count=count, digits=0.125, split=split, source=source)
         found.append(Entry(one, f"Question:{question.text} Short answer:", question.answer))
     return found
 

@@ -7,7 +7,6 @@ come from the held-out split too; what is in them was never trained on.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,16 @@ import numpy as np
 import torch
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance.evaluation.metrics.intervals import wilson
 from flamboyance.mini.world import scenes as world
-from flamboyance.mini.world.sayings import BINDING_KINDS, Episode, binding_episode, caption, questions
+from flamboyance.mini.world.sayings import (
+    BINDING_KINDS,
+    DIGIT_QUESTION,
+    Episode,
+    binding_episode,
+    caption,
+    draw_question,
+)
 from flamboyance.mini.world.scenes import Scene
 
 SHOTS = (0, 1, 2, 4, 8)
@@ -40,10 +47,7 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
-        z, n, p = 1.96, self.total, self.share
-        middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+        return wilson(self.right, self.total)
 
 
 Prompt = tuple[list[tuple[Scene, str]], tuple[Scene, str]]  # solved entries, then the query; texts follow the picture
@@ -131,18 +135,14 @@ def question_answers(judge: Judge, shots: int, trials: int) -> Iterable[Row]:
 
 
 def _question(rng: np.random.Generator, kind: str) -> tuple[Scene, str, str]:
-    while True:
-        scene = world.scene(rng)
-        asked = [question for question in questions(scene, rng) if question.kind == kind]
-        if asked:
-            question = asked[rng.integers(len(asked))]
-            return scene, f"Question:{question.text} Short answer:", question.answer
+    scene, question = draw_question(rng, kind)
+    return scene, f"Question:{question.text} Short answer:", question.answer
 
 
 def digit_reading(judge: Judge, shots: int, trials: int) -> Iterable[Row]:
     """The held-out scans in order (all 360 when `trials` allows), read by a question."""
     rng, prompts, truth = _rng(3, shots), [], []
-    text = "Question:which digit is this? Short answer:"
+    text = f"Question:{DIGIT_QUESTION} Short answer:"
     for index in range(min(trials, 360)):
         shown = [world.digit_scene(rng, "train") for _ in range(shots)]
         query = world.digit_picture(index, "test", rng)

@@ -62,6 +62,18 @@ def test_questions_have_one_answer():
                 assert len(named) == 1 and getattr(named[0], question.kind) == question.answer, question
 
 
+@pytest.mark.parametrize("kind", ["color", "shape", "size", "position", "count", "yes-no"])
+def test_a_question_of_a_kind(kind):
+    scene, question = sayings.draw_question(rng(), kind)
+    assert question.kind == kind and scene.things
+    assert sayings.draw_question(rng(), kind) == (scene, question)
+
+
+def test_a_question_about_a_digit():
+    scene, question = sayings.draw_question(rng(), digits=1.0, split="test")
+    assert question == sayings.Question("digit", sayings.DIGIT_QUESTION, scene.digit.value)
+
+
 def test_made_up_words_are_held_out():
     train, test = set(made_up_words("train")), set(made_up_words("test"))
     assert not train & test and len(test) > 200

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from flamboyance.evaluation.metrics import classification
-from flamboyance.evaluation.metrics.bootstrap import interval_of_mean
 from flamboyance.evaluation.metrics.cider import cider
+from flamboyance.evaluation.metrics.intervals import interval_of_mean
 from flamboyance.evaluation.metrics.ptb.tokenizer import ptb_tokenize, ptb_tokenize_all
 from flamboyance.evaluation.metrics.vqa import ALWAYS, OFFICIAL, vqa_accuracy, vqa_accuracy_without_ids
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score

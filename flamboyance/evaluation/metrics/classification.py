@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flamboyance.evaluation.metrics.bootstrap import interval, interval_of_mean
+from flamboyance.evaluation.metrics.intervals import interval, interval_of_mean
 from flamboyance.evaluation.task import Example, Prediction, Score
 
 

@@ -3,7 +3,15 @@
 Held-out pictures come from seeds, scans and made-up words of the "test" split.
 """
 
-from flamboyance.mini.world.sayings import Episode, Question, binding_episode, caption, questions
+from flamboyance.mini.world.sayings import (
+    DIGIT_QUESTION,
+    Episode,
+    Question,
+    binding_episode,
+    caption,
+    draw_question,
+    questions,
+)
 from flamboyance.mini.world.scenes import (
     Digit,
     Scene,
@@ -17,6 +25,7 @@ from flamboyance.mini.world.scenes import (
 )
 
 __all__ = [
+    "DIGIT_QUESTION",
     "Digit",
     "Episode",
     "Question",
@@ -27,6 +36,7 @@ __all__ = [
     "digit_picture",
     "digit_scene",
     "digits",
+    "draw_question",
     "picture",
     "questions",
     "render",

@@ -12,6 +12,7 @@ from flamboyance.mini.world.scenes import Scene, Thing
 from flamboyance.mini.world.words import COLORS, COUNTS, DIGITS, SHAPES, SIZES, Split, draw_words
 
 BINDING_KINDS = ("thing", "digit", "color", "shape")
+DIGIT_QUESTION = "which digit is this?"
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def caption(scene: Scene) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Every kind of question that has one clear answer here: color, shape, size, position, count, yes-no, digit."""
+    """Every question with exactly one answer here; kinds: color, shape, size, position, count, yes-no, digit."""
     if scene.digit is not None:
-        return [Question("digit", "which digit is this?", scene.digit.value)]
+        return [Question("digit", DIGIT_QUESTION, scene.digit.value)]
     asked = [Question("count", "how many objects are there?", COUNTS[len(scene.things)])]
     asked.append(_yes_or_no(scene, rng))
     for thing in scene.things:
@@ -80,6 +81,29 @@ def _yes_or_no(scene: Scene, rng: np.random.Generator) -> Question:
         color = COLORS[rng.integers(len(COLORS))] if turn != 1 else color
         shape = SHAPES[rng.integers(len(SHAPES))] if turn != 0 else shape
     return Question("yes-no", f"is there a {color} {shape}?", "yes" if truth else "no")
+
+
+def draw_question(
+    rng: np.random.Generator, kind: str | None = None, *, count: int | None = None, digits: float = 0.0,
+    split: Split = "train", source: Any = scenes,
+) -> tuple[Scene, Question]:  # fmt: skip
+    """A random scene and a question about it.
+
+    Args:
+        kind: of the question; scenes are drawn until one allows it. None: every kind that the scene allows is equally
+            likely.
+        count: number of things in the scene; None: 1 to 3.
+        digits: probability that the scene is a digit instead, of this `split`.
+        source: the module `scenes`, or anything with its `scene` and `digit_scene`.
+    """
+    while True:
+        scene = source.digit_scene(rng, split) if digits and rng.random() < digits else source.scene(rng, count)
+        possible = questions(scene, rng)
+        kinds = sorted({question.kind for question in possible})
+        chosen = kind or kinds[rng.integers(len(kinds))]
+        if chosen in kinds:
+            possible = [question for question in possible if question.kind == chosen]
+            return scene, possible[rng.integers(len(possible))]
 
 
 def binding_episode(

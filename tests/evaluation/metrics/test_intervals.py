@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flamboyance.evaluation import metrics
-from flamboyance.evaluation.metrics.bootstrap import interval, interval_of_mean
+from flamboyance.evaluation.metrics.intervals import interval, interval_of_mean
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score
 
 
