@@ -20,6 +20,7 @@ from benchmarks.parts import NAMES
 from benchmarks.processes import CLOCKS, Worker
 from benchmarks.sizes import OPT_125M
 from benchmarks.works import NEW_TOKENS, QUERIES, SHOTS, WORDS, caption, write_images
+from flamboyance.figure_style import new_figure, save, style_axes
 
 TEXT = 512  # tokens of all demonstrations together, where images alone grow
 KEPT = (8, 32)  # shots between which the memory of a further one is measured
@@ -120,11 +121,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     """Seconds by part, milliseconds of a decode step, and peak memory, against each axis."""
-    from matplotlib.figure import Figure
-
     axes = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = Figure(figsize=(3.2 * len(axes), 7.5), layout="constrained")
+    figure = new_figure(3.2 * len(axes), 7.5)
     grid = figure.subplots(3, len(axes), sharey="row", squeeze=False)
+    for panel in grid.flat:
+        style_axes(panel, grid="both")
     for column, axis in enumerate(axes):
         points = [row for row in rows if row["axis"] == axis]
         x = [row["x"] for row in points]
@@ -138,10 +139,8 @@ def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     for panel in grid.flat:  # once everything is drawn, as the panels of a line share their limits
         panel.set_ylim(bottom=0)
         panel.locator_params(axis="x", integer=True)
-        panel.grid(color="#dddddd")
-        panel.set_axisbelow(True)
     figure.legend(grid[0, 0].collections, NAMES, loc="outside upper center", ncols=len(NAMES), title=title)
-    figure.savefig(file, dpi=110)
+    save(figure, file)
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).parent.parent / "flamboyance"
 # From the bottom to the top: a part (a module or a folder of the package) imports only parts that come before it.
 ORDER = (
     *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration", "templates", "files", "images"),
-    *("processes", "examples", "auto", "chat", "call_arguments"),
+    *("figure_style", "processes", "examples", "auto", "chat", "call_arguments"),
     *("model", "checkpoints", "processing", "flamingo", "few_shot", "compat", "convert", "catalog"),
     *("data", "training", "planning"),
-    *("evaluation", "mini", "reports", "demo", "recipes"),
+    *("evaluation", "mini", "reports", "recipes"),
     *("__init__", "commands", "cli", "__main__"),
 )
 

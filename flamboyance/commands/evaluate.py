@@ -85,9 +85,20 @@ def _words(given: str) -> tuple[str, ...]:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a model."""
+    settings, tasks, first = answer(arguments)
+    if first:
+        show(settings, tasks, arguments.json)
+    return 0
+
+
+def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
+    """Ask the model every query that the results directory has no answer to.
+
+    Returns:
+        The settings, the tasks, and whether this is the first process.
+    """
     from flamboyance.commands.progress import progress
-    from flamboyance.evaluation.run import Settings
-    from flamboyance.evaluation.run import evaluate as run
+    from flamboyance.evaluation.run import Settings, evaluate
     from flamboyance.processes import world
 
     # Everything that can be wrong with files comes before a model is loaded.
@@ -107,14 +118,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
         about = describe(arguments, tasks, answers)
         whole = sum(len(here.share(range(settings.asked(task)))) for task in tasks for _ in settings.cells(task.name))
         with progress(whole, "queries", here.first) as advance:
-            run(
+            evaluate(
                 tasks, answers, settings, about, features, here,
                 say=lambda line: print(line, flush=True, file=sys.stderr if arguments.json else sys.stdout),
                 advance=advance,
             )  # fmt: skip
-        if here.first:
-            show(settings, tasks, arguments.json)
-    return 0
+        return settings, tasks, here.first
 
 
 def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
@@ -123,7 +132,7 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
     import shlex
 
     from flamboyance.commands.report import console_of, print_table
-    from flamboyance.reports import report
+    from flamboyance.reports import report, tables
     from flamboyance.reports.evaluation_run import read_run
 
     # Of every seed that the directory holds, so that the table is the same whichever command asked last.
@@ -131,9 +140,9 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
     run = read_run(settings.output)
     whole = report.of_cells(run, {c.cell for c in run.cells if (c.cell.task, c.cell.shots, c.cell.mode) in asked})
     if as_json:
-        print(json.dumps(report.as_json(whole), indent=1, allow_nan=False))
+        print(json.dumps(tables.as_json(whole), indent=1, allow_nan=False))
     else:
-        print_table(console_of(sys.stdout), report.scores(whole))
+        print_table(console_of(sys.stdout), tables.scores(whole))
     folder = shlex.quote(str(settings.output))
     print(
         f"results are in {settings.output}; for figures and a page of predictions: flamboyance report {folder}",

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flamboyance.commands.arguments import at_least
+
 if TYPE_CHECKING:
-    from flamboyance.reports.report import Report, Table
+    from flamboyance.reports.report import Report
+    from flamboyance.reports.tables import Table
 
 FILES = """\
 files, in the first DIR or in --output:
@@ -32,11 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", choices=("yes", "no"), default="no", help="show the page in a browser (default: no)")
     group = parser.add_argument_group("page")
     group.add_argument(
-        "--items", type=_count, metavar="N", help="predictions in the page; of more, the first of each cell"
+        "--items",
+        type=at_least(0),
+        default=50_000,
+        metavar="N",
+        help="predictions in the page; of more, the first of each cell (default: %(default)s)",
     )
     group.add_argument(
-        "--thumbnails", type=_count, metavar="N",
-        help="images copied small into the page; it links to the others where they are (default: 300)",
+        "--thumbnails", type=at_least(0), default=300, metavar="N",
+        help="images copied small into the page; it links to the others where they are (default: %(default)s)",
     )  # fmt: skip
 
     group.add_argument(
@@ -46,16 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _count(given: str) -> int:
-    if not given.isdecimal():
-        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 0 up")
-    return int(given)
+def report(arguments: argparse.Namespace, note: str = "") -> int:
+    """Read the runs, print their tables, and write report.md, scores.csv, figures and index.html.
 
-
-def report(arguments: argparse.Namespace) -> int:
-    """Read the runs, print their tables, and write report.md, scores.csv, figures and index.html."""
-    from flamboyance.reports import predictions_page as browse
-    from flamboyance.reports import report_files
+    Args:
+        note: a paragraph at the top of the page.
+    """
+    from flamboyance.reports import page, tables
     from flamboyance.reports.evaluation_run import read_runs
     from flamboyance.reports.report import build
 
@@ -68,25 +72,26 @@ def report(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else runs[0].folder
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _draw(whole, folder)
-    report_files.write_markdown(whole, pictures, folder / report_files.MARKDOWN)
-    report_files.write_csv(whole, folder / report_files.CSV)
-    links = [(report_files.MARKDOWN, "tables"), (report_files.CSV, "as CSV")]
-    links += [(name, Path(name).stem.replace("-", " ")) for name, _ in pictures]
-    page = browse.write_page(
+    tables.write_markdown(whole, pictures, folder / tables.MARKDOWN)
+    tables.write_csv(whole, folder / tables.CSV)
+    links = [(tables.MARKDOWN, "tables"), (tables.CSV, "as CSV")]
+    html = page.write_page(
         runs,
         folder,
         links,
-        browse.ITEMS if arguments.items is None else arguments.items,
-        browse.THUMBNAILS if arguments.thumbnails is None else arguments.thumbnails,
-        [Path(one) for one in arguments.images],
+        pictures,
+        note,
+        items=arguments.items,
+        thumbnails=arguments.thumbnails,
+        images=[Path(one) for one in arguments.images],
         say=lambda line: print(f"flamboyance: note: {line}", file=sys.stderr),
     )
     figures = "1 figure" if len(pictures) == 1 else f"{len(pictures)} figures"
-    print(f"wrote {report_files.MARKDOWN}, {report_files.CSV} and {figures}; the page is {page.resolve()}")
+    print(f"wrote {tables.MARKDOWN}, {tables.CSV} and {figures}; the page is {html.resolve()}")
     if arguments.open == "yes":
         import webbrowser
 
-        webbrowser.open(page.resolve().as_uri())
+        webbrowser.open(html.resolve().as_uri())
     return 0
 
 
@@ -109,8 +114,8 @@ def console_of(stream: Any) -> Any:
 
 
 def _print(whole: Report) -> None:
-    from flamboyance.reports.report import differences, facts, scores, unfinished
-    from flamboyance.reports.shares import shares_of_flamingo, told
+    from flamboyance.reports.report import shares_of_flamingo
+    from flamboyance.reports.tables import differences, facts, scores, share_sentence, unfinished
 
     console = console_of(sys.stdout)
     for fact in facts(whole):
@@ -120,7 +125,7 @@ def _print(whole: Report) -> None:
             console.print()
             print_table(console, table)
     for share in shares_of_flamingo(whole):
-        console.print(told(share), soft_wrap=True)
+        console.print(share_sentence(share), soft_wrap=True)
     for line in unfinished(whole):
         console.print(f"unfinished, not counted: {line}", soft_wrap=True)
 

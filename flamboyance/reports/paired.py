@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from flamboyance.evaluation.metrics.intervals import RESAMPLES, interval
 from flamboyance.evaluation.results import Row
 from flamboyance.reports.evaluation_run import CellResult, EvaluationRun, TableRow, finite
-
-RESAMPLES = 2000
-_AT_ONCE = 2_000_000  # numbers drawn at a time
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def _compared(
     values = [_values(cells, ids) for cells in rows]
     if values[0] is not None and values[1] is not None:
         a, b = values[0], values[1]
-        ends = _interval([(b - a)[drawn].mean(axis=1) for drawn in _draws(len(ids), resamples)])
+        ends = interval(len(ids), lambda drawn: (b - a)[drawn].mean(axis=1), resamples)
         return Difference(*first.key, a.mean(), b.mean(), ends, len(ids))
     curves = [[_curve(cell, ids, labels) for cell in cells] for cells in rows]
     if any(curve is None for cells in curves for curve in cells):
@@ -82,8 +79,12 @@ def _compared(
     points = [float(_mean_area(cells, ones)[0]) for cells in curves]
     if not all(map(np.isfinite, points)):
         return Difference(*first.key, None, None, None, len(ids), "all queries have the same label")
-    drawn = (np.stack([np.bincount(one, minlength=len(ids)) for one in part]) for part in _draws(len(ids), resamples))
-    ends = _interval([_mean_area(curves[1], counts) - _mean_area(curves[0], counts) for counts in drawn])
+
+    def difference(drawn: np.ndarray) -> np.ndarray:
+        counts = np.stack([np.bincount(one, minlength=len(ids)) for one in drawn])
+        return _mean_area(curves[1], counts) - _mean_area(curves[0], counts)
+
+    ends = interval(len(ids), difference, resamples)
     return Difference(*first.key, points[0], points[1], ends, len(ids))
 
 
@@ -141,16 +142,3 @@ def _area(odds: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray
     below = np.cumsum(bad, axis=1) - bad / 2  # ties count half
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample with one label only has no area: NaN
         return 100 * (good * below).sum(axis=1) / (good.sum(axis=1) * bad.sum(axis=1))
-
-
-def _draws(queries: int, resamples: int) -> Iterator[np.ndarray]:
-    """Places of queries drawn with replacement, (some resamples, queries) at a time; the same every time."""
-    generator = np.random.default_rng(0)
-    step = max(1, _AT_ONCE // queries)
-    for start in range(0, resamples, step):
-        yield generator.integers(queries, size=(min(step, resamples - start), queries))
-
-
-def _interval(parts: list[np.ndarray]) -> tuple[float, float]:
-    low, high = np.nanquantile(np.concatenate(parts), (0.025, 0.975))
-    return float(low), float(high)

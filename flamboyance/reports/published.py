@@ -1,7 +1,7 @@
-"""What the papers report, to stand beside a run's own scores.
+"""Scores that the papers report, to compare a run with.
 
-The figures are in `published/*.json`, with the table that each is from. They hold the tables' values: where a paper's
-text or a later table contradicts them, `slips` says so.
+The scores are in `published_scores/*.json`, with the table that each is from. They are the tables' values; `slips`
+lists where a paper's text or a later table contradicts them.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _names() -> dict[str, str]:
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    text = files("flamboyance.evaluation").joinpath("published", f"{name}.json").read_text(encoding="utf-8")
+    text = files("flamboyance.reports").joinpath("published_scores", f"{name}.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 

@@ -1,36 +1,18 @@
-"""Tables of one or more evaluations: scores beside published ones, differences between two runs."""
+"""One or more evaluations side by side, with the published scores that are comparable."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from flamboyance.evaluation.results import Cell
 from flamboyance.reports import published
-from flamboyance.reports.evaluation_run import EvaluationRun, TableRow, finite, shown
+from flamboyance.reports.evaluation_run import EvaluationRun, TableRow
 from flamboyance.reports.paired import Difference, compare
 
 USUAL = "OpenFlamingo-9B"
-NONE = "–"
-BY_RANDOM = "†"
 Key = tuple[str, str, int]  # task, mode, shots
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text in rows, as the terminal and Markdown show it.
-
-    Attributes:
-        left: columns that are words; the others are numbers.
-        sections: groups of rows, with a line between them.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    left: int
-    sections: tuple[tuple[tuple[str, ...], ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +79,7 @@ def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None) ->
     differences = compare(runs[0], runs[1]) if len(runs) == 2 else []
     lines = tuple({line.key: line for line in run.lines()} for run in runs)
     whole = Report(tuple(runs), (), lines, tuple(differences))
-    there = [name for name in dict.fromkeys(names) if any(_published(name, *key) for key in whole.keys)]
+    there = [name for name in dict.fromkeys(names) if any(_has_score(name, *key) for key in whole.keys)]
     return Report(tuple(runs), tuple(there), lines, tuple(differences))
 
 
@@ -107,44 +89,9 @@ def of_cells(run: EvaluationRun, cells: Collection[Cell]) -> Report:
     return build([mine], [])
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """A report on one run for programs: a row per task, way of choosing demonstrations and number of shots; what has no
-    value is null.
-    """
-    (run,), (lines,) = report.runs, report.lines
-    rows = []
-    for task, mode, shots in report.keys:
-        line = lines[task, mode, shots]
-        metric, variant = run.measure(task)
-        seeds = {
-            str(one.cell.seed): {
-                "value": one.value,
-                "interval": one.interval,
-                "queries": one.count(),
-                "dropped": int(finite((one.score or {}).get("dropped")) or 0),
-            }
-            for one in line.cells
-        }
-        rows.append(
-            {
-                "task": task,
-                "title": run.title(task),
-                "metric": metric,
-                "variant": variant or None,
-                "demonstrations": mode,
-                "shots": shots,
-                "mean": line.mean,
-                "std": line.std,
-                "interval": line.interval,
-                "seeds": seeds,
-            }
-        )
-    return {
-        "output": str(run.folder),
-        "model": run.model,
-        "protocol": run.about.get("protocol"),
-        "scores": rows,
-    }
+def _has_score(name: str, task: str, mode: str, shots: int) -> bool:
+    """Whether a published model has a score with these demonstrations, or else with random ones."""
+    return bool(published.score(name, task, shots, mode) or published.score(name, task, shots))
 
 
 def default_beside(runs: Sequence[EvaluationRun]) -> list[str]:
@@ -168,127 +115,59 @@ def other_data(runs: Sequence[EvaluationRun]) -> list[str]:
     return list(told.values())
 
 
-def scores(report: Report) -> Table:
-    """Tasks × modes × shots: every run's mean (deviation) over seeds and interval, and what is published."""
-    columns = ["task", "demonstrations", "shots"]
-    for run in report.runs:
-        columns += [run.name if len(report.runs) > 1 else "score", "95 %"]
-    columns += ["seeds", "queries", *(f"{name} (paper)" for name in report.beside)]
-    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-    for task, mode, shots in report.keys:
-        rows = sections.setdefault((task, mode), [])
-        first = not rows
-        found = [lines.get((task, mode, shots)) for lines in report.lines]
-        row = [f"{report.title(task)}, {report.metric(task)}" if first else "", mode if first else "", str(shots)]
-        for line in found:
-            row += [_mean(line), _interval(None if line is None else line.interval)]
-        row += [_same(line.seeds for line in found if line), _same(_count(line) for line in found if line)]
-        sections[task, mode].append((*row, *(_published(name, task, mode, shots) or NONE for name in report.beside)))
-    return Table("Scores", tuple(columns), 2, tuple(map(tuple, sections.values())), tuple(_notes(report)))
+@dataclass(frozen=True)
+class Share:
+    """Scores divided by a reference's, averaged over settings (tasks × numbers of shots), as OpenFlamingo's Figure 1.
+
+    Attributes:
+        name: of a run, or of a published model, which has "(paper)" after it.
+        mean, std: over settings, the deviation of the population.
+        reference: what they are divided by.
+    """
+
+    name: str
+    mode: str
+    mean: float
+    std: float
+    settings: int
+    reference: str
 
 
-def differences(report: Report) -> Table | None:
-    """The second run less the first; None unless there are two."""
-    if len(report.runs) != 2:
-        return None
-    first, second = report.runs
-    columns = ("task", "demonstrations", "shots", first.name, second.name, "difference", "95 %", "queries", "")
-    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-    for one in report.differences:
-        rows = sections.setdefault((one.task, one.mode), [])
-        head = (report.title(one.task), one.mode) if not rows else ("", "")
-        sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
-        told = one.why_not or ("" if sure else "not clear")
-        change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
-        numbers = (_number(one.first), _number(one.second), change, _interval(one.interval, "+.1f"))
-        rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", told))
-    note = (
-        f"Difference: {second.name} less {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
-        "over queries. Not clear: the interval holds 0."
-    )
-    if not report.differences:
-        note = "The runs have no task in common that was asked with as many demonstrations, chosen in the same way."
-    return Table("Difference", columns, 2, tuple(map(tuple, sections.values())), (note,))
+def shares_of_flamingo(report: Report) -> list[Share]:
+    """Each run and OpenFlamingo of `beside` as a share of the Flamingo that it is compared with, whose demonstrations
+    are random always: the papers have none with RICES. All of a mode over the same settings: those that all runs with
+    that mode have. A run of a model that is not published is compared with the first published model's Flamingo. None
+    where runs asked other data than the benchmarks' and no published model was named.
+    """
+    found: list[Share] = []
+    if not report.comparable:
+        return found
+    usual = published.counterpart(report.beside[0] if report.beside else USUAL) or ""
+    for mode in dict.fromkeys(mode for _, mode, _ in report.keys):
+        runs = [(run, lines) for run, lines in zip(report.runs, report.lines, strict=True) if _has(lines, mode)]
+        shared = [(t, n) for t, m, n in report.keys if m == mode and all(_scored(ls, (t, m, n)) for _, ls in runs)]
+        series = []
+        for run, lines in runs:
+            own = published.counterpart(run.model) or usual
+            series.append((run.name, own, {(t, n): lines[t, mode, n].mean for t, n in shared}))
+        for name in report.beside:
+            values = {(t, n): published.score(name, t, n, mode) for t, n in shared}
+            if published.counterpart(name) != name and any(values.values()):
+                series.append(
+                    (f"{name} (paper)", published.counterpart(name) or "", {k: v[0] for k, v in values.items() if v})
+                )
+        for name, reference, values in series:
+            pairs = [(values.get((t, n)), published.score(reference, t, n)) for t, n in shared]
+            quotients = [value / other[0] for value, other in pairs if value is not None and other]
+            if quotients:
+                spread = statistics.pstdev(quotients)
+                found.append(Share(name, mode, statistics.fmean(quotients), spread, len(quotients), reference))
+    return found
 
 
-def unfinished(report: Report) -> list[str]:
-    """A sentence for each cell that is not done: it counts nowhere."""
-    told = []
-    for run in report.runs:
-        for one in run.unfinished:
-            asked = run.asked(one.cell.task)
-            of = "" if asked is None else f" of {asked:,}"
-            told.append(shown(f"{run.name}: {one.cell}: {one.count():,}{of} queries answered"))
-    return told
+def _has(lines: dict[Key, TableRow], mode: str) -> bool:
+    return any(m == mode and line.mean is not None for (_, m, _), line in lines.items())
 
 
-def facts(report: Report) -> list[str]:
-    """What was run: a line for each run."""
-    lines = []
-    for run in report.runs:
-        about, model = run.about, run.about.get("model")
-        model = model if isinstance(model, dict) else {}
-        parameters, machine = model.get("parameters"), about.get("machine")
-        known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None]
-        known += [f"{parameters:,} parameters" if isinstance(parameters, int) and parameters else None]
-        known += [model.get("dtype"), *(machine.values() if isinstance(machine, dict) else [machine])]
-        lines.append(shown(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})"))
-    return lines
-
-
-def _published(name: str, task: str, mode: str, shots: int) -> str | None:
-    """As the table has it. Where there is none of a mode, that of random demonstrations, marked."""
-    found, mark = published.score(name, task, shots, mode), ""
-    if found is None and mode != "random":
-        found, mark = published.score(name, task, shots), BY_RANDOM
-    if found is None:
-        return None
-    return f"{found[0]:.1f}{mark}" if found[1] is None else f"{found[0]:.1f} ({found[1]:.1f}){mark}"
-
-
-def _notes(report: Report) -> list[str]:
-    notes = [
-        "Mean (standard deviation over seeds); 95 %: confidence interval over queries, by the bootstrap, "
-        "the mean of the seeds' intervals."
-    ]
-    tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
-    if any(BY_RANDOM in (_published(name, *key) or "") for name in report.beside for key in report.keys):
-        notes.append(f"{BY_RANDOM} With random demonstrations: nothing is published of that model with others.")
-    for task in tasks:
-        if len(report.measures(task)) > 1:
-            named = [f"{name}{f' ({variant})' if variant else ''}" for name, variant in report.measures(task)]
-            notes.append(
-                f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them."
-            )
-    if not report.beside and (other := other_data(report.runs)):
-        notes.append(f"No published scores beside: {'; '.join(other)}. --beside {USUAL} shows them all the same.")
-    modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
-    for name in report.beside:
-        found = [one for task in tasks for mode in {*modes, "random"} if (one := published.source(name, task, mode))]
-        tables = sorted({one.table for one in found})
-        splits = [f"{report.title(t)} {one.split}" for t in tasks if (one := published.source(name, t))]
-        notes.append(f"{name}: arXiv {found[0].arxiv}, {'; '.join(tables)}. Measured on {', '.join(splits)}.")
-    return notes
-
-
-def _mean(line: TableRow | None) -> str:
-    if line is None or line.mean is None:
-        return NONE
-    return f"{line.mean:.1f}" if line.std is None else f"{line.mean:.1f} ({line.std:.1f})"
-
-
-def _interval(ends: tuple[float, float] | None, form: str = ".1f") -> str:
-    return NONE if ends is None else " to ".join(f"{round(end, 1) + 0.0:{form}}" for end in ends)
-
-
-def _count(line: TableRow) -> str:
-    fewest, most = line.queries
-    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-
-
-def _same(texts: Iterable[str]) -> str:
-    return " / ".join(dict.fromkeys(texts))
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"
+def _scored(lines: dict[Key, TableRow], key: Key) -> bool:
+    return key in lines and lines[key].mean is not None

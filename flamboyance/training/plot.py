@@ -11,14 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flamboyance.files import replacing
+from flamboyance.figure_style import COLORS, INK, add_legend, new_figure, save, style_axes
 
 LOG = "log.jsonl"
 FORMATS = (".png", ".svg", ".pdf")
-# Okabe and Ito's palette, which people with any colour blindness tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", ":", "-.")  # runs differ by these too, where all seven colours are taken
-INK, GRID = "#2b2326", "#dddddd"
+STYLES = ("-", "--", ":", "-.")  # runs also differ by these, once all colors are taken
+AXES = {"steps": "optimizer steps", "images": "images seen", "tokens": "tokens seen"}
 Against = Literal["steps", "images", "tokens"]
 
 
@@ -110,8 +108,7 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
     if smooth is not None and smooth < 1:
         raise ValueError(f"--smooth {smooth}: expected a number of steps, 1 or more")
     try:
-        # A figure of its own, without pyplot: no display and no state of the process is touched.
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401 (optional dependency)
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install matplotlib") from error
     panels = _panels(logs)
@@ -119,10 +116,11 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
         raise ValueError(f"{', '.join(log.name for log in logs)}: no loss, gate or gradient was logged to plot")
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.4 * columns, 3.5 * rows), layout="constrained", facecolor="white")
+    figure = new_figure(5.4 * columns, 3.5 * rows)
     for place, (title, fields) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, place)
-        _dress(axes, title, against)
+        style_axes(axes, title, AXES[against], grid="both")
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 6), useMathText=True)
         for number, log in enumerate(logs):
             if fields[0].startswith("evaluation/"):
                 _evaluations(axes, log, fields, number, against, alone=len(logs) == 1)
@@ -134,8 +132,7 @@ def draw(logs: Sequence[Log], output: Path, against: Against = "steps", smooth: 
     elif logs[0].names("gates/"):
         _depths(figure, logs[0])
     output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as part:
-        figure.savefig(part, format=output.suffix[1:], dpi=160)
+    save(figure, output)
 
 
 def _panels(logs: Sequence[Log]) -> list[tuple[str, list[str]]]:
@@ -171,16 +168,6 @@ def _scale(axes: Any, field: str, logs: Sequence[Log]) -> None:
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high < 20 * low else "")
-
-
-def _dress(axes: Any, title: str, against: Against) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=12)
-    axes.set_xlabel({"steps": "optimizer steps", "images": "images seen", "tokens": "tokens seen"}[against], color=INK)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=10)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 6), useMathText=True)
 
 
 def _curve(axes: Any, log: Log, field: str, number: int, against: Against, smooth: int | None, alone: bool) -> None:
@@ -239,7 +226,7 @@ def _legend(figure: Any, logs: Sequence[Log]) -> None:
         Line2D([], [], color=COLORS[i % len(COLORS)], linestyle=STYLES[i // len(COLORS) % len(STYLES)], linewidth=2)
         for i in range(len(names))
     ]
-    figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False, labelcolor=INK)
+    add_legend(figure, lines, names)
 
 
 def _depths(figure: Any, log: Log) -> None:
@@ -251,4 +238,4 @@ def _depths(figure: Any, log: Log) -> None:
     shown = sorted({0, count // 2, count - 1})
     lines = [Line2D([], [], color=shades[i], linewidth=2) for i in shown]
     names = [f"block {i + 1}" for i in shown]
-    figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False, labelcolor=INK)
+    add_legend(figure, lines, names)

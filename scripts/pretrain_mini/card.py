@@ -51,7 +51,7 @@ shape is the object on the left?` (`middle`, `right`), `what color is the SHAPE?
 `what size is the SHAPE?`, `what size is the COLOR object?`, `where is the SHAPE?`, `where is the COLOR object?`,
 `which digit is this?`.
 
-Made-up words are two syllables from `flamboyance/demo/world/words.py`; `made_up_words("test")` lists those that
+Made-up words are two syllables from `flamboyance/mini/world/words.py`; `made_up_words("test")` lists those that
 training never showed.
 
 ## Measured

@@ -152,4 +152,4 @@ def test_sources_say_what_was_measured() -> None:
 
 def test_the_figures_are_packaged() -> None:
     for name in ("openflamingo", "flamingo", "fine_tuned"):
-        assert files("flamboyance.evaluation").joinpath("published", f"{name}.json").is_file()
+        assert files("flamboyance.reports").joinpath("published_scores", f"{name}.json").is_file()

@@ -15,9 +15,8 @@ from flamboyance.reports import figures
 from flamboyance.reports.evaluation_run import read_run, read_runs
 from flamboyance.reports.figures import draw
 from flamboyance.reports.paired import compare
-from flamboyance.reports.report import build, differences, scores, unfinished
-from flamboyance.reports.report_files import markdown, write_csv
-from flamboyance.reports.shares import shares_of_flamingo
+from flamboyance.reports.report import build, shares_of_flamingo
+from flamboyance.reports.tables import differences, markdown, scores, unfinished, write_csv
 
 from .written_run import Row, WrittenRun, row
 
@@ -287,7 +286,7 @@ def test_figures(tmp_path: Path) -> None:
 
 def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = {}
-    monkeypatch.setattr(figures, "_save", lambda figure, file: drawn.update({file.stem: figure}))
+    monkeypatch.setattr(figures, "save", lambda figure, file: drawn.update({file.stem: figure}))
     published_run(tmp_path)
     draw(build([read_run(tmp_path)]), tmp_path)
     coco, own = drawn["figure-6-shots-random"].axes  # of the two, only one is published: no average
@@ -310,7 +309,7 @@ def test_what_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def titles_of_panels(report, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
     """The panels of figure 6 by title and metric, each with its lines' values."""
     drawn = {}
-    monkeypatch.setattr(figures, "_save", lambda figure, file: drawn.update({file.stem: figure}))
+    monkeypatch.setattr(figures, "save", lambda figure, file: drawn.update({file.stem: figure}))
     draw(report, folder)
     return {
         (axes.get_title(loc="left"), axes.get_ylabel()): [list(one[0].get_ydata()) for one in axes.containers]
@@ -426,7 +425,7 @@ def test_without_matplotlib_there_are_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published_run(tmp_path)
-    monkeypatch.delitem(sys.modules, "flamboyance.reports.figure_bars", raising=False)
+    monkeypatch.delitem(sys.modules, "flamboyance.reports.figures", raising=False)
     for name in ("matplotlib", "matplotlib.patches"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["report", str(tmp_path)]) == 0

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pytest
 
 from flamboyance.evaluation import data_folders
-from flamboyance.reports import predictions_page as browse
+from flamboyance.reports import page as browse
 from flamboyance.reports.evaluation_run import read_run, read_runs
 
 from .written_run import WrittenRun, picture, row

@@ -46,6 +46,8 @@ def write_page(
     runs: Sequence[EvaluationRun],
     folder: Path,
     links: Sequence[tuple[str, str]] = (),
+    figures: Sequence[tuple[str, str]] = (),
+    note: str = "",
     items: int = ITEMS,
     thumbnails: int = THUMBNAILS,
     images: Sequence[Path] = (),
@@ -54,7 +56,9 @@ def write_page(
     """Writes `index.html`, which also works from a file system.
 
     Args:
-        links: (file beside the page, words) to show at its top.
+        links: (file beside the page, text) to show at its top.
+        figures: (file beside the page, title) to show below the links.
+        note: a paragraph above all.
         items: predictions in all; if there are more, each cell's first ones.
         thumbnails: images that stand in the page themselves, so that they are seen where the originals are not.
         images: folders from which images may be copied, beside the runs' own.
@@ -90,7 +94,7 @@ def write_page(
         "cells": told,
     }
     with replacing(folder / PAGE) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(_document(runs, links, meta, blobs))
+        file.writelines(_document(runs, links, figures, note, meta, blobs))
     return folder / PAGE
 
 
@@ -298,12 +302,20 @@ def _packed(value: Any) -> str:
 def _document(
     runs: Sequence[EvaluationRun],
     links: Sequence[tuple[str, str]],
+    figures: Sequence[tuple[str, str]],
+    note: str,
     meta: dict[str, Any],
     blobs: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
-    page = files("flamboyance.evaluation").joinpath("page")
+    page = files("flamboyance.reports").joinpath("page_files")
     css, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))
     names = " and ".join(run.name for run in runs)
+    paragraph = f"<p>{e(note)}</p>\n" if note else ""
+    pictures = "".join(
+        f'<p><img class="figure" src="{e(quote(file))}" alt="{e(title)}"></p>\n' for file, title in figures
+    )
+    if pictures:
+        pictures = f"<details><summary>Figures</summary>\n{pictures}</details>\n"
     anchors = "".join(f'<a href="{e(quote(file))}">{e(words)}</a>' for file, words in links)
     yield f"""<!doctype html>
 <html lang="en">
@@ -320,7 +332,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <header>
 <h1><em>{e(names)}</em>, query by query</h1>
 <nav>{anchors}</nav>
-</header>
+{paragraph}{pictures}</header>
 <noscript><p>This page needs JavaScript: it holds the predictions packed. The scores are in report.md.</p></noscript>
 <div id="app"></div>
 <footer><p>Written by flamboyance {e(version("flamboyance"))}.</p></footer>

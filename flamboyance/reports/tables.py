@@ -1,0 +1,287 @@
+"""A report as tables: for the terminal, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamboyance.files import replacing
+from flamboyance.reports import published
+from flamboyance.reports.evaluation_run import TableRow, finite, shown
+from flamboyance.reports.report import USUAL, Report, Share, other_data, shares_of_flamingo
+
+MARKDOWN, CSV = "report.md", "scores.csv"
+NONE = "–"
+BY_RANDOM = "†"
+_COLUMNS = (
+    *("run", "model", "task", "title", "metric", "mode", "shots", "seeds", "mean", "std", "low", "high"),
+    *("fewest_queries", "most_queries", "dropped"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows, as the terminal and Markdown show it.
+
+    Attributes:
+        left: columns that are words; the others are numbers.
+        sections: groups of rows, with a line between them.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    left: int
+    sections: tuple[tuple[tuple[str, ...], ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def scores(report: Report) -> Table:
+    """Tasks × modes × shots: every run's mean (deviation) over seeds and interval, and what is published."""
+    columns = ["task", "demonstrations", "shots"]
+    for run in report.runs:
+        columns += [run.name if len(report.runs) > 1 else "score", "95 %"]
+    columns += ["seeds", "queries", *(f"{name} (paper)" for name in report.beside)]
+    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for task, mode, shots in report.keys:
+        rows = sections.setdefault((task, mode), [])
+        first = not rows
+        found = [lines.get((task, mode, shots)) for lines in report.lines]
+        row = [f"{report.title(task)}, {report.metric(task)}" if first else "", mode if first else "", str(shots)]
+        for line in found:
+            row += [_mean(line), _interval(None if line is None else line.interval)]
+        row += [_same(line.seeds for line in found if line), _same(_count(line) for line in found if line)]
+        sections[task, mode].append((*row, *(_published(name, task, mode, shots) or NONE for name in report.beside)))
+    return Table("Scores", tuple(columns), 2, tuple(map(tuple, sections.values())), tuple(_notes(report)))
+
+
+def differences(report: Report) -> Table | None:
+    """The second run less the first; None unless there are two."""
+    if len(report.runs) != 2:
+        return None
+    first, second = report.runs
+    columns = ("task", "demonstrations", "shots", first.name, second.name, "difference", "95 %", "queries", "")
+    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for one in report.differences:
+        rows = sections.setdefault((one.task, one.mode), [])
+        head = (report.title(one.task), one.mode) if not rows else ("", "")
+        sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
+        told = one.why_not or ("" if sure else "not clear")
+        change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
+        numbers = (_number(one.first), _number(one.second), change, _interval(one.interval, "+.1f"))
+        rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", told))
+    note = (
+        f"Difference: {second.name} less {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
+        "over queries. Not clear: the interval holds 0."
+    )
+    if not report.differences:
+        note = "The runs have no task in common that was asked with as many demonstrations, chosen in the same way."
+    return Table("Difference", columns, 2, tuple(map(tuple, sections.values())), (note,))
+
+
+def unfinished(report: Report) -> list[str]:
+    """A sentence for each cell that is not done: it counts nowhere."""
+    told = []
+    for run in report.runs:
+        for one in run.unfinished:
+            asked = run.asked(one.cell.task)
+            of = "" if asked is None else f" of {asked:,}"
+            told.append(shown(f"{run.name}: {one.cell}: {one.count():,}{of} queries answered"))
+    return told
+
+
+def facts(report: Report) -> list[str]:
+    """What was run: a line for each run."""
+    lines = []
+    for run in report.runs:
+        about, model = run.about, run.about.get("model")
+        model = model if isinstance(model, dict) else {}
+        parameters, machine = model.get("parameters"), about.get("machine")
+        known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None]
+        known += [f"{parameters:,} parameters" if isinstance(parameters, int) and parameters else None]
+        known += [model.get("dtype"), *(machine.values() if isinstance(machine, dict) else [machine])]
+        lines.append(shown(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})"))
+    return lines
+
+
+def share_sentence(share: Share) -> str:
+    """A share as a sentence."""
+    return (
+        f"{share.name}, demonstrations {share.mode}: {share.mean:.1%} of {share.reference} "
+        f"({100 * share.std:.1f} points of deviation over {share.settings} settings of task and shots)"
+    )
+
+
+# ---- files ----
+
+
+def write_csv(report: Report, file: Path) -> None:
+    """A line for each run, task, mode and number of shots, with the published scores beside it; all digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, *(f"{name}{part}" for name in report.beside for part in ("", " std"))])
+    for run, lines in zip(report.runs, report.lines, strict=True):
+        for key in (key for key in report.keys if key in lines):
+            line, (task, mode, shots) = lines[key], key
+            dropped = sum((cell.score or {}).get("dropped") or 0 for cell in line.cells)
+            beside = [published.score(name, task, shots, mode) or (None, None) for name in report.beside]
+            writer.writerow(
+                [*map(_cell, (run.folder, run.name, task, run.title(task), run.metric(task))), mode, shots]
+                + [line.measured or len(line.cells)]
+                + [_exact(value) for value in (line.mean, line.std, *(line.interval or (None, None)))]
+                + [*line.queries, dropped, *(_exact(value) for pair in beside for value in pair)]
+            )
+    with replacing(file) as part:
+        Path(part).write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
+
+
+def _cell(text: object) -> str:
+    """Text that a spreadsheet takes for text, and not for a formula."""
+    found = shown(text)
+    return f"'{found}" if found[:1] in ("=", "+", "-", "@") else found
+
+
+def write_markdown(report: Report, pictures: Sequence[tuple[str, str]], file: Path) -> None:
+    """`markdown` as a file."""
+    with replacing(file) as part:
+        Path(part).write_text(markdown(report, pictures), encoding="utf-8", errors="backslashreplace")
+
+
+def markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """The report as Markdown. pictures: (file beside it, what it shows)."""
+    parts = [f"# Evaluation of {' and '.join(_plain(run.name) for run in report.runs)}"]
+    parts += ["\n".join(f"- {_plain(fact)}" for fact in facts(report))]
+    tables = [scores(report), *filter(None, [differences(report)])]
+    parts += [f"## {table.title}\n\n{_table(table)}" for table in tables]
+    shares = shares_of_flamingo(report)
+    if shares:
+        parts.append("## Share of Flamingo\n\n" + "\n".join(f"- {_plain(share_sentence(share))}" for share in shares))
+    left = unfinished(report)
+    if left:
+        parts.append("## Unfinished, not counted\n\n" + "\n".join(f"- {_plain(line)}" for line in left))
+    if pictures:
+        parts.append(
+            "## Figures\n\n" + "\n\n".join(f"![{_plain(what)}]({name})\n\n{_plain(what)}" for name, what in pictures)
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes for text."""
+    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in flat)
+
+
+def _table(table: Table) -> str:
+    rows = [table.columns, tuple("---" if i < table.left else "--:" for i in range(len(table.columns)))]
+    rows += [row for section in table.sections for row in section]
+    lines = ["| " + " | ".join(c if i == 1 else _plain(c) for c in row) + " |" for i, row in enumerate(rows)]
+    return "\n".join(lines) + "".join(f"\n\n{_plain(note)}" for note in table.notes)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """A report on one run for programs: a row per task, way of choosing demonstrations and number of shots; what has no
+    value is null.
+    """
+    (run,), (lines,) = report.runs, report.lines
+    rows = []
+    for task, mode, shots in report.keys:
+        line = lines[task, mode, shots]
+        metric, variant = run.measure(task)
+        seeds = {
+            str(one.cell.seed): {
+                "value": one.value,
+                "interval": one.interval,
+                "queries": one.count(),
+                "dropped": int(finite((one.score or {}).get("dropped")) or 0),
+            }
+            for one in line.cells
+        }
+        rows.append(
+            {
+                "task": task,
+                "title": run.title(task),
+                "metric": metric,
+                "variant": variant or None,
+                "demonstrations": mode,
+                "shots": shots,
+                "mean": line.mean,
+                "std": line.std,
+                "interval": line.interval,
+                "seeds": seeds,
+            }
+        )
+    return {
+        "output": str(run.folder),
+        "model": run.model,
+        "protocol": run.about.get("protocol"),
+        "scores": rows,
+    }
+
+
+# ---- cells ----
+
+
+def _published(name: str, task: str, mode: str, shots: int) -> str | None:
+    """As the table has it. Where there is none of a mode, that of random demonstrations, marked."""
+    found, mark = published.score(name, task, shots, mode), ""
+    if found is None and mode != "random":
+        found, mark = published.score(name, task, shots), BY_RANDOM
+    if found is None:
+        return None
+    return f"{found[0]:.1f}{mark}" if found[1] is None else f"{found[0]:.1f} ({found[1]:.1f}){mark}"
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [
+        "Mean (standard deviation over seeds); 95 %: confidence interval over queries, by the bootstrap, "
+        "the mean of the seeds' intervals."
+    ]
+    tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
+    if any(BY_RANDOM in (_published(name, *key) or "") for name in report.beside for key in report.keys):
+        notes.append(f"{BY_RANDOM} With random demonstrations: nothing is published of that model with others.")
+    for task in tasks:
+        if len(report.measures(task)) > 1:
+            named = [f"{name}{f' ({variant})' if variant else ''}" for name, variant in report.measures(task)]
+            notes.append(
+                f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them."
+            )
+    if not report.beside and (other := other_data(report.runs)):
+        notes.append(f"No published scores beside: {'; '.join(other)}. --beside {USUAL} shows them all the same.")
+    modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
+    for name in report.beside:
+        found = [one for task in tasks for mode in {*modes, "random"} if (one := published.source(name, task, mode))]
+        tables = sorted({one.table for one in found})
+        splits = [f"{report.title(t)} {one.split}" for t in tasks if (one := published.source(name, t))]
+        notes.append(f"{name}: arXiv {found[0].arxiv}, {'; '.join(tables)}. Measured on {', '.join(splits)}.")
+    return notes
+
+
+def _mean(line: TableRow | None) -> str:
+    if line is None or line.mean is None:
+        return NONE
+    return f"{line.mean:.1f}" if line.std is None else f"{line.mean:.1f} ({line.std:.1f})"
+
+
+def _interval(ends: tuple[float, float] | None, form: str = ".1f") -> str:
+    return NONE if ends is None else " to ".join(f"{round(end, 1) + 0.0:{form}}" for end in ends)
+
+
+def _count(line: TableRow) -> str:
+    fewest, most = line.queries
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
+def _same(texts: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(texts))
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
