@@ -105,7 +105,7 @@ def test_the_embedded_model_binds_made_up_words_to_similar_demonstrations(
 def test_another_seed_needs_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from flamboyance.mini import benchmarks
 
-    benchmarks.write(tmp_path / "benchmarks", 48, QUERIES)
+    benchmarks.write(tmp_path / "benchmarks", 48, QUERIES, tasks=TASKS)
     assert main(["demo", "--output", str(tmp_path), "--queries", str(QUERIES), "--seed", "1"]) == 2
     assert "another folder" in capsys.readouterr().err
 

@@ -37,7 +37,7 @@ def demo(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     name, folder = model_name(arguments), Path(arguments.output)
     _check(folder)
-    data = benchmarks.write(folder / "benchmarks", SUPPORT, arguments.queries, arguments.seed)
+    data = benchmarks.write(folder / "benchmarks", SUPPORT, arguments.queries, arguments.seed, TASKS)
     settings = ["--data", str(data), "--shots", SHOTS, "--demonstrations", "random,rices", "--seeds", "0"]
     settings += ["--beams", "1", "--features", str(folder / "features"), "--output", str(folder)]
     settings += ["--model", name, "--device", arguments.device, "--dtype", arguments.dtype]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,15 @@ Asked = tuple[Scene, str, str, str]  # picture, question, answer, the question's
 Ask = Callable[[np.random.Generator], Asked]
 
 
-def write(folder: Path | str, support: int = 200, queries: int = 48, seed: int = 0) -> Path:
+def write(
+    folder: Path | str, support: int = 200, queries: int = 48, seed: int = 0, tasks: Collection[str] | None = None
+) -> Path:
     """Writes `folder/coco`, `folder/vqav2` and so on; the same files for the same numbers. Returns the folder.
 
     Args:
-        support: pictures of each task to take demonstrations from.
-        queries: pictures of each task to ask about.
+        support: images of each task to take demonstrations from.
+        queries: images of each task to ask about.
+        tasks: those to write; None: all eight.
 
     Raises:
         ValueError: a number is too small, or the folder was written with others.
@@ -58,14 +61,17 @@ def write(folder: Path | str, support: int = 200, queries: int = 48, seed: int =
     folder = Path(folder)
     if support < CLASSES or queries < 1:
         raise ValueError(f"support={support}, queries={queries}: expected {CLASSES} and 1, or more")
-    made = {"support": support, "queries": queries, "seed": seed, "version": VERSION}
+    made: dict[str, Any] = {"support": support, "queries": queries, "seed": seed, "version": VERSION}
+    if tasks is not None:
+        made["tasks"] = sorted(tasks)
     note = folder / "made.json"
     if note.is_file():
         if (before := read_json(note)) != made:
             raise ValueError(f"{folder} was written with {before}, now {made}; give another folder")
         return folder
     for number, (name, write_task) in enumerate(TASKS.items()):
-        write_task(folder / name, support, queries, np.random.default_rng((SEED + seed, number)))
+        if tasks is None or name in tasks:
+            write_task(folder / name, support, queries, np.random.default_rng((SEED + seed, number)))
     write_json(note, made, None)
     return folder
 
