@@ -3,8 +3,8 @@
     pip install webdataset
     python benchmarks/data_pipeline.py [--pairs 600] [--rounds 5] [--json FILE]
 
-Everything runs in one process on one thread, and its processor time is counted, which others on the machine hardly
-change. The ways take turns, so that a machine that slows down slows all of them.
+Everything runs in one process on one thread, and the processor time is counted, which other work on the machine hardly
+changes. The ways take turns, so a machine that slows down slows all of them.
 """
 
 from __future__ import annotations

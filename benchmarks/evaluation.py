@@ -4,10 +4,10 @@
         [--threads N]
 
 Captions of a data set in COCO's files, whose pictures are noise; random demonstrations, beam 3, 20 tokens, batches of
-8: the reference's own defaults. It answers the first of the queries only, which stand for all: it computes each by
-itself. Under its protocol the same demonstrations are drawn for the same seed, so that both
-answer the same prompts; their answers are compared. Each way runs once, in a process of its own, from files to answers;
-loading the model is not counted.
+8: the reference's own defaults. The reference computes each query separately, so only its first queries are timed,
+and scaled. Under its protocol the same seed draws the same demonstrations, so both answer the same prompts; their
+answers are compared. Each way runs once, in a process of its own, from files to answers; loading the model is not
+counted.
 """
 
 from __future__ import annotations

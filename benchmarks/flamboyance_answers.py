@@ -1,4 +1,4 @@
-"""Flamboyance answers prompts, asked by a benchmark: the counterpart of reference_answers.py."""
+"""A benchmark's worker that answers prompts with Flamboyance: the counterpart of reference_answers.py."""
 
 from __future__ import annotations
 

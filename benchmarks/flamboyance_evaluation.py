@@ -1,4 +1,4 @@
-"""Flamboyance's evaluation, asked by a benchmark: the counterpart of reference_evaluation.py."""
+"""A benchmark's worker that runs Flamboyance's evaluation: the counterpart of reference_evaluation.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flamboyance, asked by a benchmark: the counterpart of reference_worker.py."""
+"""A benchmark's worker that loads and trains with Flamboyance: the counterpart of reference_worker.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prepare(
     """Ready to take steps as `flamboyance train` takes them; bytes resident.
 
     Args:
-        fill: whether fresh memory is filled, as torch's deterministic mode does unless told otherwise.
+        fill: whether fresh memory is filled, as torch's deterministic mode does by default.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[assignment]

@@ -1,8 +1,8 @@
-"""Transformers' Idefics answers prompts of the same shape, asked by a benchmark.
+"""A benchmark's worker that answers prompts of the same shape with Transformers' Idefics.
 
 Its weights cannot be the same: it is a LLaMA with a resampler and gated blocks of its own. Widths, depths, heads,
-vocabulary, tower, resampler and the spacing of blocks are the same; its feed-forwards of three matrices have as many
-weights as two have.
+vocabulary, tower, resampler and the spacing of blocks are the same. Its feed-forward layers have three matrices, with
+as many weights in total as the two of the others.
 """
 
 from __future__ import annotations

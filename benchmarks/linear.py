@@ -1,11 +1,11 @@
-"""Linear layers by torch and by flamboyance.model.linear, in turns: `python -m benchmarks.linear [--threads N]`.
+"""Linear layers of torch and of flamboyance.model.linear, in turns: `python -m benchmarks.linear [--threads N]`.
 
-Rates of one product over weights that no cache holds: billions of operations and GB of weights a second. By torch, by
-oneDNN from plain weights and from packed ones, in float32 and bfloat16 (in which torch's are oneDNN's, if it has any on
-the processor; where it has none, the second column is of float32 products of the same numbers); and the two products of
-the backward pass.
+Rates of one product with weights too large for the caches: billions of operations, and GB of weights, per second. With
+torch, with oneDNN from plain weights and with oneDNN from packed ones, in float32 and bfloat16; and the two products of
+the backward pass. In bfloat16 torch itself uses oneDNN if that supports the processor; otherwise the second column has
+float32 products of the same numbers.
 
-To measure what a processor without AVX-512 would do, on one that has it:
+To measure on a processor with AVX-512 what one without it would do:
 
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m benchmarks.linear
 """
@@ -30,7 +30,7 @@ BYTES = 3e8  # of weights, one after another
 
 
 def fastest(works: list[Callable[[], object]], seconds: float = 0.4) -> list[float]:
-    """Seconds of each work at its best, the works in turns."""
+    """The least seconds of each work; the works take turns."""
     best = [float("inf")] * len(works)
     end = time.perf_counter() + seconds * len(works)
     while time.perf_counter() < end:

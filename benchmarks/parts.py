@@ -1,7 +1,7 @@
-"""Where a model's time goes, and what the machine would need for the same: seconds, operations and bytes by part.
+"""Where a model's time goes, and the least time that the machine needs: seconds, operations and bytes of each part.
 
 The parts of an answer are `vision` (the tower), `resampler` (with the keys and values of cross-attention, which are
-computed once an image), `prefill` (the language model over texts that are read), `decoding` (over tokens that are
+computed once per image), `prefill` (the language model over texts that are read), `decoding` (over tokens that are
 generated, or candidates that are scored), and `rest` (search, tokenizer, copies).
 """
 

@@ -1,13 +1,14 @@
-"""`flamboyance plan`'s memory against what training steps really take, on this machine's CPU, in float32.
+"""The memory that `flamboyance plan` estimates, and what training steps take on this machine's CPU in float32.
 
     python benchmarks/plan_memory.py [--json FILE] [--case NAME …]
 
 Each case runs in a process of its own: the base is its resident memory before the model is built (Python, torch,
 transformers, this package), the peak is the kernel's high-water mark (VmHWM) over two optimizer steps of the loop's own
-Stepper. The estimate is the base and what `plan` reckons without building anything.
+Stepper. The estimate is the base plus what `plan` computes without building anything.
 
-glibc's malloc keeps freed blocks of up to 32 MiB. Each case is measured with MALLOC_MMAP_THRESHOLD_, which makes it
-hand them back, so that what is resident is what tensors take; and as it is, where the estimate has `plan`'s allowance.
+glibc's malloc keeps freed blocks of up to 32 MiB. Each case is measured twice: with MALLOC_MMAP_THRESHOLD_, which
+makes malloc return them, so that resident memory is that of tensors; and without it, where the estimate has `plan`'s
+allowance.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Measured processes: started once, asked in turns, one JSON object a line each way. Standard library only, for the
-reference's environment reads this file too.
+"""Measured processes: started once, called in turns, one JSON object per line in each direction.
 
-A child calls `serve` with what it can do; the parent's `Worker` asks it. Whatever a library prints goes to stderr.
+It uses the standard library alone, because the reference's environment imports this file too.
+
+A child calls `serve` with its functions, and the parent's `Worker` calls them. Whatever a library prints goes to
+stderr.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Weights:
 
     @property
     def paths(self) -> dict[str, str]:
-        """What workers are told."""
+        """The message to workers."""
         names = ("language", "tokenizer", "clip", "vision", "checkpoint")
         return {"tower": self.size.tower} | {name: str(getattr(self, name)) for name in names}
 
@@ -121,7 +121,7 @@ def weights(directory: Path, python: Path, size: Size = OPT_125M) -> Weights:
         return found
     torch.manual_seed(0)
     # Dropout would draw different numbers on the two sides. (The reference trains with the frozen model's dropout on.)
-    # Weights are larger than OPT starts with: next tokens are then far from equally likely, and losses tell more.
+    # Weights are larger than OPT starts with: next tokens are then far from equally likely, and losses differ more.
     config = OPTConfig(dropout=0.0, attention_dropout=0.0, init_std=0.06, **size.language)
     OPTForCausalLM(config).save_pretrained(found.language)
     with worker(python, directory / "reference_weights.log") as reference:

@@ -1,6 +1,6 @@
-"""open_flamingo 2.0.1 answers prompts, asked by a benchmark; runs in its own environment.
+"""A benchmark's worker that answers prompts with open_flamingo 2.0.1; runs in an environment of its own.
 
-Prompts are put together as its evaluation does it: `vision_x` with every image of every row, texts padded on the left.
+Prompts are built as its evaluation builds them: `vision_x` with every image of every row, texts padded on the left.
 """
 
 from __future__ import annotations

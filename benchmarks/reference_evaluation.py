@@ -1,7 +1,7 @@
-"""open_flamingo 2.0.1's own evaluation, asked by a benchmark; runs in its own environment.
+"""A benchmark's worker that runs open_flamingo 2.0.1's own evaluation; runs in an environment of its own.
 
-Its package leaves out the file that joins evaluation and model; `Answers` stands for it, and does what that file is
-known to do. Metrics are left out: they need Java, and take no part of the time that is measured.
+open_flamingo's package lacks the file that joins evaluation and model; `Answers` replaces it, and does the same.
+Metrics are left out: they need Java, and their time is not measured.
 """
 
 from __future__ import annotations

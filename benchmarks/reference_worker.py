@@ -1,4 +1,4 @@
-"""open_flamingo 2.0.1, asked by a benchmark; runs in its own environment and knows nothing of Flamboyance.
+"""A benchmark's worker that loads and trains with open_flamingo 2.0.1, in an environment without Flamboyance.
 
 A training step is the reference's own `train_one_epoch` over an epoch of one batch of each kind.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from processes import clocks, peak_memory, serve, watch_memory
 
-# The trainer imports it, and calls it only when told to report there.
+# The trainer imports it, and calls it only if it reports there.
 sys.modules["wandb"] = types.ModuleType("wandb")
 
 import open_clip  # noqa: E402

@@ -1,12 +1,12 @@
-"""RICES: features of images a second, and the time of finding the most similar of COCO's training images.
+"""RICES: features of images per second, and the time to find the most similar of COCO's training images.
 
     python -m benchmarks.rices [--images N] [--threads N] [--json FILE]
 
-Pictures are JPEG files of 640 x 480 pixels. Features are built on one core, by the embedded model's tower and by one of
-ViT-B/32's shape with random weights: first all of it, then what has been built and is found again, then copies of the
-files, which are read and known by their content. Retrieval is 32 images for each of 5,000 queries among 82,783, 768
-wide, beside products and a full argsort by batches of 8 queries, which is what open_flamingo 2.0.1 does. Where others
-use the machine too, the time of the processor says more than the clock.
+Pictures are JPEG files of 640 x 480 pixels. Features are built on one core, by the embedded model's tower and by one
+of ViT-B/32's shape with random weights: first from nothing, then with all features stored, then for copies of the
+files, which are recognised by their content. Retrieval finds 32 images for each of 5,000 queries among 82,783, with
+features 768 wide. It is compared with products and a full argsort in batches of 8 queries, as open_flamingo 2.0.1
+does it. On a shared machine, processor time is more reliable than the clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The shapes that are measured: a language model's and a vision tower's, for Flamboyance and its peers alike."""
+"""The sizes of the language model and the vision tower that are measured, for Flamboyance and its peers."""
 
 from __future__ import annotations
 

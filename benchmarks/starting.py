@@ -1,4 +1,4 @@
-"""Work (h) of `make bench`: how long each side takes to be imported, and to open the same model from its files."""
+"""Work (h) of `make bench`: how long each side takes to import, and to open the same model from its files."""
 
 from __future__ import annotations
 

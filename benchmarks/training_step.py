@@ -5,9 +5,9 @@
 A step is an optimizer step on two batches, as the OpenFlamingo recipe takes it: 8 pairs of an image and 32 tokens, and
 4 documents of 256 tokens with 2 images each, for which the reference encodes 6 image slots. Each way runs in a process
 of its own, kept alive; they take turns. Their losses are compared before anything is timed. The reference trains in
-fp32 on a CPU (its bf16 is for CUDA), so our bf16 stands beside that.
+fp32 on a CPU (its bf16 is for CUDA), so our bf16 is compared with that.
 
-On a machine that others use too, `--threads 1 --clock processor` counts the processor's time, which they change little.
+On a shared machine, `--threads 1 --clock processor` counts processor time, which other work changes little.
 """
 
 from __future__ import annotations

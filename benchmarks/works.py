@@ -1,4 +1,4 @@
-"""What is asked of Flamboyance and its peers: works (a) to (e), and their prompts."""
+"""Works (a) to (e) of `make bench`, and their prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Work:
         known: Flamboyance has computed the demonstrations before; its peer cannot.
         candidates: scored after each prompt; 0: 20 tokens are generated.
         peer_repeats: at most so many runs of the peer, where one takes minutes.
-        peer_queries: what the peer is timed on, which computes every query by itself; the rest is taken to be as fast.
+        peer_queries: how many queries the peer is timed on; it computes each separately, so the time is scaled.
         peer_candidates: what the peer is timed on; the rest is added at the rate of these.
     """
 
@@ -45,7 +45,7 @@ class Work:
         return f"{self.letter}: {self.title}"
 
     def asked(self, queries: int | None = None) -> dict[str, Any]:
-        """What workers are told: the demonstrations' texts; for each query (or the first so many) all images by number,
+        """The message to workers: demonstrations' texts; for each query (or the first so many) all images by number,
         its own last; and how to answer."""
         return {
             "demonstrations": [caption(number) for number in range(self.shots)],

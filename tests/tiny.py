@@ -1,4 +1,4 @@
-"""A Flamingo of a few thousand random weights, as a directory that stands alone."""
+"""A Flamingo of a few thousand random weights, as a complete model directory."""
 
 from pathlib import Path
 

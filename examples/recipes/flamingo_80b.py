@@ -3,7 +3,7 @@
     flamboyance plan examples/recipes/flamingo_80b.py:flamingo_80b --gpus 512
 
 The language model has Chinchilla 70B's shape (80 layers of width 8,192) in GPT-NeoX's architecture, with a block before
-every seventh layer (Flamingo, table 1); a tower of ViT-H/14's size stands in the place of NFNet-F6.
+every seventh layer (Flamingo, table 1); a tower of ViT-H/14's size replaces NFNet-F6.
 """
 
 from typing import Any

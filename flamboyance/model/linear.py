@@ -1,8 +1,8 @@
-"""Linear layers on processors where PyTorch's own leave half of the machine idle.
+"""Linear layers for processors on which PyTorch's own use half of the machine.
 
-PyTorch multiplies float32 matrices by Intel's MKL, which keeps to AVX2 on AMD's processors. oneDNN, which PyTorch also
-carries (for convolutions and bfloat16), uses AVX-512 on them, and with AVX2 alone is ahead as far where rows are few.
-Which of the two computes follows from the machine alone, never from a timing, so that a run can be repeated bit by bit:
+PyTorch multiplies float32 matrices with Intel's MKL, which uses AVX2 at most on AMD's processors. oneDNN, which
+PyTorch includes for convolutions and bfloat16, uses AVX-512 there, and is also faster with AVX2 alone if there are
+few rows. The processor's type alone chooses the library, never a timing, so that a run can be repeated bit by bit:
 
 | instruction set | float32 | bfloat16 |
 | --- | --- | --- |
@@ -13,10 +13,10 @@ Which of the two computes follows from the machine alone, never from a timing, s
 | other processors (ARM) | PyTorch's own | PyTorch's own |
 
 The figures are in docs/speed.md, and `python -m benchmarks.linear` measures them. ONEDNN_MAX_CPU_ISA and
-ATEN_CPU_CAPABILITY, which have the libraries use less than there is, count as the processor.
+ATEN_CPU_CAPABILITY, which limit the instructions that the libraries use, are respected.
 
-oneDNN multiplies by blocks, and rearranges a weight that lies as PyTorch keeps it into blocks at every call. While
-decoding, with its few rows, little else takes time. `pack` rearranges weights once, and keeps them so.
+oneDNN multiplies by blocks, and rearranges a plain PyTorch weight into blocks at every call. In decoding, with its few
+rows, that takes most of the time. `pack` rearranges each weight once, and keeps the blocks.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def pack(model: nn.Module) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             ours = type(tensor) in (nn.Parameter, Tensor) and tensor.device.type == "cpu"
             if ours and not tensor.is_mkldnn and not tensor.is_shared():
-                tensor.data = tensor.data.clone()  # else a mapped file that it lies in stays in memory as a whole
+                tensor.data = tensor.data.clone()  # else its mapped file would stay in memory as a whole
 
 
 def unpack(model: nn.Module) -> None:
