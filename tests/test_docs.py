@@ -19,7 +19,7 @@ from PIL import Image
 import flamboyance
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
-from flamboyance.checkpoints.released import is_released
+from flamboyance.names import released
 from tests.published import save_backbones
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbones: dict[str,
         mini = str(Path(flamboyance.__file__).parent / "weights" / "flamingo-mini")
 
         def answered(name: Any, *given: Any, opened: Any = opened, mini: str = mini, **options: Any) -> Any:
-            return opened(mini if is_released(str(name)) else name, *given, **options)
+            return opened(mini if released(str(name)) else name, *given, **options)
 
         monkeypatch.setattr(kind, "from_pretrained", answered)
     create = flamboyance.create_model_and_transforms
