@@ -1,7 +1,7 @@
-"""Flamingo in transformers' Auto classes, whichever of the two packages is imported first, and at no cost at import.
+"""Registers Flamingo with transformers' Auto classes, whichever package is imported first, without importing torch.
 
 The modules that define our classes register them (`AutoConfig.register` at the end of configuration.py, and so on).
-What is left is to import those modules in time: as soon as transformers has imported the Auto class in question.
+This module imports them as soon as transformers has imported the Auto class in question.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ REGISTERED_BY = {
     "transformers.models.auto.modeling_auto": "flamboyance.flamingo",
     "transformers.models.auto.processing_auto": "flamboyance.processing",
 }
-"""Where transformers keeps an Auto class: our module that registers a class with it."""
+"""Transformers' module of an Auto class: our module that registers a class with it."""
 
 
 class _Watch:
-    """A finder of modules: calls `after` whenever an import of one of transformers' modules, or of ours, is over.
+    """An import hook: calls `after` when the outermost import of one of transformers' modules, or of ours, has ended.
 
-    "Over" includes the imports that it caused, and those that caused it: earlier, our modules could ask for a module
-    that is only half imported.
+    Not earlier: our modules could import a module that is only half imported.
     """
 
     def __init__(self, after: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Checks of arguments from Python: what was given, what was expected, how to fix it. Torch is not imported."""
+"""Checks of arguments. Errors state what was given and what was expected. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def brief(value: Any) -> str:
-    """A value in a message: short, and of an array or a model only what it is."""
+    """A value for a message, in at most 80 characters; of an array its shape, of other large objects the type."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return f"{_a(type(value).__name__.replace('ndarray', 'array'))} of shape {tuple(shape)}"
@@ -24,7 +24,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
     """The value as an int.
 
     Raises:
-        ValueError: it is no whole number, or less than `least`.
+        ValueError: it is not a whole number, or less than `least`.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -36,14 +36,14 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def listed(name: str, value: Any, of: str, example: str) -> list[Any]:
-    """The entries of a list, a tuple or another iterable of things.
+    """The entries of a list, a tuple or another iterable.
 
     Args:
-        of: what it is a list of, e.g. "images".
-        example: how to write it.
+        of: the kind of entries, e.g. "images".
+        example: a correct value.
 
     Raises:
-        ValueError: it is one thing, such as a text, a path, a picture or an array.
+        ValueError: it is a single object, such as a text, a path, a picture or an array.
     """
     single = isinstance(value, str | bytes | bytearray | dict) or hasattr(value, "shape")
     if single or not isinstance(value, Iterable):
@@ -55,7 +55,7 @@ def texts(name: str, value: Any, example: str) -> list[str]:
     """A list of texts, none of them empty.
 
     Raises:
-        ValueError: it is one text, is empty, or holds something else.
+        ValueError: it is a single text, is empty, or holds an empty text or another object.
     """
     found = listed(name, value, "texts", example)
     if not found:

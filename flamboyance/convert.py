@@ -1,4 +1,4 @@
-"""An OpenFlamingo checkpoint as a Flamboyance directory."""
+"""Converts an OpenFlamingo checkpoint to a model directory."""
 
 import warnings
 from pathlib import Path
@@ -27,31 +27,31 @@ def convert_file(
     freeze_lm_embeddings: bool = False,
     **hub: Any,
 ) -> Path:
-    """Writes what trained as safetensors, a configuration that names the backbones, and the processor's files.
+    """Writes the trained tensors as safetensors, a configuration that names the backbones, and the processor's files.
 
-    The checkpoint of a released model is checked against its architecture alone: no weights of its backbones are read.
-    Where its tokenizer cannot be reached, a warning says how to add it to the directory.
+    The checkpoint of a released model is checked against its architecture: no weights of its backbones are read. If
+    its tokenizer cannot be reached, a warning says how to add it to the directory.
 
     Args:
         source: OpenFlamingo's `.pt` file, released or trainer-made.
-        target_dir: made if missing; what it holds under these names is replaced.
-        model: the released model that the file belongs to; without it, and without backbones, told by its layout.
-        language, vision: hub ids or directories of the backbones. Needed if the model is none of the released; else,
-            what the configuration shall name instead of their hub ids.
-        tokenizer: hub id or directory, if not the language model's.
-        decoder_layers: dotted name of the language model's list of layers, where it cannot be found.
-        freeze_lm_embeddings: the file was trained so, and has no embedding table.
+        target_dir: created if missing; files of the same names are replaced.
+        model: the released model that the file belongs to; None: recognized by its layout.
+        language, vision: hub ids or directories of the backbones. Required unless the model is a released one; for
+            that, names for the configuration in place of the hub ids.
+        tokenizer: hub id or directory, if it is not the language model's.
+        decoder_layers: dotted name of the language model's list of layers, if it cannot be found.
+        freeze_lm_embeddings: the file was trained with this option, and has no embedding table.
         hub: cache_dir, local_files_only.
 
     Returns:
         target_dir.
 
     Raises:
-        ValueError: the file is damaged or fits no model, several, or another than was said.
+        ValueError: the file is damaged, or fits no model, several, or another one than `model`.
     """
     target = Path(target_dir)
     if target.is_file():
-        raise ValueError(f"{target} is a file; expected a directory to write to.")
+        raise ValueError(f"{target} is a file; expected a directory to write to")
     checkpoint = openflamingo.read(source)
     if model is None and language is not None and vision is not None:
         options = {"decoder_layers": decoder_layers, "freeze_lm_embeddings": freeze_lm_embeddings, **hub}
@@ -70,7 +70,7 @@ def _identify(source: str | Path, checkpoint: Checkpoint) -> str:
     if names:
         raise ValueError(
             f"{source} has the layout of {' and of '.join(names)}; they differ in their language models, which the "
-            f"file does not name. Say which: model={names[0]!r} or {names[1]!r} (--model on the command line)."
+            f"file does not name. Give one: model={names[0]!r} or {names[1]!r} (--model on the command line)."
         )
     raise ValueError(
         f"{source} is none of the released checkpoints. {checkpoint} Give the backbones that it was trained with: "

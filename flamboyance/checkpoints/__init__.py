@@ -1,1 +1,1 @@
-"""Other people's checkpoints, and the table of known models."""
+"""Model directories, OpenFlamingo's checkpoint files, and the configurations of its released models."""

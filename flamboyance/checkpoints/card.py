@@ -1,4 +1,4 @@
-"""The model card that is written beside a saved model, where nobody has written one by hand."""
+"""The model card of a saved model, written unless somebody has written one by hand."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ SHOT = 20  # tokens of a usual demonstration, beside its image
 
 
 def write(directory: Path, model: Any, config: Any, kept: Mapping[str, Tensor], written: Iterable[str] = ()) -> None:
-    """Writes README.md into the directory of a saved model, unless a card by hand is there.
+    """Writes README.md into the directory of a saved model, unless it holds a card that was written by hand.
 
     Args:
-        config: as it was written, with the names of the backbones.
+        config: the configuration as written, with the names of the backbones.
         kept: the tensors of model.safetensors.
-        written: which backbones were written into the directory.
+        written: the backbones that were written into the directory.
     """
     file = directory / FILE
     if file.is_file() and GENERATED not in file.read_text(encoding="utf-8", errors="replace"):
@@ -30,7 +30,7 @@ def write(directory: Path, model: Any, config: Any, kept: Mapping[str, Tensor], 
 
 
 def text(model: Any, config: Any, kept: Mapping[str, Tensor], written: set[str]) -> str:
-    """The card: what the model is, what it is made of, its sizes, and how to open it."""
+    """The text of the card: the model's parts, their sizes, and how to open it."""
     spec = adapters.base(model.vision).spec
     names = {"vision": config.vision["name"], "language": config.language}
     bases = [name for name in names.values() if name and not name.startswith((".", "/"))]
@@ -97,7 +97,7 @@ def add_tags(directory: Path, tags: Iterable[str] | None) -> None:
 
 
 def _license(source: Path | None) -> str | None:
-    """The license that the card of the directory states that a model was opened from."""
+    """The license in the card of the directory that the model was opened from."""
     file = source / FILE if source else None
     if file is None or not file.is_file():
         return None

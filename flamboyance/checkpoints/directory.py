@@ -1,4 +1,4 @@
-"""The files of a checkpoint: config.json, which names the backbones, and model.safetensors, what trained."""
+"""The files of a checkpoint: config.json, which names the backbones, and model.safetensors with the trained tensors."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from flamboyance.model.finite import check_finite
 from flamboyance.model.trainable import OWN
 
 WEIGHTS = "model.safetensors"
-ABOUT = "flamboyance"  # the key, in the metadata of that file, of what belongs to its tensors
+ABOUT = "flamboyance"  # the metadata key of that file under which the values that belong to its tensors are
 
 
 def read_config(directory: Path) -> FlamingoConfig:
@@ -47,7 +47,7 @@ def read_config(directory: Path) -> FlamingoConfig:
 
 
 def resolve(name: str | None, directory: Path) -> str:
-    """A backbone's name in the configuration, for loading: relative paths start at the checkpoint's directory."""
+    """The name that opens a backbone: relative paths in the configuration start at the checkpoint's directory."""
     if not name:
         raise ValueError(
             f"The configuration in {directory} does not name its backbones. Set `language` and `vision.name` in its "
@@ -57,12 +57,12 @@ def resolve(name: str | None, directory: Path) -> str:
 
 
 def absolute(name: str) -> str:
-    """A hub id as it is, a directory by its absolute path: a checkpoint may be opened from elsewhere."""
+    """A hub id unchanged, a directory as its absolute path, since a checkpoint may be opened from another folder."""
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def portable(name: str | None, directory: Path) -> str | None:
-    """A backbone's name for the configuration in `directory`: paths inside it become relative to it."""
+    """The name of a backbone in the configuration of `directory`: paths inside the directory become relative to it."""
     home = os.path.abspath(directory)
     if name is None or not Path(name).is_relative_to(home):
         return name
@@ -72,10 +72,10 @@ def portable(name: str | None, directory: Path) -> str | None:
 def write_checkpoint(
     directory: Path, config: FlamingoConfig, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes what trained and its configuration. Each file is whole, old or new, whenever the process dies.
+    """Writes the trained tensors and the configuration. If the process dies, each file is complete, old or new.
 
     Args:
-        about: plain values that belong to the tensors, kept in the same file: adapters, what trains, precision.
+        about: plain values kept in the tensors' file: adapters, names of trainable parameters, precision.
     """
     config = FlamingoConfig.from_dict(config.to_dict())
     config.architectures = ["FlamingoForConditionalGeneration"]
@@ -85,28 +85,29 @@ def write_checkpoint(
     metadata = {"format": "pt"} | ({} if about is None else {ABOUT: json.dumps(about)})
     values = _without_paths(json.loads(config.to_json_string(use_diff=False)))
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    # Both are written before either is put in place, so that a full disk leaves the old pair.
+    # Both are written before either is put in place: on a full disk the old pair remains.
     with replacing(directory / WEIGHTS) as weights, replacing(directory / "config.json") as part:
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, weights, metadata=metadata)
         Path(part).write_bytes(text.encode())
 
 
 def _without_paths(values: Any) -> Any:
-    """A configuration without the places that its parts were read from."""
+    """A configuration without the paths that its parts were read from."""
     if isinstance(values, dict):
         return {k: "" if k == "_name_or_path" else _without_paths(v) for k, v in values.items()}
     return [_without_paths(v) for v in values] if isinstance(values, list) else values
 
 
 def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
-    """`save(directory)`, with files put in place once all are complete, and none of an earlier save left among them."""
+    """Calls `save` on a temporary directory, moves its files here once all are complete, and removes weights of earlier
+    saves."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
         save(temporary)
         for file in Path(temporary).glob("config.json"):
             write_json(file, _without_paths(read_json(file)), indent=2)
         new = {file.name for file in Path(temporary).iterdir()}
-        # Weights that are not written again would be read instead of, or mixed with, the new ones.
+        # Older weights would be read instead of the new ones, or mixed with them.
         for pattern in ("*.safetensors", "*.bin", "*.index.json", "adapter_*"):
             for file in directory.glob(pattern):
                 if file.name not in new:
@@ -117,14 +118,14 @@ def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, and what `write_checkpoint` was told about them (nothing, in older files).
+    """The tensors, and the `about` that was passed to `write_checkpoint` (empty in older files).
 
     Raises:
         ValueError: no such file, a damaged one, or a tensor with values that are not finite.
     """
     if not file.is_file():
         raise ValueError(
-            f"there is no {file.name} in {file.parent}: expected what trained, as save_pretrained writes it"
+            f"there is no {file.name} in {file.parent}: expected the trained tensors, as save_pretrained writes them"
         )
     try:
         with safe_open(file, "pt") as opened:
@@ -137,8 +138,8 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None:
-    """Puts what was kept into the model. The model's own parts and its adapters must all be there, whatever is there
-    must have its place, and shapes must agree.
+    """Copies the tensors into the model. All of the model's own parts and adapters must be among them, each tensor must
+    belong to the model, and shapes must agree.
 
     Raises:
         ValueError: names the first tensor that is missing, unknown or of another shape.
@@ -170,7 +171,7 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
 
 
 def settle_adapters(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Adapters in the precision that they were saved in (PEFT's is often higher than that of the weights beneath)."""
+    """Casts adapters to the precision that they were saved in, often higher than that of their base weights."""
     theirs = adapters.names(model)
     for name, parameter in model.named_parameters():
         if name in theirs and name in tensors:
@@ -180,8 +181,8 @@ def settle_adapters(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtyp
 
 
 def restore_trainable(model: Any, about: Mapping[str, Any]) -> None:
-    """What trained when the model was saved trains again. Where nothing did (a copy for answering alone), the model
-    is as any new one."""
+    """Makes the parameters trainable that were trainable when the model was saved. If none was, as in a copy for
+    inference, the model stays as a new one."""
     names = set(about.get("trainable", ()))
     for name, parameter in model.named_parameters() if names else ():
         if parameter.is_floating_point():
@@ -189,7 +190,7 @@ def restore_trainable(model: Any, about: Mapping[str, Any]) -> None:
 
 
 def warn_if_shut(trained: Mapping[str, Tensor], source: Any) -> None:
-    """Warns when every gate of a loaded checkpoint is zero: such a model looks at no image."""
+    """Warns if every gate of a loaded checkpoint is zero: such a model ignores images."""
     gates = [p for name, p in trained.items() if name.endswith("_gate")]
     if not any(p.is_meta or torch.count_nonzero(p) for p in gates):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""How a vision tower's images are prepared, and whether a processor prepares them so."""
+"""The preprocessing that a vision tower expects, and a check that a processor does it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from flamboyance import hub
 from flamboyance.images import ImageProcessor
 from flamboyance.model.vision import tower_preprocessing
 
-CLOSE = 5e-3  # of a mean or deviation; those that are given in practice are rounded
+CLOSE = 5e-3  # tolerance of a mean or deviation, which files often round
 
 
 def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
-    """The preprocessing that a tower's directory or repository states, or else the one that its kind was trained with.
+    """The preprocessing in a tower's directory or repository, or else the one that its family was trained with.
 
-    `vision`: the tower's spec, as FlamingoConfig.vision.
+    Args:
+        vision: the tower's spec, as FlamingoConfig.vision.
     """
     name = vision["name"]
     if name and vision["library"] == "transformers":
@@ -25,27 +26,27 @@ def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
         else:
             try:
                 return ImageProcessor.from_pretrained(name, **hub.options(name, {}))
-            except (OSError, ValueError):  # out of reach, or a form that is not known: what its kind had
+            except (OSError, ValueError):  # out of reach, or an unknown form
                 pass
-    told = tower_preprocessing(vision)
-    side, means = told["image_size"], {"mean": told["mean"], "std": told["std"]}
+    family = tower_preprocessing(vision)
+    side, levels = family["image_size"], {"mean": family["mean"], "std": family["std"]}
     square = (side, side)
-    if told["resize"] == "exact":
-        return ImageProcessor(size=square, **means)
-    return ImageProcessor(size=side, crop=square, **means)
+    if family["resize"] == "exact":
+        return ImageProcessor(size=square, **levels)
+    return ImageProcessor(size=side, crop=square, **levels)
 
 
 def follow_tower(processor: Any, vision: dict[str, Any]) -> None:
-    """Checks that a processor prepares images for this tower. One without an image processor gets the tower's.
+    """Checks that a processor prepares images for this tower. A processor without an image processor gets the tower's.
 
-    An image processor that is a function of the user's own cannot be looked into, and is trusted.
+    An image processor that is not ours cannot be checked, and is accepted.
 
     Args:
         processor: a FlamingoProcessor.
         vision: the tower's spec, as FlamingoConfig.vision.
 
     Raises:
-        ValueError: mean, deviation, size or crop are another tower's; names both.
+        ValueError: mean, deviation, size or crop are another tower's.
     """
     given = processor.image_processor
     if given is not None and not isinstance(given, ImageProcessor):
@@ -55,8 +56,8 @@ def follow_tower(processor: Any, vision: dict[str, Any]) -> None:
         processor.image_processor = expected
     elif not _alike(given, expected):
         raise ValueError(
-            f"the processor prepares images for another vision tower: {_told(given)}; {vision['name']} expects "
-            f"{_told(expected)}. Give FlamingoProcessor(None, tokenizer), which then follows the tower; or, for a "
+            f"the processor prepares images for another vision tower: {_describe(given)}; {vision['name']} expects "
+            f"{_describe(expected)}. Give FlamingoProcessor(None, tokenizer), which then follows the tower; or, for a "
             "tower that was trained otherwise, save its image processor into the tower's directory"
         )
 
@@ -70,7 +71,7 @@ def _alike(given: ImageProcessor, expected: ImageProcessor) -> bool:
     )
 
 
-def _told(images: ImageProcessor) -> str:
+def _describe(images: ImageProcessor) -> str:
     height, width = images.image_size
     how = "shortest edge and centre crop" if isinstance(images.size, int) else "resized exactly"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (images.mean, images.std))

@@ -12,7 +12,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """What a `.pt` file holds: tensors, containers and plain values; nothing else is let in.
+    """The content of a `.pt` file: tensors, containers and plain values. Anything else is refused.
 
     Raises:
         ValueError: missing, empty, damaged, a Git LFS pointer, or holding more than tensors and plain values.

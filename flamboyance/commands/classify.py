@@ -1,4 +1,4 @@
-"""`classify`: say which label fits each image."""
+"""`classify`: choose a label for each image."""
 
 import argparse
 from typing import Any
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def classify(arguments: argparse.Namespace) -> int:
-    """Say which of some labels fits each image, with probabilities."""
+    """Choose one of the labels for each image, with probabilities."""
     labels = read_labels(arguments.labels)
 
     def answer(task: Any, images: list[Any]) -> list[Row]:

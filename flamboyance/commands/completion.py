@@ -1,4 +1,4 @@
-"""`completion`: the script that completes commands, options and file names in a shell."""
+"""`completion`: print the script that completes commands, options and file names in a shell."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ to use it:
   zsh   flamboyance completion zsh > ~/.zfunc/_flamboyance    (with `fpath+=~/.zfunc` before compinit in ~/.zshrc)
   fish  flamboyance completion fish > ~/.config/fish/completions/flamboyance.fish
 
-The script knows the commands of the version that wrote it; write it again after an upgrade.
+The script completes the commands of the version that wrote it. Write it again after an upgrade.
 """
 PATHS = ("DIR", "FILE", "FOLDER", "IMAGE", "PATH", "RUN", "TASK", "ZIP")
 """Words in the metavar, or in the name, of an argument that takes a path."""
@@ -18,7 +18,7 @@ PATHS = ("DIR", "FILE", "FOLDER", "IMAGE", "PATH", "RUN", "TASK", "ZIP")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
-    parser.add_argument("shell", choices=SHELLS, help="whose script to print")
+    parser.add_argument("shell", choices=SHELLS, help="the shell of the script")
 
 
 def completion(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`convert`: an OpenFlamingo checkpoint as a model directory."""
+"""`convert`: converts an OpenFlamingo checkpoint to a model directory."""
 
 import argparse
 from pathlib import Path
@@ -9,8 +9,8 @@ EPILOG = "`convert mmc4` and `convert folder` turn datasets into tars.\n"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     parser.add_argument("checkpoint", help="an OpenFlamingo .pt file")
-    parser.add_argument("directory", help="the folder to write: safetensors of what trained, and the configuration")
-    parser.add_argument("--model", help="the released model whose backbones it belongs to (default: recognized)")
+    parser.add_argument("directory", help="the folder to write: trained tensors as safetensors, and the configuration")
+    parser.add_argument("--model", help="the released model of the checkpoint (default: recognized by its layout)")
     group = parser.add_argument_group("backbones", "hub ids or directories, for checkpoints that were not released")
     group.add_argument("--language", metavar="NAME|DIR", help="the language model")
     group.add_argument("--vision", metavar="NAME|DIR", help="the vision tower")
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write what trained as safetensors, with a configuration that names the backbones."""
+    """Write the trained tensors as safetensors, with a configuration that names the backbones."""
     checkpoint, directory = Path(arguments.checkpoint), Path(arguments.directory)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")

@@ -1,4 +1,4 @@
-"""`convert folder`: images with texts as tars."""
+"""`convert folder`: converts images with texts to tars."""
 
 import argparse
 

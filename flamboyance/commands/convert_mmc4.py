@@ -1,4 +1,4 @@
-"""`convert mmc4`: MMC4's zips and images as tars."""
+"""`convert mmc4`: converts MMC4's zips and images to tars."""
 
 import argparse
 

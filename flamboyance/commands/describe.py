@@ -26,13 +26,13 @@ demonstrations:
   a JSONL file one object a line, with the same keys
 
 output:
-  Without --output each line is the image's path, a tab, and what was said of it; with --json it is a JSON object.
-  With --output, rows are appended to the file one by one, and a later run with the same settings resumes where this
-  one ended; FILE.settings.json says which model, demonstrations and options made the rows. An image that cannot be
-  read becomes a row with `error`, and is tried again by the next run.
+  Without --output each line is the image's path, a tab, and the answer; with --json it is a JSON object.
+  With --output, rows are appended to the file one by one, and the same command resumes where the file ends.
+  FILE.settings.json holds the model, demonstrations and options of the rows. An image that cannot be read becomes a
+  row with `error`, and the next run tries it again.
 
 exit status:
-  0 done; 1 none of the images could be read; 2 a mistake in what was asked; 130 interrupted
+  0 done; 1 no image could be read; 2 a mistake in the arguments or files; 130 interrupted; 143 ended by SIGTERM
 """
 
 
@@ -42,13 +42,13 @@ class Job:
 
     Attributes:
         template: the name of the prompt's template in flamboyance.templates.
-        demonstrations: as they were given; and `shot`, which makes (image, fields of the template…) of one.
-        answer: the answers of a few-shot task to a batch of images.
-        columns: those of an answer.
-        cells: what a line of text output shows of a row, after the image's path.
-        constant: the part of a row that is the same in all.
-        words: what was asked with, by where it is from: texts that the tokenizer should know.
-        settings: what else rows depend on, besides the model, the demonstrations and the generation.
+        demonstrations: as given; `shot` converts one to (image, fields of the template…).
+        answer: (few-shot task, images) -> the columns of each image's row.
+        columns: the columns of an answer.
+        cells: the parts of a row that text output shows after the image's path.
+        constant: the columns that are the same in all rows.
+        words: texts whose words the tokenizer should know, by their source.
+        settings: further settings that rows depend on, besides the model and the demonstrations.
     """
 
     arguments: argparse.Namespace
@@ -69,10 +69,10 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
     group = parser.add_argument_group("demonstrations")
     group.add_argument("--demonstrations", metavar="FOLDER|CSV|TSV|JSONL", help="images with their texts; see below")
-    group.add_argument("--shots", type=at_least(0), metavar="N", help="use the first N demonstrations (default: all)")
+    group.add_argument("--shots", type=at_least(0), metavar="N", help="the first N demonstrations (default: all)")
     group.add_argument("--outside", action="store_true", help="paths and links may lead out of the given folders")
     add_model(parser)
-    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images per batch (default: 8)")
     group = parser.add_argument_group("output")
     group.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
     group.add_argument("--overwrite", action="store_true", help="start --output anew, whatever it holds")
@@ -80,7 +80,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def run(job: Job) -> int:
-    """Answer for every image that the output does not hold yet. Returns the exit status."""
+    """Answer for every image that is not yet in the output. Returns the exit status."""
     arguments = job.arguments
     if arguments.overwrite and not arguments.output:
         raise ValueError("--overwrite needs --output, the file to start anew")
@@ -119,7 +119,7 @@ def _output(job: Job) -> RowFile:
 
 
 def settings_of(job: Job) -> Settings:
-    """What the rows depend on besides the images and the constant part of a row."""
+    """The settings that rows depend on, besides the images and the constant columns."""
     import flamboyance
 
     arguments = job.arguments
@@ -144,7 +144,7 @@ def _print_row(job: Job, row: Row) -> None:
 
 
 def _end(job: Job, images: int, tried: int, failed: int) -> int:
-    """Says what was done; the exit status."""
+    """Reports the counts. Returns the exit status."""
     done, before = tried - failed, images - tried
     parts = [f"{done} {'image' if done == 1 else 'images'} done"]
     if before:
@@ -183,7 +183,7 @@ def one_line(text: str) -> str:
 
 
 def demonstrations_of(arguments: argparse.Namespace) -> list[Demonstration]:
-    """Those that --demonstrations and --shots name."""
+    """The first --shots of --demonstrations."""
     shots = arguments.shots
     if arguments.demonstrations is None:
         if shots:
@@ -210,8 +210,8 @@ def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
     model, processor = load(model_name(arguments), arguments.device, arguments.dtype)
     if arguments.model is None:
         note_default()
-    told = [text for _, *texts in job.demonstrations for text in texts]
-    note_unknown_words(model_name(arguments), processor, job.words | ({"demonstrations": told} if told else {}))
+    texts = [text for _, *fields in job.demonstrations for text in fields]
+    note_unknown_words(model_name(arguments), processor, job.words | ({"demonstrations": texts} if texts else {}))
     return FewShotTask(model, processor, shots, template=getattr(templates, job.template))
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`: few-shot benchmarks by the papers' protocol."""
+"""`evaluate`: run few-shot benchmarks by the papers' protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EPILOG = f"""\
 tasks:
   {NAMES}, or all of them: `all`
   a CSV or JSONL file, or a folder:
-    image,label             one of the labels that occur; share that is right
+    image,label             one of the labels that occur; accuracy
     image,text              captions; CIDEr
     image,question,answer   answers; exact match, or VQA accuracy where there are ten
   Demonstrations of your own data come from --support, or from the file itself, never a query's own image.
@@ -101,7 +101,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
     from flamboyance.evaluation.run import Settings, evaluate
     from flamboyance.processes import world
 
-    # Everything that can be wrong with files comes before a model is loaded.
+    # Files are checked before a model is loaded.
     tasks = read_tasks(arguments)
     settings = Settings(
         Path(arguments.output), arguments.shots, arguments.demonstrations, arguments.seeds, arguments.queries,
@@ -127,7 +127,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
 
 
 def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
-    """Prints the scores of what was asked, with their intervals: a table, or JSON."""
+    """Prints the scores of the given tasks with their intervals: a table, or JSON."""
     import json
     import shlex
 
@@ -169,11 +169,11 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
 
 
 def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings: Any, here: Any) -> dict[str, Any]:
-    """Features of each task's images, for RICES cells that are not done: those of the cache, and what is missing, which
-    all processes share.
+    """Features of each task's images, for RICES cells that are not done. Features that are not in the cache are
+    computed, shared among all processes.
 
     Raises:
-        ValueError: a query's image has none, or too few demonstrations have one.
+        ValueError: a query's image has no feature, or too few demonstrations have one.
     """
     from flamboyance import catalog
     from flamboyance.commands.progress import progress
@@ -184,7 +184,7 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     if not images:
         return {}
     if not arguments.tower and not catalog.resolve(arguments.model).is_flamingo():
-        raise ValueError("RICES needs a tower to compare images by: --tower openai/clip-vit-large-patch14, for example")
+        raise ValueError("RICES needs a vision tower: give --tower, for example openai/clip-vit-large-patch14")
     encoder = open_encoder(arguments, here.local_rank)
     cache = Path(arguments.features) if arguments.features else default_cache()
     whole = list(dict.fromkeys(image for some in images.values() for image in some))
@@ -233,7 +233,7 @@ def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) 
 
 
 def content(task: Any) -> str:
-    """Tells apart data that are asked alike; wherever they lie."""
+    """A digest of a task's examples, which does not depend on their folder."""
     digest = hashlib.sha256()
     for part in (task.support, task.queries):
         for one in part:

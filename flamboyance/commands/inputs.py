@@ -1,4 +1,4 @@
-"""What the command line reads: images and folders of them, demonstrations, labels."""
+"""The inputs of the command line: images, demonstrations, labels."""
 
 import os
 import re
@@ -41,13 +41,13 @@ def read_demonstrations(source: Path | str, shots: int | None = None, outside: b
 
     A folder holds images, each with its text beside it (`cat.jpg`, `cat.txt`). A table has the columns `image` and
     `text` (or `label`), or `image`, `question` and `answer`. Image paths are relative to the file. Other columns are
-    left alone.
+    ignored.
 
     Args:
         outside: images may be outside of the folder, or of the folder of the file.
 
     Raises:
-        FileNotFoundError: the source, or an image that it names, does not exist.
+        FileNotFoundError: the source, or an image in it, does not exist.
         ValueError: it is of another kind, is empty, lacks columns or values, or holds fewer than `shots`.
     """
     _refuse_url(source)
@@ -75,7 +75,7 @@ def _first(record: dict[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _said(row: Row, name: str) -> str:
-    """A column's text; of several captions the first, of several answers what most say."""
+    """A column's text; of several captions the first, of several answers the most frequent."""
     said = row.record[name]
     if isinstance(said, list) and said and all(isinstance(one, str) for one in said):
         said = Counter(said).most_common(1)[0][0] if name == "answers" else said[0]
@@ -94,8 +94,8 @@ def read_labels(given: str) -> list[str]:
     """The labels of `cat,dog,bird`, of a text file with one on each line, or of a table's column `label`.
 
     Raises:
-        ValueError: there are fewer than two, or one appears twice; names it and its lines. Or a table has no `label`.
-        FileNotFoundError: what looks like a file does not exist.
+        ValueError: there are fewer than two, or one appears twice, or a table has no column `label`.
+        FileNotFoundError: a name with a file's suffix does not exist.
     """
     is_file = os.path.exists(given) and not os.path.isdir(given)
     if is_file and is_table(given):

@@ -1,4 +1,4 @@
-"""Models by name, for the command line."""
+"""Models, devices and precisions of the command line."""
 
 import argparse
 import re
@@ -27,12 +27,12 @@ def load(name: str, device: str = "auto", dtype: str = "auto", local_rank: int |
 
 
 def model_name(arguments: argparse.Namespace) -> str:
-    """The model that was asked for; the embedded one by default."""
+    """--model, or the embedded model."""
     return arguments.model or MINI
 
 
 def note_default() -> None:
-    """One line on the error stream: the embedded model was not asked for by name."""
+    """Reports on the error stream that the embedded model is used by default."""
     print(
         "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and digits "
         "and nothing else",
@@ -44,9 +44,10 @@ SHOWN = 10  # words
 
 
 def note_unknown_words(model: str, processor: Any, texts: dict[str, list[str]]) -> None:
-    """One line on the error stream about words of the user's texts that the model cannot tell from each other.
+    """Warns on the error stream of words of the user's texts that are unknown to the model's tokenizer.
 
-    `texts`: by where they are from, as {"labels": ["cat", "dog"]}.
+    Args:
+        texts: by their source, as {"labels": ["cat", "dog"]}.
     """
     parts = []
     for source, some in texts.items():
@@ -63,7 +64,7 @@ def note_unknown_words(model: str, processor: Any, texts: dict[str, list[str]]) 
 
 
 def unknown_words(processor: Any, texts: Iterable[str]) -> list[str]:
-    """The words of texts that hold what the tokenizer has no token for; none by tokenizers that spell words out."""
+    """The words of texts for which the tokenizer gives its unknown token; none if it spells words out."""
     unknown = processor.tokenizer.unk_token_id
     words = list(dict.fromkeys(word for text in texts for word in re.findall(r"\w+(?:['’-]\w+)*", text)))
     if unknown is None or not words:
@@ -73,7 +74,7 @@ def unknown_words(processor: Any, texts: Iterable[str]) -> list[str]:
 
 
 def dtype_of(name: str, device: Any) -> Any:
-    """torch's dtype; `auto` is bfloat16 on CUDA and float32 on a CPU."""
+    """torch's dtype of --dtype; `auto` is bfloat16 on CUDA and float32 elsewhere."""
     import torch
 
     return getattr(torch, name if name != "auto" else "bfloat16" if device.type == "cuda" else "float32")

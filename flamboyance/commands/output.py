@@ -1,4 +1,4 @@
-"""Rows that are appended to a JSONL or CSV file one by one, and what a file already holds."""
+"""Files of results: rows are appended to JSONL or CSV one by one, and a file can be resumed."""
 
 import csv
 import io
@@ -19,18 +19,18 @@ Row = dict[str, Any]
 class RowFile:
     """A file of results that an interrupted run can resume.
 
-    Opening it locks it and reads what is there. Nothing in it changes before `begin`; from then on each row is written
-    out at once. A last line that was cut off in writing is removed, so its row is missing and is made again.
+    Opening locks the file and reads it. It does not change before `begin`; from then on each row is written at once. A
+    last line that was cut off is removed, and its row is computed again.
 
-    The settings that made the rows are beside the file, in `FILE.settings.json`: a CSV or JSONL file that holds
-    nothing but rows can be read by anything. Rows of other settings are refused.
+    The settings of the rows are in `FILE.settings.json` beside the file, so that every CSV or JSONL reader can read the
+    rows. A file with other settings is refused.
 
     Args:
-        path: a `.jsonl` or a `.csv` file; made where it does not exist.
-        columns: the keys of a row, in the order of the CSV file's columns; `a.b` is key b of the dict
-            under a. A row may lack some. A row with a value under `error` failed.
-        keys: the columns that tell rows apart.
-        settings: gives what else the rows depend on, by name; called when the file is known to be one of ours.
+        path: a `.jsonl` or `.csv` file; created if missing.
+        columns: the keys of a row, in the order of the CSV file's columns; `a.b` is key b of the dict under a. A row
+            may lack some. A row with a value under `error` failed.
+        keys: the columns that identify a row.
+        settings: returns the settings of the rows; called once the file is known to hold such rows.
         overwrite: start anew, whatever the file holds.
 
     Raises:
@@ -56,7 +56,7 @@ class RowFile:
             raise ValueError(f"--output is a .jsonl or a .csv file; {self.path} is neither")
         if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
             raise ValueError(f"--output {self.path} is not a regular file")  # a FIFO would block
-        # Opened before it is read: a file that cannot be written is found out before any work is done.
+        # Opened for writing before it is read: a file that cannot be written is refused before any work.
         self._created = not self.path.exists()
         self._lock = ExitStack()
         if not self.path.is_dir():
@@ -76,13 +76,13 @@ class RowFile:
             (self._failed if row.get("error") else self._done).add(self._key(row))
 
     def __contains__(self, row: Row) -> bool:
-        """Whether a row with the same keys is in the file, and is no failed one."""
+        """Whether a row with the same keys is in the file and has not failed."""
         return self._key(row) in self._done
 
     def begin(self, todo: Iterable[Row]) -> None:
-        """Prepare the file for the rows of `todo`: those of them that it holds are failed ones, and are removed.
+        """Prepare the file for the rows of `todo`, by removing their failed rows.
 
-        Killed at any point, this leaves the file as it was or as it will be.
+        If the process is killed, the file is as before or as after.
         """
         if self._fresh:
             self._file.truncate(0)
@@ -104,7 +104,7 @@ class RowFile:
             self._file.truncate(len(complete_lines(written, quoted=self.is_csv)))
 
     def append(self, row: Row) -> None:
-        """Write one row, and let it reach the file."""
+        """Write one row to the file at once."""
         self._write(self._line(row))
 
     def _write(self, line: str) -> None:
@@ -114,8 +114,8 @@ class RowFile:
 
     def close(self) -> None:
         if self._created and self.path.exists() and not self.path.stat().st_size:
-            self.path.unlink()  # nothing came of it
-        with naming(self.path):  # writes what a full disk has not taken
+            self.path.unlink()  # no row was written
+        with naming(self.path):  # may write a rest that a full disk has refused
             self._file.close()
         self._lock.close()
 
@@ -141,7 +141,7 @@ class RowFile:
         try:
             text = whole.decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is not UTF-8 text, so it was not written by this command") from error
+            raise ValueError(f"{self.path} is not UTF-8 text, so this command did not write it") from error
         if not text:  # at most the beginning of a first line
             rest = written.decode(errors="replace")
             first = _csv_line(self.columns) if self.is_csv else "{"
@@ -171,12 +171,10 @@ class RowFile:
     def _check_settings(self) -> None:
         anew = "give another --output, or --overwrite to start anew"
         if not self.about.exists():
-            raise ValueError(
-                f"{self.path} holds rows, but {self.about.name}, which says how they were made, is not there: {anew}"
-            )
+            raise ValueError(f"{self.path} holds rows, but {self.about.name} with their settings is missing: {anew}")
         before = read_json(self.about)
         if not isinstance(before, dict):
-            raise ValueError(f"{self.about} holds no settings: {anew}")
+            raise ValueError(f"{self.about} is not a JSON object of settings: {anew}")
         if differences := describe_differences(before, self._settings()):
             raise ValueError(f"{self.path} was made with other settings: {'; '.join(differences)}; {anew}")
 
@@ -211,7 +209,7 @@ def _csv_line(values: Sequence[object]) -> str:
 
 
 def print_counts(output: str, counts: Counter[str]) -> int:
-    """A conversion's counts, by name. Returns the exit status: 1 if it wrote nothing."""
+    """Prints the counts of a conversion. Returns the exit status: 1 if it wrote nothing."""
     print(output)
     for name, count in sorted(counts.items()):
         if count:

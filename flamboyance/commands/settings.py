@@ -1,4 +1,4 @@
-"""What the rows of an output file depend on, besides the image: the model, the demonstrations, the options."""
+"""The settings that rows of an output file depend on: the model, the demonstrations, the options."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from flamboyance.files import read_json
 Settings = dict[str, Any]
 
 NOTES = ("flamboyance",)
-"""Entries that are kept for the reader, and do not tell settings apart."""
+"""Entries for the reader, which are not compared."""
 
 WHOLE = 8 << 20
 SAMPLES, SAMPLE = 64, 64 << 10
@@ -18,7 +18,7 @@ FILES = (".json", ".safetensors", ".model", ".txt", ".bin", ".pt", ".jinja")
 
 
 def describe_differences(before: Settings, now: Settings) -> list[str]:
-    """What two settings differ in, in words: `beams 3 there, 1 now`."""
+    """The differences of two settings, in words: `beams 3 there, 1 now`."""
     names = [name for name in {**before, **now} if name not in NOTES]
     return [
         f"{name.replace('_', ' ')} {_shown(before.get(name))} there, {_shown(now.get(name))} now"
@@ -28,7 +28,7 @@ def describe_differences(before: Settings, now: Settings) -> list[str]:
 
 
 def _content(value: Any) -> Any:
-    """A model or demonstrations are what they hold, wherever they are."""
+    """The value to compare: of a model or demonstrations the content, not the place."""
     return value["content"] if isinstance(value, dict) and value.get("content") else value
 
 
@@ -42,7 +42,7 @@ def _shown(value: Any) -> str:
 
 
 def model_settings(name: str) -> Settings:
-    """A model's name, and a digest of its files where it is on this machine as a directory."""
+    """A model's name, and a digest of its files if it is a directory on this machine."""
     from flamboyance import catalog
 
     entry = catalog.resolve(name)
@@ -50,7 +50,7 @@ def model_settings(name: str) -> Settings:
 
 
 def demonstration_settings(source: str | None, demonstrations: Sequence[tuple[Any, ...]]) -> Settings | None:
-    """Where demonstrations are from, how many, and a digest of their images and texts; None without any."""
+    """The source and number of demonstrations, and a digest of their images and texts; None without any."""
     if not demonstrations:
         return None
     digest = hashlib.sha256()
@@ -63,9 +63,9 @@ def demonstration_settings(source: str | None, demonstrations: Sequence[tuple[An
 
 
 def directory_digest(directory: Path) -> str:
-    """Tells apart what two models' directories hold, and backbones that they name elsewhere on this machine.
+    """A digest of the content of a model's directory, and of backbones in other directories of this machine.
 
-    Of a large file, samples from all over it are read: training changes every part of the weights that it changes.
+    Of a large file only samples are read, from all parts of it: training changes every part of a tensor.
     """
     digest = hashlib.sha256()
     for backbone in _backbones(directory):
@@ -84,11 +84,11 @@ def directory_digest(directory: Path) -> str:
 
 
 def _backbones(directory: Path) -> list[Path]:
-    """The tower and the language model that a Flamingo's configuration names, where they are other directories."""
+    """The backbones in a Flamingo's configuration that are other directories."""
     try:
         config = read_json(directory / "config.json")
         names = [config["vision"]["name"], config["language"]]
-    except (OSError, ValueError, LookupError, TypeError):  # a backbone, or a model that is refused when it is opened
+    except (OSError, ValueError, LookupError, TypeError):  # not a Flamingo, or refused when it is opened
         return []
     places = [(directory / name).resolve() for name in names if isinstance(name, str)]
     return [place for place in places if place.is_dir() and not place.is_relative_to(directory.resolve())]

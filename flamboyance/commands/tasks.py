@@ -1,4 +1,4 @@
-"""The tasks that `evaluate` and `rices` are asked for."""
+"""The tasks of `evaluate` and `rices`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def read_tasks(arguments: argparse.Namespace) -> list[Any]:
-    """The tasks that are named, read from their files.
+    """Reads the tasks from their files.
 
     Raises:
-        ValueError, OSError: anything that is wrong with them.
+        ValueError, OSError: a task is unknown, or its files are missing or wrong.
     """
     from flamboyance.evaluation.tasks import TASKS, open_task, own
 
@@ -25,7 +25,7 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
     names = [one for name in arguments.tasks for one in (list(TASKS) if name == "all" else [name])]
     unknown = set(files) - {name.partition(":")[0] for name in names}
     if unknown:
-        raise ValueError(f"--file names {unknown.pop()}, which is not among the tasks asked: {', '.join(names)}")
+        raise ValueError(f"--file names {unknown.pop()}, which is not among the given tasks: {', '.join(names)}")
     tasks = []
     for name in dict.fromkeys(names):
         base = name.partition(":")[0]
@@ -37,7 +37,7 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
             own_data = own.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
             tasks.append(own_data)
         else:
-            raise ValueError(f"{name} is no task ({', '.join(TASKS)}), and no file or folder of that name exists")
+            raise ValueError(f"{name} is neither a task ({', '.join(TASKS)}) nor an existing file or folder")
     twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
     if twice:
         raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")

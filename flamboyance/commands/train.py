@@ -1,4 +1,4 @@
-"""`train`: a recipe, with the settings that differ from its own."""
+"""`train`: run a recipe, with the given settings in place of its own."""
 
 import argparse
 import inspect
