@@ -9,7 +9,6 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.checkpoints import released
 from flamboyance.images import ImageProcessor
 from flamboyance.recipes import openflamingo
 from tests.tiny import save_tiny_flamingo, tiny_tokenizer
@@ -75,7 +74,7 @@ def test_a_recipe_with_another_tower_prepares_images_as_that_tower(
     name = "OpenFlamingo-3B-vitl-mpt1b"
     language = str(tiny / "language")
     published = FlamingoProcessor(ImageProcessor.clip(16), tiny_tokenizer())
-    monkeypatch.setattr(released, "processor_for", lambda *_, **__: published)
+    monkeypatch.setattr(FlamingoProcessor, "of_released", lambda *_, **__: published)
     _, processor = openflamingo.build(name, language=language, vision=siglip)
     assert processor.image_processor == ImageProcessor((16, 16), None, HALF, HALF)
     published.image_processor = ImageProcessor.clip(16)

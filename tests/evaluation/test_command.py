@@ -199,7 +199,7 @@ def complaint(capsys, *given) -> str:
 
 def test_mistakes_are_told_before_a_model_is_loaded(pets, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("flamboyance.commands.evaluate.open_answers", None)
-    assert "no task" in complaint(capsys, "evaluate", "cocoa")
+    assert "cocoa is neither a task" in complaint(capsys, "evaluate", "cocoa")
     assert "--data is missing" in complaint(capsys, "evaluate", "coco")
     told = complaint(capsys, "evaluate", "coco", "--data", tmp_path)
     assert "dataset_coco.json" in told and "train2014" in told and "val2014" in told
