@@ -1,13 +1,13 @@
 """Self-attention of the language model to keys that rows share: a prompt's, by its beams and candidates.
 
-A cache keeps what rows share once, as `before`: keys and values of the texts before the rows went their own ways. Here
-queries of all rows that share a text meet its keys in one product, so that a decode step reads every prompt once,
-however many beams continue it; and a softmax over everything together makes it the same attention. At 32 shots, 16
-queries and 3 beams that is 0.03 GB a step in place of 1.6 (OPT-125M in float32, demonstrations the same for all).
+A cache stores the keys and values that rows share once, as `before`. Here the queries of all rows that share a text
+are multiplied by its keys in one product, so that a decode step reads every prompt once, however many beams continue
+it. One softmax over shared and own keys makes it the same attention. At 32 shots, 16 queries and 3 beams a step reads
+0.03 GB instead of 1.6 (OPT-125M in float32, the same demonstrations for all).
 
-Language models of transformers reach this function by its own register of attention functions. Where nothing is shared
-it is transformers' own, but for single tokens in bfloat16 on a CPU, where PyTorch's fused attention takes twice as long
-as in float32.
+Transformers' language models call `attention` through transformers' register of attention functions. Where nothing is
+shared, it is transformers' own; except for single tokens in bfloat16 on a CPU, where PyTorch's fused attention takes
+twice as long as in float32.
 
 Shape letters: R rows, B texts that rows share (R is a multiple), H heads, G heads of queries for one of keys, T new
 tokens, S keys, K width of a head.
@@ -16,6 +16,7 @@ tokens, S keys, K width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,26 +29,50 @@ from transformers.masking_utils import sdpa_mask
 from flamboyance.model.linear import product
 
 NAME = "flamboyance"
-# Families whose attention takes keys from the cache to the register's function as they are, and this repository's own.
-SHARING = {"gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mosaic_gpt", "opt", "phi", "phi3"}
-SHARING |= {"qwen2", "qwen3", "smollm3"}
+# Families whose attention passes the cache's keys to transformers' registered function unchanged.
+SHARED_BY_REGISTER = {"gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "phi3", "qwen2", "qwen3"}
+SHARED_BY_REGISTER |= {"smollm3"}
+SHARED_BY_CLASS = {"mosaic_gpt", "mpt"}  # families with an attention class of this package
 MOST_SCORES = 2**24  # R·H·T·S; beyond it, scores are not written out where that is larger than a copy of the keys
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, (B, H/G, S, K) each
 
 
-def install_shared_attention(language_model: PreTrainedModel) -> bool:
-    """Makes a language model attend by this function, if it can; says whether it does so by itself."""
-    kind = language_model.config.model_type
-    if kind in SHARING and language_model.config._attn_implementation == "sdpa" and kind != "mosaic_gpt":
+@dataclass(frozen=True)
+class SharedKeys:
+    """Keys as a cache returns them for rows that continue shared texts.
+
+    Attributes:
+        before: keys and values of the shared texts.
+        own: (R, H/G, S, K), the keys that the rows computed themselves.
+    """
+
+    before: Pairs
+    own: Tensor
+
+
+def parted(key: Tensor | SharedKeys) -> tuple[Pairs, Tensor]:
+    """What rows share, and their own keys."""
+    return (key.before, key.own) if isinstance(key, SharedKeys) else ((), key)
+
+
+def install_shared_attention(language_model: PreTrainedModel) -> None:
+    """Makes a language model of one of the families in SHARED_BY_REGISTER attend by this module's `attention`."""
+    config = language_model.config
+    if config.model_type in SHARED_BY_REGISTER and config._attn_implementation == "sdpa":
         language_model.set_attn_implementation(NAME)
-    return kind == "mosaic_gpt"
+
+
+def shares_prompts(language_model: PreTrainedModel) -> bool:
+    """Whether a language model's attention takes SharedKeys. (Its implementation may be changed at any time.)"""
+    config = language_model.config
+    return config.model_type in SHARED_BY_CLASS or config._attn_implementation == NAME
 
 
 def attention(
     module: Any,
     query: Tensor,
-    key: Tensor,
+    key: Tensor | SharedKeys,
     value: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
@@ -55,15 +80,10 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: (R, H, T, K) -> (R, T, H, K)."""
-    before = shared(key)
+    before, key = parted(key)
     if not before and not is_slow(query, dropout):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return attend(query, key, value, before, attention_mask, scaling).transpose(1, 2).contiguous(), None
-
-
-def shared(key: Tensor) -> Pairs:
-    """What rows share before these keys; RoomyLayer says it on the tensor that it returns."""
-    return getattr(key, "before", ())
 
 
 def attend(

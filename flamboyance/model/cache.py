@@ -1,7 +1,7 @@
-"""Keys and values of the language model while it generates: room to grow, and prompts that rows share.
+"""Keys and values of the language model while it generates: with room to grow, and with prompts that rows share.
 
-Transformers' own cache makes a new tensor of everything for each token, and reorders everything with the beams. At 32
-shots that is most of the bytes that a decode step moves.
+Transformers' cache copies everything into new tensors for each token, and reorders everything when beams change. At 32
+shots these are most of the bytes that a decode step moves.
 
 Shape letters: R rows of text, H heads, T tokens, K width of a head.
 """
@@ -18,33 +18,33 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-from flamboyance.model.attention import Pairs, joined
+from flamboyance.model.attention import Pairs, SharedKeys, joined
 
-# The cache's name among the arguments and outputs of models: transformers 5.24 renamed it. Both are accepted here.
+# The cache's name among the arguments and outputs of models, which transformers 5.24 changed. Both are accepted here.
 NAMES = ("cache", "past_key_values", "cache_params")
 NAME = next(name for name in NAMES if name in signature(GenerationMixin.prepare_inputs_for_generation).parameters)
-ROOM = 64  # tokens that are added to a tensor's end when it is full
+ROOM = 64  # tokens by which a full tensor is extended
 
 
 def given(past_key_values: Any, cache: Any) -> Any:
-    """The cache, under whichever of its two names it was given.
+    """The cache that was given under one of its two names.
 
     Raises:
         ValueError: two caches.
     """
     if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("past_key_values and cache are two names of one argument, with different values: give one.")
+        raise ValueError("past_key_values and cache are both given, with different values; expected one of them")
     return cache if past_key_values is None else past_key_values
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values, at the beginning of tensors with room behind them.
+    """One layer's keys and values, at the beginning of tensors that have room for more.
 
     Attributes:
-        before: keys and values (B, H, T, K) of texts that the rows continue, the first text first; R is a multiple of
-            each B, and row r continues text r // (R / B). `keys` and `values` hold what came after them. Only for
-            language models that can attend to it (flamboyance.model.attention).
-        prompt: tokens at the beginning of `keys` that are the same in all rows that may be exchanged for each other.
+        before: keys and values (B, H, T, K) of the texts that the rows continue, in order; R is a multiple of each B,
+            and row r continues text r // (R / B). `keys` and `values` are those of the later tokens. Only for language
+            models whose attention takes SharedKeys.
+        prompt: number of tokens at the beginning of `keys` that are equal in all rows that beam search may exchange.
     """
 
     keys: Any  # (R, H, T, K), as values
@@ -66,25 +66,24 @@ class RoomyLayer(DynamicLayer):
         return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends (R, H, new, K); returns all that is the rows' own, and `before` with the keys."""
+        """Appends (R, H, new, K); returns the rows' own keys and values, with what the rows share as SharedKeys."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         if torch.compiler.is_compiling():
             return self._update_traced(key_states, value_states)
         old, new = self.keys.shape[2], key_states.shape[2]
-        if not old:  # room is made when they grow: a candidate that is scored does not
+        if not old:  # room is made when they grow; those of a scored candidate do not
             self.keys, self.values, self._room = key_states.contiguous(), value_states.contiguous(), None
         else:
             self._append(old, new, key_states, value_states)
         if not self.before:
             return self.keys, self.values
-        told: Any = self.keys[:]
-        told.before = self.before
-        return told, self.values
+        keys: Any = SharedKeys(self.before, self.keys)
+        return keys, self.values
 
     def _update_traced(self, *states: Tensor) -> tuple[Tensor, Tensor]:
-        """In a compiled function, which knows no addresses: everything becomes the rows' own, in new tensors."""
+        """In a compiled function, which has no addresses: every row gets its own copy of everything, in new tensors."""
         parts = (*self.before, (self.keys, self.values), states)
         rows = len(states[0])
         self.keys, self.values = (joined([p[i] for p in parts if p[i].shape[2]], rows) for i in range(2))
@@ -105,7 +104,7 @@ class RoomyLayer(DynamicLayer):
         return own + sum(keys.shape[2] for keys, _ in self.before)
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Rows take each other's places, but for what they share."""
+        """Reorders the rows, except for what they share."""
         if not self.is_initialized:
             return
         if self._room is None or self.keys.data_ptr() != self._room[0].data_ptr():
@@ -118,7 +117,7 @@ class RoomyLayer(DynamicLayer):
     def crop(self, *given: Any, **named: Any) -> None:
         self.gather()
         super().crop(*given, **named)
-        self._room = None  # others may go on from what is cut off
+        self._room = None  # a copy of this layer may still use what is cut off
 
     def reset(self) -> None:
         self.before, self.prompt, self._room = (), 0, None
@@ -134,7 +133,7 @@ class RoomyLayer(DynamicLayer):
         super().batch_select_indices(indices)
 
     def gather(self) -> None:
-        """What is shared becomes each row's own."""
+        """Gives each row its own copy of what rows share."""
         if not self.before:
             return
         if not self.is_initialized:
@@ -145,17 +144,17 @@ class RoomyLayer(DynamicLayer):
         self.before, self.prompt, self._room = (), 0, None
 
     def __copy__(self) -> RoomyLayer:
-        """Goes its own way: what either writes next, the other does not see."""
+        """A copy whose later tokens are not in this layer, nor those of this layer in the copy."""
         other = type(self)(self.prompt)
         other.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "_room"}
         return other
 
     def shared(self) -> RoomyLayer:
-        """A layer to go on from, with any multiple of these rows; nothing is copied."""
+        """A layer that continues this one, with any multiple of its rows; nothing is copied."""
         return RoomyLayer(before=(*self.before, (self.keys, self.values)) if self.is_initialized else self.before)
 
     def _fits(self, length: int) -> bool:
-        """Whether keys still stand at the beginning of the tensors, in the same rows, and these are long enough."""
+        """Whether keys are still the beginning of the tensors, in the same rows, and the tensors are long enough."""
         if self._room is None:
             return False
         keys = self._room[0]
@@ -175,14 +174,14 @@ class RoomyLayer(DynamicLayer):
 
 
 def empty(config: Any, room: bool = False) -> DynamicCache:
-    """A cache that holds nothing yet, for a language model of this configuration.
+    """An empty cache for a language model of this configuration.
 
-    Where all layers keep keys and values, all of them are kept, also those that have left a sliding window: the masks
-    hide those, and a cache that has them can be cut and shared. Other layers (recurrent and convolutional states,
-    indices, what is shared by layers) are those that transformers has for them.
+    If all layers have keys and values, none are dropped, also not those outside of a sliding window: masks hide them,
+    and a complete cache can be cut and shared. For other layers (recurrent and convolutional states, indices, states
+    that layers share), transformers' own are used.
 
     Args:
-        room: layers of keys and values grow in place.
+        room: keys and values grow in place.
     """
     layers: list[Any] = DynamicCache(config=config).layers
     if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
@@ -194,13 +193,13 @@ def empty(config: Any, room: bool = False) -> DynamicCache:
 
 
 def is_recurrent(cache: Any) -> bool:
-    """Whether a layer holds a state that is not keys and values of each token: it cannot be cut, nor be shifted behind
-    padding, and several tokens at once do not continue it in every family and version of transformers."""
+    """Whether a layer has a state other than keys and values per token. Such a state cannot be cut or moved behind
+    padding, and in some families and versions of transformers it cannot be continued by several tokens at once."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(cache, "layers", ()))
 
 
 def is_plain(cache: Any) -> bool:
-    """Whether every layer holds keys and values of all tokens."""
+    """Whether every layer has the keys and values of all tokens."""
     return all(type(layer) in (DynamicLayer, RoomyLayer) for layer in cache.layers)
 
 
@@ -212,17 +211,17 @@ def roomy() -> DynamicCache:
 
 
 def branch(cache: Any, times: int, share: bool = False) -> Any:
-    """A cache that goes its own way from here, every row `times` times; the given one stays as it is.
+    """A cache that continues the given one with every row `times` times. The given one does not change.
 
     Args:
-        share: keep once what rows share, for a language model that can attend to it.
+        share: store what rows share once, for a language model whose attention takes SharedKeys.
 
     Raises:
-        ValueError: a cache of another kind.
+        ValueError: not a DynamicCache.
     """
     if not isinstance(cache, DynamicCache):
         raise ValueError(
-            f"Expected a DynamicCache, which can be continued in several ways; got {type(cache).__name__}."
+            f"the cache is a {type(cache).__name__}; expected a DynamicCache, which can be continued in several ways"
         )
     new = copy.copy(cache)
     new.layers = [_branch(layer, times, share) for layer in cache.layers]
@@ -235,7 +234,7 @@ def _branch(layer: Any, times: int, share: bool) -> Any:
         return layer.shared() if isinstance(layer, RoomyLayer) else RoomyLayer(before=((layer.keys, layer.values),))
     if type(layer) not in (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer):
         return _repeated(layer, times)
-    # Other layers of keys and values grow by making new tensors, so sharing the old ones is safe.
+    # Other layers of keys and values grow into new tensors, so that the old ones can be shared.
     new = copy.copy(layer)
     if isinstance(new, RoomyLayer) and not share:
         new.gather()
@@ -247,7 +246,7 @@ def _branch(layer: Any, times: int, share: bool) -> Any:
 
 
 def _repeated(layer: Any, times: int) -> Any:
-    """A copy of a layer's states, every row `times` times. They are written in place, so nothing may be shared."""
+    """A copy of a layer's states, every row `times` times. States are written in place, so that none can be shared."""
     return _mapped(layer, lambda t: t.repeat_interleave(times, 0) if t.ndim > 1 else t.clone())
 
 
@@ -259,7 +258,7 @@ def moved(cache: Any, device: torch.device) -> Any:
 
 
 def _mapped(layer: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a layer, with the function's value of each tensor in it."""
+    """A copy of a layer, with the function applied to each of its tensors."""
 
     def mapped(value: Any) -> Any:
         if isinstance(value, Tensor):

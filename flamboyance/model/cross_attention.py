@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from flamboyance.model.linear import Linear
 from flamboyance.model.media import ImageAttentionLayout
 from flamboyance.model.resampler import FeedForward, attend
 
 
 class MaskedCrossAttention(nn.Module):
-    """Each token attends to the latents of the one image it sees; tokens that see none get zero.
+    """Each token attends to the latents of one image; the result is zero for tokens without an image.
 
-    Queries are normalised, media are not: the resampler ends in a norm.
+    Queries are normalised. Media are not, because the resampler ends in a norm.
     """
 
     def __init__(self, dim: int, vision_dim: int, heads: int, dim_head: int):
@@ -23,19 +24,19 @@ class MaskedCrossAttention(nn.Module):
         inner = heads * dim_head
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_kv = nn.Linear(vision_dim, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_kv = Linear(vision_dim, 2 * inner, bias=False)
+        self.to_out = Linear(inner, dim, bias=False)
 
     def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """latents (M, L, Dv) -> keys and values, (M, H, L, K) each. Needed once per image, however long the text."""
+        """latents (M, L, Dv) -> keys and values, (M, H, L, K) each; computed once per image, however long the text."""
         keys, values = self.to_kv(latents).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         return keys, values
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, layout: ImageAttentionLayout) -> Tensor:
         """x (R, T, D), keys and values (M, H, L, K) -> (R, T, D).
 
-        Costs 4·L·H·K operations per token beside the projections, however many images the text holds.
+        It takes 4·L·H·K operations per token beside the projections, however many images the text has.
         """
         q = self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))
         if layout.image_of_block is not None:
@@ -45,9 +46,9 @@ class MaskedCrossAttention(nn.Module):
 
 
 class GatedCrossAttentionBlock(GradientCheckpointingLayer):
-    """Cross-attention, then a feed-forward, each behind a tanh gate that starts shut.
+    """Cross-attention, then a feed-forward; each is multiplied by a tanh gate that starts at zero.
 
-    The gated feed-forward applies to every token, also to those that see no image, as in the reference.
+    The gated feed-forward applies to every token, also to those without an image, as in the reference.
     """
 
     def __init__(self, dim: int, vision_dim: int, heads: int = 8, dim_head: int = 64, ff_mult: int = 4):
@@ -60,7 +61,7 @@ class GatedCrossAttentionBlock(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, keys: Tensor | None, values: Tensor | None, layout: ImageAttentionLayout | None
     ) -> Tensor:
-        """x (R, T, D) -> (R, T, D). With layout None no token sees an image."""
+        """x (R, T, D) -> (R, T, D). layout None: no token has an image."""
         if layout is not None:
             x = x + self.attention(x, keys, values, layout) * self.attention_gate.tanh()
         return x + self.feed_forward(x) * self.feed_forward_gate.tanh()

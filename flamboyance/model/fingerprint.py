@@ -1,4 +1,4 @@
-"""Whether a model is the one that something was computed with."""
+"""Fingerprints of models: whether stored results were computed with this one."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ from torch import Tensor
 from flamboyance.model import adapters
 from flamboyance.model.trainable import Mark
 
-# Of a configuration: where its parts are, and who wrote it. The rest says what is computed.
+# Keys of a configuration that do not change results: where parts are, and what wrote it.
 ELSEWHERE = {"_name_or_path", "name", "language", "transformers_version", "architectures", "dtype", "torch_dtype"}
 
 
 def fingerprint(model: Any) -> str:
-    """16 hexadecimal digits over all that a model computes with: every parameter and buffer in its precision, the
-    configuration, and which adapters are active. Reads all weights once, at the speed of memory."""
+    """16 hexadecimal digits over everything that determines results: every parameter and buffer in its precision, the
+    configuration, and the active adapters. Reads all weights once, at the speed of memory."""
     config = _portable(model.config.to_dict())
     config["interval"] = config.pop("cross_attn_every_n_layers")  # its name in the fingerprints of saved files
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -29,8 +29,8 @@ def fingerprint(model: Any) -> str:
 
 
 def stamp(model: Any) -> tuple[Any, ...]:
-    """Changes whenever weights are replaced, moved, converted or written to, and when adapters are switched. Takes a
-    millisecond or two, and means something in this process alone."""
+    """A value that changes when weights are replaced, moved, converted or written to, and when adapters are switched.
+    Takes a millisecond or two; only comparable in the same process."""
     places, some = [], []
     for tensor in (*model.parameters(), *model.buffers()):
         packed = tensor.is_mkldnn
@@ -38,7 +38,7 @@ def stamp(model: Any) -> tuple[Any, ...]:
         place = id(tensor) if packed or tensor.is_meta else _address(tensor)
         places.append((place, version, tensor.dtype, str(tensor.device), tuple(tensor.shape)))
         if not packed and not tensor.is_meta and type(tensor) in (Tensor, torch.nn.Parameter) and tensor.numel():
-            flat = tensor.detach().reshape(-1)  # also what is written past the version, by `.data`
+            flat = tensor.detach().reshape(-1)  # also notices writes through `.data`, which leave the version
             some.append(flat[:: max(1, flat.numel() // 4)][:4].to(torch.float64 if flat.is_cpu else torch.float32))
     by_device: dict[torch.device, list[Tensor]] = {}
     for values in some:
@@ -50,12 +50,12 @@ def stamp(model: Any) -> tuple[Any, ...]:
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except RuntimeError:  # of a kind that has no storage of its own
+    except RuntimeError:  # a tensor subclass without storage
         return id(tensor)
 
 
 def _switches(model: Any) -> tuple[Any, ...]:
-    """What of adapters is no weight: which are active, merged, and by how much they count."""
+    """The state of adapters beside their weights: which are active or merged, and their scale."""
     return tuple(
         (path, tuple(layer.active_adapters), layer.disable_adapters, str(getattr(layer, "scaling", "")))
         + tuple(getattr(layer, "merged_adapters", ()))

@@ -1,4 +1,4 @@
-"""Whether values are finite. One NaN in a weight makes every answer worthless without a word."""
+"""Whether values are finite. A single NaN in a weight makes every result wrong, silently."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 def check_finite(tensors: Mapping[str, Tensor], source: Any) -> None:
     """
     Raises:
-        ValueError: names the first tensor that holds NaN or infinity.
+        ValueError: a tensor has NaN or infinity.
     """
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise ValueError(
-                f"{name} in {source} holds values that are not finite (NaN or infinity): the file is damaged, or "
-                "training had diverged before it was saved. Use an earlier checkpoint, or get the file again."
+                f"{name} in {source} has values that are not finite (NaN or infinity): the file is damaged, or "
+                "training had diverged before it was saved. Use an earlier checkpoint, or download the file again."
             )
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; at the speed of memory. True of what holds no floating-point values to look at."""
+    """Whether all values are finite; at the speed of memory. True for tensors that are not floating-point."""
     if type(tensor) not in (nn.Parameter, Tensor) or tensor.is_meta or not tensor.is_floating_point():
         return True
     if not tensor.numel() or tensor.is_mkldnn:

@@ -1,4 +1,4 @@
-"""Generating after prompts with media, and scoring candidates: transformers' GenerationMixin, told about media.
+"""Generation after prompts with media, by transformers' GenerationMixin, and scores of candidates.
 
 Shape letters: B prompts, N media of a prompt, T tokens.
 """
@@ -39,9 +39,9 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
     ) -> Any:
         """Transformers' `generate` (greedy, beams, sampling, streamers, …) on prompts with media.
 
-        Media and prompts are computed once, whatever the number of beams or returned sequences. Ends at
-        `<|endofchunk|>`; never emits `<image>` or added padding. To go on with a conversation, give the whole text so
-        far, its past_key_values, and `media.append(model.encode_media(new_pixels))`.
+        Media and prompts are computed once, whatever the number of beams or returned sequences. Stops at
+        `<|endofchunk|>`; never returns `<image>` or added padding. To continue a conversation, give its whole text, its
+        past_key_values, and `media.append(model.encode_media(new_pixels))`.
 
         Args:
             input_ids: (B, T), padded on the left.
@@ -53,27 +53,27 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         """
         attention_mask = self._mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts)
-        told = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
-        seen = count_seen(input_ids, self.config.image_token_id, media, told)
-        seen = F.pad(seen, (told, 0))  # columns for tokens that are in the cache and were not given again
+        cached = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
+        seen = count_seen(input_ids, self.config.image_token_id, media, cached)
+        seen = F.pad(seen, (cached, 0))  # columns for tokens of the cache that are not in input_ids
         cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         sequences, plain = self._sequences(kwargs), self._plain(kwargs)
-        self.check_length(told + input_ids.shape[1], attention_mask, self._new_tokens(kwargs))
+        self.check_length(cached + input_ids.shape[1], attention_mask, self._new_tokens(kwargs))
         if cache is None and plain:
             cache = empty(self.config.text_config, room=sequences == 1)
         looks_ahead = kwargs.get("assistant_model") is not None or self._named(kwargs).get("prompt_lookup_num_tokens")
         if looks_ahead and is_recurrent(empty(self.config.text_config) if cache is None else cache):
             raise ValueError(
-                f"{type(self.language_model).__name__} has a recurrent state, which cannot go back from tokens that "
-                "turn out wrong: generate without assistant_model and prompt_lookup_num_tokens."
+                f"{type(self.language_model).__name__} has a recurrent state, which cannot drop rejected tokens; "
+                "generate without assistant_model and prompt_lookup_num_tokens"
             )
         if cache is not None and sequences > 1:
             known = cache.get_seq_length()
-            # transformers leaves out what is in the cache only where it is given the whole text.
-            if plain and not told and known < input_ids.shape[1] - 1:
+            # transformers skips cached tokens only if input_ids has the whole text.
+            if plain and not cached and known < input_ids.shape[1] - 1:
                 cache = branch(cache, 1, self.shares_prompts)
                 self.read_prompts(input_ids[:, known:], attention_mask, media, seen, cache)
-            # No other name holds the first one, so that its copy of the prompts, where rows cannot share it, is freed.
+            # No other name refers to the first cache, so that its copy of the prompts is freed if rows cannot share it.
             cache = branch(cache, sequences, self.shares_prompts)
         if cache is not None:
             kwargs[NAME] = cache
@@ -86,10 +86,10 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
     def read_prompts(
         self, new_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: Tensor, cache: Any
     ) -> None:
-        """Computes what a cache lacks of the prompts but for their last token, to go on from in as many ways as wanted.
+        """Adds the prompts to a cache, except for their last tokens, so that it can be continued in several ways.
 
         Args:
-            new_ids: (B, T) the prompts' tokens that the cache lacks.
+            new_ids: (B, T) the tokens of the prompts that are not in the cache.
             attention_mask, images_seen: of the whole prompts.
         """
         mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -104,7 +104,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         )
 
     def _mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """The mask that was given, checked; or one that hides the padding before each row's first token, if any."""
+        """The given mask, checked; or one that hides the padding before each row's first token, if there is any."""
         check_ids(input_ids)
         if attention_mask is None:
             real = (input_ids != self.config.pad_token_id).long().cummax(1).values
@@ -113,18 +113,18 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         return attention_mask
 
     def _new_tokens(self, options: dict[str, Any]) -> int:
-        """Tokens that may be generated, as far as it is said by their number."""
+        """The given maximum of new tokens; 0 if there is none."""
         places = (options, vars(options.get("generation_config") or object), vars(self.generation_config))
         return next((place["max_new_tokens"] for place in places if place.get("max_new_tokens")), 0)
 
     def _plain(self, options: dict[str, Any]) -> bool:
-        """Whether nothing is asked of the prompt's own computation, nor another kind of cache."""
+        """Whether the caller wants neither outputs of the prompt's own computation nor another kind of cache."""
         named = self._named(options)
         wanted = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
         return named.get("use_cache") is not False and not any(named.get(name) for name in wanted)
 
     def _named(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Every option of a generation that has a value, from wherever it was given."""
+        """The options of a generation that have a value, from all places where they can be given."""
         places = (vars(self.generation_config), vars(options.get("generation_config") or object), options)
         return {name: value for place in places for name, value in place.items() if value is not None}
 
@@ -135,7 +135,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         return max(next((place[name] for place in places if place.get(name)), 1) for name in names)
 
     def _never_generated(self) -> list[int]:
-        """`<image>`, and padding where it is an added token (a language model's own may be its end of text)."""
+        """`<image>`, and padding if it is an added token (a language model's own may be its end of text)."""
         padding = self.config.pad_token_id
         return [self.config.image_token_id] + [padding] * (padding >= self.config.base_vocab_size)
 
@@ -154,7 +154,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         if inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + self._first_position
         past = 0 if cache is None else cache.get_seq_length()
-        # Generated tokens see what the prompt's last token saw, its last image: what a step sees when nothing is said.
+        # Generated tokens attend to the prompt's last image, which is the default of a decode step.
         new = inputs["input_ids"].shape[1]
         if new == 1 and past >= images_seen.shape[1] - 1 and inputs.get("media") is not None:
             return {**inputs, "media": inputs["media"].last}
@@ -178,10 +178,10 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
 
         Args:
             input_ids: (B, T), padded on the left.
-            candidates: texts (the model needs its `.tokenizer`), or lists of token ids.
+            candidates: texts (which need `model.tokenizer`), or lists of token ids.
             normalize: "sum", or "mean" over the candidate's tokens (the papers' classification).
-            past_key_values: a cache of the first tokens of input_ids; it is left as it was.
-            batch_size: rows of text computed at a time.
+            past_key_values: a cache of the first tokens of input_ids; it does not change.
+            batch_size: rows of text that are computed together.
 
         Returns:
             (B, candidates), float32.
@@ -195,8 +195,8 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
 
 
 class SuppressTokens(LogitsProcessor):
-    """Tokens that never come. (As transformers' SuppressTokensLogitsProcessor, which goes through the vocabulary for
-    them at every step: 4 of the 54 ms of a step of 24 rows.)"""
+    """Tokens that are never generated. (transformers' SuppressTokensLogitsProcessor searches the vocabulary for them at
+    every step: 4 of the 54 ms of a step of 24 rows.)"""
 
     def __init__(self, tokens: Sequence[int], device: torch.device):
         self.tokens = torch.tensor(tokens, device=device)
@@ -208,7 +208,7 @@ class SuppressTokens(LogitsProcessor):
 def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     """
     Raises:
-        ValueError: ids are no table of them, the mask does not cover the tokens, or a row ends in padding.
+        ValueError: input_ids are not (rows, tokens), the mask does not cover the tokens, or a row ends in padding.
     """
     check_ids(input_ids)
     if attention_mask is None:
@@ -216,11 +216,11 @@ def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     if len(attention_mask) != len(input_ids) or attention_mask.shape[1] < input_ids.shape[1]:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}; "
-            "expected a value for each token, those in the cache included."
+            "expected a value for each token, including those of the cache"
         )
     padded = (attention_mask[:, -1] == 0).nonzero()
     if len(padded):
         raise ValueError(
-            f"Row {int(padded[0])} ends in padding, so nothing follows its last token. Pad on the left: "
-            "processor(…, padding_side='left')."
+            f"row {int(padded[0])} of attention_mask ends in padding; expected padding on the left: "
+            "processor(…, padding_side='left')"
         )

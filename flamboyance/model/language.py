@@ -1,10 +1,10 @@
-"""Splicing gated cross-attention into a language model that stays what it is.
+"""Gated cross-attention inside a language model whose modules and parameters do not change.
 
-The only file that knows language models' internals. Blocks and added tokens act through hooks on the language model's
-own modules, only inside `conditioned(...)`; called outside it, the language model computes what it did when it was
-loaded. What a forward pass is conditioned on travels in a context variable, so threads do not meet. Where Dynamo traces
-the whole forward pass, it travels in an attribute, which Dynamo follows and a context variable is not: set and read
-while tracing alone, it becomes edges of the graph, and the compiled function neither reads nor keeps it.
+Blocks and added tokens run in hooks on the language model's modules, and only inside `conditioned(...)`. Outside of it,
+the language model computes what it computed when it was loaded. The hooks read the media of the current forward pass
+from a context variable, so that threads do not interfere. While Dynamo traces the whole forward pass, they read them
+from an attribute instead, because Dynamo follows attributes and not context variables. The compiled function neither
+reads nor keeps that attribute.
 """
 
 import threading
@@ -33,7 +33,7 @@ class AddedTokens(nn.Module):
     Args:
         first: id of the first added token; rows of the frozen table from here on are not used.
         count: number of added tokens.
-        language_model: gives widths, whether the output head is tied, and initial values.
+        language_model: determines widths, initial values, and whether the output head is tied.
     """
 
     def __init__(self, first: int, count: int, language_model: PreTrainedModel):
@@ -42,12 +42,12 @@ class AddedTokens(nn.Module):
         head: Any = output_head(language_model)
         if table.weight.shape[0] < first:
             raise ValueError(
-                f"The tokenizer has {first} tokens, but the language model's table only {table.weight.shape[0]} rows. "
-                "Give the tokenizer that belongs to this language model. Tokens of your own are added to it once the "
-                "model is made, followed by model.resize_token_embeddings(len(tokenizer))."
+                f"the tokenizer has {first} tokens, but the language model's table has {table.weight.shape[0]} rows. "
+                "Give the tokenizer of this language model. To add tokens of your own, create the model first, then "
+                "add them and call model.resize_token_embeddings(len(tokenizer))."
             )
         self.first = first
-        # Gemma's embedding scales its rows by sqrt(width); an added row stands beside the unscaled weights.
+        # Gemma's embedding scales its rows by sqrt(width); added rows are stored unscaled, as its weights are.
         self.scale = float(getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", 1.0)))
         self.embedding = nn.Parameter(_initial_rows(table.weight, first, count))
         self.tied = is_tied(language_model)
@@ -56,8 +56,8 @@ class AddedTokens(nn.Module):
         self.head_bias = None if bias is None else nn.Parameter(_initial_rows(bias, first, count))
 
     def resize(self, count: int, language_model: PreTrainedModel) -> None:
-        """Takes this number of added tokens in all. Rows that stay keep their values; new ones start at the mean of the
-        language model's, with a little noise. The parameters are new objects."""
+        """Changes the number of added tokens. Rows that remain keep their values; new rows start at the mean of the
+        language model's rows, with a little noise. The parameters are new objects."""
         table: Any = language_model.get_input_embeddings()
         head: Any = output_head(language_model)
         frozen: dict[str, Any] = {"embedding": table.weight, "head": head.weight}
@@ -68,7 +68,7 @@ class AddedTokens(nn.Module):
                 continue
             new = old.detach()[:count]
             if count > len(old):
-                # Without the table's spare rows, which nobody has trained.
+                # Without the table's spare rows, which are not trained.
                 more = _initial_rows(plain(rows)[: self.first], self.first, count - len(old))
                 new = torch.cat([new, more.to(new)])
             setattr(self, name, nn.Parameter(new.clone(), old.requires_grad))
@@ -80,29 +80,29 @@ class AddedTokens(nn.Module):
         return torch.where((ids >= self.first)[..., None], added, known)
 
     def extend_logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """hidden (…, D), logits (…, table rows) -> (…, at least first + count): those of the added tokens come in the
-        place of the table's rows beyond the tokenizer's. What stands after `first + count` means nothing."""
+        """hidden (…, D), logits (…, table rows) -> (…, at least first + count): the logits of the added tokens replace
+        those of the table's spare rows. Logits after `first + count` have no meaning."""
         rows = self.embedding if self.head is None else self.head
         added = F.linear(hidden.to(rows.dtype), rows, self.head_bias).to(logits)
         end = self.first + added.shape[-1]
         if logits.shape[-1] >= end and not torch.is_grad_enabled():
-            logits[..., self.first : end] = added  # nothing of the vocabulary's size is made again
+            logits[..., self.first : end] = added  # in place: no copy of the vocabulary's size
             return logits
         return torch.cat([logits[..., : self.first], added], dim=-1)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What one forward pass of the language model is conditioned on."""
+    """What one forward pass of the language model is conditioned on, and which logits it returns."""
 
     media: Media | None
     layout: ImageAttentionLayout | None
     added: AddedTokens
-    keep: int | Tensor  # logits wanted: of the last `keep` positions, 0 for all; or of these, (K,) row·T + t
+    keep: int | Tensor  # the last `keep` positions, 0 for all; or (K,) positions, row·T + t
 
 
 class _Traced(threading.local):
-    """Of each thread."""
+    """The conditioning of the forward pass that this thread traces."""
 
     def __init__(self):
         self.on: Conditioning | None = None  # in the object, not in the class: Dynamo's guards are on its dictionary
@@ -113,16 +113,16 @@ _traced = _Traced()
 
 
 def conditioning() -> Conditioning | None:
-    """What this call of the language model is conditioned on."""
+    """The conditioning of the current call of the language model."""
     if torch.compiler.is_compiling() and _traced.on is not None:
         return _traced.on
-    # Also in a compiled function: of the language model alone, or of a part that Dynamo reached after a graph break.
+    # Also in a compiled function: of the language model alone, or of a part after a graph break.
     return _conditioning.get()
 
 
 @contextmanager
 def conditioned(on: Conditioning) -> Generator[None, None, None]:
-    """Inside it, this thread's calls of the spliced language model see media and added tokens."""
+    """Inside it, this thread's calls of the language model use media and added tokens."""
     if torch.compiler.is_compiling():
         before, _traced.on = _traced.on, on
         try:
@@ -138,8 +138,8 @@ def conditioned(on: Conditioning) -> Generator[None, None, None]:
 
 
 class BlockHook:
-    """Runs a gated cross-attention block before a decoder layer. A callable object rather than a closure, so that a
-    deep copy of the model gets hooks that call the copy's blocks."""
+    """Runs a gated cross-attention block before a decoder layer. An object rather than a closure, so that a deep copy
+    of the model has hooks that call its own blocks."""
 
     def __init__(self, block: GatedCrossAttentionBlock, number: int):
         self.block = block
@@ -153,7 +153,7 @@ class BlockHook:
         if hidden.ndim != 3:
             raise ValueError(
                 f"{type(layer).__name__} takes hidden states of shape {tuple(hidden.shape)}; expected (rows, tokens, "
-                "width). This language model cannot be a Flamingo's."
+                "width). Use another language model."
             )
         x, keys, values, layout = moved(hidden, self.block), None, None, None
         if on.layout is not None and on.media is not None:
@@ -164,12 +164,12 @@ class BlockHook:
 
 
 def moved(x: Tensor, block: GatedCrossAttentionBlock) -> Tensor:
-    """x where the block computes, in its precision. (`x.to(gate)` would be shorter, but not for a sharded gate.)"""
+    """x on the device and in the precision of a block. (`x.to(gate)` fails for a sharded gate.)"""
     return x.to(block.attention_gate.device, block.attention_gate.dtype)
 
 
 def keep_wanted(head: nn.Module, args: tuple) -> tuple | None:
-    """Pre-hook of the output head: logits only where they are wanted, whatever the family's own options."""
+    """Pre-hook of the output head: computes only the wanted logits, whatever options the family has."""
     on = conditioning()
     if on is None:
         return None
@@ -177,12 +177,12 @@ def keep_wanted(head: nn.Module, args: tuple) -> tuple | None:
         return (args[0].flatten(0, 1).index_select(0, on.keep), *args[1:])
     if not on.keep:
         return None
-    # A slice's strides would have the whole head copied for each row, in bfloat16 on a CPU.
+    # With the strides of a slice, PyTorch copies the whole head for each row, in bfloat16 on a CPU.
     return (args[0][..., -on.keep :, :].clone(memory_format=torch.contiguous_format), *args[1:])
 
 
 def extend_head(head: nn.Module, args: tuple, logits: Tensor) -> Tensor | None:
-    """Hook of the output head: logits of the added tokens."""
+    """Hook of the output head: adds the logits of the added tokens."""
     on = conditioning()
     return None if on is None else on.added.extend_logits(args[0], logits)
 
@@ -195,12 +195,12 @@ def splice(language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[
 
 
 def hook_head(language_model: PreTrainedModel) -> None:
-    """Puts the hooks on what is the output head now. An adapter puts a module around the head, or takes it away: hooks
-    on the head inside would see other logits than those that come out, or none if the adapter does not call it."""
+    """Puts the hooks on the current output head. An adapter may have wrapped or unwrapped it since: hooks on the inner
+    module would get other logits than the wrapper returns, or would not be called."""
     head = output_head(language_model)
     if extend_head in head._forward_hooks.values():
         return
-    for part in head.modules():  # a head that is in an adapter now
+    for part in head.modules():  # also the head inside an adapter
         for hooks in (part._forward_pre_hooks, part._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in (keep_wanted, extend_head)]:
                 del hooks[key]
@@ -209,42 +209,42 @@ def hook_head(language_model: PreTrainedModel) -> None:
 
 
 def find_decoder_layers(language_model: PreTrainedModel, name: str | None = None) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers and its dotted name: the one given, or the one whose length is the model's depth.
+    """The list of decoder layers and its dotted name: the given one, or the one with as many layers as the model has.
 
     Raises:
-        ValueError: nothing (or more than one list) fits; lists what there is to pass as `decoder_layers`.
+        ValueError: no list, or several lists, could be it.
     """
     language_model = unwrapped(language_model)
     kind = type(language_model).__name__
     lists = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if name is not None:
         if name not in lists:
-            raise ValueError(f"{kind} has no list of layers called {name!r}; it has {', '.join(lists) or 'none'}.")
+            raise ValueError(f"decoder_layers={name!r}: {kind} has no such list; it has {', '.join(lists) or 'none'}")
         return name, lists[name]
     depth = getattr(language_model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     fitting = {n: m for n, m in lists.items() if len(m) == depth}
-    # Lists inside a decoder layer (experts, heads) may be as long by chance; the decoder's own is the outermost.
+    # Lists inside a decoder layer (experts, heads) may have the same length; the decoder's is the outermost.
     outermost = [n for n in fitting if not any(n.startswith(f"{other}.") for other in fitting)]
     if len(outermost) != 1:
-        # A vision tower of the same depth is outside the decoder. A layer may count as several (LongCat).
+        # A vision tower of the same depth is outside of the decoder. One module may be several layers (LongCat).
         decoder = {id(module) for module in language_model.get_decoder().modules()}
         fitting = {n: m for n, m in (fitting or lists).items() if id(m) in decoder}
         outermost = [n for n in fitting if not any(n.startswith(f"{other}.") for other in fitting)]
-    if len(outermost) > 1:  # or inside, but deeper
+    if len(outermost) > 1:  # another list may be deeper inside the decoder
         least = min(n.count(".") for n in outermost)
         own = [n for n in outermost if n.count(".") == least]
         outermost = own if own[0].endswith(".layers") else outermost
     if len(outermost) != 1:
         found = ", ".join(f"{n} ({len(m)})" for n, m in lists.items()) or "no lists at all"
         raise ValueError(
-            f"Cannot tell which list of {kind} holds its {depth} decoder layers: it has {found}. "
-            "Pass its dotted name as decoder_layers."
+            f"{kind} has no unique list of {depth} decoder layers; it has {found}. Give the dotted name of the list: "
+            "decoder_layers=…"
         )
     return outermost[0], fitting[outermost[0]]
 
 
 def output_head(language_model: nn.Module) -> nn.Module:
-    """The module that makes logits.
+    """The module that computes logits.
 
     Raises:
         ValueError: the language model has none (an encoder, or a bare decoder).
@@ -252,8 +252,8 @@ def output_head(language_model: nn.Module) -> nn.Module:
     head = unwrapped(language_model).get_output_embeddings()
     if head is None:
         raise ValueError(
-            f"{type(language_model).__name__} has no output head. Flamingo needs a causal language model: "
-            "a class whose name ends in ForCausalLM."
+            f"{type(language_model).__name__} has no output head; expected a causal language model, of a class whose "
+            "name ends in ForCausalLM"
         )
     return head
 
@@ -264,26 +264,26 @@ def is_tied(language_model: PreTrainedModel) -> bool:
 
 
 def unwrapped(language_model: nn.Module) -> PreTrainedModel:
-    """The language model inside its wrappers (PEFT's, a compiled module's), whose forward only passes arguments on.
+    """The language model inside wrappers that pass arguments on (PEFT's, a compiled module's).
 
     Raises:
-        ValueError: there is no transformers model.
+        ValueError: there is no transformers model inside.
     """
     found = next((module for module in language_model.modules() if isinstance(module, PreTrainedModel)), None)
     if found is None:
-        raise ValueError(f"{type(language_model).__name__} holds no transformers model: give a causal language model.")
+        raise ValueError(f"{type(language_model).__name__} is not a transformers model; give a causal language model")
     return found
 
 
 def arguments(language_model: nn.Module) -> frozenset[str]:
-    """What the language model's forward takes: what it names, and what its decoder names if it passes more on."""
+    """The arguments of the language model's forward, and those of its decoder if it passes others on."""
     model: Any = unwrapped(language_model)
     return _arguments(type(model), type(model.base_model), type(model.get_decoder()))
 
 
 @cache
 def _arguments(*kinds: Any) -> frozenset[str]:
-    """What the first takes, and each next one, as long as those before it pass on what they do not name."""
+    """The arguments of the first class, and of each next one as long as those before it pass others on."""
     names: frozenset[str] = frozenset()
     for kind in kinds:
         parameters = signature(kind.forward).parameters
@@ -294,26 +294,26 @@ def _arguments(*kinds: Any) -> frozenset[str]:
 
 
 def accepted(language_model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that the language model's forward takes."""
+    """The options that the language model's forward takes."""
     known = arguments(language_model)
     return {k: v for k, v in options.items() if k in known}
 
 
 def cache_option(language_model: nn.Module, cache: Any) -> dict[str, Any]:
-    """The cache under the name that the language model has for it."""
+    """The cache under the language model's name for it."""
     known = arguments(language_model)
     return {next((name for name in NAMES if name in known), NAMES[0]): cache}
 
 
 def takes_inputs_by_layer(language_model: nn.Module) -> bool:
-    """Whether layers take more of a token than its embedding (Gemma 4)."""
+    """Whether the layers take further inputs per token beside the embedding (Gemma 4)."""
     config = unwrapped(language_model).config.get_text_config(decoder=True)
     wanted = getattr(config, "hidden_size_per_layer_input", 0)
     return bool(wanted) and "per_layer_inputs" in arguments(language_model)
 
 
 def inputs_by_layer(language_model: nn.Module, input_ids: Tensor, first_added: int) -> dict[str, Tensor]:
-    """What layers take of the tokens beside the embeddings. Added tokens are read as padding, as Gemma's own images."""
+    """The inputs that layers take beside embeddings. Added tokens count as padding, as Gemma's own image tokens do."""
     model = unwrapped(language_model)
     config = model.config.get_text_config(decoder=True)
     embed: Any = next(m for m in reversed(list(model.modules())) if hasattr(m, "get_per_layer_inputs"))
@@ -323,8 +323,8 @@ def inputs_by_layer(language_model: nn.Module, input_ids: Tensor, first_added: i
 
 
 def positions(language_model: nn.Module) -> int | None:
-    """Tokens that the language model has positions for; None where nothing limits them (ALiBi by formula, positions
-    that are scaled as texts grow, none at all)."""
+    """The number of tokens that the language model has positions for; None if there is no limit (ALiBi by formula,
+    scaled positions, no positions)."""
     config = unwrapped(language_model).config.get_text_config(decoder=True)
     most = getattr(config, "max_seq_len" if config.model_type == "mpt" else "max_position_embeddings", None)
     scaling = getattr(config, "rope_parameters", None) or {}
@@ -336,20 +336,20 @@ def positions(language_model: nn.Module) -> int | None:
 
 
 def first_position(language_model: nn.Module) -> int:
-    """The position of a text's first token: RoBERTa and its kin keep the first ones of their table for padding."""
+    """The position of the first token: RoBERTa-like models reserve the first rows of their table for padding."""
     tables = [m for n, m in language_model.named_modules() if n.endswith("position_embeddings")]
     return next((m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None), 0)
 
 
 def counts_real(language_model: nn.Module) -> bool:
-    """Whether padding takes no position: all but MPT, whose ALiBi is a table over columns."""
+    """Whether padding takes no position. It does in MPT, whose ALiBi is a table over columns."""
     return "position_ids" in accepted(language_model, {"position_ids": None})
 
 
 @torch.no_grad()
 def _initial_rows(table: Tensor, first: int, count: int) -> Tensor:
-    """The frozen table's spare rows where it has them (as after OpenFlamingo's resizing), else its mean with a little
-    noise, so that new tokens start as likely as any other."""
+    """The frozen table's spare rows if it has them (as after OpenFlamingo's resizing); else its mean with a little
+    noise, so that new tokens are as likely as others at first."""
     if len(table) >= first + count:
         return table[first : first + count].clone()
     if table.is_meta:

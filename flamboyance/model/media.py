@@ -1,12 +1,12 @@
 """Media as a value, and which token attends to which image.
 
-The rule: a token sees the image whose `<image>` token is the last at or before it, or none (Flamingo, section 3.1.3).
-So what a token sees is an index, a query has L keys however many images the prompt holds, and a decode step needs the
-last image's alone.
+A token attends to the image whose `<image>` token is the last at or before it, or to none (Flamingo, section 3.1.3).
+That image is an index per token. So each query has L keys, however many images the prompt has, and a decode step needs
+the last image only.
 
-Outside of a compiled function the layout of attention is computed on the CPU, and its blocks are as few as they can be.
-Inside one (`torch.compile`, `torch.export`) nothing may depend on the values of tensors: the layout is made of tensors
-whose shapes follow from the number of tokens and images, with some blocks unused.
+Outside of compiled functions, the layout of attention is computed on the CPU with as few blocks as possible. Inside
+(`torch.compile`, `torch.export`), nothing may depend on the values of tensors: the shapes of the layout follow from the
+numbers of tokens and images, and some of its blocks are unused.
 
 Shape letters: B prompts, N images of a prompt, M images of the batch, R rows of text (B, or B·beams), T tokens,
 L latents, D the tower's width, H heads, K width of a head.
@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Longest run of tokens that one attention block holds. A longer run takes several blocks (each with its image's keys
-# gathered), so that one long text among short ones does not pad the short ones to its length.
+# Most tokens of one attention block. A longer run of tokens takes several blocks, each with a copy of its image's keys,
+# so that one long text does not pad the blocks of short texts to its length.
 MAX_BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Spans:
-    """The rows of `Media` where a compiled function knows the number of images of a prompt as a tensor only: images
-    `first[b]` to `first[b] + count[b] - 1` are prompt b's, and no image is another prompt's too.
+    """`Media.rows` in a compiled function, where the numbers of images are a tensor: prompt b has the images `first[b]`
+    to `first[b] + count[b] - 1`, and prompts share none.
 
     Attributes:
         first, count: (B,) long.
@@ -51,10 +51,10 @@ class Media:
     """The images of a batch of prompts, encoded once; reusable across calls, threads and prompts.
 
     Attributes:
-        latents: (M, L, D), the resampler's output, one entry per real image (no padding images).
-        keys_values: for each cross-attention block a pair (M, H, L, K) of keys and values.
-        rows: for each of the B prompts, which of the M images are its own, in order. Prompts may share images.
-            (Spans inside a compiled function that was given their numbers as a tensor.)
+        latents: (M, L, D), the resampler's output, one entry per distinct image and none for padding.
+        keys_values: for each cross-attention block, a pair (M, H, L, K) of keys and values.
+        rows: for each of the B prompts, the indices of its images, in order. Prompts may share images, and a prompt may
+            show one twice. (Spans in a compiled function that was given the numbers of images as a tensor.)
     """
 
     latents: Tensor
@@ -67,13 +67,13 @@ class Media:
                 return
             object.__setattr__(self, "rows", self.rows.listed())
         if not self.rows:
-            raise ValueError("Media of no prompts: rows is empty. A prompt without images is an empty row, ((),).")
+            raise ValueError("rows is empty; expected one row per prompt, () for a prompt without images: ((),)")
         top = max([-1, *[i for row in self.rows for i in row]])
         if top >= len(self.latents):
-            raise ValueError(f"Media rows refer to image {top}, but there are {len(self.latents)} images.")
+            raise ValueError(f"rows hold image {top}; expected indices of the {len(self.latents)} images")
 
     def __repr__(self) -> str:
-        counts = self.counts if isinstance(self.rows, tuple) else "known when it runs"
+        counts = self.counts if isinstance(self.rows, tuple) else "known at run time"
         shape, kind = tuple(self.latents.shape), str(self.latents.dtype).removeprefix("torch.")
         return (
             f"Media({len(self.rows)} prompts, images per prompt: {counts}, latents {shape} {kind} on "
@@ -86,14 +86,14 @@ class Media:
         return [len(row) for row in self.rows]
 
     def select(self, images: Sequence[int] | Tensor, rows: Any) -> "Media":
-        """A value holding only some images, under new rows (indices into `images`)."""
+        """Media of these images only, in this order, with new rows (indices into `images`)."""
         index = torch.as_tensor(images, dtype=torch.long)
         pairs = tuple((k[index.to(k.device)], v[index.to(v.device)]) for k, v in self.keys_values)
         return Media(self.latents[index.to(self.latents.device)], pairs, rows)
 
     @property
     def last(self) -> "Media":
-        """Each prompt's last image, in the prompts' order: all that decoding looks at. Made once."""
+        """Each prompt's last image, which is the only one that decoding needs. Computed once."""
         known = self.__dict__.get("_last")
         if known is None:
             known = self._last_images()
@@ -116,7 +116,7 @@ class Media:
 
     @staticmethod
     def join(values: Sequence["Media"], rows: tuple[tuple[int, ...], ...] | None = None) -> "Media":
-        """Several values as one; `rows` index the concatenated images (default: the prompts of one after another)."""
+        """Several Media as one; `rows` are indices into all images (default: the prompts of one after another)."""
         if rows is None:
             starts = np.cumsum([0] + [len(v.latents) for v in values])
             rows = tuple(tuple(i + int(s) for i in row) for v, s in zip(values, starts, strict=False) for row in v.rows)
@@ -127,32 +127,32 @@ class Media:
         return Media(torch.cat([v.latents for v in values]), pairs, rows)
 
     def append(self, new: "Media") -> "Media":
-        """The same prompts, each with further images: for a conversation that goes on."""
+        """The same prompts, each with further images, to continue a conversation."""
         if len(new.rows) != len(self.rows):
             raise ValueError(
-                f"Media of {len(self.rows)} prompts cannot be continued by media of {len(new.rows)}: give one entry "
-                "of media_counts per prompt, 0 where a prompt gets no new image."
+                f"cannot append media of {len(new.rows)} prompts to media of {len(self.rows)}: expected one entry of "
+                "media_counts per prompt, 0 for a prompt without a new image"
             )
         shift = len(self.latents)
         rows = tuple(a + tuple(i + shift for i in b) for a, b in zip(self.rows, new.rows, strict=True))
         return Media.join([self, new], rows)
 
     def repeat(self, times: int) -> "Media":
-        """Every prompt `times` times in a row. Images are shared, not copied."""
+        """Every prompt `times` times, one after another. Images are shared, not copied."""
         return Media(self.latents, self.keys_values, tuple(row for row in self.rows for _ in range(times)))
 
 
 @dataclass(frozen=True)
 class ImageAttentionLayout:
-    """Which tokens attend to which image, laid out as blocks of at most MAX_BLOCK tokens that share an image.
+    """Which tokens attend to which image: blocks of at most MAX_BLOCK tokens that attend to the same one.
 
     Attributes:
-        image_of_block: (blocks,) index into the M images, or None where block i looks at image i.
+        image_of_block: (blocks,) index into the M images; None if block i attends to image i.
         token_of_query: (blocks, width) flat token index (row·T + position) of each query; padding repeats a token.
-            None when the tokens are already in blocks (decoding).
-        query_of_token: (R·T,) where each token's answer stands among blocks·width queries; blind tokens point one
-            past the end.
-        visible: (blocks,) False for the rows that see nothing, in decoding; None if all see.
+            None when decoding, where tokens are in blocks already.
+        query_of_token: (R·T,) the index of each token's query among blocks·width; blocks·width for a token without an
+            image.
+        visible: (blocks,) when decoding, False for prompts without an image.
     """
 
     image_of_block: Tensor | None
@@ -172,7 +172,7 @@ class ImageAttentionLayout:
         return q.reshape(len(self.visible), -1, *q.shape[2:])
 
     def from_blocks(self, out: Tensor, rows: int, tokens: int) -> Tensor:
-        """(blocks, width, H, K) -> (R, T, H·K), zero where a token sees nothing."""
+        """(blocks, width, H, K) -> (R, T, H·K), zero for tokens without an image."""
         if self.query_of_token is None:
             assert self.visible is not None
             out = out * self.visible[:, None, None, None]
@@ -189,18 +189,18 @@ def rows_of(numbers: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, .
 
 
 def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past: int = 0) -> Tensor:
-    """How many of its images each token has met: (R, T) long, on the CPU (inside a compiled function, where the ids
-    are).
+    """The number of `<image>` tokens up to each token: (R, T) long, on the CPU; in a compiled function, on the device
+    of the ids.
 
-    The last `<image>` tokens belong to the last images, so a continued conversation gives all its media and only its
-    new text.
+    The last `<image>` tokens belong to the last images, so that a conversation is continued with all its media and only
+    its new text.
 
     Args:
-        past: number of tokens before these, which may hold earlier images.
+        past: number of earlier tokens, which may include images.
 
     Raises:
-        ValueError: a row's `<image>` tokens and images do not match; names the row and both counts.
-        RuntimeError: the same, inside a compiled function.
+        ValueError: a row has another number of `<image>` tokens than of images.
+        RuntimeError: the same, in a compiled function.
     """
     seen = (input_ids == image_token_id).cumsum(1)
     if torch.compiler.is_compiling():
@@ -216,23 +216,23 @@ def count_seen(input_ids: Tensor, image_token_id: int, media: Media | None, past
         given = len(media.rows[row // per_prompt]) if media is not None else 0
         if found > given or (found < given and not past):
             raise ValueError(
-                f"Row {row} has {found} <image> token(s) in its text but {given} image(s). "
-                "Give exactly one image (or video) for each <image>."
+                f"row {row} has {found} <image> token(s) in its text and {given} image(s); expected one image or video "
+                "for each <image>"
             )
         missing.append(given - found)
     return seen + torch.tensor(missing)[:, None]
 
 
 def _counts(media: Media, like: Tensor) -> Tensor:
-    """(R,) images of each row of text `like` (R, T), whose prompts' media these are."""
+    """(R,) the number of images of each row of text `like` (R, T)."""
     rows = media.rows
     counts = rows.count if isinstance(rows, Spans) else torch.tensor([len(row) for row in rows], device=like.device)
     return counts.to(like.device).repeat_interleave(len(like) // len(rows))
 
 
 def decoding_layout(media: Media, device: torch.device) -> ImageAttentionLayout:
-    """One new token a row, over `media.last`: every row sees the last image of its prompt, and the rows of a prompt
-    (beams) are read as further queries of it. Nothing is copied from the device, so a decode step waits for nothing."""
+    """The layout of one new token per row, over `media.last`: the rows of a prompt (beams) are queries of its last
+    image. Nothing is copied from the device, so that a decode step does not wait for it."""
     if isinstance(media.rows, Spans):
         return ImageAttentionLayout(media.last.rows.first, visible=media.rows.count > 0)
     # not `bool(row)`, which Dynamo of torch 2.9 cannot trace
@@ -245,14 +245,14 @@ def decoding_layout(media: Media, device: torch.device) -> ImageAttentionLayout:
 
 
 def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
-    """The blocks for a stretch of text, as few as they can be.
+    """The layout of several tokens per row, with as few blocks as possible.
 
     Args:
-        seen: (R, T) how many `<image>` tokens of the row stand at or before each token; on the CPU.
+        seen: (R, T) the number of `<image>` tokens of the row up to each token, on the CPU.
         media: of B prompts; row r belongs to prompt r // (R / B).
 
     Returns:
-        None if no token sees an image.
+        None if no token has an image.
     """
     met = seen.cpu().numpy()
     per_prompt = len(met) // len(media.rows)
@@ -261,7 +261,7 @@ def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
         table[b, 1 : len(row) + 1] = row
     image = table[np.arange(len(met))[:, None] // per_prompt, met]
 
-    # Runs of neighbouring tokens that see the same image, rows (as candidates of one prompt) one after another.
+    # Runs of neighbouring tokens that attend to the same image; a run may continue in the next row.
     image = image.ravel()
     starts = np.flatnonzero(np.diff(image, prepend=-2))
     lengths = np.diff(np.append(starts, image.size))
@@ -278,7 +278,7 @@ def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     block_image = np.repeat(images, pieces)
     token_of_query = np.minimum(begin[:, None] + np.arange(width), end[:, None] - 1)
     query_of_token = np.full(image.size, token_of_query.size)
-    # Padding queries repeat the last token of their block; written backwards, the first (real) one stays.
+    # Padding queries repeat the last token of their block. Written backwards, the first one, which is real, remains.
     query_of_token[token_of_query.ravel()[::-1]] = np.arange(token_of_query.size)[::-1]
 
     in_order = np.array_equal(block_image, np.arange(len(media.latents)))
@@ -290,10 +290,10 @@ def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
 
 
 def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
-    """The same inside a compiled function: tensors whose shapes follow from shapes.
+    """`prefill_layout` in a compiled function: tensors whose shapes follow from shapes.
 
-    Tokens of a row that see the same image are a group. A group takes blocks of its own, so there are at most as many
-    as would hold all tokens, and one more for each group. Blocks are as wide as groups are long on average.
+    The tokens of a row that attend to the same image are a group, and each group has its own blocks. So the number of
+    blocks is at most that for all tokens plus one per group. Blocks are as wide as groups are long on average.
     """
     rows, tokens = seen.shape
     images, per_prompt = len(media.latents), rows // len(media.rows)
@@ -310,9 +310,9 @@ def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
         image = table[row // per_prompt, seen]
         group, kinds = row * most + seen - 1, rows * most
     visible = (seen > 0).flatten()
-    group = group.flatten().where(visible, kinds)  # the last group is that of tokens that see nothing
+    group = group.flatten().where(visible, kinds)  # the last group: tokens without an image
     sizes = torch.zeros(kinds + 1, dtype=torch.long, device=seen.device).index_add(0, group, torch.ones_like(group))
-    # The place of each token within its group, in the order of the text.
+    # The position of each token in its group, in the order of the text.
     order = group.argsort(stable=True)
     place = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=seen.device))
     place = place - (sizes.cumsum(0) - sizes)[group]
@@ -322,7 +322,7 @@ def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     pieces = (sizes[:kinds] + width - 1) // width
     first = torch.cat([pieces.cumsum(0) - pieces, pieces.new_zeros(1)])
     query_of_token = ((first[group] + place // width) * width + place % width).where(visible, blocks * width)
-    # Queries that are no token's are answered as the first token's, and nobody reads the answers.
+    # Unused queries repeat the first token, and nothing reads their results.
     token_of_query = torch.zeros(blocks * width + 1, dtype=torch.long, device=seen.device)
     token_of_query = token_of_query.scatter(0, query_of_token, torch.arange(len(order), device=seen.device))
     token_of_query = token_of_query[:-1].view(blocks, width)

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from flamboyance.configuration_mosaic_gpt import MosaicGPTConfig
-from flamboyance.model.attention import attend, is_slow, shared
+from flamboyance.model.attention import attend, is_slow, parted
 from flamboyance.model.cache import NAME, given
 
 logger = logging.get_logger(__name__)
@@ -60,8 +60,8 @@ class MosaicGPTAttention(nn.Module):
             q, k = self.q_ln(q).to(v.dtype), self.k_ln(k).to(v.dtype)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         if cache is not None:
-            k, v = cache.update(k, v, self.layer_index)
-            before, seen = shared(k), attention_bias.shape[-1]
+            keys, v = cache.update(k, v, self.layer_index)
+            (before, k), seen = parted(keys), attention_bias.shape[-1]
             k, v = k[:, :, :seen], v[:, :, :seen]  # a preallocated cache returns its unused slots too
             if before or is_slow(q, self.dropout if self.training else 0.0):
                 out = attend(q, k, v, before, attention_bias.to(q.dtype), self.scale)

@@ -1,7 +1,7 @@
-"""Attention of transformers' MPT by fused kernels, and to what rows share.
+"""MPT's attention by fused kernels, and to keys that rows share.
 
-Transformers' own writes its scores out, in float32 beside the model's precision. ALiBi's bias and the mask are one
-additive mask here, in the precision of the queries.
+Transformers' own attention writes the scores out, in float32 as well as in the model's precision. Here ALiBi's bias and
+the mask are one additive mask, in the precision of the queries.
 """
 
 from __future__ import annotations
@@ -11,11 +11,38 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.mpt.modeling_mpt import MptAttention
+from transformers.models.mpt.modeling_mpt import MptAttention, MptModel
 
-from flamboyance.model.attention import attend, is_slow, shared
+from flamboyance.model.attention import attend, is_slow, parted
 from flamboyance.model.cache import given
 from flamboyance.model.linear import become
+
+
+class Alibi:
+    """ALiBi's bias (H, 1, longest) in one forward pass, and the additive masks that its layers share."""
+
+    def __init__(self, bias: Tensor):
+        self.bias = bias
+        self._masks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def mask(self, query: Tensor, length: int, hidden: Tensor) -> Tensor:
+        """ALiBi and the mask `hidden` (R, 1, T, length), True where a key is hidden, as one mask that is added to the
+        scores (R, H, T, length) of query (R, H, T, K)."""
+        kind = query.dtype, query.device
+        if kind not in self._masks:
+            # Transformers counts from the last token. From the query's own, near keys keep their order in bfloat16.
+            keys, queries = self.bias[..., -length:], self.bias[..., -query.shape[2] :].transpose(1, 2)
+            bias = (keys - queries)[None].to(query.device, query.dtype)
+            # Half the smallest number: a score added to it stays finite, so no row of padding becomes NaN.
+            self._masks[kind] = bias.masked_fill(hidden, torch.finfo(query.dtype).min / 2)
+        return self._masks[kind]
+
+
+class FusedMptModel(MptModel):
+    """MptModel, for layers with FusedMptAttention."""
+
+    def build_mpt_alibi_tensor(self, *args: Any, **kwargs: Any) -> Any:
+        return Alibi(super().build_mpt_alibi_tensor(*args, **kwargs))
 
 
 class FusedMptAttention(MptAttention):
@@ -24,14 +51,13 @@ class FusedMptAttention(MptAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        position_bias: Tensor | None,
+        position_bias: Alibi,
         past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """hidden_states (R, T, D), position_bias (H, 1, longest), attention_mask (R, 1, T, all keys) True where a key
-        is hidden -> (R, T, D)."""
+        """hidden_states (R, T, D), attention_mask (R, 1, T, all keys) True where a key is hidden -> (R, T, D)."""
         qkv = self.Wqkv(hidden_states)
         if self.clip_qkv:
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
@@ -39,9 +65,9 @@ class FusedMptAttention(MptAttention):
         past_key_values = given(past_key_values, cache)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        before = shared(key)
+        before, key = parted(key)
         length = key.shape[2] + sum(keys.shape[2] for keys, _ in before)
-        mask = _mask(query, length, position_bias, attention_mask)
+        mask = position_bias.mask(query, length, attention_mask)
         dropout = self.attn_dropout_p if self.training else 0.0
         if before or is_slow(query, dropout):
             out = attend(query, key, value, before, mask, self.softmax_scale)
@@ -50,28 +76,10 @@ class FusedMptAttention(MptAttention):
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
-def _mask(query: Tensor, length: int, position_bias: Tensor | None, hidden: Tensor | None) -> Tensor | None:
-    """ALiBi and the mask, to be added to scores (R, H, T, length); made once for all layers, which share `hidden`."""
-    known = getattr(hidden, "additive", None)
-    if known is not None and known.dtype == query.dtype and known.device == query.device:
-        return known
-    bias = torch.zeros((), device=query.device)
-    if position_bias is not None:
-        # Transformers counts from the last token. From the query's own, near keys keep their order in bfloat16.
-        bias = (position_bias[..., -length:] - position_bias[..., -query.shape[2] :].transpose(1, 2))[None]
-    bias = bias.to(query.dtype)
-    if hidden is None:
-        return None if position_bias is None else bias
-    # Half the smallest number: a score added to it stays finite, so no row of padding becomes NaN.
-    mask: Any = bias.masked_fill(hidden, torch.finfo(query.dtype).min / 2)
-    keeper: Any = hidden
-    keeper.additive = mask
-    return mask
-
-
-def fuse_mpt_attention(language_model: nn.Module) -> bool:
-    """Gives an MPT this attention; says whether the language model is one."""
-    found = [module for module in language_model.modules() if type(module) is MptAttention]
-    for module in found:
-        become(module, FusedMptAttention)
-    return bool(found)
+def fuse_mpt_attention(language_model: nn.Module) -> None:
+    """Gives an MPT this attention."""
+    for module in language_model.modules():
+        if type(module) is MptAttention:
+            become(module, FusedMptAttention)
+        elif type(module) is MptModel:
+            become(module, FusedMptModel)

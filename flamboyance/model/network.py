@@ -20,7 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family of MPT-1B
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import adapters, attention, families, language, linear, mpt, pixels
+from flamboyance.model import adapters, attention, families, language, linear, pixels
+from flamboyance.model.backbone import prepare_backbone
 from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given, is_recurrent
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
@@ -31,8 +32,8 @@ from flamboyance.model.resampler import PerceiverResampler
 from flamboyance.model.trainable import TrainableModel, freeze
 from flamboyance.model.vision import VisionTower
 
-# Language models that call their linear layers as layers, and read no weight themselves: `pack` is tested on them.
-PACKED = attention.SHARING | {"gpt_neo", "gptj", "mpt"}
+# Families that call their linear layers and do not read their weights themselves, as tested.
+PACKED = attention.SHARED_BY_REGISTER | attention.SHARED_BY_CLASS | {"gpt_neo", "gptj"}
 
 
 class FlamingoModel(TrainableModel):
@@ -68,7 +69,7 @@ class FlamingoModel(TrainableModel):
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         families.check(language_model)
-        families.prepare(language_model)
+        prepare_backbone(language_model)
         self.vision = VisionTower.from_config(config.vision) if vision is None else vision
         self.language_model = language_model
         freeze(self.vision)
@@ -90,13 +91,9 @@ class FlamingoModel(TrainableModel):
         self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.cross_attention_layers, blocks, strict=True)))
-        linear.use_packed_linear(self)
         self._inputs_by_layer = language.takes_inputs_by_layer(language_model)
         self._positions = language.positions(language_model)
         self._first_position = language.first_position(language_model)
-        self._attends_itself = mpt.fuse_mpt_attention(language_model) or attention.install_shared_attention(
-            language_model
-        )
         self.mark_as_opened()
         self.train(False)
 
@@ -106,18 +103,18 @@ class FlamingoModel(TrainableModel):
         return self.language_model.get_input_embeddings()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """torch.compile in place. Unpacks first: compiled functions choose products themselves, of plain weights."""
+        """torch.compile in place. Unpacks the weights first, because compiled functions need plain ones."""
         self.unpack()
         language.hook_head(self.language_model)
         super().compile(*args, **kwargs)
 
     def pack(self) -> Any:
-        """Rearranges weights for answering on a processor, in place; decoding takes less time, most so in bfloat16, and
-        no more memory. Saves, copies and moves as ever; training, and whatever else records gradients, unpacks. Unpack
-        before `torch.compile`, and for code that reads weights itself.
+        """Rearranges weights for inference on a CPU, in place. Decoding becomes faster, most of all in bfloat16, and
+        uses no more memory. Saving, copying and moving work as before. Recording gradients (training) unpacks. Unpack
+        for code that reads weights itself.
 
-        Done where it is known to help (the table in flamboyance.model.linear), for backbones whose
-        layers are called as layers (transformers' towers, and the families of `PACKED`). Elsewhere nothing happens."""
+        Does nothing where it is not known to help: see the table in flamboyance.model.linear. Of the backbones, it
+        packs transformers' towers and the language models of `PACKED`."""
         parts: list[nn.Module] = [self.resampler, self.cross_attention]
         if self.vision.spec["library"] == "transformers":
             parts.append(self.vision)
@@ -128,15 +125,14 @@ class FlamingoModel(TrainableModel):
         return self
 
     def unpack(self) -> Any:
-        """Undoes `pack`, bit by bit."""
+        """Restores the weights as they were before `pack`, bit by bit."""
         linear.unpack(self)
         return self
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether rows may share what they continue: the language model attends by flamboyance.model.attention (until
-        it is told to attend otherwise)."""
-        return self._attends_itself or self.language_model.config._attn_implementation == attention.NAME
+        """Whether rows may share the prompt that they continue, as the language model attends now."""
+        return attention.shares_prompts(self.language_model)
 
     def get_output_embeddings(self) -> nn.Module:
         return language.output_head(self.language_model)
@@ -144,26 +140,25 @@ class FlamingoModel(TrainableModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        """Takes tokens that were added to the tokenizer:
+        """Adds rows for tokens that were added to the tokenizer:
 
             processor.tokenizer.add_tokens(["<left>", "<right>"])
             model.resize_token_embeddings(len(processor.tokenizer))
 
-        Their rows are in `model.added_tokens`, where they train and are saved, beside those of `<image>` and
-        `<|endofchunk|>`. The language model's tables stay as they are. An optimizer that was made before does not know
-        the new parameters.
+        The rows are parameters of `model.added_tokens`, beside those of `<image>` and `<|endofchunk|>`. The tables of
+        the language model do not change. An optimizer that was created before does not have the new parameters.
 
         Args:
-            new_num_tokens: of the tokenizer, with all added tokens; None changes nothing. Fewer than the model has:
-                tokens that were added in this way are taken away again, the last first.
-            pad_to_multiple_of, mean_resizing: accepted for transformers' callers. No table has a size that could be
-                padded, and new rows always start at the table's mean.
+            new_num_tokens: the tokenizer's number of tokens, added ones included; None changes nothing. A smaller
+                number than the model's removes the last added tokens.
+            pad_to_multiple_of, mean_resizing: accepted for transformers' callers. Tables are not padded, and new rows
+                always start at the mean of the table.
 
         Returns:
-            The language model's own input table.
+            The language model's input table.
 
         Raises:
-            ValueError: the number would take away a token that the model needs.
+            ValueError: a token that the model needs would be removed.
         """
         config, now = self.config, self.config.vocab_size
         if new_num_tokens is None or new_num_tokens == now:
@@ -172,9 +167,8 @@ class FlamingoModel(TrainableModel):
         if new_num_tokens < needed:
             raise ValueError(
                 f"resize_token_embeddings({new_num_tokens}): expected {needed} tokens or more. The model has {now}: "
-                f"{config.base_vocab_size} of the language model's tokenizer, then {brief(config.added_tokens)}, and "
-                "needs those for images and padding. Give len(processor.tokenizer), of the tokenizer that the model "
-                "was made with"
+                f"{config.base_vocab_size} of the language model's tokenizer, then {brief(config.added_tokens)}. It "
+                "needs those for images and padding. Give len(processor.tokenizer), for the model's own tokenizer."
             )
         known = (
             {} if self.tokenizer is None else {number: token for token, number in self.tokenizer.get_vocab().items()}
@@ -194,7 +188,7 @@ class FlamingoModel(TrainableModel):
 
     def encode_media(self, pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None = None) -> Media:
         """Encodes images or videos once, for use in any number of calls. Outside of training, equal media are computed
-        once, as the demonstrations that all rows of a batch share.
+        once, such as demonstrations that all rows of a batch share.
 
         Args:
             pixel_values: (B, N, F, C, H, W); F is 1 for images. Entries beyond a row's count do not matter. Or packed,
@@ -220,8 +214,8 @@ class FlamingoModel(TrainableModel):
         return self._keys_values(self._latents(self._patches(media)), rows_of(numbers, counts))
 
     def _encode_traced(self, pixel_values: Tensor, media_counts: Tensor) -> Media:
-        """`encode_media` where numbers of media are tensors whose values nothing may depend on: entries beyond a row's
-        count are computed too, and not looked at."""
+        """`encode_media` in a compiled function, where nothing may depend on the values of media_counts: entries beyond
+        a row's count are computed too, and not used."""
         if pixel_values.ndim == 5:
             ends = media_counts.cumsum(0)
             fits = (ends[-1] == len(pixel_values)) & (media_counts >= 0).all()
@@ -242,7 +236,7 @@ class FlamingoModel(TrainableModel):
         return self.vision(media.flatten(0, 1)).unflatten(0, (-1, media.shape[1]))
 
     def resample(self, patches: Tensor | None, media_counts: Sequence[int]) -> Media:
-        """The trained half of `encode_media`, for features of the frozen tower that were computed before.
+        """The second half of `encode_media`, for features that the vision tower computed before.
 
         Args:
             patches: (M, F, P, D), those of row 0 first; None without any.
@@ -258,9 +252,9 @@ class FlamingoModel(TrainableModel):
     def _check_frames(self, frames: int) -> None:
         if frames > 1 and self.resampler.time_embeddings is None:
             raise ValueError(
-                f"a medium has {frames} frames, and this model has no time embeddings (trained on single images): "
-                "the order of frames would be lost. Give one frame, or each frame as an image with an <image> of "
-                "its own; a model for videos is made with resampler={'max_frames': …}"
+                f"pixel_values has {frames} frames per medium, but this model was trained on single images: it has no "
+                "time embeddings, and would lose the order of frames. Give one frame, or each frame as an image with "
+                "its own <image>; a model for videos has resampler={'max_frames': …}."
             )
 
     def _latents(self, patches: Tensor | None) -> Tensor:
@@ -271,7 +265,7 @@ class FlamingoModel(TrainableModel):
         return self.resampler(patches.to(home.device, home.dtype))
 
     def media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
-        """The last part of `encode_media`: latents (M, L, D) with their keys and values of every block.
+        """The last part of `encode_media`: the keys and values of every block, for latents (M, L, D).
 
         Raises:
             ValueError: latents that are not finite.
@@ -284,7 +278,7 @@ class FlamingoModel(TrainableModel):
         return Media(latents, pairs, rows)
 
     def _check_finite(self, name: str, values: Tensor, places: Sequence[int] | None = None) -> None:
-        """Not in training, where a step that is not finite is left out, and where looking at values takes time."""
+        """Except in training, where steps that are not finite are skipped and reading values takes time."""
         if self.training or torch.compiler.is_compiling() or is_finite(values):
             return
         places = range(len(values)) if places is None else places
@@ -307,9 +301,11 @@ class FlamingoModel(TrainableModel):
         if media is None and pixel_values is not None:
             media = self.encode_media(pixel_values, media_counts)
         elif media is not None and pixel_values is not None:
-            raise ValueError("Give media or pixel_values, not both: they say the same thing.")
+            raise ValueError("media and pixel_values are both given; expected one of them")
         if media is not None and len(input_ids) % max(len(media.rows), 1):
-            raise ValueError(f"{len(input_ids)} rows of text cannot share the media of {len(media.rows)} prompts.")
+            raise ValueError(
+                f"input_ids has {len(input_ids)} rows for media of {len(media.rows)} prompts; expected a multiple"
+            )
         return media
 
     # Forward ----------------------------------------------------------------------------------------------------
@@ -336,40 +332,40 @@ class FlamingoModel(TrainableModel):
 
         Args:
             input_ids: (R, T). With past_key_values, the new tokens only.
-            attention_mask: (R, past + T), 1 for real tokens; padding may stand on either side.
+            attention_mask: (R, past + T), 1 for real tokens; padding may be on either side.
             pixel_values, media_counts: as in `encode_media`; or
             media: of B prompts, R a multiple of B. With past_key_values: all media of the conversation so far, those
                 of the new `<image>` tokens last.
-            labels: (R, T), -100 where nothing is to be predicted; shifted here. The loss is their mean cross-entropy.
-            past_key_values, position_ids, use_cache: as in transformers; positions default to the mask's count.
-            cache: another name for past_key_values, transformers' own since 5.24.
-            logits_to_keep: logits of the last so many positions only; 0: all. Or a (K,) long tensor of the positions
-                wanted, row·T + t; the result is then (K, V), and the loss is the caller's own.
-            images_seen: (B, T) long, on the CPU: how many images each token has met; counted from the text when not
-                given.
+            labels: (R, T), -100 for tokens that are not predicted; shifted here. The loss is their mean cross-entropy.
+            past_key_values, position_ids, use_cache: as in transformers; positions default to the count of the mask.
+            cache: another name of past_key_values, which transformers uses since 5.24.
+            logits_to_keep: the number of last positions to return logits of; 0: all. Or a (K,) long tensor of
+                positions, row·T + t; the logits are then (K, V), and the caller computes the loss.
+            images_seen: (B, T) long, on the CPU: the number of `<image>` tokens up to each token; default: counted in
+                input_ids.
             return_dict: accepted for transformers' callers; the result is always an output object.
-            num_items_in_batch: divide the summed loss by this number, not by that of this call's own labels: for
-                gradients accumulated over several calls, as transformers' Trainer does it.
-            outputs: output_hidden_states, output_attentions: of the language model's layers. (MPT has no attentions to
-                show: its attention is fused.)
+            num_items_in_batch: the summed loss is divided by this number, instead of by this call's number of labels,
+                when gradients are accumulated over several calls, as by transformers' Trainer.
+            outputs: output_hidden_states, output_attentions: of the language model's layers. (MPT returns no
+                attentions, because its attention is fused.)
 
         Returns:
             `.logits` (R, T, V) or those kept, `.loss`, `.past_key_values`.
 
         Raises:
-            ValueError: a row's `<image>` tokens and images differ in number; ids are not the model's; or labels have
-                another shape.
+            ValueError: a row has another number of `<image>` tokens than of images; ids are not in the vocabulary; or
+                labels have another shape.
         """
-        named = {name for name, value in outputs.items() if value is not None}  # wrappers pass on what they name
+        named = {name for name, value in outputs.items() if value is not None}  # wrappers pass None for options
         unknown = sorted(named - {"output_hidden_states", "output_attentions", "cache_position"})
         if unknown:
-            raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation for those that it takes.")
+            raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation")
         check_ids(input_ids)
         past_key_values = given(past_key_values, cache)
         media = self._media(input_ids, media, pixel_values, media_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         self.check_length(past + input_ids.shape[1], attention_mask)
-        # Looking at ids waits for the device: not while decoding, nor for a caller who has counted their images.
+        # Reading ids waits for the device: not while decoding, nor for callers that counted their images.
         if images_seen is None and (not past or input_ids.shape[1] > 1):
             self._check_ids(input_ids, labels)
         media, layout = self._layout(input_ids, media, past, images_seen)
@@ -400,20 +396,20 @@ class FlamingoModel(TrainableModel):
                 **{name: value for name, value in outputs.items() if name != "cache_position" and value},
             )
         logits = out.logits[..., : self.config.vocab_size]
-        logits = logits if past_key_values is not None else logits.contiguous()  # a step need not copy its vocabulary
+        logits = logits if past_key_values is not None else logits.contiguous()  # a decode step copies no logits
         loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         rest: dict[str, Any] = {name: out.get(name) for name in (CACHE, "hidden_states", "attentions")}
         if use_cache is False:
-            rest[CACHE] = past_key_values  # some families make one all the same
+            rest[CACHE] = past_key_values  # some families return one all the same
         return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
     def check_length(self, length: int, attention_mask: Tensor | None = None, new: int = 0) -> None:
-        """Whether texts fit the language model's positions.
+        """Checks that texts fit the language model's positions.
 
         Args:
-            length: columns of text, padding and what a cache holds included.
+            length: columns of text, including padding and the tokens of a cache.
             attention_mask: of all columns; padding takes no position.
-            new: tokens to be generated after them.
+            new: tokens that will be generated.
 
         Raises:
             ValueError: more tokens than the language model has positions for.
@@ -427,18 +423,18 @@ class FlamingoModel(TrainableModel):
             kind = type(language.unwrapped(self.language_model)).__name__
             more = f" and up to {new} new ones" if new else ""
             raise ValueError(
-                f"too long: {length} tokens{more}, but {kind} has {most} positions. Shorten the text, give fewer "
-                "demonstrations, or generate fewer tokens."
+                f"too long: {length} tokens{more}, but {kind} has {most} positions; shorten the text, give fewer "
+                "demonstrations, or generate fewer tokens"
             )
 
     def _check_ids(self, input_ids: Tensor, labels: Tensor | None) -> None:
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)} for input_ids of shape {tuple(input_ids.shape)}; expected a "
-                "label for each token, -100 where nothing is to be predicted."
+                "label for each token, -100 where nothing is predicted"
             )
         if not input_ids.numel():
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: there is no token. Give some text.")
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected one token or more")
         if torch.compiler.is_compiling():
             fits = ((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()
             torch._assert_async(fits, "input_ids holds ids that are not the model's")
@@ -448,15 +444,13 @@ class FlamingoModel(TrainableModel):
                 raise ValueError(
                     f"input_ids holds {token}; expected ids from 0 to {self.config.vocab_size - 1}: "
                     f"{self.config.base_vocab_size} tokens of the tokenizer, then {brief(self.config.added_tokens)}. "
-                    "Use the tokenizer that the model was made with; if tokens were added to it since, first call "
+                    "Use the model's own tokenizer; after adding tokens to it, call "
                     "model.resize_token_embeddings(len(tokenizer))."
                 )
 
     def _layout(self, input_ids: Tensor, media: Media | None, past: int, images_seen: Tensor | None):
-        """What each token sees: the media to look at, and the layout for attending to them."""
+        """The media that tokens attend to in this call, and the layout of that attention."""
         traced = torch.compiler.is_compiling()
-        if images_seen is not None and not isinstance(images_seen, Tensor):
-            images_seen = torch.as_tensor(images_seen)
         newest = images_seen is None
         if not newest and not traced and media is not None and past and input_ids.shape[1] == 1:
             times = len(images_seen) // len(media.rows)
@@ -481,8 +475,8 @@ def brief(tokens: Sequence[str]) -> str:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """Mean cross-entropy of labels (R, T) under the logits (R, T, V) one position earlier; -100 is not counted. With
-    `count`, their sum over `count`."""
+    """Mean cross-entropy of labels (R, T) under the logits (R, T, V) of the position before, without labels of -100.
+    With `count`, the sum divided by it."""
     logits, labels = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     if count is None:
         return F.cross_entropy(logits, labels, ignore_index=-100)
@@ -493,7 +487,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None =
 def check_ids(input_ids: Any) -> None:
     """
     Raises:
-        ValueError: something else than rows of token ids.
+        ValueError: not a tensor (rows, tokens) of integers.
     """
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(

@@ -1,7 +1,7 @@
 """Several tokens after a recurrent state.
 
-Every family continues such a state token by token; by several at once some do not, in some versions of transformers,
-and give other numbers without a word.
+Every family continues such a state correctly token by token. With several tokens at once, some families silently return
+other numbers in some versions of transformers.
 """
 
 from typing import Any
@@ -22,18 +22,18 @@ def one_by_one(
     logits_to_keep: int | Tensor,
     images_seen: Tensor,
 ) -> Tensor:
-    """The logits of a model's `forward` with these arguments, in as many calls as there are tokens.
+    """The logits of a model's `forward` with these arguments, by one call per token.
 
     Raises:
-        ValueError: padding before a token: the state would take it in.
+        ValueError: there is padding before a token, and it would change the state.
     """
     new, past = input_ids.shape[1], cache.get_seq_length()
     if attention_mask is not None:
         real = attention_mask[:, -new:].long()
         if bool((real[:, :-1] < real[:, 1:]).any()):
             raise ValueError(
-                f"attention_mask has padding before new tokens, after {past} tokens in the cache: the recurrent state "
-                f"of {type(model.language_model).__name__} would take it in. Continue one row at a time, or give the "
+                f"attention_mask has padding before new tokens, after {past} tokens in the cache. It would change the "
+                f"recurrent state of {type(model.language_model).__name__}: continue one row at a time, or give the "
                 "whole text without a cache."
             )
     steps = []

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flamboyance.model import linear
+from flamboyance.model.linear import Linear, bfloat16_is_slow
 
 
 class FeedForward(nn.Module):
@@ -16,20 +16,22 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, dim * mult, bias=False)
-        self.down = nn.Linear(dim * mult, dim, bias=False)
+        self.up = Linear(dim, dim * mult, bias=False)
+        self.down = Linear(dim * mult, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(self.norm(x))))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q (M, H, Q, K), k and v (M, H, S, K) -> (M, H, Q, K). Fused, but where that is slow: in bfloat16 on a CPU,
-    PyTorch's fused attention of several media takes twice as long as the products written out, there and back five
-    times. (Of one medium and a decode step's few queries it takes half. Where oneDNN has no bfloat16, as with AVX2, the
-    products written out take fifty times as long.)"""
+    """q (M, H, Q, K), k and v (M, H, S, K) -> (M, H, Q, K), by fused attention unless it is slow.
+
+    In bfloat16 on a CPU, PyTorch's fused attention of several media takes twice as long as separate products, and five
+    times with the backward pass. For one medium and the few queries of a decode step it takes half as long. Where
+    oneDNN has no bfloat16 (AVX2), separate products take fifty times as long.
+    """
     written = q.dtype == torch.bfloat16 and q.device.type == "cpu" and (len(q) > 1 or torch.is_grad_enabled())
-    if written and not linear.bfloat16_is_slow():
+    if written and not bfloat16_is_slow():
         return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -43,9 +45,9 @@ class PerceiverAttention(nn.Module):
         self.heads = heads
         self.norm_media = nn.LayerNorm(dim)
         self.norm_latents = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_kv = Linear(dim, 2 * inner, bias=False)
+        self.to_out = Linear(inner, dim, bias=False)
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
         """patches (M, F·P, D), latents (M, L, D) -> (M, L, D)."""
@@ -74,8 +76,8 @@ class PerceiverResampler(nn.Module):
     Args:
         dim: width of the patches, and of the latents.
         depth, heads, dim_head, latents, ff_mult: sizes; the defaults are OpenFlamingo's.
-        max_frames: number of learned time embeddings, or None for a model of still images (OpenFlamingo's). A video
-            of more frames than were trained gets them by linear interpolation (Flamingo, appendix B.1.3).
+        max_frames: number of learned time embeddings; None for a model of still images (OpenFlamingo's). For a video of
+            more frames they are interpolated linearly (Flamingo, appendix B.1.3).
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class PerceiverResampler(nn.Module):
 
 
 def stretched(time_embeddings: Tensor, frames: int) -> Tensor:
-    """Time embeddings (trained, D) for a number of frames, (frames, D): the first ones, or all of them interpolated."""
+    """Time embeddings (max_frames, D) -> (frames, D): the first ones, or all of them interpolated."""
     if frames <= len(time_embeddings):
         return time_embeddings[:frames]
     longer = F.interpolate(time_embeddings.T[None], size=frames, mode="linear", align_corners=True)

@@ -1,4 +1,4 @@
-"""Log-probabilities of candidate completions, with what candidates share computed once."""
+"""Log-probabilities of candidate completions; what candidates share is computed once."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def score_candidates(
 ) -> Tensor:
     """See `FlamingoForConditionalGeneration.score`. (B, T) and n candidates -> (B, n)."""
     if normalize not in ("sum", "mean"):
-        raise ValueError(f"normalize={normalize!r}; expected 'sum' or 'mean' (over a candidate's tokens).")
+        raise ValueError(f"normalize={normalize!r}; expected 'sum' or 'mean' (over a candidate's tokens)")
     tokens = candidate_tokens(model, candidates)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     seen = count_seen(input_ids, model.config.image_token_id, media)
@@ -36,8 +36,8 @@ def score_candidates(
     past = cache.get_seq_length()
     if past >= input_ids.shape[1]:
         raise ValueError(
-            f"The cache holds {past} tokens and input_ids {input_ids.shape[1]}: give the whole prompt, of which the "
-            "cache holds the beginning; its last token must be left to compute."
+            f"past_key_values has {past} tokens and input_ids {input_ids.shape[1]}; expected the whole prompt in "
+            "input_ids, and fewer tokens in the cache"
         )
     out = model(
         input_ids=input_ids[:, past:],
@@ -51,7 +51,7 @@ def score_candidates(
     first = out.logits[:, -1].float().log_softmax(-1)
     scores = first[:, [c[0] for c in tokens]]
 
-    # Candidates of like length go together, so that short ones are not padded to the longest.
+    # Candidates are grouped by length, so that short ones are not padded to the longest.
     longer = sorted((i for i, c in enumerate(tokens) if len(c) > 1), key=lambda i: len(tokens[i]))
     at_once = max(1, batch_size // len(input_ids))
     for start in range(0, len(longer), at_once):
@@ -86,7 +86,7 @@ def _rest(
         images_seen=seen.expand(-1, longest - 1),
         use_cache=True,
     ).logits
-    # A few rows at a time, which stay in a processor's cache.
+    # A few rows at a time, which fit in the CPU's cache.
     few = max(1, 2**20 // logits[0].numel()) if logits.device.type == "cpu" else len(logits)
     parts = zip(logits.split(few), ids[:, 1:, None].split(few), strict=True)
     picked = torch.cat([part.float().log_softmax(-1).gather(-1, wanted) for part, wanted in parts])[..., 0]
@@ -94,11 +94,11 @@ def _rest(
 
 
 def candidate_tokens(model: FlamingoModel, candidates: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Token ids of each candidate, without the tokenizer's own beginning and end.
+    """Token ids of each candidate, without special tokens.
 
     Raises:
-        ValueError: no candidates, an empty one, ids that are not the model's, or texts without a tokenizer to read
-            them.
+        ValueError: no candidates, an empty one, ids outside of the vocabulary, or texts for a model without a
+            tokenizer.
     """
     candidates = checks.listed("candidates", candidates, "texts", "['yes', 'no']")
     if not candidates:
@@ -109,8 +109,8 @@ def candidate_tokens(model: FlamingoModel, candidates: Sequence[str] | Sequence[
     texts = [c for c in candidates if isinstance(c, str)]
     if texts and getattr(model, "tokenizer", None) is None:
         raise ValueError(
-            "This model has no tokenizer to read candidate texts with: set model.tokenizer = processor.tokenizer, "
-            "or give lists of token ids."
+            "candidates are texts, but the model has no tokenizer; set model.tokenizer = processor.tokenizer, or give "
+            "lists of token ids"
         )
     read: Any = model.tokenizer
     tokens = [
@@ -119,9 +119,9 @@ def candidate_tokens(model: FlamingoModel, candidates: Sequence[str] | Sequence[
     ]
     for candidate, ids in zip(candidates, tokens, strict=True):
         if not ids:
-            raise ValueError(f"Candidate {candidate!r} has no tokens, so it has no probability. Remove it.")
+            raise ValueError(f"candidate {candidate!r} has no tokens, and so no probability; remove it")
         if not 0 <= min(ids) <= max(ids) < model.config.vocab_size:
             raise ValueError(
-                f"candidate {checks.brief(candidate)} holds ids outside of 0 to {model.config.vocab_size - 1}"
+                f"candidate {checks.brief(candidate)} has other ids than 0 to {model.config.vocab_size - 1}"
             )
     return tokens

@@ -1,7 +1,7 @@
-"""What trains, and what has to be kept of a model: asked of the model itself.
+"""The trainable parameters of a model, and the tensors that have to be saved.
 
-The resampler, the cross-attention and the added tokens are a Flamingo's own, and are always kept. Of the backbones,
-which are opened by name, what can train, what adapters added, and what differs from the weights that were opened.
+The resampler, the cross-attention and the added tokens are a Flamingo's own parts, which are always saved. The
+backbones are opened by name; of them, adapters, trainable parameters, and weights that changed since are saved.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from flamboyance.model import adapters, linear
 
 OWN = ("resampler.", "cross_attention.", "added_tokens.")
-COLUMNS = 4093  # of a checksum; prime, so that rows of a table that change places are in other columns
-SAMPLES = 64  # of a tensor, by which it is known again after a change of precision
+COLUMNS = 4093  # of a checksum; prime, so that exchanged rows of a table come into other columns
+SAMPLES = 64  # elements of a tensor that are compared after a change of precision
 
 
 @dataclass(frozen=True)
 class Mark:
-    """By what a tensor is known again: a checksum of all its bytes, and some of its elements."""
+    """A checksum of all bytes of a tensor and some of its elements, to find out later whether it changed."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Mark:
         return cls(t.dtype, tuple(t.shape), checksum(t), _some(t))
 
     def differs(self, tensor: Tensor) -> bool:
-        """Whether a tensor has other values now, but for a change of precision."""
+        """Whether a tensor has other values now. A change of precision does not count."""
         if tuple(tensor.shape) != self.shape:
             return True
         if not _readable(tensor) or (self.some.numel() == 0 and tensor.numel()):
@@ -46,7 +46,7 @@ class Mark:
             return False
         some, was = _some(now), self.some.to(now.device)
         if now.dtype == self.dtype and torch.equal(some, was):
-            return True  # elsewhere than in these elements
+            return True  # other elements differ
         if not now.is_floating_point():
             return True
         through = (was, was.to(torch.bfloat16), was.to(torch.float16))
@@ -54,29 +54,29 @@ class Mark:
 
 
 class TrainableModel(PreTrainedModel):
-    """A model around two backbones, which knows what of it trains and what has to be saved."""
+    """A model around two backbones, with its trainable parameters and the tensors to save."""
 
     vision: Any
     language_model: Any
     _opened: dict[str, Mark]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What trains, by name: every parameter that requires gradients, adapters and unfrozen backbones included."""
+        """The trainable parameters by name, including adapters and unfrozen backbones."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the resampler, the cross-attention and the added tokens, without adapters on them; by the names
-        that they have without adapters."""
+        """Parameters of the resampler, the cross-attention and the added tokens, without adapters on them, under the
+        names that they have without adapters."""
         theirs = adapters.names(self)
         found = {adapters.canonical(name): p for name, p in self.named_parameters() if name not in theirs}
         return {name: p for name, p in found.items() if name.startswith(OWN)}
 
     def kept_tensors(self) -> dict[str, Tensor]:
-        """What `save_pretrained` writes, by name: the model's own parts, adapters, and of the backbones what can train
-        or differs from what was opened.
+        """The tensors that `save_pretrained` writes, by name: the model's own parts, adapters, and those of the
+        backbones that are trainable or have changed since they were opened.
 
         Raises:
-            ValueError: a part that was added by hand, which opening the model again would not bring back.
+            ValueError: a part was added by hand, and opening the saved model would not restore it.
         """
         theirs, found = adapters.names(self), {}
         for name, tensor in adapters.tensors(self).items():
@@ -86,15 +86,15 @@ class TrainableModel(PreTrainedModel):
                 continue
             if plain not in self._opened:
                 raise ValueError(
-                    f"cannot save {name}: it is not part of the backbones that this model was made of, so opening it "
-                    "again would not bring it back; use PEFT for adapters, or change the backbone and save that first"
+                    f"cannot save {name}: the model's backbones did not have it when they were opened, and opening the "
+                    "saved model would not restore it. Use PEFT for adapters, or save the changed backbone first."
                 )
             if tensor.requires_grad or self._opened[plain].differs(tensor):
                 found[name] = tensor
         return found
 
     def mark_as_opened(self) -> None:
-        """Remembers the weights of the backbones as those that their names give."""
+        """Remembers the current weights of the backbones as the ones that their names refer to."""
         theirs = adapters.names(self)
         self._opened = {
             adapters.canonical(name): Mark.of(tensor)
@@ -103,17 +103,18 @@ class TrainableModel(PreTrainedModel):
         }
 
     def train(self, mode: bool = True) -> Any:
-        """Frozen parts of the backbones stay in evaluation mode: their dropout is off."""
+        """Frozen parts of the backbones stay in evaluation mode, without dropout."""
         if mode:
             linear.unpack(self)
         super().train(mode)
         for part in (self.vision, self.language_model):
-            train_what_trains(part, mode)
+            train_trainable(part, mode)
         return self
 
 
-def train_what_trains(module: nn.Module, mode: bool) -> None:
-    """Puts what holds something trainable into a mode, with the dropout inside it; adapters, each for itself."""
+def train_trainable(module: nn.Module, mode: bool) -> None:
+    """Sets the mode of modules that contain trainable parameters, with their dropout. Adapters are separate from the
+    module that they adapt."""
     holding: set[int] = set()
 
     def holds(module: nn.Module) -> bool:
@@ -143,19 +144,19 @@ def train_what_trains(module: nn.Module, mode: bool) -> None:
 
 
 def _apart(module: nn.Module, adapter: list[nn.Module] | None) -> list[nn.Module]:
-    """The children that are not the adapter's."""
+    """The children that do not belong to the adapter."""
     aside = {id(child) for child in adapter or ()}
     return [child for child in module.children() if id(child) not in aside]
 
 
 def freeze(backbone: nn.Module) -> None:
-    """A backbone as it is opened does not train. One that was given adapters before stays as PEFT left it."""
+    """Freezes a backbone, unless it has adapters: then it stays as PEFT left it."""
     if not adapters.names(backbone):
         backbone.requires_grad_(False)
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether its values lie here as they are: not offloaded, sharded or quantised."""
+    """Whether its values can be read: not offloaded, sharded or quantised."""
     return type(tensor) in (nn.Parameter, Tensor) and not tensor.is_meta
 
 
@@ -165,7 +166,7 @@ def _some(tensor: Tensor) -> Tensor:
 
 
 def checksum(tensor: Tensor) -> int:
-    """A sum of all bytes of a tensor, eight at a time, each weighted by its place; at the speed of memory."""
+    """A sum of all bytes of a tensor, eight at a time, weighted by their positions; at the speed of memory."""
     flat = tensor.contiguous().reshape(-1)
     if not flat.numel():
         return 0

@@ -1,9 +1,8 @@
 """Vision towers: frozen, from transformers, OpenCLIP or timm; pixels in, patch features out.
 
-A tower's features are the last block's patch tokens *before* the final LayerNorm and without class or
-register tokens (a grid's cells for a convolutional tower): what the published Flamingo checkpoints were
-trained on, whatever a library's own output is today. By `embed` a tower gives one vector an image, as its
-library does: what images are compared by.
+The features are the last block's patch tokens *before* the final LayerNorm and without class or register tokens (the
+cells of the grid for a convolutional tower). The published Flamingo checkpoints were trained on these, whatever output
+the library has today. `embed` returns one vector per image, as the library does, to compare images by.
 
 Shapes: n images, C H W pixels, P patches, D width.
 """
@@ -20,18 +19,22 @@ from torch import Tensor, nn
 from flamboyance.configuration import check_vision
 from flamboyance.model import adapters, vision_libraries, vision_transformers
 from flamboyance.model.linear import use_packed_linear
-from flamboyance.model.trainable import freeze, train_what_trains
+from flamboyance.model.trainable import freeze, train_trainable
 
 LIBRARIES = ("transformers", "openclip", "timm")
-TOGETHER = 1024  # patches that a CPU computes at a time; with more, activations leave its caches: 1.4 times as long
+TOGETHER = 1024  # patches that a CPU computes at a time; more take 1.4 times as long, outside of its caches
 
 
 class VisionTower(nn.Module):
     """A frozen tower: `tower(pixels (n, C, H, W)) -> patches (n, P, D)`.
 
-    Attributes: `model`, the library's own module; `spec`, the dict that `from_config` builds it again from;
-    `width` (D); `image_size`, the side in pixels that it was made for; `patches` (P at that size; None for a
-    convolutional tower); `projection`, CLIP's of its pooled feature, where it was asked for and found.
+    Attributes:
+        model: the library's module.
+        spec: a dict from which `from_config` builds the tower again.
+        width: D.
+        image_size: the side in pixels that it was trained for.
+        patches: P at that size; None for a convolutional tower.
+        projection: CLIP's projection of its pooled feature, if it was requested and found.
     """
 
     def __init__(self, model: Any, spec: dict[str, Any], projection: nn.Module | None = None) -> None:
@@ -51,7 +54,7 @@ class VisionTower(nn.Module):
 
     @classmethod
     def from_config(cls, spec: dict[str, Any]) -> VisionTower:
-        """Build a tower without its weights from a `spec` (or `tower_spec`); works on the meta device."""
+        """Builds a tower without its weights from a `spec` (or `tower_spec`), also on the meta device."""
         spec = _complete(spec)
         if spec["library"] == "transformers":
             return cls(vision_transformers.build(spec["config"]), spec)
@@ -70,18 +73,21 @@ class VisionTower(nn.Module):
         dtype: torch.dtype | str | None = None,
         projection: bool = False,
     ) -> VisionTower:
-        """Load a tower with its weights.
+        """Loads a tower with its weights.
 
-        name: a hub name or directory (transformers), OpenCLIP's name, or "timm/...".
-        pretrained: OpenCLIP's tag, or a file of its weights. OpenAI's own towers ("ViT-L-14" with "openai",
-            and "ViT-B-32", "ViT-B-16", "ViT-L-14-336") come by transformers from the hub's
-            `openai/clip-vit-...`, without open_clip.
-        library: "transformers", "openclip" or "timm", where the name alone does not say it.
-        dtype: of the weights; None or "auto" keeps the files'.
-        projection: also what `embed` projects by, if the files hold it. Only transformers' CLIP asks: a Flamingo
-            has no use for it, towers saved alone lack it, and other libraries' towers have theirs anyway.
+        Args:
+            name: a hub name or directory (transformers), OpenCLIP's name, or "timm/...".
+            pretrained: OpenCLIP's tag, or a file of its weights. OpenAI's towers ("ViT-L-14", "ViT-B-32", "ViT-B-16",
+                "ViT-L-14-336" with "openai") are loaded by transformers from the hub's `openai/clip-vit-...`, without
+                open_clip.
+            library: "transformers", "openclip" or "timm", if the name does not determine it.
+            dtype: of the weights; None or "auto": that of the files.
+            projection: load the projection of CLIP's pooled feature too, if the files have it; `embed` uses it. Only
+                for transformers' CLIP; towers of other libraries have it always.
 
-        Raises ValueError for a name that is none of these, ImportError where a library is not installed.
+        Raises:
+            ValueError: an unknown name.
+            ImportError: the library is not installed.
         """
         spec = _identify(str(name), pretrained, library)
         options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -104,10 +110,11 @@ class VisionTower(nn.Module):
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels (n, C, H, W), already normalised -> patches (n, P, D), in the tower's dtype. Records gradients where
-        something of the tower trains, or the pixels ask for theirs.
+        """pixels (n, C, H, W), normalised -> patches (n, P, D), in the tower's dtype. Records gradients if the tower
+        has trainable parameters or the pixels require them.
 
-        Raises ValueError for another number of axes or a size that the tower cannot take.
+        Raises:
+            ValueError: another number of dimensions, or a size that the tower does not take.
         """
         return self._in_turns(pixels, self._features)
 
@@ -119,11 +126,11 @@ class VisionTower(nn.Module):
         return vision_libraries.timm_features(self.model, pixels)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """pixels (n, C, H, W), already normalised -> one vector an image (n, D), float32, of length 1.
+        """pixels (n, C, H, W), normalised -> one vector per image (n, D), float32, of length 1.
 
-        It is what the model's library compares images by: CLIP's pooled feature, projected if the tower has the
-        projection (see from_pretrained); SigLIP's pooled feature; the class token of DINOv2 and ViT; OpenCLIP's
-        `encode_image`; timm's feature before the classifier. D need not be `width`. Raises as `forward`.
+        The vector is the one by which the library compares images: CLIP's pooled feature, projected if the tower has
+        the projection (see from_pretrained); SigLIP's pooled feature; the class token of DINOv2 and ViT; OpenCLIP's
+        `encode_image`; timm's feature before the classifier. D may differ from `width`. Raises as `forward` does.
         """
         return self._in_turns(pixels, self._embedded)
 
@@ -138,36 +145,33 @@ class VisionTower(nn.Module):
         return nn.functional.normalize(pooled.float(), dim=-1)
 
     def _in_turns(self, pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-        """What the work makes of all images, on a CPU of a few at a time. (Not where other processes, of more images or
-        fewer, may have to take as many turns: those of a sharded tower.)"""
+        """`work` on all images; on a CPU, on a few at a time. (Not among several processes: all processes of a sharded
+        tower must call it equally often, and they may have different numbers of images.)"""
         self._check(pixels)
-        learns = torch.is_grad_enabled() and (pixels.requires_grad or any(p.requires_grad for p in self.parameters()))
-        with torch.set_grad_enabled(learns):
-            return self._some_at_a_time(pixels, work)
-
-    def _some_at_a_time(self, pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+        trains = torch.is_grad_enabled() and (pixels.requires_grad or any(p.requires_grad for p in self.parameters()))
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        if pixels.device.type != "cpu" or not alone:
-            return work(pixels.to(self.dtype))
-        patches = (self.patches or 64) * pixels.shape[2] * pixels.shape[3] / self.image_size**2
-        return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])
+        with torch.set_grad_enabled(trains):
+            if pixels.device.type != "cpu" or not alone:
+                return work(pixels.to(self.dtype))
+            patches = (self.patches or 64) * pixels.shape[2] * pixels.shape[3] / self.image_size**2
+            return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the tower as a transformers directory, for a checkpoint that stands alone; adapters are not in it.
+        """Writes the tower as a transformers directory, without adapters, for a checkpoint that includes its backbones.
 
         Raises:
-            ValueError: the tower is of another library; such towers are named, not copied.
+            ValueError: the tower is from another library; such towers are opened by name.
         """
         if self.spec["library"] != "transformers":
             raise ValueError(
-                f"vision tower {self.spec['name']} is of the library {self.spec['library']}, which has no directory "
-                "format of its own; save with include_backbones=False, so that the tower is loaded by its name"
+                f"vision tower {self.spec['name']} is from {self.spec['library']}, which has no directory format; save "
+                "with include_backbones=False, so that the tower is opened by its name"
             )
         adapters.save_base(self.model, directory)
 
     def train(self, mode: bool = True) -> VisionTower:
-        """What is frozen stays in evaluation mode: no dropout, no running statistics to update."""
-        train_what_trains(self, mode)
+        """Frozen parts stay in evaluation mode: no dropout, no running statistics."""
+        train_trainable(self, mode)
         return self
 
     def _check(self, pixels: Tensor) -> None:
@@ -188,15 +192,15 @@ class VisionTower(nn.Module):
 
 
 def tower_spec(name: str, pretrained: str | None = None, library: str | None = None) -> dict[str, Any]:
-    """The `spec` of a tower without loading its weights: {"library", "name", "pretrained", "config"}.
+    """The `spec` of a tower, without loading its weights: {"library", "name", "pretrained", "config"}.
 
-    Needs no network for OpenAI's towers; reads the configuration of others.
+    Reads the tower's configuration; that of OpenAI's towers is built in.
     """
     return _complete(_identify(str(name), pretrained, library))
 
 
 def tower_preprocessing(spec: dict[str, Any]) -> dict[str, Any]:
-    """How a tower wants its images, for want of a preprocessor_config.json.
+    """The preprocessing of a tower without a preprocessor_config.json.
 
     {"image_size": side in pixels, "mean": per channel, "std": per channel, "resize": "shortest" (side, then
     centre crop) or "exact" (to the square)}.
@@ -208,7 +212,7 @@ def tower_preprocessing(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identify(name: str, pretrained: str | None, library: str | None) -> dict[str, Any]:
-    """Which library a name belongs to; config is filled in for OpenAI's towers alone."""
+    """The spec of a name, with its library; config is set only for OpenAI's towers."""
     if library is not None and library not in LIBRARIES:
         raise ValueError(f"vision tower {name}: library={library!r}; expected one of {', '.join(LIBRARIES)}")
     openai = vision_transformers.openai_tower(name)
@@ -219,14 +223,14 @@ def _identify(name: str, pretrained: str | None, library: str | None) -> dict[st
             return {"library": "transformers", "name": hub_name, "pretrained": None, "config": config}
         if pretrained is None:
             raise ValueError(
-                f"vision tower {name}: say which weights, pretrained='openai' or another tag of OpenCLIP; "
-                "for a directory of the same name, check that it exists"
+                f"vision tower {name}: no weights given; expected pretrained='openai' or another tag of OpenCLIP, or "
+                "an existing directory of that name"
             )
     if library is None:
         library = _library_of(name, pretrained, directory)
     if library == "transformers" and pretrained is not None:
         raise ValueError(
-            f"vision tower {name}: pretrained={pretrained!r} is OpenCLIP's; leave it out for a "
+            f"vision tower {name}: pretrained={pretrained!r} is for OpenCLIP; leave it out for a "
             "directory or a name of transformers"
         )
     return {"library": library, "name": name, "pretrained": pretrained, "config": None}

@@ -78,18 +78,18 @@ def rows_of_images_that_do_not_match(given):
     given.processor(["<image>a", "<image>b"], [[given.image]])
 
 
-@case(ValueError, "Row 0", "2", "<image>", "1")
+@case(ValueError, "row 0", "2", "<image>", "1")
 def model_given_more_tokens_than_images(given):
     ids = torch.cat([given.inputs.input_ids, given.inputs.input_ids], dim=1)
     given.model(ids, pixel_values=given.inputs.pixel_values)
 
 
-@case(ValueError, "Row 0", "1", "<image>", "2")
+@case(ValueError, "row 0", "1", "<image>", "2")
 def model_given_more_images_than_tokens(given):
     given.model.generate(given.inputs.input_ids, pixel_values=given.inputs.pixel_values.repeat(1, 2, 1, 1, 1, 1))
 
 
-@case(ValueError, "Row 0", "1", "<image>", "0")
+@case(ValueError, "row 0", "1", "<image>", "0")
 def model_given_no_images(given):
     given.model.score(given.inputs.input_ids, ["cat"])
 
@@ -170,7 +170,7 @@ def conversation_continued_with_other_rows(given):
     media.append(given.model.encode_media(given.inputs.pixel_values.repeat(2, 1, 1, 1, 1, 1)))
 
 
-@case(ValueError, "Row 0", "2", "<image>", "1")
+@case(ValueError, "row 0", "2", "<image>", "1")
 def conversation_continued_without_its_new_image(given):
     media = given.model.encode_media(given.inputs.pixel_values)
     cache = given.model(given.inputs.input_ids, media=media, use_cache=True).past_key_values

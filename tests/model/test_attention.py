@@ -15,6 +15,7 @@ from flamboyance.model.cache import branch, roomy
 from . import families
 
 HEADS, WIDTH = 4, 6
+SHARED = attention.SHARED_BY_REGISTER | attention.SHARED_BY_CLASS
 
 
 def pair(rows: int, heads: int, tokens: int, random: torch.Generator):
@@ -48,14 +49,15 @@ def test_equals_a_copy_for_each_row(monkeypatch, heads, tokens, texts, most):
 
 def test_which_families_share():
     sharing = {name for name in families.FAMILIES if families.make(name).shares_prompts}
-    assert sharing == set(families.FAMILIES) & attention.SHARING | {"mpt"}
+    assert sharing == set(families.FAMILIES) & SHARED
     assert sharing == set(families.FAMILIES) - {"gptj", "gpt_neo"}
 
 
 def test_a_language_model_with_another_attention_keeps_it():
     model = families.make("llama").language_model
     model.set_attn_implementation("eager")
-    assert not attention.install_shared_attention(model) and model.config._attn_implementation == "eager"
+    attention.install_shared_attention(model)
+    assert not attention.shares_prompts(model) and model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("other", ["sdpa", "eager"])
@@ -72,7 +74,7 @@ def test_an_attention_that_is_chosen_later(other):
     assert torch.equal(model.generate(**given, **options, past_key_values=start), expected)
 
 
-@pytest.fixture(params=sorted(set(families.FAMILIES) & attention.SHARING | {"mpt"}))
+@pytest.fixture(params=sorted(set(families.FAMILIES) & SHARED))
 def model(request):
     return families.make(request.param)
 
@@ -268,12 +270,13 @@ def test_mpt_in_bfloat16_tells_near_tokens_apart():
     bias = torch.arange(1 - length, 1)[None, None] * 0.84
     query = torch.zeros(1, 1, length, 8, dtype=torch.bfloat16)
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
-    mask = mpt._mask(query, length, bias, hidden)
+    alibi = mpt.Alibi(bias)
+    mask = alibi.mask(query, length, hidden)
     for place in (0, 200, 999):
         wanted = (torch.arange(place + 1) - place) * 0.84
         near = slice(max(place - 8, 0), place + 1)
         assert torch.allclose(mask[0, 0, place, near].float(), wanted[near], atol=0.02)
-    assert mpt._mask(query, length, bias, hidden) is mask  # once for all layers
+    assert alibi.mask(query, length, hidden) is mask  # once for all layers
 
 
 def test_mpt_behind_hooks_of_several_devices():
@@ -283,6 +286,6 @@ def test_mpt_behind_hooks_of_several_devices():
         if type(module) is mpt.FusedMptAttention:
             module.__class__ = MptAttention
             module._old_forward = module.forward
-    assert mpt.fuse_mpt_attention(model)
+    mpt.fuse_mpt_attention(model)
     kept = [m._old_forward.__func__ for m in model.modules() if "_old_forward" in vars(m)]
     assert kept and set(kept) == {mpt.FusedMptAttention.forward}

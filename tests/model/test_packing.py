@@ -11,8 +11,8 @@ from torch import nn
 
 from flamboyance import FlamingoForConditionalGeneration
 from flamboyance.checkpoints import openflamingo
-from flamboyance.model import generation
 from flamboyance.model import linear as module
+from flamboyance.model import network
 from flamboyance.model.linear import Linear, pack, unpack
 from tests.model.families import FAMILIES, images, make, pad_left, prompt
 
@@ -203,7 +203,7 @@ def test_notes_on_a_parameter_stay():
 
 def test_backbones_that_may_read_weights_stay_plain(monkeypatch):
     model = make("llama")
-    monkeypatch.setattr(generation, "PACKED", {"opt"})
+    monkeypatch.setattr(network, "PACKED", {"opt"})
     monkeypatch.setitem(model.vision.spec, "library", "timm")
     packed = {name.split(".")[0] for name, p in model.pack().named_parameters() if p.is_mkldnn}
     assert packed == {"resampler", "cross_attention"}
