@@ -22,10 +22,10 @@ from flamboyance.processing import FlamingoProcessor, image_processor_of
 
 
 class OpenFlamingo(FlamingoForConditionalGeneration):
-    """FlamingoForConditionalGeneration under the reference's argument names.
+    """FlamingoForConditionalGeneration with the reference's argument names.
 
-    `vision_x` is (B, N, F, C, H, W), `lang_x` (B, T). As in the reference, a row may carry more images than its text
-    has `<image>` tokens (padding); those are not looked at. More tokens than images is an error here.
+    `vision_x` is (B, N, F, C, H, W), `lang_x` (B, T). As in the reference, a row may have more images than `<image>`
+    tokens (padding); those are not used. More tokens than images is an error here.
     """
 
     _cached: Media | None = None
@@ -46,14 +46,14 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As the reference's; `clear_conditioned_layers` is accepted and needless: nothing is left on the layers."""
+        """As the reference's; `clear_conditioned_layers` has no effect, because layers keep no state."""
         ids, past_key_values = _given(lang_x, input_ids), given(past_key_values, cache)
         if media is None and vision_x is not None:
             media = self._encode_used(vision_x, ids)
         elif media is None and images_seen is None and self._cached is not None:
             media = self._cached
             if past_key_values is None and not (ids == self.config.image_token_id).any():
-                # As in the reference: text without <image> goes on after the last of the cached images.
+                # As in the reference, text without <image> follows the last of the cached images.
                 images_seen = torch.tensor(media.counts)[:, None].expand(-1, ids.shape[1])
         return super().forward(
             ids,
@@ -82,9 +82,9 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
         return super().generate(ids, attention_mask=attention_mask, **kwargs)
 
     def cache_media(self, input_ids: Tensor, vision_x: Tensor) -> None:
-        """Encodes media for the `forward` calls that follow, as the reference does for log-likelihood scoring.
+        """Encodes media for the following calls of `forward`, as the reference does to score log-likelihoods.
 
-        This is state on the model: where you can, use `score`, or give `media=model.encode_media(...)`.
+        This is state on the model; prefer `score`, or `media=model.encode_media(...)`.
         """
         self._cached = self._encode_used(vision_x, input_ids)
 
@@ -92,42 +92,39 @@ class OpenFlamingo(FlamingoForConditionalGeneration):
         self._cached = None
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Understands OpenFlamingo's keys; those are checked in full, whatever `strict` says.
+        """Accepts OpenFlamingo's keys too; these are checked completely, whatever `strict` is.
 
         Raises:
-            ValueError: the checkpoint is for another model, or for none like this.
+            ValueError: the checkpoint is for another model.
         """
         if openflamingo.is_openflamingo(state_dict):
             openflamingo.load(self, openflamingo.parse(state_dict))
             return _IncompatibleKeys([], [])
         if not state_dict.keys() & self.state_dict().keys():
-            found = ", ".join(map(str, list(state_dict)[:3])) or "none"
-            raise ValueError(
-                f"Nothing in this state dict belongs to a Flamingo: expected keys such as perceiver.latents; "
-                f"found {found}."
-            )
+            keys = ", ".join(map(str, list(state_dict)[:3])) or "none"
+            raise ValueError(f"the state dict is not a Flamingo's: its keys are {keys}; expected perceiver.latents, …")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _encode_used(self, vision_x: Tensor, ids: Tensor) -> Media:
-        found = (ids == self.config.image_token_id).sum(1).tolist()
+        counts = (ids == self.config.image_token_id).sum(1).tolist()
         if vision_x.ndim != 6 or len(vision_x) != len(ids):
             raise ValueError(
                 f"vision_x has shape {tuple(vision_x.shape)} and lang_x {tuple(ids.shape)}; expected (rows, images, "
                 "frames, channels, height, width) and (rows, tokens), with as many rows."
             )
-        for row, count in enumerate(found):
+        for row, count in enumerate(counts):
             if count > vision_x.shape[1]:
                 raise ValueError(
-                    f"Row {row} has {count} <image> tokens in lang_x but {vision_x.shape[1]} image(s) in vision_x. "
-                    "Give an image for each <image>."
+                    f"row {row} has {count} <image> tokens in lang_x and {vision_x.shape[1]} image(s) in vision_x; "
+                    "expected an image for each <image>"
                 )
-        return self.encode_media(vision_x, found)
+        return self.encode_media(vision_x, counts)
 
 
 def _given(lang_x: Tensor | None, input_ids: Tensor | None) -> Tensor:
     ids = lang_x if input_ids is None else input_ids
     if ids is None:
-        raise ValueError("Give lang_x, the token ids of the prompt: (rows, tokens).")
+        raise ValueError("lang_x is missing; expected the token ids of the prompts, (rows, tokens)")
     return ids
 
 
@@ -149,10 +146,10 @@ def create_model_and_transforms(
         clip_vision_encoder_path, clip_vision_encoder_pretrained: an OpenCLIP name and tag ("ViT-L-14", "openai"), or
             a local directory (or hub id) of a Hugging Face vision tower and None.
         lang_encoder_path, tokenizer_path: hub ids or directories.
-        cross_attn_every_n_layers: interval of the gated cross-attention blocks.
-        use_local_files: do not ask the hub.
-        decoder_layers_attr_name: dotted name of the decoder's layers; found when None.
-        freeze_lm_embeddings: the rows of the added tokens are not trained either.
+        cross_attn_every_n_layers: layers of the language model per gated cross-attention block.
+        use_local_files: do not use the network.
+        decoder_layers_attr_name: dotted name of the list of decoder layers; None: found by its length.
+        freeze_lm_embeddings: freeze the rows of the added tokens too.
     """
     hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": use_local_files}
     tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path, **reachable(tokenizer_path, hub))
@@ -161,7 +158,7 @@ def create_model_and_transforms(
         lang_encoder_path,
         FlamingoProcessor(None, tokenizer),
         vision_pretrained=clip_vision_encoder_pretrained,
-        interval=cross_attn_every_n_layers,
+        cross_attn_every_n_layers=cross_attn_every_n_layers,
         decoder_layers=decoder_layers_attr_name,
         dtype=torch.float32,
         **hub,

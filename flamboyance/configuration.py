@@ -1,4 +1,4 @@
-"""What a Flamingo is made of: the frozen backbones by name and architecture, and the sizes of what trains."""
+"""Configuration of a Flamingo: the frozen backbones, by name and architecture, and the sizes of its trained parts."""
 
 import copy
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 4}
 LIBRARIES = ("transformers", "openclip", "timm")
 _HEADS = ("num_attention_heads", "head_dim")
 
-# Far beyond any model: what exceeds them is a mistake, and would take all memory before anything else is noticed.
+# Far above the sizes of any model: a larger value is a mistake, and would exhaust the memory before it is noticed.
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 10_000, 1_000_000, 100_000_000
 MOST = {
     "depth": 1000,
@@ -27,21 +27,21 @@ ADDED_TOKENS = ["<|endofchunk|>", "<image>", "<PAD>"]
 
 
 class FlamingoConfig(PreTrainedConfig):
-    """Configuration of a Flamingo; every size defaults to OpenFlamingo's.
+    """Configuration of a Flamingo; sizes default to OpenFlamingo's.
 
     Args:
         vision: the tower: `{"library": "transformers" | "openclip" | "timm", "name": …, "pretrained": …,
             "config": …}`, as `VisionTower.spec` gives it.
         vision_width: width of the tower's patches.
-        language: hub id or directory of the language model; relative paths start at the checkpoint's directory.
+        language: hub id or directory of the language model; relative paths are relative to the checkpoint's directory.
         text_config: the language model's own configuration.
         cross_attn_every_n_layers: a gated cross-attention block precedes layer i of the language model if (i + 1) is a
             multiple of this. Older files, and older callers, name it `interval`.
         decoder_layers: dotted name of the language model's list of layers; None: found by its length.
         resampler: depth, heads, dim_head, latents, ff_mult, max_frames (None: no time embeddings).
         cross_attention: heads, dim_head, ff_mult.
-        base_vocab_size: tokens of the language model's own tokenizer; added tokens have the ids that follow.
-        added_tokens: the tokens with trained rows of their own, in the order of their ids.
+        base_vocab_size: number of tokens of the language model's tokenizer; added tokens have the next ids.
+        added_tokens: the tokens with their own trained rows, in the order of their ids.
         image_token_id, eoc_token_id, pad_token_id: ids of `<image>`, `<|endofchunk|>` and the padding token.
     """
 
@@ -87,12 +87,12 @@ class FlamingoConfig(PreTrainedConfig):
         self.added_tokens = added
         self.image_token_id = image_token_id
         self.eoc_token_id = eoc_token_id
-        # Whether heads are tied is the language model's affair; this class ties nothing itself.
+        # The language model may tie its head to its table; this class ties nothing.
         kwargs.update(tie_word_embeddings=False, pad_token_id=pad_token_id, eos_token_id=eoc_token_id)
         super().__init__(**kwargs)
 
     def __repr__(self) -> str:
-        """In a line; `to_json_string()` gives all of it."""
+        """One line; `to_json_string()` has everything."""
         text, vision = self.text_config, self.vision
         parts = [f"vision={vision['name'] or vision['library']!r} (width {self.vision_width})"]
         if text is not None:
@@ -105,8 +105,8 @@ class FlamingoConfig(PreTrainedConfig):
         return f"{type(self).__name__}({', '.join([*parts, f'{self.vocab_size} tokens'])})"
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's configuration as generation needs it: it lays out the cache by it and, in older
-        transformers, reads the width of the logits from it, which added tokens have changed."""
+        """The language model's configuration with the Flamingo's vocabulary: generation creates the cache from it, and
+        older versions of transformers read the width of the logits from it."""
         if self.text_config is None:
             return self
         text = copy.copy(self.text_config)
@@ -115,7 +115,7 @@ class FlamingoConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Width of the logits: the tokenizer's tokens and the added ones."""
+        """Number of logits: the tokenizer's tokens and the added ones."""
         return self.base_vocab_size + len(self.added_tokens)
 
 
@@ -126,48 +126,48 @@ def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
     if model_type is None:
-        raise ValueError("text_config has no model_type, which says the language model's family, e.g. 'opt' or 'mpt'.")
+        raise ValueError("text_config has no model_type; expected the language model's family, e.g. 'opt' or 'mpt'")
     return AutoConfig.for_model(model_type, **values)
 
 
 def _sizes(name: str, defaults: dict[str, Any], given: dict[str, Any] | None) -> dict[str, Any]:
     unknown = sorted(set(given or {}) - set(defaults))
     if unknown:
-        raise ValueError(f"{name} has no size called {unknown[0]!r}; it has {', '.join(defaults)}.")
+        raise ValueError(f"{name} has no size {unknown[0]!r}; expected {', '.join(defaults)}")
     sizes = {**defaults, **(given or {})}
     for size, value in sizes.items():
         if value is not None or defaults[size] is not None:
             _bounded(f"{name}: {size}", value, MOST[size])
     if sizes["heads"] * sizes["dim_head"] > MOST_WIDTH:
         raise ValueError(
-            f"{name}: {sizes['heads']} heads of dim_head={sizes['dim_head']}; expected a width of at most {MOST_WIDTH}."
+            f"{name}: {sizes['heads']} heads of dim_head={sizes['dim_head']}; expected a width of at most {MOST_WIDTH}"
         )
     return sizes
 
 
 def _bounded(name: str, value: Any, most: int, of: str = "", least: int = 1) -> None:
-    """Refuses what no model has, before memory is asked for it."""
+    """Raises ValueError for a size that no model has, before memory is allocated for it."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         small = not isinstance(value, int) or value < least
         limit = f"{least} or more" if small else f"at most {most}"
-        raise ValueError(f"{name}={value!r}; expected a whole number{of}, {limit}.")
+        raise ValueError(f"{name}={value!r}; expected a whole number{of}, {limit}")
 
 
 def _check_tokens(base: Any, added: list[Any], image: Any, eoc: Any, pad: Any) -> None:
     _bounded("base_vocab_size", base, MOST_TOKENS, " of tokens")
     odd = [token for token in added if not isinstance(token, str) or not token]
     if odd or len(set(added)) < len(added):
-        raise ValueError(f"added_tokens={added!r}; expected different texts, as in {ADDED_TOKENS}.")
+        raise ValueError(f"added_tokens={added!r}; expected different texts, as in {ADDED_TOKENS}")
     for name, value in (("image_token_id", image), ("eoc_token_id", eoc), ("pad_token_id", pad)):
         _bounded(name, value, base + len(added) - 1, f", an id of {base} + {len(added)} tokens", least=0)
     if image in (eoc, pad):
         raise ValueError(
-            f"image_token_id={image} is eoc_token_id={eoc} or pad_token_id={pad} too; expected an id of its own."
+            f"image_token_id={image} is also eoc_token_id={eoc} or pad_token_id={pad}; expected three different ids"
         )
 
 
 def check_text_config(text: Any) -> None:
-    """The language model's own sizes, as far as all families name them alike."""
+    """Checks those sizes of the language model that have the same names in all families."""
     if text is None:
         return
     for name, most in (("num_hidden_layers", MOST_LAYERS), ("hidden_size", MOST_WIDTH), ("vocab_size", MOST_TOKENS)):
@@ -177,7 +177,7 @@ def check_text_config(text: Any) -> None:
 
 
 def _size(text: Any, name: str) -> Any:
-    """A size by its common name, or None. Not by getattr: Gemma 4's refuses sizes in which layers differ."""
+    """A size by its common name, or None. (getattr fails in Gemma 4, for sizes in which layers differ.)"""
     return vars(text).get(text.attribute_map.get(name, name))
 
 
@@ -187,7 +187,7 @@ def check_vision(vision: Any) -> None:
     if not isinstance(vision, dict) or vision.get("library") not in LIBRARIES or "name" not in vision:
         raise ValueError(
             f"vision={vision!r:.200}; expected {{'library': {' | '.join(map(repr, LIBRARIES))}, 'name': …, …}}, as "
-            "VisionTower.spec gives it."
+            "in VisionTower.spec"
         )
     sizes = vision.get("config")
     if vision["library"] != "transformers" or not isinstance(sizes, dict):
@@ -195,7 +195,7 @@ def check_vision(vision: Any) -> None:
     bounds = {"hidden_size": MOST_WIDTH, "intermediate_size": MOST_WIDTH, "num_hidden_layers": MOST_LAYERS}
     bounds |= {"num_attention_heads": MOST["heads"], "image_size": 100_000, "patch_size": 100_000, "num_channels": 1000}
     for name, most in bounds.items():
-        if isinstance(sizes.get(name), int | float):  # some families give a pair
+        if isinstance(sizes.get(name), int | float):  # some families have a pair
             _bounded(f"vision: {name}", sizes[name], most)
     _check_heads("vision", *(sizes.get(name) for name in ("hidden_size", *_HEADS)))
 
@@ -205,6 +205,4 @@ def _check_heads(part: str, width: Any, heads: Any, head: Any) -> None:
         return
     _bounded(f"{part}: num_attention_heads", heads, MOST["heads"])
     if head is None and width % heads:
-        raise ValueError(
-            f"{part}: num_attention_heads={heads}; expected a number that divides hidden_size={width} evenly."
-        )
+        raise ValueError(f"{part}: num_attention_heads={heads}; expected a divisor of hidden_size={width}")

@@ -1,4 +1,4 @@
-"""FlamingoForConditionalGeneration: the network, its generation, and the files that it is opened from and saved to."""
+"""FlamingoForConditionalGeneration: the network with generation, opening and saving."""
 
 import copy
 import functools
@@ -49,7 +49,7 @@ from flamboyance.processing import FlamingoProcessor, complete
 
 
 class FlamingoForConditionalGeneration(GenerativeFlamingo):
-    """A Flamingo model (Alayrac et al. 2022, figure 3), as transformers has its models.
+    """A Flamingo model (Alayrac et al. 2022, figure 3), with the interface of transformers' models.
 
     Three parts train: `resampler`, `cross_attention` (one gated block before each of the language model's
     `cross_attention_layers`) and `added_tokens`. `vision` and `language_model` are frozen until they are unfrozen or
@@ -57,11 +57,11 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
 
     Args:
         config: sizes and names.
-        vision, language_model: the frozen backbones; built from the configuration, with random weights, when not given.
+        vision, language_model: the frozen backbones; default: built from the configuration, with random weights.
 
     Attributes:
-        processor: what the model was made or opened with; written again when it is saved.
-        source: the directory that it was opened from.
+        processor: the processor that the model was created or opened with; saved with the model.
+        source: the directory that the model was opened from.
     """
 
     processor: FlamingoProcessor | None = None
@@ -87,19 +87,19 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         local_files_only: bool = False,
         **language_options: Any,
     ) -> Any:
-        """A new Flamingo around pretrained backbones; its gates are shut, so at first it is the language model.
+        """A new Flamingo around pretrained backbones. Its gates are zero, so that at first it is the language model.
 
         Args:
             vision, vision_pretrained: a hub id or directory; or an OpenCLIP name and its tag; or `timm/<name>`.
             language: hub id or directory of any causal language model.
-            processor: the FlamingoProcessor around that language model's tokenizer; gives the ids of added tokens. Made
-                without an image processor, it gets the tower's.
+            processor: a FlamingoProcessor with the language model's tokenizer; it determines the ids of added tokens.
+                If it has no image processor, it gets the tower's.
             cross_attn_every_n_layers, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
-            dtype: of all parts; "auto": the one that the language model is stored in.
-            trained_dtype: of what trains, if not that; float32 to train further.
-            language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
+            dtype: of all parts; "auto": that of the language model's files.
+            trained_dtype: of the trainable parameters, if another one: float32 to train further.
+            language_options: passed to the language model's from_pretrained (device_map, quantization_config, …).
         """
-        every = language_options.pop("interval", cross_attn_every_n_layers)  # its name before
+        every = language_options.pop("interval", cross_attn_every_n_layers)  # the older name
         vision, language = absolute(vision), absolute(language)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         with opening("language", language):
@@ -151,14 +151,14 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
 
         Args:
             pretrained_model_name_or_path: e.g. "openflamingo/OpenFlamingo-3B-vitl-mpt1b", or a directory.
-            checkpoint, tokenizer: of a released model, if not to come from the hub: its checkpoint.pt, and a directory.
-            language, vision: where the backbones are, if not where the checkpoint says: hub ids or directories.
-            dtype: of all parts; "auto": the one that the language model is stored in.
-            trained_dtype: of what trains, if not that; float32 to train further.
-            language_options: handed to the language model's from_pretrained (device_map, quantization_config, …).
+            checkpoint, tokenizer: local files of a released model: its checkpoint.pt, and the tokenizer's directory.
+            language, vision: hub ids or directories of the backbones, if not those that the checkpoint names.
+            dtype: of all parts; "auto": that of the language model's files.
+            trained_dtype: of the trainable parameters, if another one: float32 to train further.
+            language_options: passed to the language model's from_pretrained (device_map, quantization_config, …).
 
         Raises:
-            ValueError: the checkpoint is not a Flamingo, or does not fit the backbones that it names.
+            ValueError: the checkpoint is not a Flamingo, or does not fit its backbones.
         """
         name = names.resolve(pretrained_model_name_or_path)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -169,11 +169,11 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             return cls._from_released(name.name, parts, hub, hub_file, **precision, **language_options)
         if checkpoint or tokenizer:
             raise ValueError(
-                f"checkpoint= and tokenizer= are for released OpenFlamingo models; {name.name} has its own."
+                f"checkpoint= and tokenizer= are for released OpenFlamingo models; leave them out for {name.name}"
             )
         directory = name.files(revision=revision, token=token, **hub)
         if config is not None and dtype == "auto" and config.dtype is not None:
-            dtype = config.dtype  # where older transformers' Auto classes put the dtype that they were asked for
+            dtype = config.dtype  # older transformers' Auto classes pass the requested dtype here
         config = read_config(directory) if config is None else copy.deepcopy(config)
         check_json(directory)
         tensors, about = read_weights(directory / WEIGHTS)
@@ -198,8 +198,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             tower = VisionTower.from_pretrained(vision, pretrained, library, **hub)
         if tower.width != config.vision_width:
             raise ValueError(
-                f"The checkpoint was trained for a vision tower of width {config.vision_width}, but {vision} has width "
-                f"{tower.width}. Name the right one: vision=, or `vision` in config.json."
+                f"vision tower {vision} has width {tower.width}; the checkpoint was trained for width "
+                f"{config.vision_width}. Name the right tower: vision=…, or `vision` in config.json."
             )
         check_backbones(tower, language_model)
         model = cls(config, vision=tower, language_model=language_model)
@@ -219,7 +219,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
     def _from_released(
         cls, name: str, parts: dict[str, str | None], hub: dict[str, Any], hub_file: dict[str, Any], **options: Any
     ) -> Any:
-        """A released model; every part comes from the hub, or from the local path that `parts` gives for it."""
+        """A released model; each part is downloaded from the hub, unless `parts` has its local path."""
         config = released.config_for(name)
         checkpoint = parts["checkpoint"]
         if checkpoint is None:
@@ -227,7 +227,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         tokenizer = parts["tokenizer"] or parts["language"]
         processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer, **hub)
         if parts["vision"]:
-            processor.image_processor = None  # from_backbones gives it the tower's own
+            processor.image_processor = None  # from_backbones sets the tower's
         tower, language = parts["vision"] or config.vision["name"], parts["language"] or str(config.language)
         model = cls.from_backbones(
             tower, language, processor, cross_attn_every_n_layers=config.cross_attn_every_n_layers, **hub, **options
@@ -236,7 +236,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         return model
 
     def _find_processor(self, directory: Path) -> None:
-        """The processor of a directory, as far as there is one: saved again with the model."""
+        """Opens the directory's processor, or else its tokenizer, if there is one; they are saved with the model."""
         if not (directory / "tokenizer_config.json").is_file():
             return
         try:
@@ -257,23 +257,23 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         max_shard_size: Any = None,
         **options: Any,
     ) -> None:
-        """Writes what trained, a configuration that names the backbones, the processor, and a model card.
+        """Writes the trained tensors, a configuration that names the backbones, the processor, and a model card.
 
-        What trained is the model's own parts, PEFT adapters wherever they are, and of the backbones what requires
-        gradients or differs from what was opened.
+        The trained tensors are the model's own parts, all PEFT adapters, and those of the backbones that are trainable
+        or have changed since they were opened.
 
         Args:
-            save_directory: made if missing. Each file is complete or absent, whenever the process dies.
-            include_backbones: also the tower and language model, under vision/ and language/, so that the directory
-                stands alone. None: those that are directories of this machine or have no name; what has a name on the
-                hub is named. False: directories are named by their paths, which this machine alone understands.
+            save_directory: created if missing. Each file is complete or absent, also if the process is killed.
+            include_backbones: also write the tower and the language model, to vision/ and language/. None: only those
+                that are local directories or have no name; others are opened from the hub by name. False: none; local
+                directories are named by their paths, which are valid only on this machine.
             is_main_process: other processes write nothing.
-            state_dict: gathered parameters to write instead of the model's own, as trainers give them.
-            push_to_hub, options: also push the directory: `repo_id` and what `push_to_hub` takes.
-            max_shard_size: accepted for transformers' callers; what trains is one file.
+            state_dict: gathered parameters to write instead of the model's own, as trainers pass them.
+            push_to_hub, options: also push the directory: `repo_id` and the options of `push_to_hub`.
+            max_shard_size: accepted for transformers' callers; the trained tensors are one file.
 
         Raises:
-            ValueError: something in the model would not come back when the directory is opened.
+            ValueError: opening the directory would not restore a part of the model.
         """
         if not is_main_process:
             return
@@ -284,7 +284,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             raise TypeError(f"save_pretrained has no argument {min(options)!r}; see its documentation")
         directory = Path(save_directory)
         if directory.is_file():
-            raise ValueError(f"{directory} is a file; expected a directory to save the model in")
+            raise ValueError(f"save_directory={str(directory)!r} is a file; expected a directory")
         described = adapters.describe(self)
         kept = self.kept_tensors()
         config = copy.deepcopy(self.config)
@@ -303,7 +303,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             self._upload(directory, options.pop("repo_id", None) or directory.resolve().name, **options)
 
     def _backbones_dtype(self, tensors: Mapping[str, Tensor]) -> str | None:
-        """The precision that keeps all of what trained of the backbones; None where nothing did."""
+        """The precision that can represent all trained tensors of the backbones; None if there are none."""
         theirs = adapters.names(self)
         found = [
             tensor.dtype
@@ -313,7 +313,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         return str(functools.reduce(torch.promote_types, found)).removeprefix("torch.") if found else None
 
     def _write_backbones(self, directory: Path, config: FlamingoConfig, include: bool | None) -> list[str]:
-        """Writes those backbones that shall be in the directory, and says so in the configuration."""
+        """Writes backbones as `include` says, and their paths into the configuration; returns their names."""
         written = []
         language, vision = config.language, config.vision["name"]
         if include or (include is None and _is_elsewhere(language, directory)) or not language:
@@ -329,7 +329,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         return written
 
     def _write_processor(self, directory: Path) -> None:
-        """Tokenizer and preprocessing, as far as the model knows them."""
+        """Writes the tokenizer and the preprocessing, if the model has them."""
         processor = self.processor
         if processor is None and self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
@@ -350,22 +350,22 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         max_shard_size: Any = None,
         tags: Iterable[str] | None = None,
     ) -> str:
-        """Uploads what `save_pretrained` writes: complete, with processor and card, in one commit.
+        """Uploads the files of `save_pretrained`, with processor and card, in one commit.
 
         Args:
-            repo_id: made if missing, as `private` says.
-            include_backbones: as in `save_pretrained`; False is refused where a backbone is a local directory.
+            repo_id: created if missing, private if `private`.
+            include_backbones: as in `save_pretrained`; False is an error if a backbone is a local directory.
             commit_message, commit_description, token, revision, create_pr: as in huggingface_hub's upload_folder.
-            tags: more tags for the model card.
+            tags: further tags for the model card.
 
         Returns:
-            The commit's address.
+            The URL of the commit.
         """
         local = [n for n in (self.config.language, self.config.vision["name"]) if n and os.path.isdir(n)]
         if include_backbones is False and local:
             raise ValueError(
-                f"cannot push with include_backbones=False: {local[0]} is a directory of this machine, which nobody "
-                "else can open; leave include_backbones out"
+                f"cannot push with include_backbones=False: {local[0]} is a local directory, which others cannot open; "
+                "leave include_backbones out"
             )
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory, include_backbones=include_backbones)
@@ -401,11 +401,11 @@ def _given(name: str, tensor: Tensor, state: Mapping[str, Tensor] | None) -> Ten
 
 
 def _is_elsewhere(name: str | None, directory: Path) -> bool:
-    """Whether a backbone is a directory of this machine, outside of the one that is written."""
+    """Whether a backbone is a local directory outside of the one that is written."""
     return bool(name) and os.path.isdir(str(name)) and not Path(str(name)).is_relative_to(os.path.abspath(directory))
 
 
 AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
-# transformers' Trainer smooths labels itself, and shifts them by a position for the models of this table alone: without
-# an entry it trains, silently, to repeat the token that was read.
+# transformers' Trainer smooths labels itself, and shifts them by one position only for the models of this table.
+# Without an entry it would silently train the model to repeat its input.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FlamingoConfig.model_type] = FlamingoForConditionalGeneration.__name__

@@ -1,6 +1,6 @@
-"""PEFT's adapters on any part of a model: which tensors are theirs, what they are, and how to rebuild them.
+"""PEFT's adapters on any part of a model: the names of their tensors, their description, and how to rebuild them.
 
-PEFT is imported only to rebuild adapters. A model has none unless somebody imported it before.
+PEFT is imported only to rebuild adapters. If it has not been imported, a model has none.
 """
 
 import json
@@ -11,37 +11,37 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What PEFT puts into the names of the modules that it wraps.
+# Parts that PEFT adds to the names of modules that it wraps.
 INSERTED = ("base_layer", "original_module")
-TOKENS = "token_adapter.base_layer."  # around a table some of whose rows train
+TOKENS = "token_adapter.base_layer."  # around a table with some trainable rows
 
 
 def base(module: Any) -> Any:
-    """The module that PEFT wrapped; any other module as it is."""
+    """The module inside PEFT's wrappers; any other module itself."""
     while callable(getattr(type(module), "get_base_model", None)):
         module = module.get_base_model()
     return module
 
 
 def called(module: Any) -> Any:
-    """What to call of a language model: the one inside PEFT's wrapper, which has the adapters in it and takes
-    embeddings, as the wrapper of some families does not.
+    """The module of a language model to call: the one inside PEFT's wrapper, which has the adapters. (The wrapper of
+    some families takes no embeddings.)
 
     Raises:
-        ValueError: the wrapper puts tokens of its own into the prompt.
+        ValueError: the wrapper adds tokens to the prompt.
     """
     if callable(getattr(type(module), "get_base_model", None)):
         if getattr(module, "_is_prompt_learning", False):
             raise ValueError(
-                "the language model has a PEFT adapter that adds tokens to its prompts, where each token's images are "
-                "already laid out; use an adapter of weights, such as LoRA"
+                "the language model has a PEFT adapter that adds tokens to its prompts, which would shift its images; "
+                "use an adapter of weights, such as LoRA"
             )
         return called(module.get_base_model())
     return module
 
 
 def canonical(name: str) -> str:
-    """A parameter's name as it was before PEFT wrapped modules: without `base_model.model`, `base_layer`, …"""
+    """A parameter's name before PEFT wrapped modules: without `base_model.model`, `base_layer`, …"""
     name = name.replace(f".{TOKENS}", ".")
     parts = [part for part in name.split(".") if part not in INSERTED]
     kept: list[str] = []
@@ -57,10 +57,10 @@ def canonical(name: str) -> str:
 
 
 def names(model: nn.Module) -> set[str]:
-    """Names of the parameters and buffers that belong to adapters rather than to the model beneath them."""
+    """Names of the parameters and buffers of adapters."""
     found: set[str] = set()
     for path, module, beneath in _wrappers(model):
-        parameters = module.named_parameters(remove_duplicate=False)  # one that two layers share has two names
+        parameters = module.named_parameters(remove_duplicate=False)  # a shared one has two names
         for name, _ in chain(parameters, module.named_buffers(remove_duplicate=False)):
             if not name.startswith(beneath):
                 found.add(f"{path}.{name}" if path else name)
@@ -68,7 +68,7 @@ def names(model: nn.Module) -> set[str]:
 
 
 def layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """The adapted layers, with their paths."""
+    """The adapted layers and their paths."""
     if sys.modules.get("peft") is None:
         return []
     kinds = _kinds()
@@ -76,7 +76,7 @@ def layers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def own_children(module: nn.Module) -> list[nn.Module] | None:
-    """The children of an adapted layer that are the adapter's; None for a module that is no adapted layer."""
+    """The children of an adapted layer that belong to the adapter; None for other modules."""
     if sys.modules.get("peft") is None:
         return None
     kinds = _kinds()
@@ -86,10 +86,10 @@ def own_children(module: nn.Module) -> list[nn.Module] | None:
 
 
 def describe(model: nn.Module) -> list[dict[str, Any]]:
-    """All adapters of a model, in plain values: what `rebuild` needs beside their tensors.
+    """All adapters of a model as plain values, from which `rebuild` makes them again, without their tensors.
 
     Raises:
-        ValueError: adapters that cannot be rebuilt so, or that are merged into the weights now.
+        ValueError: an adapter cannot be rebuilt, or is merged into the weights.
     """
     if sys.modules.get("peft") is None:
         return []
@@ -98,8 +98,8 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
         if isinstance(module, kinds.models):
             if module.peft_config and next(iter(module.peft_config.values())).is_prompt_learning:
                 raise ValueError(
-                    f"cannot save the adapter on {path or 'the model'}: prompt tuning has no place in a Flamingo's "
-                    "prompts; use an adapter of weights, such as LoRA"
+                    f"cannot save the adapter on {path or 'the model'}: prompt tuning is not supported in a Flamingo; "
+                    "use an adapter of weights, such as LoRA"
                 )
             roots.append(_root(path, module, module.peft_config, wrapped=True))
             covered |= {id(module.base_model), id(module.get_base_model())}
@@ -115,7 +115,7 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
             continue
         if not any(not root["module"] or path.startswith(f"{root['module']}.") for root in roots):
             raise ValueError(
-                f"cannot save the adapter on {path}: no module above it has its configuration; make it with "
+                f"cannot save the adapter on {path}: no parent module has its configuration; make it with "
                 "peft.get_peft_model or peft.inject_adapter_in_model"
             )
         if getattr(module, "merged", False):
@@ -127,16 +127,16 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def rebuild(model: nn.Module, described: list[dict[str, Any]], source: Any) -> None:
-    """Puts adapters where they were, with weights that mean nothing yet.
+    """Creates the described adapters, with initial weights.
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: it cannot rebuild one of them.
+        ValueError: PEFT cannot create one of them.
     """
     try:
         import peft
     except ImportError:
-        raise ImportError(f"{source} has PEFT adapters; install peft to open it: pip install peft") from None
+        raise ImportError(f"{source} has PEFT adapters, but peft is not installed: pip install peft") from None
     for root in sorted(described, key=lambda root: -root["module"].count(".") - bool(root["module"])):
         path = root["module"]
         try:
@@ -144,7 +144,7 @@ def rebuild(model: nn.Module, described: list[dict[str, Any]], source: Any) -> N
             for name, values in root["adapters"].items():
                 config, start = peft.PeftConfig.from_peft_type(**_sets(values)), values.get("init_lora_weights")
                 if start is not None and not isinstance(start, bool):
-                    config.init_lora_weights = True  # PiSSA and its like change the weights beneath; those were saved
+                    config.init_lora_weights = True  # PiSSA and others change the adapted weights, which were saved
                 if not root["wrapped"]:
                     peft.inject_adapter_in_model(config, module, name)
                 elif isinstance(module, peft.PeftModel):
@@ -172,18 +172,18 @@ def rebuild(model: nn.Module, described: list[dict[str, Any]], source: Any) -> N
             try:
                 _switch(switched[name], **switches)
             except (AttributeError, KeyError, TypeError) as error:
-                raise ValueError(f"the adapters of {source} are described wrongly: {name} of {path}") from error
+                raise ValueError(f"{source} has a wrong description of the adapter on {name} of {path}") from error
 
 
 def save_base(model: Any, directory: Any) -> None:
-    """`save_pretrained` of a transformers model with its weights as they are now, but without adapters."""
+    """`save_pretrained` of a transformers model with its current weights, without adapters."""
     theirs = names(model)
     if not theirs and base(model) is model:
         model.save_pretrained(directory)
         return
     state = {canonical(name): t for name, t in model.state_dict().items() if name not in theirs}
     whole = base(model)
-    flag = vars(whole).pop("_hf_peft_config_loaded", None)  # else transformers writes adapters alone
+    flag = vars(whole).pop("_hf_peft_config_loaded", None)  # else transformers writes only adapters
     try:
         whole.save_pretrained(directory, state_dict=state)
     finally:
@@ -192,7 +192,7 @@ def save_base(model: Any, directory: Any) -> None:
 
 
 class _Kinds:
-    """PEFT's classes, by what they mean here."""
+    """PEFT's classes, by their roles."""
 
     def __init__(self) -> None:
         from peft import PeftModel
@@ -211,7 +211,7 @@ def _kinds() -> _Kinds:
 
 
 def _wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
-    """Each PEFT module that wraps others: its path, itself, and the prefixes of the names of what it wraps."""
+    """Each PEFT module that wraps another: its path, itself, and the prefixes of the names of wrapped tensors."""
     if sys.modules.get("peft") is None:
         return
     kinds = _kinds()
@@ -241,7 +241,7 @@ def _root(path: str, module: nn.Module, configs: dict[str, Any], wrapped: bool) 
 
 
 def _switches(layer: Any) -> dict[str, Any]:
-    """What of an adapted layer is neither weight nor configuration."""
+    """The state of an adapted layer beside weights and configuration."""
     scaling = getattr(layer, "scaling", None)
     numbers = isinstance(scaling, dict) and all(isinstance(value, int | float) for value in scaling.values())
     return {
@@ -261,7 +261,7 @@ def _switch(layer: Any, active: list[str], disabled: bool, scaling: dict[str, fl
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A configuration of PEFT's for JSON, without this machine's paths."""
+    """PEFT's configuration for JSON, without local paths."""
     values = config.to_dict()
     values.pop("runtime_config", None)
     values |= {"base_model_name_or_path": None, "revision": None, "auto_mapping": None, "inference_mode": False}

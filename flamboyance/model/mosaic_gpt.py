@@ -1,8 +1,8 @@
 """MosaicGPT: the language model of MPT-1B (`mpt-1b-redpajama-200b`, `-dolly`), absent from Transformers.
 
-A pre-norm decoder with ALiBi, LayerNorm on whole queries and keys, no biases, and an output head tied to
-the input embedding. Parameters carry the published names: published weights load without remote code.
-Importing this module registers `model_type: "mosaic_gpt"` with `AutoModelForCausalLM`.
+A pre-norm decoder with ALiBi, LayerNorm on whole queries and keys, no biases, and an output head tied to the input
+embedding. Parameters have their published names, so that published weights are loaded without remote code. Importing
+this module registers `model_type: "mosaic_gpt"` with `AutoModelForCausalLM`.
 
 Shapes: B batch, T new tokens, S tokens seen so far (cached and new), H heads, D width, V vocabulary.
 """
@@ -56,13 +56,13 @@ class MosaicGPTAttention(nn.Module):
             qkv = qkv.clamp(-self.clip, self.clip)
         q, k, v = qkv.chunk(3, dim=-1)
         if self.q_ln is not None and self.k_ln is not None:
-            # Over the whole width, before the heads part. Autocast runs LayerNorm in fp32: cast back.
+            # Over the whole width, before it is split into heads. Autocast runs LayerNorm in fp32: cast back.
             q, k = self.q_ln(q).to(v.dtype), self.k_ln(k).to(v.dtype)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         if cache is not None:
             keys, v = cache.update(k, v, self.layer_index)
             (before, k), seen = parted(keys), attention_bias.shape[-1]
-            k, v = k[:, :, :seen], v[:, :, :seen]  # a preallocated cache returns its unused slots too
+            k, v = k[:, :, :seen], v[:, :, :seen]  # a preallocated cache returns unused slots too
             if before or is_slow(q, self.dropout if self.training else 0.0):
                 out = attend(q, k, v, before, attention_bias.to(q.dtype), self.scale)
                 return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -154,7 +154,7 @@ class MosaicGPTModel(MosaicGPTPreTrainedModel):
         if past + x.shape[1] > self.config.max_seq_len and self.config.alibi:
             logger.warning_once(
                 f"mosaic_gpt: {past + x.shape[1]} tokens, more than the {self.config.max_seq_len} it was "
-                "trained on; ALiBi goes on, with weaker results"
+                "trained on; expect weaker results"
             )
         if not self.config.alibi:
             x = x + self.wpe(_positions(x.shape[1], past, attention_mask, position_ids, self.wpe))
@@ -175,7 +175,7 @@ class MosaicGPTModel(MosaicGPTPreTrainedModel):
 class MosaicGPTForCausalLM(MosaicGPTPreTrainedModel, GenerationMixin):
     """MosaicGPT with its tied head: token ids (B, T) -> logits (B, T, V)."""
 
-    # Published files hold no head: it is the embedding. As a module of its own it can still be hooked.
+    # Published files have no head, which is the embedding. It is a separate module so that it can have hooks.
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
 
     def __init__(self, config: MosaicGPTConfig) -> None:

@@ -1,4 +1,4 @@
-"""Towers of OpenCLIP and timm. Both libraries are optional and imported on use."""
+"""Towers of OpenCLIP and timm. Both libraries are optional, and imported when they are used."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _library(module: str, package: str, name: str) -> Any:
 
 
 def _refuse_offline(spec: dict[str, Any], library: str) -> None:
-    """Neither library can be told to stay off the network for one call."""
+    """Raises ValueError for local_files_only: neither library has such an option for one call."""
     from huggingface_hub import constants
 
     pretrained = spec["pretrained"]
     local = Path(spec["name"]).is_dir() or (pretrained is not None and Path(pretrained).is_file())
     if not local and not constants.HF_HUB_OFFLINE:
         raise ValueError(
-            f"vision tower {spec['name']}: {library} cannot be kept off the network for one call; "
-            "set HF_HUB_OFFLINE=1 to use its cache alone, or give a file of weights as pretrained"
+            f"vision tower {spec['name']}: {library} does not support local_files_only; set HF_HUB_OFFLINE=1 to use "
+            "only its cache, or give a file of weights as pretrained"
         )
 
 
@@ -48,8 +48,8 @@ def openclip_load(
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
             raise ValueError(
-                f"vision tower {name}: pretrained={pretrained!r} is neither a file of weights nor one of OpenCLIP's "
-                f"tags for it; expected one of {', '.join(tags) or '(it has none)'}"
+                f"vision tower {name}: pretrained={pretrained!r} is neither a file of weights nor one of its OpenCLIP "
+                f"tags; expected one of {', '.join(tags) or '(it has none)'}"
             )
     quick_gelu = _quick_gelu(open_clip, spec)
     model = open_clip.create_model(
@@ -72,7 +72,7 @@ def openclip_build(spec: dict[str, Any]) -> nn.Module:
 
 
 def openclip_config(spec: dict[str, Any]) -> dict[str, Any]:
-    """What `openclip_load` gives as config, from OpenCLIP's own tables."""
+    """The config that `openclip_load` returns, from OpenCLIP's tables."""
     open_clip = _library("open_clip", "open_clip_torch", spec["name"])
     name = _openclip_name(spec["name"])
     model = _openclip_model(open_clip, name)
@@ -107,9 +107,9 @@ def openclip_features(visual: Any, pixels: Tensor) -> Tensor:
 
 
 def openclip_pooled(visual: Any, pixels: Tensor) -> Tensor:
-    """Pixels (n, C, H, W) -> what OpenCLIP's `encode_image` gives, not normalised: pooled and projected (n, D)."""
+    """Pixels (n, C, H, W) -> pooled and projected features (n, D), as OpenCLIP's `encode_image`, not normalised."""
     out = visual(pixels)
-    return out[0] if isinstance(out, tuple) else out  # CoCa's has the tokens beside it
+    return out[0] if isinstance(out, tuple) else out  # CoCa returns the tokens too
 
 
 def _openclip_name(name: str) -> str:
@@ -126,11 +126,11 @@ def _openclip_model(open_clip: Any, name: str) -> dict[str, Any]:
 
 
 def _quick_gelu(open_clip: Any, spec: dict[str, Any]) -> bool:
-    """OpenCLIP only warns when a tag was trained with QuickGELU and the model's name does not say so."""
+    """Whether a tower has QuickGELU. (OpenCLIP only warns if the tag was trained with it, unlike the model's name.)"""
     if (spec["config"] or {}).get("quick_gelu") is not None:
         return spec["config"]["quick_gelu"]
     if spec["pretrained"] is None or Path(spec["pretrained"]).is_file():
-        return False  # the name decides: "ViT-L-14-quickgelu" has it anyway
+        return False  # by its name: "ViT-L-14-quickgelu" has it anyway
     tag = open_clip.get_pretrained_cfg(_openclip_name(spec["name"]), spec["pretrained"]) or {}
     return bool(tag.get("quick_gelu", spec["pretrained"] == "openai"))
 
@@ -156,7 +156,7 @@ def timm_load(
     timm = _library("timm", "timm", spec["name"])
     if local_files_only:
         _refuse_offline(spec, "timm")
-    timm_config(spec)  # refuses an unknown name
+    timm_config(spec)  # raises ValueError for an unknown name
     name, tag = _timm_name(spec["name"]), spec["pretrained"]
     options: dict[str, Any] = {}
     if tag is not None and Path(tag).is_file():
@@ -207,7 +207,7 @@ def timm_features(model: Any, pixels: Tensor) -> Tensor:
 
 
 def timm_pooled(model: Any, pixels: Tensor) -> Tensor:
-    """Pixels (n, C, H, W) -> what the model's classifier would see (n, D): pooled, after the final norm."""
+    """Pixels (n, C, H, W) -> the classifier's input (n, D): pooled, after the final norm."""
     return model(pixels)
 
 
@@ -231,7 +231,7 @@ def _timm_preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _side(size: Any) -> int:
-    """An image side from 224 or (224, 224). Raises ValueError for an oblong."""
+    """An image side from 224 or (224, 224). Raises ValueError if it is not square."""
     if isinstance(size, int):
         return size
     height, width = size

@@ -1,7 +1,7 @@
 """Towers of the transformers library: CLIP, SigLIP, SigLIP 2, DINOv2 (with registers or without), ViT.
 
-Every one is an embedding, maybe a norm, a list of blocks, and a final norm that a Flamingo leaves out. So the
-blocks are called one by one, and nothing needs to be captured from inside a library's forward.
+Each is an embedding, for some a norm, a list of blocks, and a final norm that a Flamingo leaves out. The blocks are
+called one by one, so that no output has to be captured inside the library's forward.
 
 Shapes: n images, C H W pixels, P patches, D width.
 """
@@ -25,7 +25,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 class Family(NamedTuple):
-    """What has to be known of a model type. `resize`: "shortest" side and crop, or to the "exact" square."""
+    """Facts about a model type. `resize`: "shortest" side and crop, or to the "exact" square."""
 
     model_class: str
     has_class_token: bool
@@ -54,9 +54,9 @@ OPENAI_TOWERS = {
 
 
 def openai_tower(name: str) -> tuple[str, dict[str, Any]] | None:
-    """OpenCLIP's or OpenAI's name, or the hub's, of an OpenAI tower -> (hub name, vision config), else None.
+    """(hub name, vision config) of an OpenAI tower, by its name in OpenCLIP, OpenAI's code or the hub; None for others.
 
-    "ViT-L-14", "vit-l/14", "ViT-L-14-quickgelu" and "ViT-L/14@336px" are understood. No network is needed.
+    Accepts "ViT-L-14", "vit-l/14", "ViT-L-14-quickgelu" and "ViT-L/14@336px". Does not use the network.
     """
     key = name.lower().replace("/", "-").replace("@", "-").removesuffix("px").removesuffix("-quickgelu")
     for short, (hub_name, width, layers, heads, patch, side) in OPENAI_TOWERS.items():
@@ -75,7 +75,11 @@ def openai_tower(name: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def family_of(config: dict[str, Any] | PreTrainedConfig, name: str | None = None) -> Family:
-    """The family of a vision config. Raises ValueError, with the known model types, for any other."""
+    """The family of a vision config.
+
+    Raises:
+        ValueError: an unknown model type.
+    """
     model_type = config.get("model_type") if isinstance(config, dict) else config.model_type
     if model_type not in FAMILIES:
         raise ValueError(
@@ -86,7 +90,7 @@ def family_of(config: dict[str, Any] | PreTrainedConfig, name: str | None = None
 
 
 def read_config(name: str, cache_dir: str | None = None, local_files_only: bool = False) -> dict[str, Any]:
-    """Vision config of a hub name or directory, which may hold a tower alone or a whole CLIP or SigLIP."""
+    """Vision config of a hub name or directory, of a tower or of a whole CLIP or SigLIP."""
     config = AutoConfig.from_pretrained(name, cache_dir=cache_dir, local_files_only=local_files_only)
     config = getattr(config, "vision_config", config)
     family_of(config, name)
@@ -108,23 +112,29 @@ def load(
     dtype: torch.dtype | str | None = None,
     projection: bool = False,
 ) -> tuple[nn.Module, nn.Linear | None]:
-    """A tower with the weights of a hub name or directory; ValueError if some are not there.
+    """A tower with the weights of a hub name or directory, and CLIP's projection if there is one.
 
-    projection: also CLIP's of the pooled feature, to the space that it shares with text; None where there is none.
+    Args:
+        projection: load the projection of CLIP's pooled feature, into the space that it shares with text.
+
+    Raises:
+        ValueError: weights are missing in the files.
     """
     family = family_of(config, name)
     hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     linear = None
     if projection and config["model_type"] == "clip_vision_model":
-        width = AutoConfig.from_pretrained(name, **hub).projection_dim  # a whole CLIP's own counts, not its tower's
+        width = AutoConfig.from_pretrained(
+            name, **hub
+        ).projection_dim  # a whole CLIP's, which may differ from its tower's
         hf_config = AutoConfig.for_model(**config | {"projection_dim": width})
         with _no_report():
             module, missing = _load("CLIPVisionModelWithProjection", name, hf_config, dtype, **hub)
         if "visual_projection.weight" not in missing:
             linear, module = module.visual_projection, module.vision_model
-    if linear is None:  # a tower that was saved alone: older transformers do not find its weights in the other class
+    if linear is None:  # a tower that was saved alone, whose weights older transformers do not find in the class above
         module, missing = _load(family.model_class, name, AutoConfig.for_model(**config), dtype, **hub)
-    # Patch features need no pooling head; files without one are as good.
+    # Patch features need no pooling head, which the files may lack.
     headless = any(k.startswith("head.") for k in missing)
     missing = [k for k in missing if not k.startswith(("pooler.", "head."))]
     if missing:
@@ -133,13 +143,13 @@ def load(
             f"expected those of a {family.model_class}"
         )
     if headless:
-        module.head = None  # and not random weights, by which `pooled` would pool
+        module.head = None  # else `pooled` would use its random weights
     return module, linear
 
 
 @contextmanager
 def _no_report() -> Generator[None]:
-    """Without the library's table of weights that are missing: a projection may be."""
+    """Without the library's report of missing weights: the projection may be missing."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -151,7 +161,7 @@ def _no_report() -> Generator[None]:
 def _load(
     model_class: str, name: str, config: PreTrainedConfig, dtype: torch.dtype | str | None, **hub: Any
 ) -> tuple[Any, list[str]]:
-    """(model of a hub name or directory, names of weights that its files lack)."""
+    """(model of a hub name or directory, names of weights that are missing in its files)."""
     module, info = _quiet(getattr(transformers, model_class)).from_pretrained(
         name, config=config, dtype=dtype or "auto", attn_implementation="sdpa", output_loading_info=True, **hub
     )
@@ -160,7 +170,7 @@ def _load(
 
 
 def _quiet(model_class: Any) -> Any:
-    """The class, not listing a text tower's weights as unexpected when it reads the files of a whole CLIP."""
+    """The class, without its report of a text tower's weights when it reads the files of a whole CLIP."""
     others = [r"^(vision_model\.)?head\.", r"^text_", r"^visual_projection", r"^logit_", r"^(vit\.)?pooler\."]
     # Same name and module: transformers looks up its renamings of old files by them.
     members = {"__module__": model_class.__module__, "_keys_to_ignore_on_load_unexpected": others}
@@ -171,7 +181,7 @@ def geometry(config: dict[str, Any]) -> tuple[int, int, int]:
     """(width, image side in pixels, patches of such an image)."""
     hf_config = AutoConfig.for_model(**config)
     patch = hf_config.patch_size
-    if hf_config.model_type == "siglip2_vision_model":  # any size; this many patches is its own
+    if hf_config.model_type == "siglip2_vision_model":  # takes any size; it was trained for this number of patches
         grid = int(hf_config.num_patches**0.5)
         return hf_config.hidden_size, grid * patch, grid**2
     return hf_config.hidden_size, hf_config.image_size, (hf_config.image_size // patch) ** 2
@@ -191,9 +201,9 @@ def features(module: Any, pixels: Tensor) -> Tensor:
 
 
 def pooled(module: Any, pixels: Tensor) -> Tensor:
-    """Pixels (n, C, H, W) -> one feature an image (n, D), after the final norm.
+    """Pixels (n, C, H, W) -> one feature per image (n, D), after the final norm.
 
-    It is the class token; SigLIP, which has none, pools by its attention head, or else by the mean of the patches.
+    The class token; without one (SigLIP), the output of the attention head, or else the mean of the patches.
     """
     x = _tokens(module, pixels)
     x = module.post_layernorm(x) if hasattr(module, "post_layernorm") else module.layernorm(x)
@@ -213,7 +223,7 @@ def _tokens(module: Any, pixels: Tensor) -> Tensor:
     if config.model_type == "clip_vision_model":
         x = module.pre_layrnorm(x)  # the library's spelling
     blocks = module.layers if hasattr(module, "layers") else _blocks(module.encoder)
-    # Most blocks want an attention mask, here none; older transformers' DINOv2 takes none at all.
+    # Most blocks take an attention mask, here None; older transformers' DINOv2 has no such argument.
     mask = (None,) if len(signature(blocks[0].forward).parameters) > 1 else ()
     for block in blocks:
         x = block(x, *mask)
@@ -226,7 +236,7 @@ def _blocks(encoder: Any) -> nn.ModuleList:
 
 
 def _embed_naflex(module: Any, pixels: Tensor) -> Tensor:
-    """SigLIP 2 of any aspect takes patches flattened row by row, channels last."""
+    """SigLIP 2 takes patches of any aspect ratio, flattened row by row, channels last."""
     n, channels, height, width = pixels.shape
     patch = module.config.patch_size
     rows, columns = height // patch, width // patch
@@ -236,6 +246,6 @@ def _embed_naflex(module: Any, pixels: Tensor) -> Tensor:
 
 
 def _portable(config: PreTrainedConfig) -> dict[str, Any]:
-    """A config as a dict for config.json, without what belongs to the files it was read from."""
+    """A config as a dict for config.json, without the keys about its source."""
     left_out = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map"}
     return {k: v for k, v in config.to_diff_dict().items() if k not in left_out} | {"model_type": config.model_type}
