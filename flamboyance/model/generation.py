@@ -57,11 +57,14 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         seen = count_seen(input_ids, self.config.image_token_id, media, cached)
         seen = F.pad(seen, (cached, 0))  # columns for tokens of the cache that are not in input_ids
         cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
-        sequences, plain = self._sequences(kwargs), self._plain(kwargs)
-        self.check_length(cached + input_ids.shape[1], attention_mask, self._new_tokens(kwargs))
+        options = self._options(kwargs)
+        sequences = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)  # rows of a prompt
+        special = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
+        plain = options.get("use_cache") is not False and not any(options.get(name) for name in special)
+        self.check_length(cached + input_ids.shape[1], attention_mask, options.get("max_new_tokens") or 0)
         if cache is None and plain:
             cache = empty(self.config.text_config, room=sequences == 1)
-        looks_ahead = kwargs.get("assistant_model") is not None or self._named(kwargs).get("prompt_lookup_num_tokens")
+        looks_ahead = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
         if looks_ahead and is_recurrent(empty(self.config.text_config) if cache is None else cache):
             raise ValueError(
                 f"{type(self.language_model).__name__} has a recurrent state, which cannot drop rejected tokens; "
@@ -112,27 +115,12 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         check_mask(input_ids, attention_mask)
         return attention_mask
 
-    def _new_tokens(self, options: dict[str, Any]) -> int:
-        """The given maximum of new tokens; 0 if there is none."""
-        places = (options, vars(options.get("generation_config") or object), vars(self.generation_config))
-        return next((place["max_new_tokens"] for place in places if place.get("max_new_tokens")), 0)
-
-    def _plain(self, options: dict[str, Any]) -> bool:
-        """Whether the caller wants neither outputs of the prompt's own computation nor another kind of cache."""
-        named = self._named(options)
-        wanted = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
-        return named.get("use_cache") is not False and not any(named.get(name) for name in wanted)
-
-    def _named(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of a generation that have a value, from all places where they can be given."""
-        places = (vars(self.generation_config), vars(options.get("generation_config") or object), options)
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The options of a generation that have a value: the model's, replaced by those of the call's configuration,
+        replaced by those of the call."""
+        config = given.get("generation_config")
+        places = (vars(self.generation_config), {} if config is None else vars(config), given)
         return {name: value for place in places for name, value in place.items() if value is not None}
-
-    def _sequences(self, options: dict[str, Any]) -> int:
-        """Rows of text per prompt while generating: beams or returned sequences."""
-        places = (options, vars(options.get("generation_config") or object), vars(self.generation_config))
-        names = ("num_beams", "num_return_sequences")
-        return max(next((place[name] for place in places if place.get(name)), 1) for name in names)
 
     def _never_generated(self) -> list[int]:
         """`<image>`, and padding if it is an added token (a language model's own may be its end of text)."""
