@@ -161,7 +161,7 @@ def media_of_other_rows(given):
 
 @case(
     ValueError,
-    "1 prompts",
+    "media of 1",
     "2",
     "media_counts",
 )
