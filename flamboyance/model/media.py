@@ -182,9 +182,10 @@ class ImageAttentionLayout:
         return out[self.query_of_token].view(rows, tokens, -1)
 
 
-def rows_of(numbers: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """`Media.rows` of prompts with `counts` images each, whose numbers are given one prompt after another."""
+def rows_of(counts: Sequence[int], numbers: Sequence[int] | None = None) -> tuple[tuple[int, ...], ...]:
+    """`Media.rows` of prompts with `counts` images each; `numbers` of the images of one prompt after another."""
     ends = [0, *accumulate(map(int, counts))]
+    numbers = range(ends[-1]) if numbers is None else numbers
     return tuple(tuple(numbers[start:end]) for start, end in pairwise(ends))
 
 

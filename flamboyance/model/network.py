@@ -207,11 +207,11 @@ class FlamingoModel(TrainableModel):
             return self._encode_traced(pixel_values, media_counts)
         media, places, counts = pixels.unpadded(pixel_values, media_counts)
         self._check_finite("pixel_values", media, places)
-        numbers: Sequence[int] = range(len(places))
+        numbers = None
         if not self.training and not torch.compiler.is_compiling() and pixels.comparable(media):
             places, numbers = pixels.first_of_equal(media, places)
         media = media if places == list(range(len(media))) else media[places]
-        return self._keys_values(self._latents(self._patches(media)), rows_of(numbers, counts))
+        return self._keys_values(self._latents(self._patches(media)), rows_of(counts, numbers))
 
     def _encode_traced(self, pixel_values: Tensor, media_counts: Tensor) -> Media:
         """`encode_media` in a compiled function, where nothing may depend on the values of media_counts: entries beyond
@@ -247,7 +247,7 @@ class FlamingoModel(TrainableModel):
         """
         if patches is not None:
             self._check_finite("patches", patches)
-        return self._keys_values(self._latents(patches), rows_of(range(sum(media_counts)), media_counts))
+        return self._keys_values(self._latents(patches), rows_of(media_counts))
 
     def _check_frames(self, frames: int) -> None:
         if frames > 1 and self.resampler.time_embeddings is None:
@@ -271,7 +271,7 @@ class FlamingoModel(TrainableModel):
             ValueError: latents that are not finite.
         """
         self._check_finite("latents", latents)
-        return self._keys_values(latents, rows_of(range(len(latents)), media_counts))
+        return self._keys_values(latents, rows_of(media_counts))
 
     def _keys_values(self, latents: Tensor, rows: Any) -> Media:
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)

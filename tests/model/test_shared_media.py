@@ -38,7 +38,7 @@ def unshared(model, pixels: torch.Tensor, counts: list[int]) -> Media:
     rows = pixels if pixels.ndim == 6 else pixels.split(counts)
     each = [image for row, count in zip(rows, counts, strict=True) for image in row[:count]]
     parts = [model.encode_media(image[None, None]) for image in each]
-    return Media.join(parts, rows_of(range(sum(counts)), counts))
+    return Media.join(parts, rows_of(counts))
 
 
 @torch.no_grad()
@@ -99,3 +99,10 @@ def test_media_of_one_sum_are_still_told_apart():
 def test_entries_beyond_a_count_are_no_media():
     media, places, counts = unpadded(torch.zeros(2, 3, 1, 3, 4, 4), torch.tensor([1, 2]))
     assert media.shape == (6, 1, 3, 4, 4) and places == [0, 3, 4] and counts == [1, 2]
+
+
+@torch.no_grad()
+def test_counts_that_do_not_fit_latents_or_features(model):
+    latents = model.encode_media(images(2)).latents
+    with pytest.raises(ValueError, match="2"):
+        model.media_of(latents, [1, 2])
