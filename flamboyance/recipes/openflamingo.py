@@ -83,6 +83,7 @@ def build(
     from flamboyance import names
     from flamboyance.checkpoints import released
     from flamboyance.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
 
     processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer or language)
     if vision:
