@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "flamboyance"
 ORDER = (
     *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration", "templates", "files", "images"),
     *("figure_style", "processes", "examples", "auto", "chat", "call_arguments"),
-    *("model", "checkpoints", "processing", "flamingo", "few_shot", "compat", "convert", "catalog"),
+    *("model", "checkpoints", "processing", "flamingo", "prompting", "few_shot", "compat", "convert", "catalog"),
     *("data", "training", "planning"),
     *("evaluation", "mini", "reports", "recipes"),
     *("__init__", "commands", "cli", "__main__"),

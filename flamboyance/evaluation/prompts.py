@@ -1,4 +1,4 @@
-"""A query with its demonstrations, as the papers write it."""
+"""A query behind its demonstrations, written as in the papers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flamboyance.templates import IMAGE_TOKEN
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is given.
+    """A query behind its demonstrations.
 
     Attributes:
-        demonstrations: in the order in which they stand.
-        blind: the demonstrations are shown as text alone: how the papers ask with 0 shots.
-        dropped: demonstrations that were left out because the context is too short for them.
+        demonstrations: in the order of the prompt.
+        blind: the demonstrations are shown without their images, as the papers do with 0 shots.
+        dropped: how many demonstrations were left out because the model's context is too short for them.
     """
 
     task: Task
@@ -28,32 +28,37 @@ class Prompt:
 
     @classmethod
     def of(cls, task: Task, query: int, chosen: Sequence[int], shots: int) -> Prompt:
-        """`chosen`: places in the support set."""
+        """The prompt of `task.queries[query]`; `chosen`: indices into `task.support`."""
         return cls(task, task.queries[query], tuple(task.support[i] for i in chosen), blind=shots == 0)
 
     @property
     def text(self) -> str:
-        """With `<image>` where a picture stands."""
-        return self.beginning + self.task.template.query(*self.query.asked)
+        """The whole text, with an `<image>` for each image."""
+        return self.demonstrations_text + self.after_demonstrations
 
     @property
-    def beginning(self) -> str:
-        """The text of the demonstrations."""
+    def demonstrations_text(self) -> str:
+        """Up to the end of the last demonstration, its `<|endofchunk|>`."""
         shown = [self.task.template.demonstration(*one.asked, one.answer) for one in self.demonstrations]
-        if self.blind:
-            shown = [text.replace(IMAGE_TOKEN, "") for text in shown]
-        return "".join(text + self.task.separator for text in shown)
+        text = self.task.separator.join(shown)
+        return text.replace(IMAGE_TOKEN, "") if self.blind else text
+
+    @property
+    def after_demonstrations(self) -> str:
+        """The rest of the text: the query, after the separator."""
+        separator = self.task.separator if self.demonstrations else ""
+        return separator + self.task.template.query(*self.query.asked)
 
     @property
     def images(self) -> list[Path]:
-        """In the order in which they stand."""
+        """The images, in the order of the text."""
         shown = [] if self.blind else [one.image for one in self.demonstrations]
         return [*shown, self.query.image]
 
     def without_first(self, number: int) -> Prompt:
-        """Fewer demonstrations: those furthest from the query go."""
+        """The prompt without its first demonstrations, which are the furthest from the query."""
         return replace(self, demonstrations=self.demonstrations[number:], dropped=self.dropped + number)
 
     def in_order(self, order: Sequence[int]) -> Prompt:
-        """The demonstrations in another order."""
+        """The prompt with its demonstrations in another order."""
         return replace(self, demonstrations=tuple(self.demonstrations[i] for i in order))

@@ -1,4 +1,4 @@
-"""What an evaluation asks: examples, and tasks made of them."""
+"""Examples, the tasks made of them, and metrics of the answers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from flamboyance.templates import IMAGE_TOKEN, Template
 
 @dataclass(frozen=True)
 class Example:
-    """An image with what is asked about it and what is right.
+    """An image with its question, if there is one, and its answers.
 
     Attributes:
-        id: tells the examples of a split apart, e.g. the question's id.
-        image: its file.
-        answer: what it says when it is shown as a demonstration.
-        asked: the template's fields before the answer: a question, the text on a picture.
-        references: what a metric compares an answer with: captions, ten annotators' answers, the label.
+        id: unique among the examples of a split, e.g. the id of the question.
+        image: the image's file.
+        answer: the answer that is shown if the example is a demonstration.
+        asked: the values of the template's fields before the answer, e.g. a question or the text in the image.
+        references: what the metric compares an answer with: captions, ten annotators' answers, or the label.
     """
 
     id: str
@@ -33,8 +33,8 @@ class Prediction:
     """A model's answer to a query.
 
     Attributes:
-        answer: the text after post-processing, or the likeliest of the task's labels.
-        scores: log-probability of each of the task's labels; None where the answer was generated.
+        answer: the text after post-processing, or the most likely of the task's labels.
+        scores: the log-probability of each of the task's labels; None if the answer was generated.
     """
 
     answer: str
@@ -43,12 +43,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Score:
-    """What a metric says of a set of answers.
+    """The score of a set of answers.
 
     Attributes:
         value: of the whole set, in the unit that the papers print (CIDEr and VQA accuracy times 100).
-        items: of each example by its id, where the metric has a value for one alone; in the same unit.
-        interval: 95 % confidence interval of `value` over queries, by the bootstrap.
+        items: the score of each example by its id, in the same unit; empty if the metric has no score per example.
+        interval: the 95 % confidence interval of `value` over queries, by the bootstrap.
     """
 
     value: float
@@ -63,7 +63,7 @@ class Metric:
     Attributes:
         name: as tables print it, e.g. "CIDEr".
         measure: examples and predictions, in the same order -> Score.
-        variant: what tells it from other metrics of that name; values of different variants are not compared.
+        variant: distinguishes metrics of the same name; values of different variants are not compared.
     """
 
     name: str
@@ -79,17 +79,15 @@ class Task:
         name: short, for files and tables, e.g. "coco".
         title: as papers print it, e.g. "COCO".
         template: how a demonstration and the query are written.
-        support: what demonstrations are taken from.
-        queries: what is asked.
-        metric: what the answers are measured by.
-        max_new_tokens: of an answer; unused where there are labels.
-        labels: the answers to choose from, by rank; None where the answer is generated.
-        separator: what stands between demonstrations.
-        post_process: what `template.parse` leaves of an answer -> what is measured.
-        permutations: orders of the demonstrations over which labels' log-probabilities are averaged.
-        instruction: how a chat model is asked, with the template's fields before the answer in braces; "": as the
-            template asks.
-        test_server: predictions by query -> the content of the file that the task's test server takes, or None.
+        support: the examples that demonstrations are chosen from.
+        queries: the examples that are asked.
+        max_new_tokens: the longest generated answer; unused if there are labels.
+        labels: the answers to choose from; None if the answer is generated.
+        separator: the text after each demonstration.
+        post_process: the output of `template.parse` -> the answer that is measured.
+        permutations: over how many orders of the demonstrations the log-probabilities of labels are averaged.
+        test_server: (queries, predictions) -> the content of the file for the task's test server; None if there is no
+            such server.
     """
 
     name: str
@@ -103,29 +101,25 @@ class Task:
     separator: str = ""
     post_process: Callable[[str], str] = str.strip
     permutations: int = 1
-    instruction: str = ""
     test_server: Callable[[Sequence[Example], Sequence[Prediction]], object] | None = None
 
-    def asking(self, example: Example) -> str:
-        """What a chat model is asked beside the image."""
-        if not self.instruction:
-            return self.template.query(*example.asked).replace(IMAGE_TOKEN, "").strip()
-        return self.instruction.format(**dict(zip(self.template.fields, example.asked, strict=False)))
+    def request(self, example: Example) -> str:
+        """What a chat model's user says beside the image."""
+        return self.template.query(*example.asked).replace(IMAGE_TOKEN, "").strip()
 
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A benchmark as its file in `tasks/` declares it.
+    """A benchmark as its module in `tasks/` declares it.
 
     Attributes:
         name, title: as in Task.
-        files: what it reads: a name for each file or folder, and where it stands below the task's data directory. A
-            folder's path ends in "/"; "a.json|b.json" is the first of the two that exists.
-        load: paths by those names, and the protocol ("papers" or "openflamingo") -> the task.
-        about: one line: what is asked, of which split, by which metric.
-        optional: files that are used where they exist, as `files`.
-        for_queries: which of those names are not needed for demonstrations alone; `load` is then called without them.
-        splits: further splits to ask, by name: the paths that stand instead of those in `files`; "" for none.
+        files: the files and folders to read: name -> path below the task's data directory. A folder's path ends in "/";
+            "a.json|b.json" means the first of the two that exists.
+        load: (paths by those names, protocol) -> the task. The protocol is "papers" or "openflamingo".
+        about: one line: the queries, their split, the metric.
+        optional: as `files`, for files that need not exist.
+        splits: further splits of queries: name -> paths that replace those in `files`; "" for no file.
     """
 
     name: str
@@ -134,5 +128,4 @@ class TaskFile:
     load: Callable[[Mapping[str, Path], str], Task]
     about: str
     optional: Mapping[str, str] = field(default_factory=dict)
-    for_queries: tuple[str, ...] = ()
     splits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

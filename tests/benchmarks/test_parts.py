@@ -7,7 +7,7 @@ from benchmarks import answers
 from benchmarks.parts import Parts, cache_bytes, floor, weight_bytes
 from benchmarks.works import Work
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.few_shot import Prefix
+from flamboyance.prompting import Prefix
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo
 
 

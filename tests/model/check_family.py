@@ -4,10 +4,10 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from flamboyance.few_shot import Prefix
 from flamboyance.model import families
 from flamboyance.model.cache import empty
 from flamboyance.model.media import Media, count_seen
+from flamboyance.prompting import Prefix
 from tests.model.families import IMAGE, images, make, pad_left, prompt
 from tests.model.zoo import tiny_config
 
@@ -74,7 +74,7 @@ def check(family: str) -> None:
             raise AssertionError("the check's own texts are wrong")
         batch = pad_left(chosen)
         shifts = [batch["input_ids"].shape[1] - len(text) for text in chosen]
-        known = prefix.cache(shifts, 13, model.shares_prompts)
+        known = prefix.cache(shifts, model.shares_prompts)
         both = Media(media.latents, media.keys_values, ((2, 3),) * len(chosen))
         given = {**batch, "media": both, **options}
         found = model.generate(past_key_values=known, **given) if known is not None else None

@@ -1,7 +1,4 @@
-"""Images of a run, each encoded once: demonstrations come back with many queries, and queries with every setting.
-
-Shape letters: M images, L latents, D the tower's width, H heads, K width of a head.
-"""
+"""Keeps the encoded images of a run: demonstrations recur with many queries, and queries with every setting."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,42 +14,51 @@ from torch import Tensor
 
 from flamboyance.evaluation.rices.feature_store import digest, stamp
 from flamboyance.files import replacing
+from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageError, load_image
 from flamboyance.model.fingerprint import fingerprint
 from flamboyance.model.media import Media
+from flamboyance.processing import FlamingoProcessor
 
 AT_ONCE = 32  # images encoded together
 DECODERS = 4  # threads
 
 
 class MediaCache:
-    """Encodes image files, and keeps what fits.
+    """Encodes image files, and keeps as many of the results as fit.
 
-    An image is kept with its keys and values, so that it costs a later prompt nothing. The one used longest ago goes
-    first. On disk, if a folder is given, latents alone are kept: keys and values are 10 to 50 times as large, and are
-    made from them by one matrix product a block.
+    An image is kept with its keys and values, so that it costs a later prompt nothing. The least recently used image is
+    dropped first. On disk, if a folder is given, only latents are kept: keys and values are 10 to 50 times as large,
+    and one matrix product per block makes them from the latents.
 
     Args:
-        most_bytes: of what is kept in memory. What a single batch of prompts needs is held beyond that.
-        folder: where latents are kept between runs; None: nowhere. Keyed by model, tower, preprocessing, and the
-            content of the image's file.
+        most_bytes: the most bytes that are kept in memory, apart from what the current batch of prompts needs.
+        folder: where latents are kept between runs, if anywhere. The key is a hash of the model, its tower, the
+            preprocessing and the content of the image's file.
+
+    Attributes:
+        encoded: how many images went through the tower.
     """
 
-    def __init__(self, model: Any, processor: Any, most_bytes: float = 2e9, folder: Path | None = None):
+    def __init__(
+        self,
+        model: FlamingoForConditionalGeneration,
+        processor: FlamingoProcessor,
+        most_bytes: float = 2e9,
+        folder: Path | None = None,
+    ):
         self.model, self.processor = model, processor
         self.most_bytes, self.folder = most_bytes, folder
-        self.encoded = 0  # images that went through the tower
+        self.encoded = 0
         self._kept: OrderedDict[Path, Media] = OrderedDict()
         self._bytes = 0
         self._decoding: dict[Path, Future[Tensor]] = {}
-        self._contents: dict[
-            Path, tuple[bytes, bytes]
-        ] = {}  # of files that were read: what they looked like, and a hash
+        self._contents: dict[Path, tuple[bytes, bytes]] = {}  # file -> its stamp, and a hash of its content
         self._threads = ThreadPoolExecutor(DECODERS)
         self._model = f"{fingerprint(model)} {model.vision.spec} {processor.image_processor}" if folder else ""
 
     def ahead(self, images: Sequence[Path]) -> None:
-        """Starts to read images that will be asked for, beside the computing."""
+        """Starts to read the images that are needed next, in other threads."""
         for image in dict.fromkeys(images):
             if image in self._kept or image in self._decoding or self._is_stored(image):
                 continue
@@ -65,11 +70,11 @@ class MediaCache:
 
     @torch.no_grad()
     def media(self, prompts: Sequence[Sequence[Path]]) -> Media:
-        """The images of each prompt, in order.
+        """The encoded images of each prompt, in order.
 
         Raises:
-            ImageError: an image cannot be read; names its file.
-            ValueError: latents are not finite; names the image.
+            ImageError: an image cannot be read. The message names the file.
+            ValueError: its latents are not finite. The message names the file.
         """
         places = {image: place for place, image in enumerate(dict.fromkeys(i for row in prompts for i in row))}
         self.ahead(list(places))
@@ -88,9 +93,9 @@ class MediaCache:
         return Media.join(values, rows)
 
     def _encode(self, images: list[Path]) -> list[Media]:
-        """One Media an image, from the disk or through the tower."""
+        """One Media per image, from the disk or through the tower."""
         latents = [self._stored(image) for image in images]
-        new = [i for i, found in enumerate(latents) if found is None]
+        new = [i for i, stored in enumerate(latents) if stored is None]
         if new:
             pixels = torch.stack([self._pixels(images[i]) for i in new])[:, None]
             made = self.model.encode_media(pixels, [1] * len(new))
@@ -98,8 +103,8 @@ class MediaCache:
             self.encoded += len(new)
             for i in (~made.latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
                 raise ValueError(
-                    f"{images[new[i]]}: the model computes latents that are not finite in {made.latents.dtype}; are "
-                    "its weights damaged? In float16 numbers above 65,504 are not finite: --dtype bfloat16 or float32"
+                    f"{images[new[i]]}: the model computes latents that are not finite in {made.latents.dtype}. If its "
+                    "weights are not damaged, numbers exceed float16's 65,504: use --dtype bfloat16 or float32"
                 )
             if len(new) == len(images):
                 for image, value in zip(images, made.latents, strict=True):
@@ -111,8 +116,8 @@ class MediaCache:
         return _apart(self.model.media_of(torch.stack([one for one in latents if one is not None]), [1] * len(images)))
 
     def _pixels(self, image: Path) -> Tensor:
-        waiting = self._decoding.pop(image, None)
-        return self._read(image) if waiting is None else waiting.result()
+        future = self._decoding.pop(image, None)
+        return self._read(image) if future is None else future.result()
 
     def _read(self, image: Path) -> Tensor:
         try:
@@ -127,7 +132,7 @@ class MediaCache:
         while self._bytes > self.most_bytes and self._kept:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
 
-    # On disk ----------------------------------------------------------------------------------------------------
+    # Files -----------------------------------------------------------------------------------------------------
 
     def _file(self, image: Path) -> Path:
         assert self.folder is not None
@@ -138,7 +143,7 @@ class MediaCache:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _is_stored(self, image: Path) -> bool:
-        # A file that is not there is told of by whoever reads it.
+        # A missing file is reported when it is read.
         return self.folder is not None and image.exists() and self._file(image).exists()
 
     def _stored(self, image: Path) -> Tensor | None:
@@ -146,7 +151,7 @@ class MediaCache:
             return None
         try:
             latents = load_file(self._file(image), device=str(self.model.device))["latents"]
-        except (SafetensorError, OSError, KeyError):  # damaged: it is made again
+        except (SafetensorError, OSError, KeyError):  # damaged: the image is encoded again
             return None
         if latents.shape != self._shape or not latents.isfinite().all():
             return None
@@ -162,7 +167,7 @@ class MediaCache:
 
 
 def _apart(media: Media) -> list[Media]:
-    """Each image as a value of its own, which can be freed by itself."""
+    """One Media per image, whose memory can be freed separately."""
     return [
         Media(
             media.latents[i : i + 1].clone(),

@@ -1,7 +1,7 @@
-"""Any of transformers' image-text-to-text models, answering the same prompts as a Flamingo.
+"""Answers an evaluation's prompts with an image-text-to-text model of transformers.
 
-A demonstration is a turn of a conversation: the image and what is asked by the user, the answer by the assistant. A
-model without a chat template is given the plain prompt, with its own token where a picture stands.
+A demonstration is two turns of a conversation: the user's image and question, and the assistant's answer. A model
+without a chat template gets the plain prompt, with its own token for each image.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from flamboyance.evaluation.answers.flamingo import context_of
 from flamboyance.evaluation.prompts import Prompt
@@ -23,49 +24,50 @@ from flamboyance.evaluation.task import Example
 from flamboyance.images import load_image
 from flamboyance.templates import IMAGE_TOKEN
 
-PREFIX = 4096  # bytes of each parameter that tell models apart
+COMPARED = 1024  # numbers of each parameter that go into the fingerprint
 
 
 class TransformersAnswers:
     """Answers prompts with a model of transformers.
 
     Args:
-        beams: of generation; with a length penalty of 0, as a Flamingo's.
+        beams: beams of generation. The length penalty is 0, as for a Flamingo.
 
     Attributes:
-        context: as in FlamingoAnswers. Tokens of images are counted by what the first one takes.
+        context: as in FlamingoAnswers. Every image is assumed to take as many tokens as the first one.
     """
 
-    def __init__(self, model: Any, processor: Any, beams: int = 3):
-        self.model, self.processor, self.beams = model.eval(), processor, beams
-        self.tokenizer = processor.tokenizer
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, beams: int = 3):
+        self.model: Any = model.eval()  # transformers declares no types for generation
+        self.processor: Any = processor
+        self.tokenizer, self.beams = self.processor.tokenizer, beams
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.chat = bool(getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
         self.context = context_of(model.config.get_text_config())
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._of_an_image: int | None = None
+        self._image_tokens: int | None = None  # of one image
 
     @classmethod
-    def open(cls, name: str, device: Any, dtype: torch.dtype, beams: int = 3) -> TransformersAnswers:
-        """A model by its name or directory.
+    def open(cls, name: str, device: torch.device | str, dtype: torch.dtype, beams: int = 3) -> TransformersAnswers:
+        """Loads a model by its name or directory.
 
         Raises:
-            OSError, ValueError: there is none, or it is of another kind.
+            OSError, ValueError: there is no such model, or it is not of this kind.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         if model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder:
-            raise ValueError(f"{name} is an encoder with a decoder, which answers beside the prompt, not after it")
+            raise ValueError(f"{name} is an encoder-decoder model; expected one that continues the prompt")
         return cls(model.to(device), AutoProcessor.from_pretrained(name), beams)
 
     def describe(self) -> dict[str, Any]:
-        """What results name the model by."""
+        """The entries by which run.json names the model."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
-            beginning = parameter.detach().flatten()[: PREFIX // 4].float().cpu()
+            beginning = parameter.detach().flatten()[:COMPARED].float().cpu()
             digest.update(name.encode() + beginning.numpy().tobytes())
         parameters = sum(p.numel() for p in self.model.parameters())
         return {
@@ -75,16 +77,17 @@ class TransformersAnswers:
         }
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each, its images' included."""
-        if self._of_an_image is None and prompts:
-            text = self._text(replaced := prompts[0].without_first(len(prompts[0].demonstrations)))
-            whole = self._inputs([text], [replaced])["input_ids"].shape[1]
-            self._of_an_image = max(0, whole - len(self.tokenizer(text).input_ids))
-        counted = [len(ids) for ids in self.tokenizer([self._text(prompt) for prompt in prompts]).input_ids]
-        return [n + len(p.images) * (self._of_an_image or 0) for n, p in zip(counted, prompts, strict=True)]
+        """The number of tokens of each prompt, with those of its images."""
+        if self._image_tokens is None and prompts:
+            query = prompts[0].without_first(len(prompts[0].demonstrations))
+            text = self._text(query)
+            whole = self._inputs([text], [query])["input_ids"].shape[1]
+            self._image_tokens = max(0, whole - len(self.tokenizer(text).input_ids))
+        counts = [len(ids) for ids in self.tokenizer([self._text(prompt) for prompt in prompts]).input_ids]
+        return [n + len(p.images) * (self._image_tokens or 0) for n, p in zip(counts, prompts, strict=True)]
 
     def ahead(self, prompts: Sequence[Prompt]) -> None:
-        """Nothing: these models' processors take text and images together."""
+        """Does nothing: the processors of these models take text and images together."""
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
@@ -108,24 +111,24 @@ class TransformersAnswers:
         return torch.stack([self._score(texts, prompts, label) for label in labels], dim=1).tolist()
 
     def _score(self, texts: list[str], prompts: Sequence[Prompt], label: str) -> Tensor:
-        asked = [len(ids) for ids in self.tokenizer(texts).input_ids]
-        answered = [len(ids) for ids in self.tokenizer([text + label for text in texts]).input_ids]
-        new = torch.tensor([b - a for a, b in zip(asked, answered, strict=True)])
+        before = [len(ids) for ids in self.tokenizer(texts).input_ids]
+        after = [len(ids) for ids in self.tokenizer([text + label for text in texts]).input_ids]
+        new = torch.tensor([b - a for a, b in zip(before, after, strict=True)])
         if int(new.min()) < 1:
-            raise ValueError(f"The label {label!r} adds no token to a prompt, so it has no probability. Remove it.")
+            raise ValueError(f"the label {label!r} adds no token to a prompt, so it has no probability; remove it")
         inputs = self._inputs([text + label for text in texts], prompts)
         longest = int(new.max())
         with self._timed("answer"):
             logits = self.model(**inputs).logits[:, -longest - 1 : -1].float().log_softmax(-1)
         picked = logits.gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0].cpu()
-        own = torch.arange(longest) >= longest - new[:, None]
-        return (picked * own).sum(1) / new
+        in_label = torch.arange(longest) >= longest - new[:, None]
+        return (picked * in_label).sum(1) / new
 
-    def _inputs(self, texts: list[str], prompts: Sequence[Prompt]) -> Any:
+    def _inputs(self, texts: list[str], prompts: Sequence[Prompt]) -> BatchFeature:
         with self._timed("media"):
             read: dict[Path, Any] = {i: load_image(i) for i in dict.fromkeys(i for p in prompts for i in p.images)}
             images = [[read[image] for image in prompt.images] for prompt in prompts]
-            # A chat template writes what a text begins with itself.
+            # A chat template writes the tokens that begin a text itself.
             special = {"add_special_tokens": False} if self.chat else {}
             inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **special)
             return inputs.to(self.model.device, self.model.dtype)
@@ -135,12 +138,12 @@ class TransformersAnswers:
             return prompt.text.replace(IMAGE_TOKEN, getattr(self.processor, "image_token", IMAGE_TOKEN))
         turns = []
         for one in prompt.demonstrations:
-            turns += [self._turn(prompt, one, not prompt.blind), _said(one.answer)]
+            turns += [self._turn(prompt, one, not prompt.blind), _assistant(one.answer)]
         turns.append(self._turn(prompt, prompt.query, True))
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
     def _turn(self, prompt: Prompt, example: Example, shown: bool) -> dict[str, Any]:
-        text = {"type": "text", "text": prompt.task.asking(example)}
+        text = {"type": "text", "text": prompt.task.request(example)}
         return {"role": "user", "content": [{"type": "image"}, text] if shown else [text]}
 
     @contextmanager
@@ -152,5 +155,5 @@ class TransformersAnswers:
         self.seconds[what] += time.perf_counter() - began
 
 
-def _said(answer: str) -> dict[str, Any]:
+def _assistant(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}

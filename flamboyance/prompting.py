@@ -1,0 +1,142 @@
+"""Prompts that begin with the same demonstrations, which are tokenized, encoded and computed once.
+
+FewShotTask and evaluation both build their prompts here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from flamboyance.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.cache import RoomyLayer, branch, empty, is_plain, moved, roomy
+from flamboyance.model.media import Media
+from flamboyance.processing import FlamingoProcessor
+from flamboyance.templates import END_OF_CHUNK_TOKEN, Template
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Demonstrations, computed: what a model keeps of them for the queries that follow.
+
+    Attributes:
+        ids: (P,) token ids; the last one is `<|endofchunk|>`.
+        media: their images, one row of Media; None if they have none.
+        layers: for each layer of the language model the keys and values, (1, heads, P, width of a head) each.
+        state: the language model's whole cache, if its layers hold anything but keys and values; `layers` is empty
+            then.
+    """
+
+    ids: Tensor
+    media: Media | None
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    state: DynamicCache | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: FlamingoForConditionalGeneration, ids: Tensor, media: Media | None) -> "Prefix":
+        """Computes (P,) tokens; `media` has one row, their images."""
+        cache = empty(model.config.text_config)
+        model(input_ids=ids[None], media=media, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if not is_plain(cache):
+            return cls(ids, media, (), cache)
+        layers: list[Any] = cache.layers
+        return cls(ids, media, tuple((layer.keys, layer.values) for layer in layers))
+
+    def to(self, device: torch.device) -> "Prefix":
+        """The same values on another device."""
+        media = self.media
+        if media is not None:
+            pairs = tuple((k.to(device), v.to(device)) for k, v in media.keys_values)
+            media = Media(media.latents.to(device), pairs, media.rows)
+        layers = tuple((k.to(device), v.to(device)) for k, v in self.layers)
+        return Prefix(self.ids.to(device), media, layers, None if self.state is None else moved(self.state, device))
+
+    def before(self, media: Media) -> Media:
+        """The media of whole prompts, given those of their queries."""
+        return media if self.media is None else self.media.repeat(len(media.rows)).append(media)
+
+    def cache(self, shifts: Sequence[int], share: bool) -> DynamicCache | None:
+        """A cache of P tokens for a batch. In row i the demonstrations start `shifts[i]` places later, behind padding,
+        and the last `shifts[i]` of their tokens are left out.
+
+        So every row is one stretch of real tokens behind its padding, whatever the lengths of the queries: exact for
+        relative (ALiBi) as for absolute positions. If all rows start at once, they share one copy, provided that the
+        model can attend to it (`share`).
+
+        None if the language model's state would have to be shifted and cannot be, because it is not keys and values:
+        the prompts are then computed whole.
+        """
+        if self.state is not None:
+            return None if any(shifts) else branch(self.state, len(shifts))
+        cache = roomy()
+        if share and not any(shifts):
+            cache.layers = [RoomyLayer(before=(pair,)) for pair in self.layers]
+            return cache
+        for i, (keys, values) in enumerate(self.layers):
+            cache.update(_shifted(keys, shifts), _shifted(values, shifts), i)
+        return cache
+
+
+def prompt_inputs(
+    model: FlamingoForConditionalGeneration,
+    processor: FlamingoProcessor,
+    queries: Sequence[str],
+    media: Media,
+    prefix: Prefix | None = None,
+) -> dict[str, Any]:
+    """The arguments of `generate` and `score` for a batch of prompts, padded on the left.
+
+    Args:
+        queries: what follows the prefix in each prompt; the whole prompts if there is no prefix.
+        media: the images of the whole prompts.
+        prefix: the demonstrations that every prompt begins with. They are in the cache, and not computed again.
+    """
+    if prefix is None:
+        rows = processor.tokenize(list(queries))
+    else:
+        rows = [[*prefix.ids.tolist(), *ids] for ids in _tokens_after_a_chunk(processor, queries)]
+    inputs: dict[str, Any] = {name: tensor.to(model.device) for name, tensor in processor.pad(rows).items()}
+    inputs["media"] = media
+    if prefix is not None:
+        width = inputs["input_ids"].shape[1]
+        inputs["past_key_values"] = prefix.cache([width - len(row) for row in rows], model.shares_prompts)
+    return inputs
+
+
+def generate_texts(
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, inputs: dict[str, Any], **options: Any
+) -> list[str]:
+    """The text that `generate` writes after each prompt, without special tokens."""
+    out = model.generate(**inputs, **options)
+    return processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def completion_tokens(processor: FlamingoProcessor, template: Template, query: str, label: str) -> list[int]:
+    """The tokens of a label where it follows a query: tokenizers may write a word differently at a text's beginning."""
+    completion = template.completion(label)
+    before, whole = processor.tokenize([query, query + completion])
+    if len(before) < len(whole) and whole[: len(before)] == before:
+        return whole[len(before) :]
+    return processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
+
+
+def _tokens_after_a_chunk(processor: FlamingoProcessor, queries: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text where it follows `<|endofchunk|>`. Tokenizers split a text at such a token before all
+    else, so what comes before it has no influence."""
+    rows = processor.tokenize([END_OF_CHUNK_TOKEN + query for query in queries], add_special_tokens=False)
+    return [ids[ids.index(processor.eoc_token_id) + 1 :] for ids in rows]
+
+
+def _shifted(t: Tensor, shifts: Sequence[int]) -> Tensor:
+    """(1, H, P, K) -> (rows, H, P, K), row i moved `shifts[i]` places to the right, zeros before it."""
+    if not any(shifts):
+        return t.expand(len(shifts), -1, -1, -1)
+    length = t.shape[2]
+    out = t.new_zeros(len(shifts), *t.shape[1:])
+    for row, shift in enumerate(shifts):
+        out[row, :, shift:] = t[0, :, : max(length - shift, 0)]
+    return out
