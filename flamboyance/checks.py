@@ -51,6 +51,15 @@ def listed(name: str, value: Any, of: str, example: str) -> list[Any]:
     return list(value)
 
 
+def text(name: str, value: object) -> None:
+    """
+    Raises:
+        ValueError: the value is not a text.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {brief(value)}; expected a text")
+
+
 def texts(name: str, value: Any, example: str) -> list[str]:
     """A list of texts, none of them empty.
 

@@ -1,4 +1,4 @@
-"""CIDEr-D of captions: how much a caption says what its references agree on (Vedantam et al., arXiv:1411.5726)."""
+"""CIDEr-D of captions: how well a caption agrees with the consensus of its references (arXiv:1411.5726)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from flamboyance import checks
 from flamboyance.evaluation.metrics.ptb.tokenizer import ptb_tokenize_all
 
 Id = TypeVar("Id", bound=Hashable)
@@ -23,14 +24,14 @@ def cider(references: Mapping[Id, Sequence[str]], predictions: Mapping[Id, str])
     images given. So a score depends on which images are scored together, and one image alone always scores 0.
 
     Args:
-        references: captions of each image, as people wrote them; a prediction is compared with each.
-        predictions: a caption for each of the same images.
+        references: for each image the captions that people wrote; the prediction is compared with each of them.
+        predictions: for each of these images one caption.
 
     Returns:
-        The mean over images, and each image's score; not yet times 100.
+        The mean over images, and each image's score; neither is multiplied by 100.
 
     Raises:
-        ValueError: the two hold different images, or none, or an image has no reference.
+        ValueError: the two hold different images, or none, or an image has no reference; or a type is wrong.
     """
     _check(references, predictions)
     images = list(references)
@@ -44,20 +45,24 @@ def cider(references: Mapping[Id, Sequence[str]], predictions: Mapping[Id, str])
 
 
 def _check(references: Mapping, predictions: Mapping) -> None:
+    for name, given in (("references", references), ("predictions", predictions)):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{name} is {checks.brief(given)}; expected a dictionary with an entry per image")
     if not references:
-        raise ValueError("CIDEr has nothing to compare: no image with references was given.")
+        raise ValueError("references is empty; expected at least one image with its captions")
     without = [image for image in references if image not in predictions]
     unknown = [image for image in predictions if image not in references]
     if without or unknown:
         raise ValueError(
-            "CIDEr needs one prediction for every image that has references, and no others; "
-            f"without a prediction: {len(without)} {without[:5]}; without references: {len(unknown)} {unknown[:5]}."
+            "references and predictions hold different images; without a prediction: "
+            f"{len(without)} {without[:5]}; without references: {len(unknown)} {unknown[:5]}"
         )
     for image, captions in references.items():
-        if isinstance(captions, str):
-            raise ValueError(f"The references of image {image!r} are one string; give a list of captions.")
-        if not captions:
-            raise ValueError(f"Image {image!r} has no reference caption to compare its prediction with.")
+        if not checks.listed(f"references[{image!r}]", captions, "captions", "['a cat']"):
+            raise ValueError(f"references[{image!r}] is empty; expected one caption or more")
+        for caption in captions:
+            checks.text(f"a caption of references[{image!r}]", caption)
+        checks.text(f"predictions[{image!r}]", predictions[image])
 
 
 def _scores(tokens: list[list[str]], owner: np.ndarray, images: int) -> np.ndarray:
@@ -72,7 +77,7 @@ def _scores(tokens: list[list[str]], owner: np.ndarray, images: int) -> np.ndarr
         (images,) scores.
     """
     lengths = np.array([len(caption) for caption in tokens])
-    # The length that the script compares is the number of bigrams: a caption of one word has none.
+    # The script compares numbers of bigrams, not of tokens: a caption of one word has length 0.
     bigrams = np.maximum(lengths - 1, 0)
     penalty = np.exp(-((bigrams[owner] - bigrams) ** 2) / (2 * SIGMA**2))
     similarity = sum(_cosines(*counted, owner, images) for counted in _ngrams(tokens, lengths)) / LONGEST * penalty
@@ -82,9 +87,9 @@ def _scores(tokens: list[list[str]], owner: np.ndarray, images: int) -> np.ndarr
 
 
 def _ngrams(tokens: list[list[str]], lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For n from 1 to LONGEST: (caption, n-gram, count) of what n-grams each caption holds, sorted by the first two.
+    """For n from 1 to LONGEST: (caption, n-gram, count) for each n-gram of each caption, sorted by the first two.
 
-    An n-gram is a number, made of the number of its first n-1 tokens and of that of its last.
+    An n-gram is a number, made of the number of its first n-1 tokens and the number of its last token.
     """
     numbers: dict[str, int] = {}
     token = np.array([numbers.setdefault(word, len(numbers)) for words in tokens for word in words], dtype=np.int64)
@@ -102,19 +107,19 @@ def _ngrams(tokens: list[list[str]], lengths: np.ndarray) -> Iterator[tuple[np.n
 
 
 def _cosines(caption: np.ndarray, gram: np.ndarray, count: np.ndarray, owner: np.ndarray, images: int) -> np.ndarray:
-    """(captions,) of every reference: its tf-idf vector's cosine with its image's prediction, clipped as CIDEr-D does.
+    """(captions,): for each reference the cosine of its tf-idf vector with that of its image's prediction.
 
-    Clipped: an n-gram that the prediction says more often than the reference counts as often as there.
+    As in CIDEr-D, an n-gram that the prediction holds more often than the reference counts only as often as there.
     """
     grams = int(gram.max(initial=0)) + 1
     of_reference = caption >= images
-    # Document frequency: images with the n-gram in any reference. One in no reference counts as in one image.
+    # Document frequency: the number of images with the n-gram in any reference; at least 1.
     per_image = np.unique(owner[caption[of_reference]] * grams + gram[of_reference])
     frequency = np.bincount(per_image % grams, minlength=grams)
     weight = count * (np.log(images) - np.log(np.maximum(frequency, 1)))[gram]
     norm = np.sqrt(np.bincount(caption, weights=weight**2, minlength=len(owner)))
 
-    # The same n-gram in the prediction, which is caption number `owner`: where it is missing, its weight is 0.
+    # The same n-gram in the prediction, which is caption number `owner`; if it is missing there, its weight is 0.
     predicted = (caption * grams + gram)[~of_reference]
     wanted = owner[caption[of_reference]] * grams + gram[of_reference]
     place = np.minimum(np.searchsorted(predicted, wanted), max(len(predicted) - 1, 0))

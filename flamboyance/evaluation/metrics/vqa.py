@@ -1,11 +1,13 @@
-"""VQA accuracy: how many of the annotators gave the same answer (Antol et al., arXiv:1505.00468)."""
+"""VQA accuracy: the share of annotators who gave the predicted answer (Antol et al., arXiv:1505.00468)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
 
-ENOUGH = 3  # annotators who agree with an answer make it wholly right
+from flamboyance import checks
+
+ENOUGH = 3  # an answer is fully right if so many annotators gave it
 ALWAYS, OFFICIAL = "always", "official"  # which questions' answers are normalized
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"none": "0"} | {
@@ -14,11 +16,11 @@ NUMBERS = {"none": "0"} | {
 ARTICLES = {"a", "an", "the"}
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The official script hands `re.UNICODE` to `sub` where the number of replacements belongs: 32 periods go, no more.
+# The official script passes `re.UNICODE` to `sub` as the number of replacements: it removes 32 periods at most.
 _PERIODS = int(re.UNICODE)
 
-# Contractions that answers lack an apostrophe of: each is found by what is left when one of its apostrophes is
-# dropped ("dont"; "couldnt've" and "couldn'tve", but not "couldntve").
+# Contractions, which answers may write without an apostrophe. Each is recognized with one of its apostrophes missing:
+# "dont"; "couldnt've" and "couldn'tve", but not "couldntve".
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -41,7 +43,7 @@ def normalize_answer(answer: str) -> str:
     answer = _one_line(answer)
     bare = answer
     for mark in PUNCTUATION:
-        # A mark beside a space, or any where a number has a comma, goes; between words it parts them.
+        # A mark beside a space is deleted, as is every mark if a number has a comma; any other becomes a space.
         beside_space = f"{mark} " in answer or f" {mark}" in answer
         bare = bare.replace(mark, "" if beside_space or _COMMA_IN_NUMBER.search(answer) else " ")
     bare = _PERIOD.sub("", bare, count=_PERIODS)
@@ -73,10 +75,11 @@ def vqa_accuracy(answers: Sequence[str], prediction: str, normalize: str = ALWAY
             benchmark's own script, which also runs on its test server, does this.
 
     Raises:
-        ValueError: there is no answer, `answers` is one string, or `normalize` is neither of the two.
+        ValueError: there is no answer, an argument has another type, or `normalize` is neither of the two.
     """
-    _check(answers)
-    _check_normalize(normalize)
+    _check(answers, prediction)
+    if normalize not in (ALWAYS, OFFICIAL):
+        raise ValueError(f"normalize={normalize!r}: expected {ALWAYS!r} or {OFFICIAL!r}")
     form = normalize_answer
     if normalize == OFFICIAL and len({_one_line(answer) for answer in answers}) == 1:
         form = _one_line
@@ -84,40 +87,37 @@ def vqa_accuracy(answers: Sequence[str], prediction: str, normalize: str = ALWAY
 
 
 def vqa_accuracy_without_ids(answers: Sequence[str], confidences: Sequence[str], prediction: str) -> float:
-    """VQA accuracy as OpenFlamingo computes it for VizWiz: what its published numbers were made with, and too low.
+    """VQA accuracy as OpenFlamingo computes it for VizWiz, for its published numbers. It is too low.
 
-    Its annotations lack the number of each answer, by which the script tells the annotator who is left out from the
-    others: everyone who gave the same answer with the same confidence is left out at once. So an answer that all ten
-    gave with one confidence is worth 0.
+    VizWiz's annotations lack the number of each answer, by which the script identifies the annotator to leave out. It
+    leaves out everyone who gave the same answer with the same confidence. So an answer that all ten gave with the same
+    confidence is worth 0.
 
     Args:
         answers: what each annotator said.
         confidences: "yes", "maybe" or "no" of each.
         prediction: the answer to judge.
     """
-    _check(answers)
+    _check(answers, prediction)
+    confidences = checks.listed("confidences", confidences, "texts", "['yes', 'maybe']")
     if len(confidences) != len(answers):
-        raise ValueError(f"{len(answers)} answers have {len(confidences)} confidences: expected one for each")
+        raise ValueError(f"{len(answers)} answers have {len(confidences)} confidences: expected one for each answer")
     return _accuracy(answers, confidences, prediction, normalize_answer)
 
 
-def _check(answers: Sequence[str]) -> None:
-    if isinstance(answers, str):
-        raise ValueError(f"answers is the string {answers!r}: expected a list of strings, one per annotator")
-    if not answers:
-        raise ValueError("VQA accuracy needs the annotators' answers to the question; got none")
-
-
-def _check_normalize(normalize: str) -> None:
-    if normalize not in (ALWAYS, OFFICIAL):
-        raise ValueError(f"normalize={normalize!r}: expected {ALWAYS!r} or {OFFICIAL!r}")
+def _check(answers: Sequence[str], prediction: str) -> None:
+    if not checks.listed("answers", answers, "texts, one per annotator", "['yes']"):
+        raise ValueError("answers is empty; expected the answer of each annotator")
+    for answer in answers:
+        checks.text("an answer", answer)
+    checks.text("prediction", prediction)
 
 
 def _accuracy(answers: Sequence[str], tags: Sequence[Hashable], prediction: str, form: Callable[[str], str]) -> float:
-    """With an annotator everyone who has the same answer and the same tag is left out.
+    """VQA accuracy; with an annotator, all who have the same answer and the same tag are left out.
 
     Args:
-        form: an answer -> what is compared of it.
+        form: an answer -> the text that is compared.
     """
     annotators = [(form(answer), tag) for answer, tag in zip(answers, tags, strict=True)]
     predicted = form(prediction)

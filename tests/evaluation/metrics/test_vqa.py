@@ -124,7 +124,7 @@ def test_the_metric_with_that_error_reads_the_files_entries() -> None:
     assert vqa_accuracy_by_entry({"1": numbered}).measure([example], said).value == pytest.approx(100)
 
 
-@pytest.mark.parametrize("answers, message", [([], "got none"), ("yes", "list of strings")])
+@pytest.mark.parametrize("answers, message", [([], "empty"), ("yes", "list of texts")])
 def test_bad_answers(answers: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vqa_accuracy(answers, "yes")

@@ -1,7 +1,7 @@
-"""Captions as COCO's evaluation splits them into tokens: pycocoevalcap's PTBTokenizer, without Java.
+"""Splits captions into tokens as COCO's evaluation does: pycocoevalcap's PTBTokenizer, without Java.
 
-Its tokens are those of Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) less punctuation. The rules
-stand in `ptb_rules.py`; here is what becomes of a token that one of them found.
+The tokens are those of Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) without punctuation. The
+rules that find a token are in `rules.py`; here a token that was found is rewritten.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
+from flamboyance import checks
 from flamboyance.evaluation.metrics.ptb.java_lower import java_lower
 from flamboyance.evaluation.metrics.ptb.lexer import Lexer
 from flamboyance.evaluation.metrics.ptb.rules import MACROS, RULES
 
-# Left out of the tokens. Brackets stay: this list of pycocoevalcap's has them in capitals.
+# Tokens that are left out. Brackets are kept: pycocoevalcap lists them in capitals, which no token has.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _BRACKETS = str.maketrans(
@@ -31,7 +32,7 @@ _SIGNS = str.maketrans(
     {"¢": "cents", "£": "#", "\x80": "$", "¤": "$", "€": "$", "\u20a0": "$"}
     | {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 )
-# What a line break is to the Java process; one inside a caption would give its end to the next caption.
+# What the Java process takes for a line break. One inside a caption would move the caption's end to the next line.
 _BREAKS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 _AMPERSAND = re.compile("&amp;", re.IGNORECASE)
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}  # in capitals too
@@ -46,7 +47,7 @@ def _hyphens(token: str) -> str:
     return "--" if 2 <= len(token) <= 4 else token
 
 
-# What becomes of a token. Spaces inside one turn into no-break spaces, at which CIDEr splits it after all.
+# How a token is rewritten. Spaces inside a token become no-break spaces, at which CIDEr splits it anyway.
 ACTIONS: dict[str, Callable[[str], str]] = {
     "as is": lambda token: token,
     "nothing": lambda token: "",
@@ -68,20 +69,30 @@ ACTIONS: dict[str, Callable[[str], str]] = {
 
 
 def ptb_tokenize(text: str) -> str:
-    """A caption's tokens in small letters, without punctuation: "It's a dog-house." -> "it 's a dog-house".
+    """A caption's tokens in lower case, without punctuation: "It's a dog-house." -> "it 's a dog-house".
 
-    It is what pycocoevalcap gives for a caption among others; see `ptb_tokenize_all` for what others change.
+    The result is pycocoevalcap's for a caption among others; `ptb_tokenize_all` says how other captions change it.
+
+    Raises:
+        ValueError: `text` is not a text.
     """
+    checks.text("text", text)
     return ptb_tokenize_all([text, ""])[0]
 
 
 def ptb_tokenize_all(captions: Sequence[str]) -> list[str]:
-    """The tokens of captions that one process of pycocoevalcap's tokenizer reads, a line each.
+    """The tokens of each caption, as pycocoevalcap's tokenizer gives them for all captions in one process.
 
-    Lines are not wholly apart there, and so not here: "B." at the end of a caption keeps its period, unless the next
-    caption begins with a word like "The"; the last caption has no line break behind it, so ":)" at its end is two
-    tokens.
+    There and here, a caption's tokens depend a little on its neighbours: "B." at the end of a caption keeps its period
+    unless the next caption begins with a word like "The"; the last caption has no line break behind it, so ":)" at its
+    end is two tokens.
+
+    Raises:
+        ValueError: `captions` is not a list of texts.
     """
+    captions = checks.listed("captions", captions, "texts", "['a cat']")
+    for number, caption in enumerate(captions):
+        checks.text(f"caption {number}", caption)
     text = "\n".join(_BREAKS.sub(" ", caption) for caption in captions)
     if not text.isascii():
         # Java's characters: those beyond the first 65,536 are two.
@@ -91,7 +102,7 @@ def ptb_tokenize_all(captions: Sequence[str]) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Tokens, each with a space behind it, and line breaks."""
+    """The tokens, each followed by a space, and the line breaks."""
     lexer, place = _lexer(), 0
     while place < len(text):
         if text[place] == "\n":
@@ -114,7 +125,7 @@ def _surrogates(match: re.Match[str]) -> str:
 
 
 def _whole(token: str) -> str:
-    """Pairs of surrogates as characters again; one without its other half as what Java writes for it."""
+    """Joins pairs of surrogates into characters; a single surrogate becomes "?", as in Java."""
     whole = token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return re.sub("[\ud800-\udfff]", "?", whole)
 
