@@ -1,4 +1,7 @@
-"""Benchmarks: a file each, which says what it reads and how it is asked; and a user's own data."""
+"""Benchmarks, one module each, and a user's own data (own.py).
+
+A benchmark's module declares `TASK`, whose `load(files, protocol)` reads the benchmark's files and returns the Task.
+"""
 
 from __future__ import annotations
 
@@ -30,38 +33,34 @@ def open_task(
     data: Path,
     files: Mapping[str, str] | None = None,
     protocol: str = "papers",
-    support_only: bool = False,
 ) -> Task:
     """Reads a benchmark from its files.
 
     Args:
         name: one of `TASKS`, or one of its further splits, as in "vqav2:test-dev"; that task is named "vqav2-test-dev".
-        data: where the official files lie: in `data/vqav2`, or in `data` itself where there is no such folder.
-        files: paths of files that lie elsewhere, by the names that the task gives them; "" for none.
-        protocol: "papers", or "openflamingo" for what produced the published tables.
-        support_only: what demonstrations are taken from alone; the files of the queries are not needed.
+        data: the folder of the official files: they are in `data/vqav2`, or in `data` itself if that does not exist.
+        files: paths of files that are elsewhere, by the names that the task gives them; "" for no file.
+        protocol: "papers", or "openflamingo" for the rules of the published tables.
 
     Raises:
-        ValueError: there is no such task, split, file name or protocol; or a file holds something wrong.
-        FileNotFoundError: files are missing, which are all named; or images.
+        ValueError: there is no such task, split, file name or protocol, or an item of a file is wrong.
+        FileNotFoundError: files are missing, all of which are named, or images are.
     """
     check_protocol(protocol)
     task_file, split = _find(name)
     given = dict(files or {})
-    found = _resolve(task_file, split, Path(data), given, support_only)
-    task = task_file.load(found, protocol)
-    measured = support_only or split or given.get("annotations") == "" or any(one.references for one in task.queries)
-    if not measured:
-        raise ValueError(_unanswered(name, task_file))
+    task = task_file.load(_resolve(task_file, split, Path(data), given), protocol)
+    if not (split or given.get("annotations") == "" or any(one.references for one in task.queries)):
+        raise ValueError(_no_answers(name, task_file))
     return dataclasses.replace(task, name=f"{task.name}-{split}", title=f"{task.title} ({split})") if split else task
 
 
-def _unanswered(name: str, task: TaskFile) -> str:
-    said = f"{name}: the queries have no answers to compare with. "
+def _no_answers(name: str, task: TaskFile) -> str:
+    problem = f"{name}: the queries have no answers to compare with. "
     if "annotations" not in {**task.files, **task.optional}:
-        return said + f"Give a file that has them as --file {name}.queries=PATH"
-    others = "".join(f", or ask for {name}:{split}" for split in task.splits)
-    return said + f"Give --file {name}.annotations=PATH, or no PATH to get predictions alone{others}"
+        return problem + f"Give a file with answers as --file {name}.queries=PATH"
+    others = "".join(f", or use {name}:{split}" for split in task.splits)
+    return problem + f"Give --file {name}.annotations=PATH, or an empty PATH to get predictions only{others}"
 
 
 def _find(name: str) -> tuple[TaskFile, str]:
@@ -69,41 +68,41 @@ def _find(name: str) -> tuple[TaskFile, str]:
     if base not in TASKS:
         near = difflib.get_close_matches(base, TASKS, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no task {base!r}.{hint} There are {', '.join(TASKS)}")
+        raise ValueError(f"there is no task {base!r}.{hint} The tasks are {', '.join(TASKS)}")
     splits = TASKS[base].splits
     if split and split not in splits:
         known = ", ".join(f"{base}:{one}" for one in splits)
-        raise ValueError(f"{base} has no split {split!r}; there is {base}" + (f", and {known}" if known else ""))
+        raise ValueError(f"{base} has no split {split!r}; expected {base}" + (f", or {known}" if known else ""))
     return TASKS[base], split
 
 
-def _resolve(task: TaskFile, split: str, data: Path, given: Mapping[str, str], support_only: bool) -> dict[str, Path]:
-    """The paths of what is read, each there and of the right kind."""
-    usual = {**task.files, **task.splits.get(split, {})}
-    known = {**task.optional, **usual}
+def _resolve(task: TaskFile, split: str, data: Path, given: Mapping[str, str]) -> dict[str, Path]:
+    """The path of each file to read. All of them exist, files as files and folders as folders."""
+    required = {**task.files, **task.splits.get(split, {})}
+    known = {**task.optional, **required}
     for name, path in given.items():
         if name not in known:
-            raise ValueError(f"{task.name} reads no {name!r}; its files are {', '.join(known)}")
+            raise ValueError(f"{task.name} has no file {name!r}; its files are {', '.join(known)}")
         if not path and name in task.files and name != "annotations":
             raise ValueError(f"{task.name}.{name} is empty; expected the path of a {_kind(known[name])}")
     home = data / task.name if (data / task.name).is_dir() else data
     found, missing = {}, []
     for name, default in known.items():
         path = given.get(name, default)
-        if not path or (support_only and name in task.for_queries):
+        if not path:
             continue
         path = Path(given[name]).expanduser() if name in given else _first(home, default)
         if path.is_dir() if _kind(default) == "folder" else path.is_file():
             found[name] = path
-        elif name in usual or name in given:
+        elif name in required or name in given:
             missing.append(_missing(task.name, name, path, default))
     if missing:
-        raise FileNotFoundError(f"{task.title} needs what is not there:\n" + "\n".join(missing))
+        raise FileNotFoundError(f"{task.title} lacks files:\n" + "\n".join(missing))
     return found
 
 
 def _first(home: Path, default: str) -> Path:
-    """The first of the alternatives that exists; where none does, the first."""
+    """The first of the alternatives that exists; if none does, the first."""
     paths = [home / one for one in default.split("|")]
     return next((path for path in paths if path.exists()), paths[0])
 
@@ -113,6 +112,7 @@ def _kind(default: str) -> str:
 
 
 def _missing(task: str, name: str, path: Path, default: str) -> str:
-    why = " is not one:" if path.exists() else ":"
     alternatives = "".join(f" or {one}" for one in default.split("|")[1:])
-    return f"  {path}{alternatives}{why} expected a {_kind(default)}; if it lies elsewhere, --file {task}.{name}=PATH"
+    found = f", found a {'folder' if path.is_dir() else 'file'}" if path.exists() else ""
+    expected = f"expected a {_kind(default)}{found}"
+    return f"  {path}{alternatives}: {expected}; if it is elsewhere, give --file {task}.{name}=PATH"

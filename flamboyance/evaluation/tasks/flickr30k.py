@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flamboyance import templates
-from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Task, TaskFile
-from flamboyance.evaluation.tasks.karpathy import in_folder, read_karpathy
-from flamboyance.evaluation.tasks.protocols import separator
+from flamboyance.evaluation.tasks.karpathy import caption_task, in_folder
 from flamboyance.evaluation.tasks.reading import Record
 
 
@@ -18,17 +15,7 @@ def load(files: Mapping[str, Path], protocol: str) -> Task:
         image = in_folder(files["images"], record, where)
         return image.stem, image
 
-    support, queries = read_karpathy(files["karpathy"], place, templates.caption)
-    return Task(
-        "flickr30k",
-        "Flickr30k",
-        templates.caption,
-        support,
-        queries,
-        metrics.CIDER,
-        max_new_tokens=20,
-        separator=separator(protocol),
-    )
+    return caption_task("flickr30k", "Flickr30k", files["karpathy"], place, protocol)
 
 
 TASK = TaskFile(

@@ -1,4 +1,4 @@
-"""ImageNet: which of the thousand classes is it? Any folder of folders with images will do."""
+"""ImageNet, or any folder with a folder of images per class."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ CLASSES = 1000
 def load(files: Mapping[str, Path], protocol: str) -> Task:
     folders = _folders(files["train"])
     names = class_names(files["train"], folders, files.get("class_names"))
-    queries = []
-    if "queries" in files:
-        unknown = [name for name in _folders(files["queries"]) if name not in names]
-        if unknown:
-            raise ValueError(f"{files['queries']} has the folder {some(unknown)}, which {files['train']} has not")
-        queries = _read(files["queries"], names, asked=True)
+    unknown = [name for name in _folders(files["queries"]) if name not in names]
+    if unknown:
+        raise ValueError(f"{files['queries']} has the folder {some(unknown)}, and {files['train']} does not")
     return Task(
         "imagenet",
         "ImageNet",
         templates.classification,
         _read(files["train"], names, asked=False),
-        queries,
+        _read(files["queries"], names, asked=True),
         metrics.TOP_1,
         labels=tuple(dict.fromkeys(names.values())),
     )
@@ -45,27 +42,27 @@ def _folders(root: Path) -> list[str]:
 
 
 def _read(root: Path, names: Mapping[str, str], asked: bool) -> list[Example]:
-    """One example an image, in the order of the folders' and files' names."""
-    made = []
+    """One example per image, in the order of the names of folders and files."""
+    examples = []
     for folder, name in names.items():
         images = images_in(root / folder)
         if not images and not asked:
             raise ValueError(f"{root / folder} holds no image ({' '.join(sorted(SUFFIXES))})")
-        made += [Example(f"{folder}/{path.name}", path, name, (), (name,) if asked else ()) for path in images]
-    if not made:
+        examples += [Example(f"{folder}/{path.name}", path, name, (), (name,) if asked else ()) for path in images]
+    if not examples:
         raise ValueError(f"{root} holds no image in its folders ({' '.join(sorted(SUFFIXES))})")
-    return made
+    return examples
 
 
 def class_names(root: Path, folders: Sequence[str], file: Path | None) -> dict[str, str]:
-    """Folder -> the name that a model is asked for; several folders may share one.
+    """Folder -> class name, the label of its images; several folders may share one.
 
-    Names come from the file; without one, ImageNet's thousand folders (n01440764, …) get OpenAI's names, as the
-    published numbers have them, and other folders are their own names.
+    The names come from the file. Without a file, ImageNet's thousand folders (n01440764, …) get OpenAI's names, as for
+    the published numbers, and other folders are their own names.
 
     Raises:
-        ValueError: a folder has no name; or a thing that is no name.
-        ImportError: OpenAI's names are needed, and OpenCLIP, which has them, is not installed.
+        ValueError: a folder has no name, or one that is not plain text.
+        ImportError: OpenAI's names are needed, and OpenCLIP, which holds them, is not installed.
     """
     if file is not None:
         given = _read_names(file)
@@ -79,14 +76,14 @@ def class_names(root: Path, folders: Sequence[str], file: Path | None) -> dict[s
         names = {folder: folder for folder in folders}
     for folder, name in names.items():
         if not name.strip() or IMAGE_TOKEN in name or END_OF_CHUNK_TOKEN in name:
-            raise ValueError(f"{file or root}: the class {folder!r} is called {name!r}; expected a plain name")
+            raise ValueError(f"{file or root}: the class {folder!r} has the name {name!r}; expected a plain name")
     if len(set(names.values())) < 2:
-        raise ValueError(f"{root} has the class {some(list(names.values()))} alone; expected two or more")
+        raise ValueError(f"{root} has only the class {some(list(names.values()))}; expected two or more")
     return names
 
 
 def _read_names(file: Path) -> dict[str, str]:
-    """`n01440764 tench` a line, or {"n01440764": "tench"}."""
+    """Reads lines of `n01440764 tench`, or JSON, {"n01440764": "tench"}."""
     if file.suffix.lower() == ".json":
         content = read_json(file)
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
@@ -98,7 +95,7 @@ def _read_names(file: Path) -> dict[str, str]:
         if not rest:
             raise ValueError(f"{place} is {line!r}; expected a folder and its name: n01440764 tench")
         if folder in names:
-            raise ValueError(f"{place}: the folder {folder} is there twice; remove one of the two")
+            raise ValueError(f"{place}: the folder {folder} appears twice; remove one of the two lines")
         names[folder] = rest[0].strip()
     return names
 
@@ -121,5 +118,4 @@ TASK = TaskFile(
     load,
     "the likeliest class of the validation images, by top-1 accuracy",
     optional={"class_names": "classnames.txt|classnames.json"},
-    for_queries=("queries",),
 )

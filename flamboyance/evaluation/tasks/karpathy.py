@@ -1,11 +1,14 @@
-"""Karpathy's splits of COCO and Flickr30k: one JSON file with all images, their captions and their split."""
+"""COCO and Flickr30k in Karpathy's splits: one JSON file with all images, their captions and their split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from flamboyance.evaluation.task import Example
+from flamboyance import templates
+from flamboyance.evaluation import metrics
+from flamboyance.evaluation.task import Example, Task
+from flamboyance.evaluation.tasks.protocols import separator
 from flamboyance.evaluation.tasks.reading import (
     Record,
     check,
@@ -15,34 +18,36 @@ from flamboyance.evaluation.tasks.reading import (
     value,
 )
 from flamboyance.files import read_json
-from flamboyance.templates import Template
 
 Place = Callable[[Record, str], tuple[str, Path]]
-"""(an image's record, where it stands in the file) -> its id and path."""
+"""(the record of an image, its place in the file) -> the image's id and path."""
 
 
-def read_karpathy(
-    file: Path, place: Place, template: Template, with_queries: bool = True
-) -> tuple[list[Example], list[Example]]:
-    """The images of the splits "train" and "test": what demonstrations are taken from, and what is asked.
+def caption_task(name: str, title: str, file: Path, place: Place, protocol: str) -> Task:
+    """A task of captions, measured by CIDEr."""
+    support, queries = read_karpathy(file, place)
+    return Task(name, title, templates.caption, support, queries, metrics.CIDER, separator=separator(protocol))
 
-    A demonstration says its image's first caption; all of a query's captions are its references. Other splits ("val",
-    and COCO's "restval") are not read.
+
+def read_karpathy(file: Path, place: Place) -> tuple[list[Example], list[Example]]:
+    """The images of the splits "train" (the support set) and "test" (the queries).
+
+    A demonstration has the first caption of its image; a query has all of its captions as references. The splits "val"
+    and "restval" are not read.
 
     Raises:
-        ValueError, FileNotFoundError: the file does not hold that; names the item.
+        ValueError, FileNotFoundError: an item of the file is wrong. The message names it.
     """
     found: dict[str, list[Example]] = {"train": [], "test": []}
     for where, record in records(read_json(file), "images", file):
         split = value(record, "split", str, where)
-        if split in found and (split == "train" or with_queries):
+        if split in found:
             name, image = place(record, where)
             captions = _captions(record, where)
             references = tuple(captions) if split == "test" else ()
             found[split].append(Example(name, image, captions[0], references=references))
-    check(found["train"], template, file, "train", solved=True)
-    if with_queries:
-        check(found["test"], template, file, "test", solved=False)
+    check(found["train"], templates.caption, file, "train", solved=True)
+    check(found["test"], templates.caption, file, "test", solved=False)
     return found["train"], found["test"]
 
 

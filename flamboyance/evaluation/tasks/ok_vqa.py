@@ -1,34 +1,23 @@
-"""OK-VQA: questions that need knowledge from outside of the picture."""
+"""OK-VQA: questions that need knowledge beyond the image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from flamboyance import templates
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
-from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator
+from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO
 from flamboyance.evaluation.tasks.stems import stem
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:
-    support, queries = vqa.read_splits(files, protocol, vqa.coco_images)
-    return Task(
-        "ok_vqa",
-        "OK-VQA",
-        templates.vqa,
-        support,
-        queries,
-        vqa.accuracy(protocol),
-        vqa.MAX_NEW_TOKENS,
-        separator=separator(protocol),
-        post_process=stem if protocol == OPENFLAMINGO else first_part_stemmed,
-    )
+    post_process = stem if protocol == OPENFLAMINGO else first_part_stemmed
+    return vqa.vqa_task("ok_vqa", "OK-VQA", files, protocol, vqa.coco_images, post_process=post_process)
 
 
 def first_part_stemmed(answer: str) -> str:
-    """The annotators' answers are stemmed in the files, so a model's must be."""
+    """The annotators' answers are stemmed in the files, so a model's answer has to be stemmed too."""
     return stem(vqa.first_part(answer))
 
 
@@ -45,5 +34,4 @@ TASK = TaskFile(
     },
     load,
     "questions of val2014, by VQA accuracy of stemmed answers",
-    for_queries=("images", "questions", "annotations"),
 )

@@ -1,10 +1,10 @@
-"""A user's own data: a CSV or JSONL file, or a folder of images, becomes a task.
+"""A user's own data as a task: a CSV, TSV or JSONL file with these columns, or a folder of images.
 
-    image,label             a choice among the labels that occur; share that is right
-    image,question,label    the same, and each image has its question
+    image,label             a choice among the labels of the file, by accuracy
+    image,question,label    the same, with a question for each image
     image,text              captions, by CIDEr; a line of JSONL may have a list of `captions`
-    image,question,answer   answers, by exact match; a line of JSONL may have a list of `answers`, which is measured by
-                            VQA accuracy where all have ten
+    image,question,answer   answers, by exact match; a line of JSONL may have a list of `answers`. If all lines have ten
+                            of them, they are measured by VQA accuracy
 
 In a folder each image has its text beside it (`cat.jpg`, `cat.txt`), or the images of a label are in a folder of that
 name (`cat/1.jpg`).
@@ -39,15 +39,15 @@ def load(
     """The task of a file or folder, named after it.
 
     Args:
-        path: what is asked.
-        support: what demonstrations are taken from; without it the queries themselves: those who choose demonstrations
-            never show a query's own image.
-        template: another way to write it; its last field is the answer, the others are columns of the data.
-        outside: images may stand outside of the file's folder: absolute paths, `..`, links that lead out.
+        path: the queries.
+        support: the examples to choose demonstrations from; default: the queries, of which a query is never shown its
+            own image.
+        template: default: by the columns. The last field is the answer, the others are columns of the data.
+        outside: images may be outside of the file's folder: absolute paths, `..`, links that lead out of it.
 
     Raises:
-        ValueError: there is something wrong in a file; names it and the line.
-        FileNotFoundError: the file, or an image, does not exist.
+        ValueError: a line of a file is wrong. The message names the file and the line.
+        FileNotFoundError: the file or an image does not exist.
     """
     check_protocol(protocol)
     path = Path(path)
@@ -60,7 +60,7 @@ def load(
     if support is not None:
         shown_rows = _read(Path(support), outside)
         if _kind(shown_rows[0], Path(support)) != kind:
-            raise ValueError(f"{support} has no {kind!r} as {path} has; the two are one task")
+            raise ValueError(f"{support} has no column {kind!r}, and {path} has one; the two files must be of one kind")
         shown = _examples(shown_rows, kind, template, protocol, Path(support), "support")
     if kind == "label":
         return _classification(name, path, template, shown, queries, protocol)
@@ -84,8 +84,7 @@ def _classification(
 ) -> Task:
     labels = sorted({one.answer for one in (*support, *queries)})
     if len(labels) < 2:
-        raise ValueError(f"{path} has the label {labels[0]!r} alone; expected two or more to choose from")
-    asked = template.fields[:-1]
+        raise ValueError(f"{path} has only the label {labels[0]!r}; expected two or more to choose from")
     return Task(
         name,
         name,
@@ -94,11 +93,8 @@ def _classification(
         queries,
         metrics.TOP_1,
         labels=tuple(labels),
-        separator=separator(protocol) if asked else "",
+        separator=separator(protocol) if len(template.fields) > 1 else "",
     )
-
-
-# ---- rows -----------------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path, outside: bool) -> list[Row]:
@@ -108,11 +104,8 @@ def _read(path: Path, outside: bool) -> list[Row]:
     return rows
 
 
-# ---- examples -------------------------------------------------------------------------------------------------------
-
-
 def _kind(row: Row, path: Path) -> str:
-    """What the data say of an image: "label", "answer" or "text"; other columns are left alone."""
+    """The kind of the data, by the first row: "label", "answer" or "text". Other columns are ignored."""
     keys = row.record.keys()
     if "label" in keys:
         return "label"
@@ -132,19 +125,19 @@ def _template(kind: str, row: Row) -> Template:
 def _examples(
     rows: Sequence[Row], kind: str, template: Template, protocol: str, path: Path, split: str
 ) -> list[Example]:
-    made = []
+    examples = []
     for number, row in enumerate(rows, 1):
         asked = tuple(_filled(row.record, name, row.place) for name in template.fields[:-1])
-        said = _said(row, kind)
+        references = _references(row, kind)
         answer = str(row.record["answer"]).strip() if row.record.get("answer") and kind == "answer" else None
-        shown = said[0] if kind == "text" else answer or shown_answer(said, protocol)
-        made.append(Example(f"{number}", row.image, shown, asked, said))
-    check(made, template, path, split, solved=True)
-    return made
+        shown = references[0] if kind == "text" else answer or shown_answer(references, protocol)
+        examples.append(Example(f"{number}", row.image, shown, asked, references))
+    check(examples, template, path, split, solved=True)
+    return examples
 
 
-def _said(row: Row, kind: str) -> tuple[str, ...]:
-    """What is right for a row: its label, its answers, its captions."""
+def _references(row: Row, kind: str) -> tuple[str, ...]:
+    """The correct answers of a row: its label, answers or captions."""
     several = {"answer": "answers", "text": "captions"}.get(kind, "")
     if several in row.record:
         found = value(row.record, several, list, row.place)
@@ -155,9 +148,8 @@ def _said(row: Row, kind: str) -> tuple[str, ...]:
 
 
 def _filled(record: Record, name: str, place: str) -> str:
-    """A column's text; numbers of JSONL as text."""
-    found = value(record, name, (str, int), place)
-    text = str(found).strip()
+    """The text of a column; in JSONL it may be a number."""
+    text = str(value(record, name, (str, int), place)).strip()
     if not text:
-        raise ValueError(f"{place}: {name} is empty; expected some text")
+        raise ValueError(f"{place}: {name} is empty; expected a text")
     return text

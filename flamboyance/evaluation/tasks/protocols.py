@@ -1,4 +1,4 @@
-"""Where the papers and the code behind their published numbers part ways; each a row in docs/evaluation.md."""
+"""Differences between the papers and the code of the published numbers; each is a row in docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def check_protocol(protocol: str) -> None:
 
 
 def separator(protocol: str) -> str:
-    """What stands after a demonstration of captions and questions: nothing, as in training; the code had a newline."""
+    """The text after a demonstration of captions and questions: nothing, as in training; a newline in the code."""
     return "\n" if protocol == OPENFLAMINGO else ""
 
 
 def shown_answer(answers: Sequence[str], protocol: str) -> str:
-    """What a demonstration answers: what most annotators say, the first of equals; the code took the first one's."""
+    """The answer of a demonstration: the most frequent one, the first of equals; in the code the first annotator's."""
     if protocol == OPENFLAMINGO:
         return answers[0]
     counts = Counter(answer for answer in answers if answer.strip())

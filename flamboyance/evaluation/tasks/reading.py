@@ -1,4 +1,4 @@
-"""Files of benchmarks: JSON, JSON-lines and folders of images, with errors that name the file and the item."""
+"""Reads records of benchmarks' files, with errors that name the file and the item."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flamboyance.files import read_json_lines as read_json_lines
 from flamboyance.images.listing import is_image
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
 
-SHOWN = 3  # of the items that are wrong in the same way
+NAMED = 3  # of several items with the same mistake
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def records(content: Any, key: str, file: Path) -> Iterator[tuple[str, Record]]:
     """The objects of the list `content[key]`, each with its place: "FILE, images[3]".
 
     Raises:
-        ValueError: the file's content is no object with such a list.
+        ValueError: the content is not an object with such a list of objects.
     """
     if not isinstance(content, dict) or key not in content:
         found = f"the keys {', '.join(map(str, content)) or 'none'}" if isinstance(content, dict) else _kind(content)
@@ -73,32 +73,37 @@ def _is(found: Any, kind: type[T] | tuple[type[T], ...], place: str) -> T:
 
 
 def number_or_text(record: Record, key: str, place: str) -> str:
-    """An id, as text: files have numbers and texts."""
+    """An id as text; in files it may be a number."""
     return str(value(record, key, (int, str), place))
 
 
 def file_name(record: Record, key: str, place: str) -> str:
-    """The name of an image in its folder.
+    """The name of an image in a folder.
 
     Raises:
-        ValueError: it leads to another folder.
+        ValueError: the name leads to another folder.
     """
     name = value(record, key, str, place)
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if not is_plain_name(name):
         raise ValueError(f"{place}: {key} is {name!r}; expected the name of an image, without folders")
     return name
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name is that of a file in a folder, and leads to no other folder."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
 
 
 def unique(pairs: Iterable[tuple[str, str, T]], what: str) -> dict[str, T]:
     """(id, place, item) -> items by their id.
 
     Raises:
-        ValueError: two have the same.
+        ValueError: two items have the same id.
     """
     found: dict[str, T] = {}
     for key, place, item in pairs:
         if key in found:
-            raise ValueError(f"{place}: the {what} {key} is there twice; remove one of the two")
+            raise ValueError(f"{place}: the {what} {key} appears twice; remove one of the two")
         found[key] = item
     return found
 
@@ -111,23 +116,23 @@ def images_in(folder: Path) -> list[Path]:
 
 def some(things: Sequence[str]) -> str:
     """`a, b, c and 7 more`."""
-    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
-    return ", ".join(things[:SHOWN]) + more
+    more = f" and {len(things) - NAMED} more" if len(things) > NAMED else ""
+    return ", ".join(things[:NAMED]) + more
 
 
 def check(examples: Sequence[Example], template: Template, file: Path, split: str, solved: bool) -> None:
-    """What every reader makes sure of before a model is loaded.
+    """Checks the examples of a split.
 
     Args:
-        split: as an error calls the examples: "train", "test".
-        solved: whether answers are shown too, as in demonstrations.
+        split: the name of the split in errors: "train", "test".
+        solved: whether the answers are shown too, as in demonstrations.
 
     Raises:
-        ValueError: there are no examples, two have one id, or a text would alter the prompt.
+        ValueError: there are no examples, two have the same id, or a text would alter the prompt.
         FileNotFoundError: an image does not exist.
     """
     if not examples:
-        raise ValueError(f"{file} holds nothing to read for the split {split!r}; is it the right file?")
+        raise ValueError(f"{file} holds no example of the split {split!r}; is it the right file?")
     unique(((one.id, f"{file}, {split}", None) for one in examples), "id")
     for one in examples:
         if any("<" in text for text in (*one.asked, one.answer)):
@@ -136,26 +141,26 @@ def check(examples: Sequence[Example], template: Template, file: Path, split: st
 
 
 def _check_texts(example: Example, template: Template, place: str, solved: bool) -> None:
-    """A text from outside that holds `<image>` would shift every later picture: it is refused, never altered."""
+    """Refuses a text that holds `<image>`, which would shift all later images, or `<|endofchunk|>`."""
     try:
         template.query(*example.asked)
         if solved:
             template.demonstration(*example.asked, example.answer)
     except ValueError as error:
         raise ValueError(
-            f"{place}: {error}. No question or caption needs {IMAGE_TOKEN} or {END_OF_CHUNK_TOKEN}: edit the file"
+            f"{place}: {error}. Remove {IMAGE_TOKEN} and {END_OF_CHUNK_TOKEN} from the texts of the file"
         ) from error
 
 
 def check_images(examples: Iterable[Example], file: Path) -> None:
-    """Makes sure that every image is a file; a folder is listed once, however many images it holds.
+    """Checks that every image exists. Each folder is listed once, however many images it holds.
 
     Raises:
-        FileNotFoundError: some are not; names the first of them, and how many.
+        FileNotFoundError: images are missing. The message names the first one and their number.
     """
-    inside = cache(files_in)
-    places = ((one, *os.path.split(one.image)) for one in examples)
-    missing = [one for one, folder, name in places if name not in inside(folder)]
+    listing = cache(files_in)
+    paths = ((one, *os.path.split(one.image)) for one in examples)
+    missing = [one for one, folder, name in paths if name not in listing(folder)]
     if missing:
         count = len({one.image for one in missing})
         more = f" (nor {count - 1} more)" if count > 1 else ""
@@ -164,7 +169,7 @@ def check_images(examples: Iterable[Example], file: Path) -> None:
 
 
 def files_in(folder: str) -> frozenset[str]:
-    """The names of a folder's files; none where there is no such folder."""
+    """The names of a folder's files; none if the folder does not exist."""
     try:
         with os.scandir(folder or ".") as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())

@@ -1,7 +1,7 @@
-"""OK-VQA's stems. Its files say "surf" where annotators said "surfing", so a model's answer is stemmed too.
+"""The stems of OK-VQA. Its files say "surf" if annotators said "surfing", so a model's answer is stemmed too.
 
-The dataset's authors published stemmed answers but no stemmer; these are the rules that its users agreed on: a table of
-what no rule gives, the verb of a word in -ing by WordNet, the singular of a plural.
+The authors published stemmed answers but no stemmer. These are the rules that users of the data set agreed on: a table
+of exceptions, the verb of a word in -ing by WordNet, and the singular of a plural.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-# Found by comparing `raw_answer` with `answer` in OK-VQA's files, by the authors of Flamingo.
+# The authors of Flamingo found these by comparing `raw_answer` with `answer` in OK-VQA's files.
 _TABLE = """
     adhesives:adhesive alertness:alert alpes:alp apartments:apart are:are awning:awn backpackers:backpack badness:bad
     baldness:bald bases:base batter's:batter belongings:belong blindness:blind boy's:boy braves:brave brightness:bright
@@ -41,7 +41,7 @@ TABLE: dict[str, str] = {word: stem for word, _, stem in (pair.partition(":") fo
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
-# Singulars: of the patterns that fit, the first. The rest of a plural is an "s" too many.
+# The first pattern that matches gives the singular; the last one removes an "s".
 _SINGULARS = [
     (re.compile(pattern), singular)
     for pattern, singular in (
@@ -67,7 +67,7 @@ _SINGULARS = [
     )
 ]
 _PLURAL = re.compile(r"[^sui']s$")
-# Words that end as plurals do and are none.
+# Words that end like a plural and are singular.
 _NO_PLURALS = frozenset(
     """
     abdomen acumen adidas always angeles arkansas as athens atlas bahamas besides bias biceps canvas chaos charles corps
@@ -78,7 +78,7 @@ _NO_PLURALS = frozenset(
 
 
 def stem(answer: str) -> str:
-    """Each word of the answer, in lower case, as OK-VQA's files would have it; what stands between them stays."""
+    """The answer with each word in lower case and stemmed as in OK-VQA's files; the text between words is kept."""
     return _WORD.sub(lambda found: _stem(found[0].lower()), answer).strip()
 
 
@@ -93,7 +93,7 @@ def _stem(word: str) -> str:
 
 
 def _verb(word: str) -> str:
-    """The shortest verb that the word may be a form of, as WordNet's lemmatizer has it; without one, the word."""
+    """The shortest verb that the word may be a form of, as in WordNet's lemmatizer; the word if there is none."""
     bare = word.removesuffix("ing")
     doubled = bare[:-1] if bare[-2:-1] == bare[-1:] or bare.endswith("ck") else bare  # swim-m-ing, picnic-k-ing
     forms = [word, bare + "e", bare, doubled, *([bare[:-1] + "ie"] if bare.endswith("y") else [])]
@@ -108,7 +108,7 @@ def _verbs() -> frozenset[str]:
 
 
 def _is_plural(word: str) -> bool:
-    """By its ending: a tagger, which is asked elsewhere, knows no more of an answer of one or two words."""
+    """Decides by the ending: for an answer of one or two words, a tagger knows no more."""
     if word in _NO_PLURALS or len(word) < 3:
         return False
     return word.endswith(("men", "children")) or word in ("mice", "lice") or bool(_PLURAL.search(word))

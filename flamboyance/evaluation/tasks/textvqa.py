@@ -1,36 +1,29 @@
-"""TextVQA: questions about what is written in the picture."""
+"""TextVQA: questions about text in images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flamboyance import templates
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
-from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator
-from flamboyance.evaluation.tasks.reading import listed, number_or_text, unique, value
-from flamboyance.evaluation.tasks.vqa import Asked
+from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO
+from flamboyance.evaluation.tasks.reading import Record, listed, value
+from flamboyance.evaluation.tasks.vqa import Question
 from flamboyance.files import read_json
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:
-    support, queries = vqa.read_splits(files, protocol, lambda folder: vqa.named_images(folder, ".jpg"), read)
-    return Task(
-        "textvqa",
-        "TextVQA",
-        templates.vqa,
-        support,
-        queries,
-        vqa.accuracy(protocol),
-        max_new_tokens=10 if protocol == OPENFLAMINGO else vqa.MAX_NEW_TOKENS,
-        separator=separator(protocol),
-        post_process=vqa.first_part,
-    )
+    longest = 10 if protocol == OPENFLAMINGO else vqa.MAX_NEW_TOKENS
+    return vqa.vqa_task("textvqa", "TextVQA", files, protocol, _images, read, max_new_tokens=longest)
 
 
-def read(questions: Path, annotations: Path | None) -> list[Asked]:
-    """TextVQA's own file, which has the answers too, or a pair in VQA's format; told apart by their content.
+def _images(folder: Path) -> Callable[[Question], Path]:
+    return vqa.named_images(folder, ".jpg")
+
+
+def read(questions: Path, annotations: Path | None) -> list[Question]:
+    """Reads TextVQA's own file, which holds the answers too, or a pair of files in VQA's format.
 
     Raises:
         ValueError: as `vqa.read_vqa`.
@@ -38,22 +31,13 @@ def read(questions: Path, annotations: Path | None) -> list[Asked]:
     content = read_json(questions)
     if not isinstance(content, dict) or "data" not in content:
         return vqa.read_vqa(questions, annotations)
-    found = listed(content["data"], questions, "data")
-    asked = unique(
-        ((number_or_text(one, "question_id", place), place, (place, one)) for place, one in found), "question"
+    return vqa.unique_questions(
+        (place, vqa.read_question(one, place, _answers(one, place)))
+        for place, one in listed(content["data"], questions, "data")
     )
-    return [
-        Asked(
-            key,
-            value(one, "question", str, place),
-            number_or_text(one, "image_id", place),
-            _answers(one, place),
-        )
-        for key, (place, one) in asked.items()
-    ]
 
 
-def _answers(record: dict, place: str) -> tuple[dict, ...]:
+def _answers(record: Record, place: str) -> tuple[Record, ...]:
     if "answers" not in record:  # the test split's
         return ()
     answers = value(record, "answers", list, place)
@@ -76,5 +60,4 @@ TASK = TaskFile(
         "train_annotations": "train_annotations_vqa_format.json",
         "annotations": "val_annotations_vqa_format.json",
     },
-    for_queries=("questions", "annotations"),
 )

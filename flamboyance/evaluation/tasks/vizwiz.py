@@ -1,41 +1,31 @@
-"""VizWiz: questions that blind people asked of their photos."""
+"""VizWiz: questions of blind people about their photos."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Metric, Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
-from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator
-from flamboyance.evaluation.tasks.reading import file_name, listed, unique, value
-from flamboyance.evaluation.tasks.vqa import Asked
+from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO
+from flamboyance.evaluation.tasks.reading import Record, file_name, listed, value
+from flamboyance.evaluation.tasks.vqa import Question
 from flamboyance.files import read_json
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:
-    support, queries = vqa.read_splits(files, protocol, vqa.named_images, read)
-    measured = any(one.references for one in queries)
-    return Task(
-        "vizwiz",
-        "VizWiz",
-        templates.vqa,
-        support,
-        queries,
-        _published_metric(files) if protocol == OPENFLAMINGO and measured else vqa.accuracy(protocol),
-        vqa.MAX_NEW_TOKENS,
-        separator=separator(protocol),
-        post_process=vqa.first_part,
-        test_server=vqa.answers_by_image([one.image.name for one in queries]) if queries and not measured else None,
-    )
+    task = vqa.vqa_task("vizwiz", "VizWiz", files, protocol, vqa.named_images, read)
+    if any(one.references for one in task.queries):
+        return replace(task, metric=_published_metric(files)) if protocol == OPENFLAMINGO else task
+    return replace(task, test_server=vqa.answers_by_image([one.image.name for one in task.queries]))
 
 
-def read(questions: Path, annotations: Path | None) -> list[Asked]:
-    """VizWiz's own file, which has the answers too, or a pair in VQA's format; told apart by their content.
+def read(questions: Path, annotations: Path | None) -> list[Question]:
+    """Reads VizWiz's own file, which holds the answers too, or a pair of files in VQA's format.
 
-    VizWiz has one question an image, and calls it by the image's name.
+    VizWiz has one question per image, and identifies it by the image's name.
 
     Raises:
         ValueError: as `vqa.read_vqa`.
@@ -43,24 +33,20 @@ def read(questions: Path, annotations: Path | None) -> list[Asked]:
     content = read_json(questions)
     if not isinstance(content, list):
         return vqa.read_vqa(questions, annotations)
-    found = listed(content, questions)
-    asked = unique(((file_name(one, "image", place), place, (place, one)) for place, one in found), "image")
-    return [
-        Asked(
-            key,
-            value(one, "question", str, place),
-            key,
-            vqa.read_answers(one, place) if "answers" in one else (),
-        )
-        for key, (place, one) in asked.items()
-    ]
+    return vqa.unique_questions(((place, _question(one, place)) for place, one in listed(content, questions)), "image")
+
+
+def _question(record: Record, place: str) -> Question:
+    name = file_name(record, "image", place)
+    annotations = vqa.read_answers(record, place) if "answers" in record else ()
+    return Question(name, value(record, "question", str, place), name, annotations)
 
 
 def _published_metric(files: Mapping[str, Path]) -> Metric:
-    """The reference's VQA accuracy. It leaves an answer out by leaving out all that equal it, entry for entry; VizWiz's
-    entries have no number that tells them apart, so one annotator's "unanswerable" takes the others' with it."""
-    asked = read(files["questions"], files.get("annotations"))
-    return metrics.vqa_accuracy_by_entry({one.id: one.answers for one in asked})
+    """The reference's VQA accuracy. It leaves out an annotator together with all equal entries. VizWiz's entries have
+    no number, so the other annotators' "unanswerable" is left out with one annotator's."""
+    questions = read(files["questions"], files.get("annotations"))
+    return metrics.vqa_accuracy_by_entry({one.id: one.annotations for one in questions})
 
 
 TASK = TaskFile(
@@ -78,7 +64,6 @@ TASK = TaskFile(
         "train_annotations": "train_annotations_vqa_format.json",
         "annotations": "val_annotations_vqa_format.json",
     },
-    for_queries=("images", "questions", "annotations"),
     splits={
         "test": {
             "images": "test/",

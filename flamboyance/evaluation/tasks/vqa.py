@@ -1,4 +1,6 @@
-"""Questions with ten annotators' answers each, in the format of VQA: two files, joined by the questions' ids.
+"""VQAv2, OK-VQA, TextVQA and VizWiz: questions with ten annotators' answers each.
+
+VQA's format is two files, joined by the ids of the questions:
 
 {"questions": [{"question_id": 1, "image_id": 42, "question": "What is this?"}, …]}
 {"annotations": [{"question_id": 1, "answers": [{"answer": "a cat", "answer_confidence": "yes"}, …]}, …]}
@@ -8,18 +10,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.metrics.vqa import submitted_answer
-from flamboyance.evaluation.task import Example, Metric, Prediction
-from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, shown_answer
+from flamboyance.evaluation.task import Example, Metric, Prediction, Task
+from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator, shown_answer
 from flamboyance.evaluation.tasks.reading import (
     Record,
     check,
+    is_plain_name,
     listed,
     number_or_text,
     records,
@@ -33,84 +37,123 @@ MAX_NEW_TOKENS = 5
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question as the files have it.
+class Question:
+    """A question of the files.
 
     Attributes:
-        id, image_id: as text.
-        answers: the annotators', each with at least "answer"; none in a test split.
+        annotations: the annotators' answers, each an object with at least "answer"; none in a test split.
     """
 
     id: str
-    question: str
+    text: str
     image_id: str
-    answers: tuple[Record, ...] = ()
+    annotations: tuple[Record, ...] = ()
 
     @property
-    def said(self) -> tuple[str, ...]:
-        return tuple(one["answer"] for one in self.answers)
+    def answers(self) -> tuple[str, ...]:
+        return tuple(one["answer"] for one in self.annotations)
+
+
+Read = Callable[[Path, Path | None], list[Question]]
+"""(file of questions, file of annotations or None) -> the questions with their answers."""
+
+Images = Callable[[Path], Callable[[Question], Path]]
+"""A folder -> a function from a question to its image."""
 
 
 def accuracy(protocol: str) -> Metric:
-    """VQA accuracy: the benchmark's own; under "openflamingo" with every question's answers normalized."""
+    """VQA accuracy as the benchmark's script computes it; under "openflamingo" all answers are normalized."""
     return metrics.VQA_ACCURACY if protocol == OPENFLAMINGO else metrics.VQA_ACCURACY_OFFICIAL
 
 
 def first_part(answer: str) -> str:
-    """An answer up to its first comma: models go on with "yes, it is"."""
+    """An answer up to its first comma: models continue an answer, as in "yes, it is"."""
     return answer.split(", ", 1)[0].strip()
 
 
-def read_vqa(questions: Path, annotations: Path | None) -> list[Asked]:
-    """The questions in their file's order, each with its annotators' answers; none where there is no such file.
+def vqa_task(
+    name: str,
+    title: str,
+    files: Mapping[str, Path],
+    protocol: str,
+    images: Images,
+    read: Read | None = None,
+    **changes: Any,
+) -> Task:
+    """A task of such questions.
+
+    Args:
+        files: "train_questions", "train_annotations", "train_images", and the same without "train_". "images" serves
+            both splits if there is no "train_images".
+        read: reads the questions of a split; default: VQA's format.
+        changes: attributes of Task that differ from those of VQAv2.
+    """
+    support = _read_split(files, "train_", protocol, images, read or read_vqa)
+    queries = _read_split(files, "", protocol, images, read or read_vqa)
+    options: dict[str, Any] = {"metric": accuracy(protocol), "max_new_tokens": MAX_NEW_TOKENS}
+    options |= {"separator": separator(protocol), "post_process": first_part}
+    return Task(name, title, templates.vqa, support, queries, **(options | changes))
+
+
+def read_vqa(questions: Path, annotations: Path | None) -> list[Question]:
+    """The questions in the order of their file, each with its annotations, if there is a file of them.
 
     Raises:
-        ValueError: a question has no annotation, or the other way round; or as `reading` says.
+        ValueError: a question has no annotation, or an annotation no question; or as `reading` says.
     """
-    asked = records(read_json(questions), "questions", questions)
-    found = unique(
-        ((number_or_text(one, "question_id", place), place, (place, one)) for place, one in asked), "question"
-    )
     answers = {} if annotations is None else _read_annotations(annotations)
+    found = unique_questions(
+        (place, read_question(one, place, answers.get(number_or_text(one, "question_id", place), ())))
+        for place, one in records(read_json(questions), "questions", questions)
+    )
     if annotations is not None:
-        _check_pairs(found.keys(), questions, answers.keys(), annotations)
-    return [
-        Asked(
-            key,
-            value(one, "question", str, place),
-            number_or_text(one, "image_id", place),
-            answers.get(key, ()),
-        )
-        for key, (place, one) in found.items()
-    ]
+        _check_pairs([one.id for one in found], questions, answers.keys(), annotations)
+    return found
+
+
+def read_question(record: Record, place: str, annotations: tuple[Record, ...]) -> Question:
+    """The question of a record with "question_id", "question" and "image_id"."""
+    key, image = (number_or_text(record, name, place) for name in ("question_id", "image_id"))
+    return Question(key, value(record, "question", str, place), image, annotations)
+
+
+def unique_questions(placed: Iterable[tuple[str, Question]], what: str = "question") -> list[Question]:
+    """The questions of (place in the file, question).
+
+    Raises:
+        ValueError: two have the same id.
+    """
+    return list(unique(((one.id, place, one) for place, one in placed), what).values())
 
 
 def _read_annotations(file: Path) -> dict[str, tuple[Record, ...]]:
     found = records(read_json(file), "annotations", file)
     return unique(
-        ((number_or_text(one, "question_id", at), at, read_answers(one, at)) for at, one in found), "question"
+        ((number_or_text(one, "question_id", place), place, read_answers(one, place)) for place, one in found),
+        "question",
     )
 
 
 def read_answers(record: Record, place: str) -> tuple[Record, ...]:
-    """The answers of `record`, each an object with "answer". Fewer than ten are allowed."""
+    """The answers of a record, each an object with "answer". There may be fewer than ten."""
     answers = tuple(value(record, "answers", list, place))
     if not answers:
-        raise ValueError(f"{place}: answers is empty; expected what annotators answered")
-    # The tests below, which name what is wrong, take too long for VQAv2's four million answers.
+        raise ValueError(f"{place}: answers is empty; expected the annotators' answers")
+    # `listed` and `value`, which name what is wrong, take too long for VQAv2's four million answers.
     if not all(type(one) is dict and type(one.get("answer")) is str for one in answers):
         for inside, one in listed(list(answers), place, "answers"):
             value(one, "answer", str, inside)
     return answers
 
 
-def _check_pairs(asked: Collection[str], questions: Path, answered: Collection[str], annotations: Path) -> None:
+def _check_pairs(asked: Sequence[str], questions: Path, answered: Collection[str], annotations: Path) -> None:
     alone = [key for key in asked if key not in answered]
     if alone:
         raise ValueError(
             f"{questions}: question {some(alone)} has no annotation in {annotations}; are the files of one split?"
         )
-    alone = [key for key in answered if key not in asked]
+    known = set(asked)
+    alone = [key for key in answered if key not in known]
     if alone:
         raise ValueError(
             f"{annotations}: the annotation of question {some(alone)} has no question in {questions}; are the files "
@@ -118,99 +161,81 @@ def _check_pairs(asked: Collection[str], questions: Path, answered: Collection[s
         )
 
 
-Read = Callable[[Path, Path | None], list[Asked]]
-"""(a file of questions, one of annotations or None) -> the questions with their answers."""
-
-Images = Callable[[Path], Callable[[Asked], Path]]
-"""A folder -> which of its images a question is about."""
-
-
-def read_splits(
-    files: Mapping[str, Path], protocol: str, images: Images, read: Read = read_vqa
-) -> tuple[list[Example], list[Example]]:
-    """What demonstrations are taken from, and what is asked (nothing where `files` names no questions for it).
-
-    Args:
-        files: "train_questions", "train_annotations", "train_images", and the same without "train_"; "images" serves
-            both where there is no "train_images".
-    """
-    support = _read_split(files, "train_", protocol, images, read)
-    return support, _read_split(files, "", protocol, images, read) if "questions" in files else []
-
-
 def _read_split(files: Mapping[str, Path], prefix: str, protocol: str, images: Images, read: Read) -> list[Example]:
-    questions, shown = files[f"{prefix}questions"], bool(prefix)
-    asked = read(questions, files.get(f"{prefix}annotations"))
+    file, shown = files[f"{prefix}questions"], bool(prefix)
+    questions = read(file, files.get(f"{prefix}annotations"))
     image = images(files[f"{prefix}images"] if f"{prefix}images" in files else files["images"])
-    if shown and not all(one.answers for one in asked):
-        raise ValueError(f"{questions} has no answers to show in demonstrations; give the file of annotations as well")
-    made = [
+    if shown and not all(one.annotations for one in questions):
+        raise ValueError(f"{file} has no answers to show in demonstrations; give the file of annotations as well")
+    examples = [
         Example(
             one.id,
             image(one),
-            shown_answer(one.said, protocol) if one.answers else "",
-            (one.question,),
-            () if shown else one.said,
+            shown_answer(one.answers, protocol) if one.annotations else "",
+            (one.text,),
+            () if shown else one.answers,
         )
-        for one in asked
+        for one in questions
     ]
-    check(made, templates.vqa, questions, "train" if shown else "test", solved=shown)
-    return made
+    check(examples, templates.vqa, file, "train" if shown else "test", solved=shown)
+    return examples
 
 
-def coco_images(folder: Path) -> Callable[[Asked], Path]:
-    """By number: COCO_val2014_000000000042.jpg, whatever part of COCO the folder holds; 000000000042.jpg as of 2017."""
+def coco_images(folder: Path) -> Callable[[Question], Path]:
+    """Finds images by number: COCO_val2014_000000000042.jpg, whatever part of COCO the folder holds, or 2017's
+    000000000042.jpg."""
     named = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
     with os.scandir(folder) as entries:
         names = {int(match[1]): match[0] for entry in entries if (match := named.fullmatch(entry.name))}
 
-    def image(asked: Asked) -> Path:
-        if not asked.image_id.isascii() or not asked.image_id.isdecimal():
-            raise ValueError(f"question {asked.id}: image_id is {asked.image_id!r}; expected a number of COCO's")
-        number = int(asked.image_id)
+    def image(question: Question) -> Path:
+        if not question.image_id.isascii() or not question.image_id.isdecimal():
+            raise ValueError(f"question {question.id}: image_id is {question.image_id!r}; expected a COCO number")
+        number = int(question.image_id)
         return folder / names.get(number, f"COCO_{folder.name}_{number:012d}.jpg")
 
     return image
 
 
-def named_images(folder: Path, suffix: str = "") -> Callable[[Asked], Path]:
-    """By name: the image's id, and a suffix."""
+def named_images(folder: Path, suffix: str = "") -> Callable[[Question], Path]:
+    """Finds images by name: the image's id and a suffix."""
 
-    def image(asked: Asked) -> Path:
-        name = asked.image_id
-        if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise ValueError(f"question {asked.id}: its image is {name!r}; expected a name, without folders")
-        return folder / f"{name}{suffix}"
+    def image(question: Question) -> Path:
+        if not is_plain_name(question.image_id):
+            raise ValueError(
+                f"question {question.id}: its image is {question.image_id!r}; expected a name, without folders"
+            )
+        return folder / f"{question.image_id}{suffix}"
 
     return image
 
 
 def answers_by_question(every: Sequence[str]) -> Callable[[Sequence[Example], Sequence[Prediction]], object]:
-    """The file that VQA's test server takes: an answer to every question of its split, "" where none was asked.
+    """Makes the file for VQA's test server: an answer for every question of the split, "" for one that was not asked.
 
     Args:
         every: the ids of the split's questions.
     """
 
-    def file(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
-        said = {query.id: one.answer for query, one in zip(queries, predictions, strict=True)}
+    def submission(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
+        answers = {query.id: one.answer for query, one in zip(queries, predictions, strict=True)}
         return [
-            {"question_id": int(key) if key.isdecimal() else key, "answer": submitted_answer(said.get(key, ""))}
+            {"question_id": int(key) if key.isdecimal() else key, "answer": submitted_answer(answers.get(key, ""))}
             for key in every
         ]
 
-    return file
+    return submission
 
 
 def answers_by_image(every: Sequence[str]) -> Callable[[Sequence[Example], Sequence[Prediction]], object]:
-    """The file that VizWiz's test server takes: an answer for every image of its split, "" where none was asked.
+    """Makes the file for VizWiz's test server: an answer for every image of the split, "" for one that was not asked.
 
     Args:
         every: the names of the split's images.
     """
 
-    def file(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
-        said = {query.image.name: one.answer for query, one in zip(queries, predictions, strict=True)}
-        return [{"image": name, "answer": submitted_answer(said.get(name, ""))} for name in every]
+    def submission(queries: Sequence[Example], predictions: Sequence[Prediction]) -> list[Record]:
+        answers = {query.image.name: one.answer for query, one in zip(queries, predictions, strict=True)}
+        return [{"image": name, "answer": submitted_answer(answers.get(name, ""))} for name in every]
 
-    return file
+    return submission
