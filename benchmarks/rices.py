@@ -27,7 +27,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from benchmarks import results
 from flamboyance.commands.models import tower_of
 from flamboyance.evaluation.rices.features import Encoder, build
-from flamboyance.evaluation.rices.index import top_k
+from flamboyance.evaluation.rices.retrieval import top_k
 from flamboyance.images import ImageProcessor
 
 QUERIES, SUPPORT, WIDTH, K = 5_000, 82_783, 768, 32

@@ -23,7 +23,7 @@ LONGEST = (
     *("planning/test_plan", "planning/test_cost", "reports/test_report", "data/test_loader", "training/test_loop"),
     *(
         "test_few_shot",
-        "evaluation/rices/test_index",
+        "evaluation/rices/test_retrieval",
         "evaluation/rices/test_features",
         "recipes/test_mini",
         "test_demo",

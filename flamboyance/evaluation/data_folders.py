@@ -1,8 +1,9 @@
-"""The folders of a run's pictures: from these, and from the results directory, a report copies pictures into its page.
+"""The folders from which a report may copy images into its page: those of the evaluation's data.
 
-`run.json` names them. A results directory may come from somebody else, and its files may name any picture of this disk;
-so the list counts only with a seal that the user's own evaluations make, by a key in the user's cache folder. A report
-on a run from elsewhere copies pictures out of the results directory alone, or out of folders that the user names.
+`run.json` lists them. But a results directory may come from somebody else, and its files may name any image on this
+disk. So the list is trusted only with a seal, which the user's own evaluations write with a key in the user's cache
+folder. A report on a run from elsewhere copies images only out of the results directory, or out of folders that the
+user names.
 """
 
 from __future__ import annotations
@@ -17,44 +18,45 @@ from typing import Any
 
 from flamboyance.evaluation.task import Task
 
-MOST = 64  # folders of a run that are named one by one; of more, the folder that holds them all
+MOST = 64  # if a run has more folders, their common parent is listed instead
 
 
 def user_cache() -> Path:
-    """What this package keeps for the user: `flamboyance` in the user's cache folder."""
+    """The folder of this package in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flamboyance"
 
 
 def of_tasks(tasks: Sequence[Task]) -> list[str]:
-    """The folders that hold the tasks' pictures, resolved, without those inside of others."""
+    """The folders of the tasks' images, resolved; none is inside another."""
     parents = {os.path.dirname(one.image) for task in tasks for one in (*task.support, *task.queries)}
     found = sorted({os.path.realpath(parent) for parent in parents})
     if len(found) > MOST:
         whole = os.path.commonpath(found)
-        # Folders all over the disk have nothing in common but its root.
+        # The common parent of folders all over the disk is its root.
         found = [whole] if len(Path(whole).parts) > 2 else found
     return [one for one in found if not any(one != other and Path(one).is_relative_to(other) for other in found)]
 
 
 def sealed(folders: Iterable[str]) -> dict[str, Any]:
-    """What run.json says of them."""
-    named = sorted(set(folders))
-    return {"folders": named, "seal": _seal(named)}
+    """The entry of run.json for these folders."""
+    listed = sorted(set(folders))
+    return {"folders": listed, "seal": _seal(listed)}
 
 
-def believed(about: dict[str, Any]) -> list[str]:
-    """The folders that a run.json names, if an evaluation of this user wrote it; else none."""
-    told = about.get("data")
-    told = told if isinstance(told, dict) else {}
-    folders = told.get("folders")
+def trusted(about: dict[str, Any]) -> list[str]:
+    """The folders that a run.json lists, if this user's evaluation wrote it; else none."""
+    entry = about.get("data")
+    entry = entry if isinstance(entry, dict) else {}
+    folders = entry.get("folders")
     if not isinstance(folders, list) or not all(isinstance(one, str) for one in folders):
         return []
-    seal, own = told.get("seal"), _seal(folders)
-    return folders if isinstance(seal, str) and own and hmac.compare_digest(seal.encode(), own.encode()) else []
+    seal, expected = entry.get("seal"), _seal(folders)
+    valid = isinstance(seal, str) and expected and hmac.compare_digest(seal.encode(), expected.encode())
+    return folders if valid else []
 
 
 def inside(path: Path, folders: Iterable[Path]) -> Path | None:
-    """The file that a path leads to, if it is a regular one in these folders, links followed; else None.
+    """The regular file that a path leads to, links followed, if it is in one of the folders; else None.
 
     Args:
         folders: resolved.
@@ -62,7 +64,7 @@ def inside(path: Path, folders: Iterable[Path]) -> Path | None:
     try:
         real = path.resolve()
         return real if real.is_file() and any(real.is_relative_to(folder) for folder in folders) else None
-    except (OSError, ValueError, RuntimeError):  # no such name: too long, a NUL, a loop of links
+    except (OSError, ValueError, RuntimeError):  # an invalid name: too long, with a NUL, a loop of links
         return None
 
 
@@ -72,7 +74,7 @@ def _seal(folders: list[str]) -> str | None:
 
 
 def _key() -> bytes | None:
-    """The user's; made at the first call. None where no folder can hold it."""
+    """The user's key, made at the first call; None if it cannot be written."""
     file = user_cache() / "seal"
     try:
         if not file.is_file():
@@ -81,9 +83,9 @@ def _key() -> bytes | None:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
                 opened.write(secrets.token_bytes(32))
             try:
-                os.link(part, file)  # of two processes at once, the first one's stays
+                os.link(part, file)
             except FileExistsError:
-                pass
+                pass  # another process was first
             finally:
                 part.unlink()
         found = file.read_bytes()

@@ -1,11 +1,11 @@
-"""A run's directory: predictions as they are made, scores when a cell is complete.
+"""Writes a results directory: predictions as they are made, scores when a cell is complete.
 
-run.json                                what was asked of which model, with which versions
+run.json                                the model, the settings and the versions
 <task>/<shots>-<mode>-<seed>/           a cell
-    predictions.jsonl                   an object a query; while the cell is being made predictions-<rank>.jsonl
-    score.json                          the metric's value; a cell that has it is done
-    test_server.json                    for tasks whose answers are measured elsewhere
-scores.json                             all cells: mean and deviation over seeds
+    predictions.jsonl                   an object per query; predictions-<rank>.jsonl while the cell is unfinished
+    score.json                          the metric's value; a cell that has this file is finished
+    test_server.json                    for tasks whose answers a test server measures
+scores.json                             all finished cells: mean and deviation over seeds
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Prediction, Score, Task
 from flamboyance.files import naming, replacing
 
-MOST_LABELS = 20  # of which all probabilities are written; of more labels, the likeliest
-LIKELIEST = 5
+MOST_LABELS = 20  # up to this number the scores of all labels are written; of more labels, those of the best
+BEST = 5
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: a task, asked with so many demonstrations, chosen in one way from one seed."""
+    """One evaluation of a task: a number of demonstrations, a way of choosing them, and a seed."""
 
     task: str
     shots: int
@@ -47,11 +47,10 @@ class Cell:
 
 
 def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[float] | None) -> Row:
-    """What is written of one query."""
-    labels = prompt.task.labels or ()
-    found = None if scores is None else dict(zip(labels, scores, strict=True))
-    if found is not None and len(found) > MOST_LABELS:
-        found = dict(sorted(found.items(), key=lambda pair: -pair[1])[:LIKELIEST])
+    """The line of predictions.jsonl for one query."""
+    by_label = None if scores is None else dict(zip(prompt.task.labels or (), scores, strict=True))
+    if by_label is not None and len(by_label) > MOST_LABELS:
+        by_label = dict(sorted(by_label.items(), key=lambda pair: -pair[1])[:BEST])
     query = prompt.query
     return {
         "id": query.id,
@@ -69,29 +68,29 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
         ],
         "generated": generated,
         "answer": answer,
-        "scores": found,
+        "scores": by_label,
         "references": list(query.references),
         "score": None,
         "dropped": prompt.dropped,
     }
 
 
-def prediction(found: Row, task: Task) -> Prediction:
-    """What a metric needs of a row."""
-    scores = found["scores"]
+def prediction(row: Row, task: Task) -> Prediction:
+    """A row as a metric takes it."""
+    scores = row["scores"]
     complete = scores is not None and task.labels is not None and set(scores) == set(task.labels)
-    return Prediction(found["answer"], tuple(scores[label] for label in task.labels or ()) if complete else None)
+    return Prediction(row["answer"], tuple(scores[label] for label in task.labels or ()) if complete else None)
 
 
 class Rows:
-    """A cell's predictions while they are made: every process appends to a file of its own."""
+    """The predictions of an unfinished cell. Each process appends to its own file."""
 
     def __init__(self, folder: Path, rank: int):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file: TextIO | None = None
         self._path = folder / f"predictions-{rank}.jsonl"
-        if self._path.exists():  # a line that a killed process left unfinished
+        if self._path.exists():  # cuts off a line that a killed process left incomplete
             written = self._path.read_bytes()
             whole = written[: written.rfind(b"\n") + 1]
             if whole != written:
@@ -99,11 +98,11 @@ class Rows:
                     Path(part).write_bytes(whole)
 
     def ids(self) -> set[str]:
-        """Those of the rows of all processes."""
-        return {found["id"] for file in self.folder.glob("predictions*.jsonl") for found in each_row(file)}
+        """The ids of the rows of all processes."""
+        return {row["id"] for file in self.folder.glob("predictions*.jsonl") for row in each_row(file)}
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Writes rows, and lets them reach the file."""
+        """Writes rows and flushes them to the file."""
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
         with naming(self._path):
@@ -114,23 +113,23 @@ class Rows:
     def close(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
-            with naming(self._path):  # writes what an append on a full disk has left
+            with naming(self._path):  # writes what could not be written to a full disk
                 file.close()
 
 
 def each_row(file: Path) -> Iterator[Row]:
-    """The complete lines of a file of predictions, one after the other.
+    """The complete lines of a file of predictions, one at a time.
 
     Raises:
-        ValueError: a line is not a prediction; names file and line.
+        ValueError: a line is not a prediction. The message names the file and the line.
     """
-    for _, found in _placed_rows(file):
-        yield found
+    for _, row in _rows_with_offsets(file):
+        yield row
 
 
-def _placed_rows(file: Path) -> Iterator[tuple[int, Row]]:
-    """As `each_row`, with where in the file each line begins."""
-    # Binary lines end at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
+def _rows_with_offsets(file: Path) -> Iterator[tuple[int, Row]]:
+    """As `each_row`, with the offset of each line in the file."""
+    # Lines of bytes end at line feeds only; a text of JSON may hold other characters that Python takes for line ends.
     begin, end = 0, 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -138,20 +137,20 @@ def _placed_rows(file: Path) -> Iterator[tuple[int, Row]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                found = json.loads(line)
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{file}, line {number} is not JSON ({error}); delete it to have it made again"
+                    f"{file}, line {number} is not JSON ({error}); delete the line to ask the query again"
                 ) from None
-            if wrong := _wrong(found):
+            if problem := _problem(row):
                 raise ValueError(
-                    f"{file}, line {number} is no prediction: {wrong}; delete that line to have it made again"
+                    f"{file}, line {number} is not a prediction: {problem}; delete the line to ask the query again"
                 )
-            yield begin, found
+            yield begin, row
 
 
-def _wrong(row: Any) -> str | None:
-    """What keeps a value from being a prediction."""
+def _problem(row: Any) -> str | None:
+    """Why a value is not a prediction; None if it is one."""
     if not isinstance(row, dict):
         return "expected an object"
     for name, types in _TYPES.items():
@@ -161,10 +160,10 @@ def _wrong(row: Any) -> str | None:
             return f"{name!r} is a JSON {type(row[name]).__name__}"
     for one in (row, *row.get("demonstrations", ())):
         if not isinstance(one, dict):
-            return "a demonstration is no object"
+            return "a demonstration is not an object"
         for name in ("asked", "references"):
             if not isinstance(texts := one.get(name, []), list) or not all(isinstance(text, str) for text in texts):
-                return f"{name!r} is no list of texts"
+                return f"{name!r} is not a list of texts"
     return None
 
 
@@ -176,18 +175,18 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_object(file: Path) -> Row:
-    """The object that a JSON file holds.
+    """The object in a JSON file.
 
     Raises:
-        ValueError: it holds something else; names it.
+        ValueError: the file holds something else. The message names it.
     """
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}; remove it, and evaluate again into the same folder") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{file} is damaged: expected an object; remove it, and evaluate again into the same folder")
-    return found
+    return content
 
 
 def finite(value: Any) -> float | None:
@@ -204,36 +203,36 @@ def _json_line(content: Any, indent: int | None = None) -> str:
     text = json.dumps(content, ensure_ascii=False, indent=indent)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a character, of a file's name or of a damaged text
+    except UnicodeEncodeError:  # half a surrogate pair, from a file's name or a damaged text
         text = json.dumps(content, indent=indent)
     return text + "\n"
 
 
 def read_rows(file: Path) -> list[Row]:
-    """All of them; errors as `each_row`."""
+    """All rows of a file; raises as `each_row`."""
     return list(each_row(file))
 
 
 def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> Row:
-    """Puts a cell's predictions in order, measures them, and writes both. Returns score.json's content.
+    """Finishes a cell: sorts its predictions by query, measures them, and writes both. Returns score.json's content.
 
     Raises:
-        ValueError: predictions are missing, or there are some of other queries.
+        ValueError: predictions are missing, or belong to other queries.
     """
     folder = cell.folder(output)
-    # Prompts with their demonstrations take some 10 kB a query: what is held of a row is where it is, and its answer.
+    # A row takes some 10 kB, with its prompt and demonstrations. Only its offset and its answer are kept in memory.
     places: dict[str, tuple[Path, int]] = {}
     answers: dict[str, Prediction] = {}
     for file in sorted(folder.glob("predictions*.jsonl")):
-        for begin, one in _placed_rows(file):
-            places[one["id"]], answers[one["id"]] = (file, begin), prediction(one, task)
+        for begin, found in _rows_with_offsets(file):
+            places[found["id"]], answers[found["id"]] = (file, begin), prediction(found, task)
     examples = task.queries
     missing = [one.id for one in examples if one.id not in places]
     if missing or len(places) != len(examples):
         raise ValueError(
             f"{folder} holds {len(places)} predictions for {len(examples)} queries"
             + (f"; {len(missing)} are missing, such as {missing[0]!r}" if missing else "")
-            + ". It was made from other data; give another output, or remove the folder."
+            + ". It was made from other data: give another output, or remove the folder."
         )
     predictions = [answers[one.id] for one in examples]
     measured = _measured(task, examples, predictions)
@@ -247,10 +246,10 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
         for example in examples:
             file, begin = places[example.id]
             files[file].seek(begin)
-            one = json.loads(files[file].readline())
-            one["score"] = None if measured is None else measured.items.get(example.id)
-            dropped += one["dropped"]
-            written.write(_json_line(one))
+            found = json.loads(files[file].readline())
+            found["score"] = None if measured is None else measured.items.get(example.id)
+            dropped += found["dropped"]
+            written.write(_json_line(found))
     if task.test_server is not None:
         _write(folder / "test_server.json", task.test_server(examples, predictions))
     score = {
@@ -273,21 +272,21 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
 
 
 def _ends(interval: tuple[float, float]) -> list[float] | None:
-    """None where no resample had a value."""
+    """The interval for JSON; None if no resample had a value."""
     low, high = map(finite, interval)
     return None if low is None or high is None else [low, high]
 
 
 def _measured(task: Task, examples: Sequence[Any], predictions: Sequence[Prediction]) -> Score | None:
-    """None where there is nothing to compare with: a test split, whose answers a server holds."""
+    """The score; None for a test split, which has no references."""
     if not any(one.references for one in examples):
         return None
     return task.metric.measure(examples, predictions)
 
 
 def summary(output: Path) -> Row:
-    """Mean and deviation (of the population, as the papers' code has it) over seeds, of all cells that are finished, by
-    whichever command; also written to scores.json."""
+    """Mean and standard deviation over seeds (of the population, as in the papers' code) of all finished cells of a
+    directory. Also writes them to scores.json."""
     found: Row = {}
     for file in sorted(output.glob("*/*/score.json")):
         score = read_object(file)
@@ -322,10 +321,10 @@ def _write(file: Path, content: Any) -> None:
 
 
 def begin(output: Path, about: Row) -> None:
-    """Writes run.json, or goes on with the run that is there.
+    """Writes run.json, or resumes the run that the directory holds.
 
     Raises:
-        ValueError: that run is of another model, protocol or data.
+        ValueError: that run has another model, protocol or data.
     """
     file = output / "run.json"
     if file.exists():
@@ -334,12 +333,12 @@ def begin(output: Path, about: Row) -> None:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is damaged ({error}): give another --output, or remove {output}") from None
         if not isinstance(before, dict) or not isinstance(before.get("tasks") or {}, dict):
-            raise ValueError(f"{file} is damaged (no object): give another --output, or remove {output}")
+            raise ValueError(f"{file} is damaged (not an object): give another --output, or remove {output}")
         if "data" in about:
-            about["data"] = data_folders.sealed([*data_folders.believed(before), *about["data"]["folders"]])
+            about["data"] = data_folders.sealed([*data_folders.trusted(before), *about["data"]["folders"]])
         for name in ("model", "protocol", "fixed", "tasks"):
             old, new = before.get(name), about[name]
-            if name == "tasks":  # further tasks may join
+            if name == "tasks":  # more tasks may be added
                 old, new = (
                     {k: v for k, v in each.items() if k in new and k in (old or {})} for each in (old or {}, new)
                 )
@@ -347,7 +346,7 @@ def begin(output: Path, about: Row) -> None:
             if old != new:
                 raise ValueError(
                     f"{output} holds an evaluation with another {name}: {_difference(old, new)}. Give another "
-                    "--output, or ask as before: the run is then resumed where it stopped."
+                    "--output, or the same settings as before, to resume that run"
                 )
     output.mkdir(parents=True, exist_ok=True)
     _write(file, about)

@@ -1,6 +1,7 @@
-"""A whole evaluation: tasks × shots × ways of choosing demonstrations × seeds, on one process or many.
+"""Runs an evaluation: tasks × shots × ways of choosing demonstrations × seeds, on one process or several.
 
-What is done is on the disk: the same command goes on with a run that was stopped or killed, on any number of processes.
+Everything that is finished is on disk, so the same command resumes a run that was stopped or killed, on any number of
+processes.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import numpy as np
 from flamboyance.evaluation import results, shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import Cell
-from flamboyance.evaluation.rices import index as rices
+from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
 from flamboyance.evaluation.task import Task
 from flamboyance.files import output_lock
 from flamboyance.processes import World
 
-WINDOW = 1024  # prompts whose lengths are compared, to batch like with like
+WINDOW = 1024  # prompts that are sorted by length, to batch prompts of similar length
 
 
 class Answers(Protocol):
-    """What a model has to be able to do; see FlamingoAnswers."""
+    """A model that answers prompts; see FlamingoAnswers."""
 
     context: int | None
     seconds: defaultdict[str, float]
@@ -43,17 +44,17 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How tasks are asked.
+    """What an evaluation runs, and where it writes.
 
     Args:
         output: the results directory.
-        shots: numbers of demonstrations. 0 is asked with two demonstrations without their images, as the papers do.
-        modes: how demonstrations are chosen; see `shots.select`.
-        seeds: of that choice. RICES draws nothing, and is asked once, unless the queries change with the seed: a cell
-            of another seed that the directory holds already is not asked again.
-        queries: of each task; None: all.
-        batch_size: prompts computed together.
-        protocol: "papers", or "openflamingo" for what produced the published tables.
+        shots: numbers of demonstrations. 0 shows two demonstrations without their images, as in the papers.
+        modes: ways of choosing demonstrations; see `shots.select`.
+        seeds: seeds of that choice. RICES draws nothing, so it runs for one seed only, unless the queries depend on the
+            seed too; the seed is that of a finished cell if there is one.
+        queries: the number of queries of each task; None for all.
+        batch_size: the number of prompts that are computed together.
+        protocol: "papers", or "openflamingo" for the rules of the published tables.
     """
 
     output: Path
@@ -81,36 +82,35 @@ class Settings:
         return (int(finished[0].parent.name.rsplit("-", 1)[1]),) if finished else self.seeds[:1]
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether the results directory has it already."""
+        """Whether the cell is finished."""
         return (cell.folder(self.output) / "score.json").exists()
 
-    def asked(self, task: Task) -> int:
-        """Queries of a cell."""
+    def query_count(self, task: Task) -> int:
+        """The number of queries of a cell."""
         return len(task.queries) if self.queries is None else min(self.queries, len(task.queries))
 
     def chosen(self, task: Task, seed: int) -> list[int]:
-        """The queries that are asked: the same for all seeds, but under "openflamingo" drawn with each."""
+        """Indices of the queries: the same for all seeds; under "openflamingo" drawn for each seed."""
         return shots.choose_queries(task, self.queries, seed if self.protocol == "openflamingo" else 0, self.protocol)
 
     def images(self, task: Task) -> list[Path]:
-        """What RICES compares in the cells that are not done: the images of the support set, and of the queries that
-        are asked. None where all cells are done."""
-        asked = self._to_retrieve(task)
-        if not asked:
+        """The images that RICES compares in unfinished cells: those of the support set and of the queries."""
+        queries = self._to_retrieve(task)
+        if not queries:
             return []
-        found = [one.image for one in task.support] + [task.queries[i].image for i in asked]
-        return list(dict.fromkeys(found))
+        images = [one.image for one in task.support] + [task.queries[i].image for i in queries]
+        return list(dict.fromkeys(images))
 
     def check_features(self, task: Task, features: Features) -> None:
-        """
+        """Checks what RICES needs, before a model is loaded.
+
         Raises:
-            ValueError: a query that RICES is to be asked with has no feature, or too few demonstrations have one;
-                before a model is loaded for it.
+            ValueError: a query has no feature, or too few demonstrations have one.
         """
-        asked, pending = self._to_retrieve(task), self._pending(task)
-        if asked:
+        queries, pending = self._to_retrieve(task), self._pending(task)
+        if queries:
             most = max(cell.shots or shots.TEXT_ONLY for cell in pending)
-            rices.check(task, most, features, asked, repeated=self.protocol == "openflamingo")
+            retrieval.check(task, most, features, queries, repeated=self.protocol == "openflamingo")
 
     def _pending(self, task: Task) -> list[Cell]:
         return [cell for cell in self.cells(task.name) if cell.mode == "rices" and not self.is_done(cell)]
@@ -120,40 +120,41 @@ class Settings:
         return sorted({i for seed in seeds for i in self.chosen(task, seed)})
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """
+        """Checks whether the tasks can be run with these settings, before a model is loaded.
+
         Raises:
-            ValueError: something that was asked for cannot be done; before a model is loaded for it.
+            ValueError: they cannot.
         """
         for task in tasks:
-            own = shots.own_images(task, range(len(task.queries)))
-            itself = max(map(len, own.values()), default=0)
-            there = len(task.support) - itself
+            same = shots.same_image(task, range(len(task.queries)))
+            excluded = max(map(len, same.values()), default=0)
+            available = len(task.support) - excluded
             most = max(n or shots.TEXT_ONLY for n in self.shots)
-            if most > there:
-                beside = " beside a query's own image" if itself else ""
-                fewer = ",".join(str(n) for n in self.shots if n <= there) or there
+            if most > available:
+                beside = " beside a query's own image" if excluded else ""
+                fewer = ",".join(str(n) for n in self.shots if n <= available) or available
                 raise ValueError(
-                    f"{task.name} has {there} demonstrations to choose from{beside}, and {most} shots were asked for. "
-                    f"Give fewer: --shots {fewer}"
+                    f"{task.name} has {available} demonstrations to choose from{beside}, and {most} shots were "
+                    f"requested. Give fewer: --shots {fewer}"
                 )
             without = [one.id for one in task.queries if not one.references]
             if 0 < len(without) < len(task.queries):
                 raise ValueError(
                     f"{task.name}: {len(without)} of {len(task.queries)} queries have no answer to compare with, such "
-                    f"as {without[0]!r}, and the others have. Correct the file, or leave those out of it."
+                    f"as {without[0]!r}. Add their answers to the file, or remove the queries"
                 )
             if task.metric.name == "ROC AUC" and importlib.util.find_spec("sklearn") is None:
-                raise ImportError(f"{task.name} is measured by scikit-learn: pip install scikit-learn")
+                raise ImportError(f"the metric of {task.name} needs scikit-learn: pip install scikit-learn")
             if task.metric.name == "ROC AUC" and not without:
                 for seed in self.seeds:
                     kinds = {task.queries[i].references for i in self.chosen(task, seed)}
                     if len(kinds) < 2:
                         raise ValueError(
-                            f"{task.name}: all queries that are asked have the label {min(kinds)[0]!r}, and a ROC "
-                            "curve needs both kinds: ask more queries (--queries)"
+                            f"{task.name}: all queries have the label {min(kinds)[0]!r}, and a ROC curve needs both "
+                            "labels: give more queries (--queries)"
                         )
             if "balanced" in self.modes and task.labels is None:
-                shots.select(task, 0, "balanced")  # says why not
+                shots.select(task, 0, "balanced")  # raises the error
 
 
 def evaluate(
@@ -166,19 +167,19 @@ def evaluate(
     say: Callable[[str], None] = print,
     advance: Callable[[int], None] = lambda _: None,
 ) -> results.Row:
-    """Asks everything that is not answered yet, and measures it.
+    """Answers the queries of all unfinished cells, and measures the answers.
 
     Args:
         about: the content of run.json.
-        features: of the images of each task, by its name, for RICES.
-        say: told of every finished cell, in a line.
-        advance: told of queries as they are answered.
+        features: by the name of a task, the features of its images, for RICES.
+        say: called with a line for each finished cell.
+        advance: called with the number of queries that were answered since the last call.
 
     Returns:
         The content of scores.json.
 
     Raises:
-        ValueError: the results directory holds another run, or the model gives no numbers.
+        ValueError: the results directory holds another run, or the model computes NaN.
         OSError: another evaluation is writing to the directory.
     """
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -205,20 +206,19 @@ def _evaluate(
         if settings.is_done(cell):
             advance(len(ranks.share(queries)))
             continue
-        found = (features or {}).get(task.name)
-        _ask(task, queries, cell, answers, settings, found, ranks, advance)
+        _answer_share(task, queries, cell, answers, settings, (features or {}).get(task.name), ranks, advance)
         ranks.wait()
         if ranks.first:
-            asked = replace(task, queries=[task.queries[i] for i in queries])
-            score = results.finish(cell, settings.output, asked, dict(answers.seconds))
+            part = replace(task, queries=[task.queries[i] for i in queries])
+            score = results.finish(cell, settings.output, part, dict(answers.seconds))
             say(_line(task, cell, score))
         ranks.wait()
-    whole = results.summary(settings.output) if ranks.first else {}
+    scores = results.summary(settings.output) if ranks.first else {}
     ranks.wait()
-    return whole
+    return scores
 
 
-def _ask(
+def _answer_share(
     task: Task,
     queries: Sequence[int],
     cell: Cell,
@@ -228,7 +228,7 @@ def _ask(
     ranks: World,
     advance: Callable[[int], None],
 ) -> None:
-    """This process's part of a cell."""
+    """Answers this process's share of a cell's queries."""
     answers.seconds.clear()
     began = time.perf_counter()
     rows = results.Rows(cell.folder(settings.output), ranks.rank)
@@ -242,7 +242,7 @@ def _ask(
             batches = _batches(todo[start : start + WINDOW], answers, settings.batch_size)
             for batch, following in zip(batches, [*batches[1:], []], strict=True):
                 answers.ahead(following)
-                rows.append(_answered(batch, answers, cell.seed, settings.protocol))
+                rows.append(_answer(batch, answers, cell.seed, settings.protocol))
                 advance(len(batch))
     finally:
         rows.close()
@@ -250,14 +250,14 @@ def _ask(
 
 
 def _batches(prompts: Sequence[Prompt], answers: Answers, size: int) -> list[list[Prompt]]:
-    """Prompts that fit the context, like lengths together, the longest first: if memory is short, it shows at once."""
+    """Prompts that fit the context, in batches of similar length, the longest first: a lack of memory shows at once."""
     prompts, lengths = _fitted(prompts, answers)
     order = np.argsort([-length for length in lengths], kind="stable")
     return [[prompts[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
 def _fitted(prompts: Sequence[Prompt], answers: Answers) -> tuple[list[Prompt], list[int]]:
-    """Leaves out demonstrations, the first ones, where a prompt is too long for the model; never of the query."""
+    """Drops the first demonstrations of prompts that are too long for the model; the query is never cut."""
     fitted, lengths = list(prompts), answers.lengths(prompts)
     if answers.context is None:
         return fitted, lengths
@@ -266,33 +266,33 @@ def _fitted(prompts: Sequence[Prompt], answers: Answers) -> tuple[list[Prompt], 
         while lengths[i] > room:
             if not fitted[i].demonstrations:
                 raise ValueError(
-                    f"{prompt.task.name}, query {prompt.query.id!r} alone has {lengths[i]} tokens, and the model takes "
-                    f"{answers.context} with the answer's {prompt.task.max_new_tokens}: shorten its text."
+                    f"{prompt.task.name}, query {prompt.query.id!r} alone has {lengths[i]} tokens, and the model's "
+                    f"context is {answers.context}, with {prompt.task.max_new_tokens} for the answer: shorten its text"
                 )
             fitted[i] = fitted[i].without_first(1)
             (lengths[i],) = answers.lengths([fitted[i]])
     return fitted, lengths
 
 
-def _answered(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[results.Row]:
+def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[results.Row]:
     task = batch[0].task
     if task.labels is None:
         generated = answers.generate(batch)
-        said = [task.post_process(task.template.parse(text)) for text in generated]
-        return [results.row(*one, None) for one in zip(batch, generated, said, strict=True)]
+        texts = [task.post_process(task.template.parse(text)) for text in generated]
+        return [results.row(*one, None) for one in zip(batch, generated, texts, strict=True)]
     scores = _scores(batch, answers, seed, protocol)
     for prompt, each in zip(batch, scores, strict=True):
-        if np.isnan(each).any():  # the likeliest of these would be the first label
+        if np.isnan(each).any():  # argmax would give the first label
             raise ValueError(
-                f"{task.name}, query {prompt.query.id!r}: the model gives the labels log-probabilities that are no "
-                "numbers; are its weights damaged? In float16 sums above 65,504 overflow: --dtype bfloat16 or float32"
+                f"{task.name}, query {prompt.query.id!r}: the labels' log-probabilities are NaN. If the weights are "
+                "not damaged, numbers exceed float16's 65,504: use --dtype bfloat16 or float32"
             )
-    said = [task.labels[int(np.argmax(each))] for each in scores]
-    return [results.row(prompt, None, label, each) for prompt, label, each in zip(batch, said, scores, strict=True)]
+    best = [task.labels[int(np.argmax(each))] for each in scores]
+    return [results.row(prompt, None, label, each) for prompt, label, each in zip(batch, best, scores, strict=True)]
 
 
 def _scores(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[list[float]]:
-    """Log-probabilities of the labels, averaged over orders of the demonstrations if the task wants several."""
+    """Log-probabilities of the labels, averaged over `task.permutations` orders of the demonstrations."""
     orders = [
         shots.permutations(len(prompt.demonstrations), prompt.task.permutations, seed, prompt.query.id, protocol)
         for prompt in batch
@@ -310,7 +310,7 @@ def _scores(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
 
 def _line(task: Task, cell: Cell, score: results.Row) -> str:
     if score["value"] is None:
-        why = "no references here to measure them by" if not any(one.references for one in task.queries) else "no value"
+        why = "no value" if any(one.references for one in task.queries) else "no references to measure them by"
         return f"{cell}: {score['queries']} answers; {why}"
     ends = "" if score["interval"] is None else " [{:.2f}, {:.2f}]".format(*score["interval"])
     cut = f"; {score['dropped']} demonstrations dropped for length" if score["dropped"] else ""

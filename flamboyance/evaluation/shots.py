@@ -1,20 +1,20 @@
-"""Which demonstrations a query is shown, and which queries are asked.
+"""Chooses the queries of an evaluation, and the demonstrations of each query.
 
-random     other ones for each query
-fixed      the same ones for all queries
-balanced   other ones for each query, as many of each label as can be
-rices      the most similar ones (see rices.py); draws nothing
+random     drawn for each query
+fixed      the same for all queries
+balanced   drawn for each query, equally many of each label if possible
+rices      the most similar images (see rices/retrieval.py); nothing is drawn
 
-What is drawn depends on the seed and the query's id alone: on no order, batch, process or number of queries. More shots
-of the first two are the same demonstrations and more. A query's own image is never among them.
+A draw depends only on the seed and the query's id, not on the order, batch, process or number of queries. In modes
+random and fixed, more shots add demonstrations to those of fewer shots. A query is never shown its own image.
 
 Under the protocol "openflamingo" random demonstrations and subsets of queries are those that open_flamingo 2.0.1's
-evaluation draws on one process for the same seed, from the same support set and queries in the same order: numpy's
-global generator is seeded; it permutes the test set; it draws 2048 demonstrations to choose from; Python's generator is
-seeded, and samples for each query, in the order of a DistributedSampler. The limits: on several processes the reference
-draws otherwise; a support set of less than 2048, where it stops, is taken whole; a demonstration that shows the query's
-own image, which its data sets do not have, is drawn again; and the orders of prompt ensembling, which it draws between
-the demonstrations of one batch and the next, are drawn for each query by itself.
+evaluation draws in one process for the same seed, support set and queries in the same order. It seeds numpy's global
+generator, permutes the test set, and draws 2048 demonstrations to choose from; then it seeds Python's generator, and
+samples for each query, in the order of a DistributedSampler. Differences from the reference: it draws
+others on several processes; it refuses a support set of less than 2048, which is taken whole here; a demonstration that
+shows the query's own image, which its data sets do not have, is drawn again here; and it draws the orders of prompt
+ensembling between the demonstrations of two batches, which are drawn for each query separately here.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flamboyance.evaluation.rices import index as rices
+from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
 from flamboyance.evaluation.task import Task
 
 MODES = ("random", "fixed", "balanced", "rices")
-TEXT_ONLY = 2  # demonstrations that are shown without their images where there are to be none (Flamingo, appendix A.2)
+TEXT_ONLY = 2  # with 0 shots, so many demonstrations are shown without their images (Flamingo, appendix A.2)
 REFERENCE_POOL = 2048
 
 
@@ -49,55 +49,53 @@ def select(
     features: Features | None = None,
     queries: Sequence[int] | None = None,
 ) -> list[tuple[int, ...]]:
-    """The demonstrations of each query: places in `task.support`, in the order of the prompt.
+    """The demonstrations of each query: indices into `task.support`, in the order of the prompt.
 
     Args:
-        shots: how many; 0 gives the two whose text alone is shown.
+        shots: how many; 0 gives the two that are shown without their images.
         mode: one of `MODES`.
-        features: of the images of support and queries, for "rices".
-        queries: places in `task.queries` of those that are asked, as `choose_queries` gives them; default: all.
+        features: the features of the images of support set and queries, for "rices".
+        queries: indices into `task.queries`, as `choose_queries` gives them; default: all.
 
     Raises:
         ValueError: there is no such mode, the support set has too few demonstrations, the task has no labels to
             balance, or features are missing.
     """
     if mode not in MODES:
-        raise ValueError(f"there is no way {mode!r} of choosing demonstrations; there are {', '.join(MODES)}")
+        raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
     if shots < 0:
         raise ValueError(f"{shots} shots: expected 0 or more")
     k = shots or TEXT_ONLY
     asked = range(len(task.queries)) if queries is None else queries
     if mode == "rices":
         if features is None:
-            raise ValueError(
-                "demonstrations by rices need features of the images: features=build(images, encoder, cache)"
-            )
-        return rices.retrieve(task, k, features, asked, repeated=protocol == "openflamingo")
-    own = own_images(task, asked)
+            raise ValueError("mode='rices' needs features of the images: features=build(images, encoder, cache)")
+        return retrieval.retrieve(task, k, features, asked, repeated=protocol == "openflamingo")
+    same = same_image(task, asked)
     for i in asked:
-        _check_number(task, i, k, len(own.get(task.queries[i].image, ())))
+        _check_number(task, i, k, len(same.get(task.queries[i].image, ())))
     if mode == "balanced":
-        return _balanced(task, k, seed, asked, own)
+        return _balanced(task, k, seed, asked, same)
     if mode == "random" and protocol == "openflamingo":
-        return _reference(task, k, seed, queries, own)
+        return _reference(task, k, seed, queries, same)
     chosen, shared = [], tuple(islice(_shuffled(_generator(mode, seed), len(task.support)), k))
     for i in asked:
         query = task.queries[i]
-        if mode == "fixed" and own.get(query.image, frozenset()).isdisjoint(shared):
+        if mode == "fixed" and same.get(query.image, frozenset()).isdisjoint(shared):
             chosen.append(shared)
             continue
         draws = _shuffled(_generator(mode, seed, *([query.id] if mode == "random" else [])), len(task.support))
-        chosen.append(tuple(islice(_without(draws, own.get(query.image, ())), k)))
+        chosen.append(tuple(islice(_without(draws, same.get(query.image, ())), k)))
     return chosen
 
 
 def choose_queries(task: Task, number: int | None, seed: int, protocol: str = "papers") -> list[int]:
-    """Places in `task.queries` of a random subset.
+    """A random subset of the queries: indices into `task.queries`.
 
-    They come in the order of the task; under "openflamingo" in that of the reference's draw.
+    They are in the order of the task; under "openflamingo" in the order of the reference's draw.
 
     Args:
-        number: how many; None, or more than there are: all.
+        number: how many; None for all. If there are fewer queries, all are taken.
     """
     whole = len(task.queries)
     if number is not None and number < 1:
@@ -114,15 +112,15 @@ def choose_queries(task: Task, number: int | None, seed: int, protocol: str = "p
 def permutations(
     demonstrations: int, number: int, seed: int, query: str = "", protocol: str = "papers"
 ) -> list[tuple[int, ...]]:
-    """Orders of so many demonstrations, for prompt ensembling: the given one first, all different.
+    """Different orders of the demonstrations, for prompt ensembling; the given order comes first.
 
-    As many as were asked for, or all there are. Under "openflamingo" each is the last one shuffled, so some may be
-    equal, and the given one need not be among them.
+    If there are fewer orders than `number`, all are returned. Under "openflamingo" each order is the last one shuffled,
+    so two may be equal, and the given one may be missing.
 
     Args:
-        query: its id: other queries have other orders.
+        query: the id of the query; each query has its own orders.
     """
-    most = factorial(demonstrations) if demonstrations < 20 else number  # more than anyone asks for
+    most = factorial(demonstrations) if demonstrations < 20 else number  # 20! is more than any number
     order, drawn = list(range(demonstrations)), _generator("permutations", seed, query)
     if protocol == "openflamingo" and number > 1:
         orders = []
@@ -130,14 +128,15 @@ def permutations(
             drawn.shuffle(order)
             orders.append(tuple(order))
         return orders
-    found = {tuple(order): None}
-    while len(found) < min(number, most):
-        found[tuple(_shuffled(drawn, demonstrations))] = None
-    return list(found)
+    different = {tuple(order): None}
+    while len(different) < min(number, most):
+        different[tuple(_shuffled(drawn, demonstrations))] = None
+    return list(different)
 
 
-def own_images(task: Task, asked: Sequence[int]) -> dict[Path, frozenset[int]]:
-    """Images that are both asked about and shown: the examples that show them, however their paths are written."""
+def same_image(task: Task, asked: Sequence[int]) -> dict[Path, frozenset[int]]:
+    """For each image of the queries that the support set holds too, the examples there with that image. Different paths
+    to one file count as the same image."""
     places: dict[str, set[int]] = {}
     for place, example in enumerate(task.support):
         places.setdefault(_real(example.image), set()).add(place)
@@ -150,12 +149,12 @@ def _real(image: Path) -> str:
     return os.path.realpath(image)
 
 
-def _check_number(task: Task, query: int, k: int, own: int) -> None:
-    if len(task.support) - own < k:
-        besides = f", {own} of them with its own image" if own else ""
+def _check_number(task: Task, query: int, k: int, same: int) -> None:
+    if len(task.support) - same < k:
+        besides = f", {same} of them with its own image" if same else ""
         raise ValueError(
-            f"{task.name}, query {task.queries[query].id!r}: {k} demonstrations were asked for, and the support set "
-            f"has {len(task.support)}{besides}; ask for fewer"
+            f"{task.name}, query {task.queries[query].id!r}: {k} demonstrations were requested, and the support set "
+            f"has {len(task.support)}{besides}; request fewer"
         )
 
 
@@ -171,9 +170,9 @@ def _generator(*key: object) -> random.Random:
 
 
 def _shuffled(generator: random.Random, number: int) -> Iterator[int]:
-    """range(number) in random order, each as it is asked for.
+    """range(number) in random order, drawn one by one.
 
-    By `random()` alone, which gives the same numbers in every version of Python, as `sample` and `shuffle` need not.
+    Only `random()` is used: it gives the same numbers in every version of Python, unlike `sample` and `shuffle`.
     """
     moved: dict[int, int] = {}
     for i in range(number):
@@ -190,12 +189,12 @@ def _without(draws: Iterator[int], left_out: Collection[int]) -> Iterator[int]:
 
 
 def _balanced(
-    task: Task, k: int, seed: int, asked: Sequence[int], own: dict[Path, frozenset[int]]
+    task: Task, k: int, seed: int, asked: Sequence[int], same: dict[Path, frozenset[int]]
 ) -> list[tuple[int, ...]]:
     if task.labels is None:
         raise ValueError(
-            f"{task.name}: demonstrations balanced by label need labels to choose from, and this task's answers are "
-            "free text; choose them by random, fixed or rices"
+            f"{task.name}: balanced demonstrations need labels, and the answers of this task are free text; use "
+            "random, fixed or rices"
         )
     groups: dict[str, list[int]] = {}
     for place, example in enumerate(task.support):
@@ -205,21 +204,21 @@ def _balanced(
     chosen = []
     for i in asked:
         query = task.queries[i]
-        generator, itself = _generator("balanced", seed, query.id), own.get(query.image, frozenset())
+        generator, excluded = _generator("balanced", seed, query.id), same.get(query.image, frozenset())
         sizes = whole.copy()
-        for place in itself:
+        for place in excluded:
             sizes[number[task.support[place].answer]] -= 1
-        found = []
+        shown = []
         for label, share in _shares(sizes, k, generator).items():
             group = examples[label]
             draws = (group[j] for j in _shuffled(generator, len(group)))
-            found += islice(_without(draws, itself), share)
-        chosen.append(tuple(found[j] for j in _shuffled(generator, k)))
+            shown += islice(_without(draws, excluded), share)
+        chosen.append(tuple(shown[j] for j in _shuffled(generator, k)))
     return chosen
 
 
 def _shares(sizes: Sequence[int], k: int, generator: random.Random) -> dict[int, int]:
-    """How many of each label: as equal as their sizes allow, the odd ones to labels by lot. k in all."""
+    """How many demonstrations of each label, k in all: equally many if the sizes allow, the rest by random labels."""
     shares: dict[int, int] = {}
     for label in _rounds(sizes, generator):
         if sum(shares.values()) == k:
@@ -229,7 +228,7 @@ def _shares(sizes: Sequence[int], k: int, generator: random.Random) -> dict[int,
 
 
 def _rounds(sizes: Sequence[int], generator: random.Random) -> Iterator[int]:
-    """Labels in random order, each once; then those that have more again; and so on."""
+    """Labels in random order, each once; then again those with a second example; and so on."""
     given = 0
     while any(size > given for size in sizes):
         yield from (label for label in _shuffled(generator, len(sizes)) if sizes[label] > given)
@@ -240,7 +239,7 @@ def _rounds(sizes: Sequence[int], generator: random.Random) -> Iterator[int]:
 
 
 def _reference(
-    task: Task, k: int, seed: int, queries: Sequence[int] | None, own: dict[Path, frozenset[int]]
+    task: Task, k: int, seed: int, queries: Sequence[int] | None, same: dict[Path, frozenset[int]]
 ) -> list[tuple[int, ...]]:
     drawn = np.random.RandomState(seed)
     whole = len(task.queries)
@@ -248,20 +247,20 @@ def _reference(
     pool = drawn.choice(len(task.support), min(REFERENCE_POOL, len(task.support)), replace=False).tolist()
     if queries is not None and set(order.tolist()) != set(queries):
         raise ValueError(
-            f"{task.name}: these {len(queries)} queries are not those that the protocol openflamingo draws with seed "
-            f"{seed}; take them from choose_queries"
+            f"{task.name}: the {len(queries)} given queries are not those that the protocol openflamingo draws with "
+            f"seed {seed}; get them from choose_queries"
         )
-    sampler = random.Random(seed)  # the reference's on its first process, which adds its number: 0
+    sampler = random.Random(seed)  # the reference seeds with seed + rank; here the rank is 0
     visited = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))  # DistributedSampler's
     chosen: dict[int, tuple[int, ...]] = {}
     for i in order[visited.numpy()].tolist():
-        itself = own.get(task.queries[i].image, frozenset())
-        if len(pool) - len(itself.intersection(pool)) < k:
+        excluded = same.get(task.queries[i].image, frozenset())
+        if len(pool) - len(excluded.intersection(pool)) < k:
             raise ValueError(
-                f"{task.name}, query {task.queries[i].id!r}: too many of the {len(pool)} demonstrations that were "
-                f"drawn to choose from have its own image, to leave {k}; ask for fewer"
+                f"{task.name}, query {task.queries[i].id!r}: fewer than {k} of the {len(pool)} demonstrations have "
+                "another image than the query; request fewer"
             )
         chosen[i] = tuple(sampler.sample(pool, k))
-        while not itself.isdisjoint(chosen[i]):
+        while not excluded.isdisjoint(chosen[i]):
             chosen[i] = tuple(sampler.sample(pool, k))
     return [chosen[i] for i in (range(whole) if queries is None else queries)]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flamboyance.evaluation.data_folders import believed, inside
+from flamboyance.evaluation.data_folders import inside, trusted
 from flamboyance.evaluation.results import Row
 from flamboyance.files import replacing
 from flamboyance.images.loading import ImageError, load_image
@@ -72,7 +72,7 @@ def write_page(
     cells = [(number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.unfinished)]
     share = _share([done.count() for _, _, done in cells], items)
     tasks: dict[str, _Task] = {}
-    allowed = [[run.folder.resolve(), *map(Path, believed(run.about))] for run in runs]
+    allowed = [[run.folder.resolve(), *map(Path, trusted(run.about))] for run in runs]
     blobs: list[tuple[str, str]] = []
     told = []
     for number, run, done in cells:

@@ -14,7 +14,7 @@ import pytest
 from flamboyance.cli import main
 from flamboyance.evaluation.results import read_rows
 from flamboyance.files import output_lock
-from tests.evaluation.asked import WORDS, draw
+from tests.evaluation.small_tasks import WORDS, draw
 from tests.processes import Child
 from tests.tiny import save_tiny_flamingo
 

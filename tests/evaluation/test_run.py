@@ -13,9 +13,9 @@ from flamboyance.evaluation import metrics, results, run, shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.run import Settings
 from flamboyance.evaluation.task import Metric, Score
-from flamboyance.few_shot import Prefix
 from flamboyance.processes import World
-from tests.evaluation.asked import captions, questions, tiny_answers
+from flamboyance.prompting import Prefix
+from tests.evaluation.small_tasks import captions, questions, tiny_answers
 
 ABOUT = {"model": {"fingerprint": "f"}, "protocol": "papers", "fixed": {}, "tasks": {}}
 
@@ -114,7 +114,7 @@ def test_ranks_share_every_query_once(tasks, answers, whole, tmp_path):
     settings = Settings(tmp_path, shots=(3,), seeds=(0,))
     queries = list(range(len(task.queries)))
     for rank in (1, 0):
-        run._ask(task, queries, cell, answers, settings, None, World(rank, 2), lambda _: None)
+        run._answer_share(task, queries, cell, answers, settings, None, World(rank, 2), lambda _: None)
     parts = sorted(cell.folder(tmp_path).glob("predictions-*.jsonl"))
     assert [len(results.read_rows(part)) for part in parts] == [5, 4]
     results.finish(cell, tmp_path, task, {})
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on(tasks, answers, whole, tmp_path, monkeypatch, resu
         cell, queries = results.Cell("captions", 3, "random", 0), list(range(9))
         for rank in (0, 1):
             settings = Settings(tmp_path, shots=(3,), seeds=(0,))
-            run._ask(tasks[0], queries, cell, answers, settings, None, World(rank, 2), lambda _: None)
+            run._answer_share(tasks[0], queries, cell, answers, settings, None, World(rank, 2), lambda _: None)
     asked(tasks[:1], answers, tmp_path, shots=(3,), batch_size=2)
     assert sorted(again) == sorted({f"q{i}" for i in range(9)} - {row["id"] for row in done})
     assert_same({"captions/3-random-0": rows(whole)["captions/3-random-0"]}, rows(tmp_path))
@@ -172,7 +172,7 @@ def test_fixed_demonstrations_are_computed_once(tasks, answers, tmp_path, monkey
         settings = {"shots": (number,), "modes": ("fixed",), "batch_size": size}
         asked([one], answers, tmp_path / "shared", **settings)
     assert len(made) == 2
-    monkeypatch.setattr(answers, "_prefix", lambda prompts: None)
+    monkeypatch.setattr(answers, "_shared_prefix", lambda prompts: None)
     for one in (tasks[0], task):
         asked([one], answers, tmp_path / "whole", **settings)
     assert_same(rows(tmp_path / "shared"), rows(tmp_path / "whole"))

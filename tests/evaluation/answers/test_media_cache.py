@@ -9,7 +9,7 @@ import torch
 
 from flamboyance.evaluation.answers.media_cache import MediaCache, _size
 from flamboyance.images import ImageError
-from tests.evaluation.asked import draw, tiny_answers
+from tests.evaluation.small_tasks import draw, tiny_answers
 
 
 @pytest.fixture(scope="module")

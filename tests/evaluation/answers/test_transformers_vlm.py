@@ -20,7 +20,7 @@ from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.run import Settings
 from flamboyance.images import load_image
-from tests.evaluation.asked import captions, questions
+from tests.evaluation.small_tasks import captions, questions
 from tests.tiny import IMAGE_SIZE, tiny_tokenizer
 
 CHAT = (

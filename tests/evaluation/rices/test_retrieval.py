@@ -11,7 +11,7 @@ import torch
 
 from flamboyance import templates
 from flamboyance.evaluation import shots
-from flamboyance.evaluation.rices import index as rices
+from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
 from flamboyance.evaluation.task import Example, Metric, Score, Task
 from tests.processes import Child
@@ -36,12 +36,12 @@ def oracle(queries: torch.Tensor, support: torch.Tensor, k: int, own: Sequence[i
 
 def top_k(queries: torch.Tensor, support: torch.Tensor, k: int, own: Sequence[int] | None = None) -> np.ndarray:
     hidden = None if own is None else np.array(own)
-    return rices.top_k(queries, lambda rows: support[torch.from_numpy(rows)], len(support), k, hidden)
+    return retrieval.top_k(queries, lambda rows: support[torch.from_numpy(rows)], len(support), k, hidden)
 
 
 def small_blocks(monkeypatch, support: int, queries: int, rescored: int, spare: int) -> None:
     for name, value in (("SUPPORT", support), ("QUERIES", queries), ("RESCORED", rescored), ("SPARE", spare)):
-        monkeypatch.setattr(rices, name, value)
+        monkeypatch.setattr(retrieval, name, value)
 
 
 @pytest.mark.parametrize("kind", ["spread", "close", "tied"])
@@ -99,9 +99,9 @@ def growth(queries: int, rows: int, wide: int, k: int) -> None:
     def take(places: np.ndarray) -> torch.Tensor:
         return part[torch.from_numpy(places % 4096)]
 
-    rices.top_k(part[:queries], take, 1000, k)
+    retrieval.top_k(part[:queries], take, 1000, k)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rices.top_k(part[:queries], take, rows, k)
+    retrieval.top_k(part[:queries], take, rows, k)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, flush=True)
 
 
