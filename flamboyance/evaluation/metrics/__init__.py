@@ -1,4 +1,4 @@
-"""Metrics: CIDEr, VQA accuracy, ROC AUC, accuracy; numbers as the official tools give them, without Java."""
+"""CIDEr, VQA accuracy, ROC AUC and accuracy, equal to the official tools' values, without Java."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = [
 
 
 def _score(items: Mapping[str, float]) -> Score:
-    """Times 100: the mean of items of 0 to 1 (CIDEr: to 10)."""
+    """The mean of items from 0 to 1 (CIDEr: to 10), times 100."""
     scaled = {key: 100 * value for key, value in items.items()}
     values = list(scaled.values())
     return Score(float(np.mean(values)), scaled, interval_of_mean(values))
 
 
 def _cider(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
-    # The interval draws queries again with the scores that they have here: n-grams keep their weights.
+    # The bootstrap resamples the scores of the whole set: the weights of n-grams are not computed again.
     references = {example.id: list(example.references) for example in examples}
-    said = {example.id: one.answer for example, one in zip(examples, predictions, strict=True)}
-    return _score(cider(references, said)[1])
+    answers = {example.id: one.answer for example, one in zip(examples, predictions, strict=True)}
+    return _score(cider(references, answers)[1])
 
 
 def _vqa(examples: Sequence[Example], predictions: Sequence[Prediction], normalize: str) -> Score:
@@ -54,15 +54,15 @@ def _vqa(examples: Sequence[Example], predictions: Sequence[Prediction], normali
 
 
 def _rounded(score: Score) -> Score:
-    """To two decimals, as the official script gives its accuracies: of all questions, and of each."""
+    """Rounds to two decimals, as the official script does, both for the set and for each question."""
     return Score(round(score.value, 2), {key: round(value, 2) for key, value in score.items.items()}, score.interval)
 
 
 def vqa_accuracy_by_entry(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Metric:
-    """VQA accuracy with the error that OpenFlamingo's has for VizWiz: see `vqa_accuracy_without_ids`.
+    """VQA accuracy with OpenFlamingo's error for VizWiz: see `vqa_accuracy_without_ids`.
 
     Args:
-        entries: of each question's annotators, by its id, in the order of the references, as the file has them.
+        entries: question id -> the annotators' entries of the file, in the order of the references.
     """
 
     def measure(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
@@ -76,7 +76,7 @@ def vqa_accuracy_by_entry(entries: Mapping[str, Sequence[Mapping[str, Any]]]) ->
 
 
 def _without_answer(entry: Mapping[str, Any]) -> str:
-    """What tells entries apart beside their answers, which are compared once they are normalised."""
+    """An entry without its answer, as a text that can be compared; answers are compared normalized."""
     return json.dumps({key: entry[key] for key in sorted(entry) if key != "answer"})
 
 

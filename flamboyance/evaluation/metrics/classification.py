@@ -1,4 +1,4 @@
-"""Metrics of a choice among labels: area under the ROC curve, and the share that is right."""
+"""Metrics of a choice among labels: the area under the ROC curve, and accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flamboyance.evaluation.task import Example, Prediction, Score
 
 
 def right(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
-    """The share of answers that are among the references, letter for letter; times 100."""
+    """The share of answers that equal one of their references, times 100."""
     items = {
         example.id: 100.0 * (prediction.answer in example.references)
         for example, prediction in zip(examples, predictions, strict=True)
@@ -21,16 +21,16 @@ def right(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Sco
 
 
 def probability(prediction: Prediction, labels: Sequence[str], label: str) -> float:
-    """Of a label among all: the softmax of their scores."""
+    """The probability of a label among all labels: the softmax of their scores."""
     if prediction.scores is None or len(prediction.scores) != len(labels):
-        raise ValueError(f"a prediction has no scores of all the labels {', '.join(labels)}; this metric needs them")
+        raise ValueError(f"a prediction lacks scores of the labels {', '.join(labels)}; ROC AUC needs all of them")
     scores = np.asarray(prediction.scores)
     shares = np.exp(scores - scores.max())
     return float((shares / shares.sum())[list(labels).index(label)])
 
 
 def area(examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str], positive: str) -> Score:
-    """Area under the ROC curve of the positive label's probability; times 100. No example has a value of its own.
+    """Area under the ROC curve of the positive label's probability, times 100. Single examples have no value.
 
     Raises:
         ValueError: all examples are positive, or none is.
@@ -42,16 +42,22 @@ def area(examples: Sequence[Example], predictions: Sequence[Prediction], labels:
         raise ImportError("ROC AUC needs scikit-learn: pip install scikit-learn") from error
     truth = np.array([positive in example.references for example in examples])
     if truth.all() or not truth.any():
-        raise ValueError(f"{int(truth.sum())} of {len(truth)} examples are {positive!r}; a ROC curve needs both kinds")
-    said = np.array([probability(one, labels, positive) for one in predictions])
-    order = np.argsort(said, kind="stable")
-    return Score(100 * float(roc_auc_score(truth, said)), {}, interval(len(truth), _areas(said[order], truth[order])))
+        raise ValueError(f"{int(truth.sum())} of {len(truth)} examples are {positive!r}; a ROC curve needs both labels")
+    scores = np.array([probability(one, labels, positive) for one in predictions])
+    order = np.argsort(scores, kind="stable")
+    return Score(
+        100 * float(roc_auc_score(truth, scores)), {}, interval(len(truth), _areas(scores[order], truth[order]))
+    )
 
 
-def _areas(said: np.ndarray, truth: np.ndarray):
-    """Areas of resamples of examples in rising order of what was said of them: pairs in the right order, and half of
-    those that tie."""
-    groups = np.unique(said, return_inverse=True)[1]
+def _areas(scores: np.ndarray, truth: np.ndarray):
+    """A function from resamples to areas: the share of pairs in the right order, ties as half.
+
+    Args:
+        scores: the probabilities, in rising order.
+        truth: which of these examples are positive.
+    """
+    groups = np.unique(scores, return_inverse=True)[1]
 
     def measure(drawn: np.ndarray) -> np.ndarray:
         rows = np.arange(len(drawn))[:, None] * (groups.max() + 1)

@@ -1,4 +1,4 @@
-"""Features of images by any tower: each distinct image is encoded once, however many questions are asked about it."""
+"""Computes features of images by a vision tower. Each distinct image is encoded once."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from flamboyance.images import ImageError, ImageProcessor
 from flamboyance.model.vision import VisionTower
 from flamboyance.processing import image_processor_of
 
-VERSION = 1  # of what `VisionTower.embed` gives: counted up when that changes
-ROWS, SECONDS = 8192, 60.0  # a part is written when it has so many rows, or after so long: what a kill can cost
+VERSION = 1  # increased when the results of `VisionTower.embed` change
+ROWS, SECONDS = 8192, 60.0  # a part is written after so many rows or so much time; a kill loses at most one part
 THREADS = 8
 
 
 def default_cache() -> Path:
-    """Where features are kept if nothing else is said: `flamboyance/features` in the user's cache folder."""
+    """The default folder for features: `flamboyance/features` in the user's cache folder."""
     return user_cache() / "features"
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tower that embeds images, in float32: the same features on every device, but for rounding.
+    """A tower that embeds images, in float32: apart from rounding, the features are the same on every device.
 
     Attributes:
-        tower: on the device where it computes.
-        processor: a picture -> the tower's input.
+        tower: the tower, on the device where it computes.
+        processor: an image -> the tower's input.
     """
 
     tower: VisionTower
@@ -55,33 +55,35 @@ class Encoder:
         library: str | None = None,
         processor: ImageProcessor | None = None,
         device: str | torch.device = "cpu",
-        **hub: Any,
     ) -> Encoder:
-        """Loads a tower by its name, as `VisionTower.from_pretrained`, with CLIP's projection where its files hold it.
+        """Loads a tower by its name, as `VisionTower.from_pretrained`, with CLIP's projection if its files hold it.
 
-        For the tower of a model pass what `model.vision.spec` names. The one in the model's own memory has no
+        For the tower of a model, pass the names in `model.vision.spec`. The tower in the model's memory has no
         projection, and may be rounded to 16 bits.
 
         Args:
-            processor: default: what the tower's directory says, or else what its kind was trained with.
-            hub: cache_dir, local_files_only.
+            processor: default: the preprocessing in the tower's directory, or else that of its kind.
         """
-        tower = VisionTower.from_pretrained(name, pretrained, library, projection=True, **hub).float().to(device)
+        tower = VisionTower.from_pretrained(name, pretrained, library, projection=True).float().to(device)
         return cls(tower, processor or image_processor_of(tower.spec))
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """All that features depend on, and the tower's name for the reader."""
+        """Everything that features depend on, and the tower's name for the reader."""
         weights = blake2b(digest_size=16)
         for name, tensor in sorted(self.tower.state_dict().items()):
             weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        told = {"weights": weights.hexdigest(), "preprocessing": asdict(self.processor), "version": VERSION}
-        return {"tower": self.tower.spec, **told}
+        return {
+            "tower": self.tower.spec,
+            "weights": weights.hexdigest(),
+            "preprocessing": asdict(self.processor),
+            "version": VERSION,
+        }
 
     @property
     def folder(self) -> str:
-        """The name of its folder in a cache: some words for people, and a hash of all that features depend on."""
+        """The name of the tower's folder in a cache: words for the reader and a hash of what features depend on."""
         spec = self.about["tower"]
         words = [Path(str(spec[key])).name for key in ("name", "pretrained") if spec[key]]
         unnamed = {key: value for key, value in spec.items() if key not in ("name", "pretrained")}
@@ -89,7 +91,7 @@ class Encoder:
         return "-".join(["".join(c if c.isalnum() else "-" for c in word) for word in words] + [key.hexdigest()])
 
     def __call__(self, levels: Sequence[Tensor]) -> Tensor:
-        """Pictures as `processor.levels` gives them -> features (n, D) float16 on the CPU, of length 1."""
+        """Images as `processor.levels` returns them -> features (n, D) float16 on the CPU, of length 1."""
         device = next(self.tower.parameters()).device
         pixels = self.processor.normalized(torch.stack(list(levels)).to(device))
         return self.tower.embed(pixels).half().cpu()
@@ -103,19 +105,19 @@ def build(
     threads: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Features:
-    """The features of images: those in the cache, and all others, which are computed and added to it.
+    """The features of images. Those that the cache lacks are computed and added to it.
 
-    An image that cannot be read or decoded has no feature, and the rest goes on.
+    An image that cannot be read or decoded gets no feature; the others do.
 
     Args:
-        images: their files; those that occur again are taken once.
+        images: image files, possibly repeated.
         cache: a folder for the features of all towers.
-        batch_size: images that the tower is given at once.
-        threads: that read and decode; default: as many as there are cores, at most 8.
-        advance: told of images as they are done.
+        batch_size: the number of images that are encoded at a time.
+        threads: how many threads read and decode; default: the number of cores, at most 8.
+        advance: called with the number of images done since the last call.
 
     Raises:
-        ValueError: a file in the cache is damaged, or the tower gives features that are not finite.
+        ValueError: a file in the cache is damaged, or the tower computes features that are not finite.
         OSError: the cache cannot be written.
     """
     names = list(dict.fromkeys(str(image) for image in images))
@@ -133,12 +135,12 @@ def build(
         store = Store(store.folder)
         rows = store.find(paths)
     without = [(name, path) for name, path, row in zip(names, paths, rows, strict=True) if row < 0]
-    reasons = {name: f"{name}: " + broken.get(path, "it was changed while it was read") for name, path in without}
+    reasons = {name: f"{name}: " + broken.get(path, "the file changed while it was read") for name, path in without}
     return Features(store.parts, dict(zip(names, rows.tolist(), strict=True)), reasons, store.part_files)
 
 
 class _Read(NamedTuple):
-    """A file's hashes; the picture where its content is new, or what is wrong with it."""
+    """A file that was read: its hashes, and its image if the content is new, or an error."""
 
     path: str
     stamp: bytes = b""
@@ -148,7 +150,7 @@ class _Read(NamedTuple):
 
 
 class _Reader:
-    """Reads files, from several threads at once; each content is decoded once."""
+    """Reads files in several threads; each distinct content is decoded once."""
 
     def __init__(self, processor: ImageProcessor, store: Store) -> None:
         self._processor, self._store = processor, store
@@ -157,7 +159,7 @@ class _Reader:
 
     def __call__(self, path: str) -> _Read:
         try:
-            stat = os.stat(path)  # before reading: a file that changes meanwhile is read again next time
+            stat = os.stat(path)  # before reading: a file that changes during it is read again next time
             data = Path(path).read_bytes()
         except OSError as error:
             return _Read(path, error=str(error.strerror))
@@ -173,7 +175,7 @@ class _Reader:
 
 
 class _Writer:
-    """Encodes pictures in batches, and adds them to the store in parts."""
+    """Encodes images in batches, and adds their features to the store in parts."""
 
     def __init__(self, encoder: Encoder, store: Store, batch_size: int) -> None:
         self._encoder, self._store, self._batch_size = encoder, store, batch_size
@@ -199,7 +201,7 @@ class _Writer:
             self.write()
 
     def write(self) -> None:
-        """What is not in the store yet."""
+        """Encodes and writes what is not in the store yet."""
         self._encode()
         if self._files:
             self._store.add(self._features, self._contents, self._files)
@@ -210,7 +212,7 @@ class _Writer:
             features = self._encoder(self._levels)
             for i in (~features.isfinite().all(1)).nonzero().flatten().tolist():
                 raise ValueError(
-                    f"{self._paths[i]}: the tower {self._encoder.tower.spec['name']} gives features that are not "
+                    f"{self._paths[i]}: the tower {self._encoder.tower.spec['name']} computes features that are not "
                     "finite; are its weights damaged?"
                 )
             self._features.append(features)
@@ -218,25 +220,25 @@ class _Writer:
 
 
 def _encode(reads: Iterable[_Read], writer: _Writer, advance: Callable[[int], None]) -> dict[str, str]:
-    """Adds what is read to the store. Returns the broken images, and why."""
+    """Adds the images that are read to the store. Returns the broken images, with the reasons."""
     broken: dict[str, str] = {}
     damaged: dict[bytes, str] = {}
-    twins: dict[str, bytes] = {}  # files whose content another one has, which may be damaged
+    copies: dict[str, bytes] = {}  # files with the content of another file, which may be damaged
     for read in reads:
         if read.error is None:
             writer.add(read)
             if read.levels is None:
-                twins[read.path] = read.content
+                copies[read.path] = read.content
         else:
             broken[read.path] = read.error
             damaged[read.content] = read.error
         advance(1)
     writer.write()
-    return broken | {path: damaged[content] for path, content in twins.items() if content in damaged}
+    return broken | {path: damaged[content] for path, content in copies.items() if content in damaged}
 
 
 def _ahead(read: Callable[[str], _Read], paths: Iterable[str], threads: int | None, number: int) -> Iterator[_Read]:
-    """What is read of each path, in order; a bounded number of them is read ahead."""
+    """Reads files in order; up to `number` of them are read ahead, in threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(threads or min(cores, THREADS)) as pool:
         waiting: deque[Future[_Read]] = deque()

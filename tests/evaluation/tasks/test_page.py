@@ -20,7 +20,6 @@ def test_the_example_is_a_task(tmp_path, monkeypatch):
     task = tasks.open_task("fractures", tmp_path)
     assert task.queries[0].references == ("yes",)
     assert task.template.query() == "<image>Is there a fracture? Answer:"
-    assert tasks.open_task("fractures", tmp_path, support_only=True).queries == []
 
 
 def test_the_table_names_every_task_and_its_splits():

@@ -27,22 +27,6 @@ def test_every_task_opens(name, tmp_path):
     assert opened(name, tmp_path / name).queries == task.queries
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_the_support_alone_needs_no_files_of_the_queries(name, tmp_path):
-    WRITE[name](tmp_path / name)
-    whole = opened(name, tmp_path)
-    for needless in TASKS[name].for_queries:
-        path = tmp_path / name / {**TASKS[name].files, **TASKS[name].optional}.get(needless, "nothing").split("|")[0]
-        if path.is_file():
-            path.unlink()
-        elif path.is_dir():
-            path.rename(path.with_name("moved"))
-    task = opened(name, tmp_path, support_only=True)
-    assert task.support == whole.support
-    if name not in ("coco", "flickr30k"):  # one file holds both
-        assert task.queries == []
-
-
 def test_karpathy_splits_of_coco(tmp_path):
     files.coco(tmp_path)
     task = opened("coco", tmp_path)

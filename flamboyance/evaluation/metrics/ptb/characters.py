@@ -1,7 +1,7 @@
-"""Which characters PTBTokenizer takes for letters, digits and symbols: the first plane of Unicode 6.1, of 2012.
+"""The characters that PTBTokenizer takes for letters, digits and symbols: the first plane of Unicode 6.1, of 2012.
 
-Hexadecimal code points and ranges of them, found by giving the tokenizer each character. What is in none of the four,
-nor named by a rule, is a space or is left out: marks of other scripts, emoji, private use, what Unicode added since.
+Hexadecimal code points and ranges, found by giving the tokenizer each character. Characters in none of the four lists
+and in no rule are spaces or are left out: marks of other scripts, emoji, private use, later additions to Unicode.
 """
 
 LETTERS = """

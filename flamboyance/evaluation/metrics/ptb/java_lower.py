@@ -1,12 +1,12 @@
-"""Small letters as Java makes them: as Python does, but for the capital sigma that ends a word."""
+"""Lower case as in Java: as in Python, except for the capital sigma at the end of a word."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Words as Java's BreakIterator parts text, by kind of character: letters (L) and numbers (N) with single joiners
-# between them and marks (M, formats F) behind them; a character beyond the first 65,536 (S) ends a word.
+# Words as Java's BreakIterator finds them, by kind of character: letters (L) and numbers (N) with single joiners
+# between them, followed by marks (M) and formats (F); a character beyond the first 65,536 (S) ends a word.
 _WORD = re.compile("(?:[LF][MF]*(?:[-.']?[LF][MF]*)*|N[MF]*(?:[.,']?N[MF]*)*)+(?:S|(?<=[LMF])[-.']S)?")
 _KINDS = {"Pd": "-", "Pc": "-", "Nd": "N", "No": "N", "Nl": "N", "Mn": "M", "Me": "M", "Mc": "L", "Cf": "F"}
 _IDEOGRAPHS = re.compile("[\u3005\u3041-\u3094\u309d\u309e\u30a1-\u30fa\u30fc-\u30fe\u4e00-\u9fa5\uf900-\ufa2d]")
@@ -16,8 +16,8 @@ _MORE_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1
 def java_lower(text: str) -> str:
     """Java's `text.toLowerCase()`.
 
-    A capital sigma becomes the final form where a letter with cases stands before it in its word and none behind;
-    what a word is decides Java's BreakIterator, by which Python does not go: "A_\u03a3" ends in the final form.
+    A capital sigma becomes the final form if a cased letter comes before it in its word and none after it. Words are
+    those of Java's BreakIterator, which differ from Python's: "A_\u03a3" ends in the final form.
     """
     if "Σ" not in text:
         return text.lower()

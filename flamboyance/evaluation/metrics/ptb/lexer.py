@@ -1,7 +1,7 @@
-"""A scanner in the manner of lex: of all rules that match at a place the longest match wins, then the earliest rule.
+"""A scanner like lex: of all rules that match at a position, the longest match wins, then the earliest rule.
 
-Python's `re` takes the first alternative that matches, whatever its length; the tokenizer that `ptb.py` reproduces
-was made by a lexer generator. Here patterns become one non-deterministic automaton, and its deterministic states are
+The tokenizer that is reproduced here was made by a lexer generator; Python's `re` takes the first alternative that
+matches, whatever its length. So the patterns become one non-deterministic automaton, whose deterministic states are
 made when a text first reaches them.
 """
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Rule:
-    """What a token may look like.
+    """A pattern of tokens.
 
     Attributes:
-        action: what to do with it; the caller's to interpret.
+        action: a name by which the caller decides how to rewrite the token.
         pattern: see `Automaton`.
-        follow: what must come after it. It counts for the length of the match and is left in the text.
-        gives_back: how many characters at the end of the token are left in the text too.
+        follow: the pattern of what must come after the token. It counts for the length of a match, but is not consumed.
+        gives_back: how many characters at the end of the token are not consumed either.
     """
 
     action: str
@@ -34,10 +34,10 @@ class State:
     """A deterministic state.
 
     Attributes:
-        members: the states of the non-deterministic automaton that it stands for.
+        members: the states of the non-deterministic automaton that it combines.
         accepts: the number of the first pattern that matches here, or None.
-        after: by character, the state after it; None where no pattern goes on. Filled as texts come.
-        after_kind: the same by kind of character: characters of one kind are in the same classes.
+        after: character -> the next state; None if no pattern continues. Filled as texts are read.
+        after_kind: the same by kind of character; characters of one kind are in the same classes.
     """
 
     members: frozenset[int]
@@ -47,7 +47,7 @@ class State:
 
 
 class Automaton:
-    """Patterns side by side, known by their places in the order given.
+    """Several patterns, identified by their index.
 
     A pattern is a regular expression of literals, `\\` escapes, `[...]`, `(...)`, `|`, `*`, `+`, `?`, `{m,n}`, and
     `{NAME}` for one of `macros`. Character classes are read by Python's `re`.
@@ -55,8 +55,8 @@ class Automaton:
 
     def __init__(self, patterns: Iterable[str], macros: Mapping[str, str]) -> None:
         self.macros = macros
-        self.empty: list[list[int]] = []  # by state: the states reached without a character
-        self.edges: list[list[tuple[int, int]]] = []  # by state: (number of a character class, the state after it)
+        self.empty: list[list[int]] = []  # for each state, the states reached without a character
+        self.edges: list[list[tuple[int, int]]] = []  # for each state, (number of a character class, next state)
         self.classes: dict[str, int] = {}
         self.accepting: dict[int, int] = {}
         first = self.add()
@@ -66,18 +66,18 @@ class Automaton:
             self.accepting[end] = number
         self._tests = [re.compile(written, re.DOTALL).match for written in self.classes]
         self._kind_of: dict[str, int] = {}
-        self._classes_of: dict[frozenset[int], int] = {}  # kinds, by the classes that they are in
+        self._classes_of: dict[frozenset[int], int] = {}  # a set of classes -> the kind of characters in just these
         self._states: dict[frozenset[int], State] = {}
         self.start = self._state([first])
 
     def add(self) -> int:
-        """A new state of the non-deterministic automaton."""
+        """Adds a state to the non-deterministic automaton."""
         self.empty.append([])
         self.edges.append([])
         return len(self.empty) - 1
 
     def _state(self, members: Iterable[int]) -> State:
-        """The deterministic state of these members, and of what they reach without a character."""
+        """The deterministic state of these members and of the states that they reach without a character."""
         reached, todo = set(), list(members)
         while todo:
             state = todo.pop()
@@ -91,7 +91,7 @@ class Automaton:
         return self._states[key]
 
     def step(self, state: State, character: str) -> State | None:
-        """The state after one more character, which `state.after` does not hold yet."""
+        """The state after one more character; adds it to `state.after`."""
         if character not in self._kind_of:
             inside = frozenset(number for number, test in enumerate(self._tests) if test(character))
             self._kind_of[character] = self._classes_of.setdefault(inside, len(self._classes_of))
@@ -104,7 +104,7 @@ class Automaton:
         return state.after_kind[kind]
 
     def longest(self, text: str, start: int) -> tuple[int, int] | None:
-        """(pattern, end) of the longest match from `start` on."""
+        """(pattern, end) of the longest match that begins at `start`."""
         state, found = self.start, None
         for place in range(start, len(text)):
             character = text[place]
@@ -120,7 +120,7 @@ class Automaton:
         return found
 
     def ends(self, text: str, start: int, stop: int) -> list[int]:
-        """Where the matches from `start` on end, up to `stop`; in rising order."""
+        """The ends of the matches that begin at `start`, up to `stop`, in rising order."""
         state, found = self.start, []
         for place in range(start, stop):
             following = state.after.get(text[place]) or self.step(state, text[place])
@@ -133,7 +133,7 @@ class Automaton:
 
 
 class _Parser:
-    """Recursive descent over one pattern; each method returns (first, last) states of the automaton's part."""
+    """Parses one pattern by recursive descent. Each method returns the (first, last) states of its part."""
 
     def __init__(self, pattern: str, automaton: Automaton) -> None:
         self.pattern, self.automaton, self.place = pattern, automaton, 0
@@ -167,10 +167,10 @@ class _Parser:
         return first, last
 
     def _next(self, wanted: str) -> bool:
-        """Whether `wanted` comes next; if so it is passed."""
-        here = self.pattern.startswith(wanted, self.place)
-        self.place += len(wanted) * here
-        return here
+        """Whether `wanted` comes next; if so, moves past it."""
+        matches = self.pattern.startswith(wanted, self.place)
+        self.place += len(wanted) * matches
+        return matches
 
     def _repeats(self) -> tuple[int, int | None]:
         for mark, times in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
@@ -186,7 +186,7 @@ class _Parser:
         return low, int(bounds[3]) if bounds[3] else None
 
     def _repeat(self, written: str, low: int, high: int | None) -> tuple[int, int]:
-        """An atom from `low` to `high` times: copies in a row, the last with a way back if there is no bound."""
+        """An atom repeated from `low` to `high` times: copies in a row; without a bound, the last one loops."""
         first = last = self.automaton.add()
         copies = max(low, 1) if high is None else high
         leave = [first] if low == 0 else []
@@ -224,7 +224,7 @@ class _Parser:
 
 
 class Lexer:
-    """Rules in their order; `macros` are patterns by the names that the rules call them by."""
+    """Finds the tokens of a list of rules. `macros` maps the names in the rules' patterns to patterns."""
 
     def __init__(self, rules: Iterable[Rule], macros: Mapping[str, str]) -> None:
         self.rules = list(rules)
@@ -237,7 +237,7 @@ class Lexer:
         }
 
     def match(self, text: str, start: int) -> tuple[Rule, int] | None:
-        """The rule that wins at a place, and where its token ends; None where no rule matches."""
+        """The rule that wins at a position, and the end of its token; None if no rule matches."""
         found = self.automaton.longest(text, start)
         if found is None:
             return None
@@ -245,6 +245,6 @@ class Lexer:
         rule = self.rules[number]
         if number in self._parts:
             token, follow = self._parts[number]
-            # The token is the longest part that leaves what follows whole.
+            # The token is the longest part after which `follow` matches the rest.
             end = next(cut for cut in reversed(token.ends(text, start, end)) if end in follow.ends(text, cut, end))
         return rule, end - rule.gives_back

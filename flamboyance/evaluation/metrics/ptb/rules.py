@@ -1,7 +1,7 @@
-"""What a token is to Stanford's PTBTokenizer (CoreNLP 3.4.1): the rules, in the order that decides ties.
+"""The rules by which Stanford's PTBTokenizer (CoreNLP 3.4.1) finds tokens, in the order that decides ties.
 
-Written from the tokenizer's behaviour: each rule was found, and is held to it, by giving it strings (tests/evaluation/
-metrics/test_ptb_fuzz.py). Where a rule looks odd, so does what it describes; a comment says what is meant.
+They were written from the tokenizer's behaviour on strings, and are tested on it (tests/evaluation/metrics/
+test_ptb_fuzz.py). If a rule looks odd, so is the tokenizer's behaviour; a comment explains it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def _ranges(points: str) -> str:
     return "".join("-".join(f"\\u{int(end, 16):04x}" for end in one.split("-")) for one in points.split())
 
 
-# Letters beside the two cases of "i", "k" and "s" that have one of these as a case by Unicode's rules.
+# Further letters whose other case is "i", "k" or "s" in Unicode.
 _MORE_CASES = {"i": "\u0130\u0131", "k": "\u212a", "s": "\u017f"}
 
 
 def any_case(pattern: str) -> str:
-    """A pattern that takes its letters in any case; `{NAMES}` and escapes stay as they are."""
+    """The pattern with letters of any case; `{NAMES}` and escapes are kept."""
 
     def cases(letter: str) -> str:
         return letter.upper() + letter.lower() + _MORE_CASES.get(letter.lower(), "")
@@ -42,17 +42,17 @@ def _one_of(words: str) -> str:
 
 
 def _capitalized(words: str) -> str:
-    """Words with a capital first, whatever the case of the rest."""
+    """Words that begin with a capital, with the rest in any case."""
     return "(" + "|".join(word[0] + any_case(word[1:]) for word in words.split()) + ")"
 
 
-# Abbreviations that keep their period wherever they stand.
+# Abbreviations that always keep their period.
 TITLES = """
     adj adm adv alex asst assoc atty attys ave brig capt cf cie cmdr col comdr cont'd cpl dept det dr drs elec ens ft
     gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
     reps rev sen sens sfc sgt spc st ste supt supts treas vs wm
 """
-# Abbreviations that may end a sentence too, and keep their period there.
+# Abbreviations that keep their period also at the end of a sentence.
 LAST_WORDS = """
     al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla
     fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd rt
