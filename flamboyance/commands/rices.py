@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tower(parser)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N", help="images at once (default: 64)")
-    parser.add_argument("--threads", type=at_least(1), metavar="N", help="that read images (default: cores, up to 8)")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads that read images (default: cores, up to 8)")
     parser.set_defaults(protocol="papers")
 
 
@@ -65,7 +65,7 @@ def open_encoder(arguments: argparse.Namespace, local_rank: int) -> Any:
     if arguments.tower:
         return Encoder.open(arguments.tower, arguments.tower_pretrained, device=device)
     if arguments.tower_pretrained:
-        raise ValueError("--tower-pretrained is the weights of a --tower; name that too")
+        raise ValueError("--tower-pretrained needs --tower, whose weights it names")
     spec, processor = catalog.resolve(arguments.model).tower()
     return Encoder.open(spec["name"], spec["pretrained"], spec["library"], processor, device)
 
