@@ -247,7 +247,7 @@ def _reference(
     pool = drawn.choice(len(task.support), min(REFERENCE_POOL, len(task.support)), replace=False).tolist()
     if queries is not None and set(order.tolist()) != set(queries):
         raise ValueError(
-            f"{task.name}: the {len(queries)} given queries are not those that the protocol openflamingo draws with "
+            f"{task.name}: these {len(queries)} queries are not those that the protocol openflamingo draws with "
             f"seed {seed}; get them from choose_queries"
         )
     sampler = random.Random(seed)  # the reference seeds with seed + rank; here the rank is 0

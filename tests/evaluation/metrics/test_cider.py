@@ -61,9 +61,9 @@ def test_order_and_kind_of_ids_do_not_matter() -> None:
 @pytest.mark.parametrize(
     "references, predictions, message",
     [
-        ({}, {}, "no image"),
+        ({}, {}, "references"),
         ({1: ["a"], 2: ["b"]}, {1: "a", 3: "c"}, r"\[2\].*\[3\]"),
-        ({1: ["a"], 2: []}, {1: "a", 2: "b"}, "2.*reference"),
+        ({1: ["a"], 2: []}, {1: "a", 2: "b"}, r"references.*2"),
         ({1: "a"}, {1: "a"}, "list"),
     ],
 )
