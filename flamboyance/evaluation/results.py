@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from flamboyance.evaluation import data_folders
 from flamboyance.evaluation.prompts import Prompt
-from flamboyance.evaluation.task import Prediction, Score, Task
+from flamboyance.evaluation.task import Example, Prediction, Score, Task
 from flamboyance.files import naming, replacing
 
 MOST_LABELS = 20  # up to this number the scores of all labels are written; of more labels, those of the best
@@ -149,7 +149,7 @@ def _rows_with_offsets(file: Path) -> Iterator[tuple[int, Row]]:
             yield begin, row
 
 
-def _problem(row: Any) -> str | None:
+def _problem(row: object) -> str | None:
     """Why a value is not a prediction; None if it is one."""
     if not isinstance(row, dict):
         return "expected an object"
@@ -189,7 +189,7 @@ def read_object(file: Path) -> Row:
     return content
 
 
-def finite(value: Any) -> float | None:
+def finite(value: object) -> float | None:
     """A finite number; None for null, NaN and infinity."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -199,7 +199,7 @@ def finite(value: Any) -> float | None:
         return None
 
 
-def _json_line(content: Any, indent: int | None = None) -> str:
+def _json_line(content: object, indent: int | None = None) -> str:
     text = json.dumps(content, ensure_ascii=False, indent=indent)
     try:
         text.encode()
@@ -277,7 +277,7 @@ def _ends(interval: tuple[float, float]) -> list[float] | None:
     return None if low is None or high is None else [low, high]
 
 
-def _measured(task: Task, examples: Sequence[Any], predictions: Sequence[Prediction]) -> Score | None:
+def _measured(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score | None:
     """The score; None for a test split, which has no references."""
     if not any(one.references for one in examples):
         return None
@@ -310,12 +310,12 @@ def summary(output: Path) -> Row:
     return found
 
 
-def _by_number(pair: tuple[str, Any]) -> tuple[int, str]:
+def _by_number(pair: tuple[str, object]) -> tuple[int, str]:
     text = pair[0]
     return int(text) if text.lstrip("-").isdecimal() else 0, text
 
 
-def _write(file: Path, content: Any) -> None:
+def _write(file: Path, content: object) -> None:
     with replacing(file) as part, open(part, "w", encoding="utf-8") as opened:
         opened.write(_json_line(content, indent=1))
 
@@ -352,7 +352,7 @@ def begin(output: Path, about: Row) -> None:
     _write(file, about)
 
 
-def _difference(old: Any, new: Any) -> str:
+def _difference(old: object, new: object) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         return "; ".join(f"{key}: {_difference(old.get(key), new.get(key))}" for key in keys)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -161,7 +161,7 @@ def evaluate(
     tasks: Sequence[Task],
     answers: Answers,
     settings: Settings,
-    about: dict[str, Any],
+    about: results.Row,
     features: Mapping[str, Features] | None = None,
     ranks: World = World(),  # noqa: B008 (immutable)
     say: Callable[[str], None] = print,
@@ -191,7 +191,7 @@ def _evaluate(
     tasks: Sequence[Task],
     answers: Answers,
     settings: Settings,
-    about: dict[str, Any],
+    about: results.Row,
     features: Mapping[str, Features] | None,
     ranks: World,
     say: Callable[[str], None],

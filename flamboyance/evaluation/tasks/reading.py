@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flamboyance.evaluation.task import Example
 from flamboyance.files import Record
@@ -20,7 +20,7 @@ NAMED = 3  # of several items with the same mistake
 T = TypeVar("T")
 
 
-def records(content: Any, key: str, file: Path) -> Iterator[tuple[str, Record]]:
+def records(content: object, key: str, file: Path) -> Iterator[tuple[str, Record]]:
     """The objects of the list `content[key]`, each with its place: "FILE, images[3]".
 
     Raises:
@@ -32,7 +32,7 @@ def records(content: Any, key: str, file: Path) -> Iterator[tuple[str, Record]]:
     yield from listed(content[key], file, key)
 
 
-def listed(found: Any, file: Path | str, name: str = "") -> Iterator[tuple[str, Record]]:
+def listed(found: object, file: Path | str, name: str = "") -> Iterator[tuple[str, Record]]:
     """The objects of a list, each with its place."""
     for number, record in enumerate(_is(found, list, f"{file}, {name}" if name else f"{file}")):
         place = f"{file}, {name}[{number}]"
@@ -63,7 +63,7 @@ def _kind(found: object) -> str:
     return "null" if found is None else _NAMES.get(type(found), "a number")
 
 
-def _is(found: Any, kind: type[T] | tuple[type[T], ...], place: str) -> T:
+def _is(found: object, kind: type[T] | tuple[type[T], ...], place: str) -> T:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
         shown = f" ({found!r})" if isinstance(found, str | int | float) and len(repr(found)) < 60 else ""
