@@ -116,7 +116,9 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
         if by_default and here.first:
             note_default()
         about = describe(arguments, tasks, answers)
-        whole = sum(len(here.share(range(settings.query_count(task)))) for task in tasks for _ in settings.cells(task.name))
+        whole = sum(
+            len(here.share(range(settings.query_count(task)))) for task in tasks for _ in settings.cells(task.name)
+        )
         with progress(whole, "queries", here.first) as advance:
             evaluate(
                 tasks, answers, settings, about, features, here,

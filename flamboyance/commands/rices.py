@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tower(parser)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N", help="images at once (default: 64)")
-    parser.add_argument("--threads", type=at_least(1), metavar="N", help="threads that read images (default: cores, up to 8)")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="reading threads (default: cores, up to 8)")
     parser.set_defaults(protocol="papers")
 
 
