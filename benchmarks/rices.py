@@ -25,7 +25,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks import results
-from flamboyance.commands.models import tower_of
+from flamboyance import catalog
 from flamboyance.evaluation.rices.features import Encoder, build
 from flamboyance.evaluation.rices.retrieval import top_k
 from flamboyance.images import ImageProcessor
@@ -56,7 +56,7 @@ def pictures(folder: Path, number: int) -> list[Path]:
 
 
 def encoders(folder: Path) -> dict[str, Encoder]:
-    spec, processor = tower_of("mini")
+    spec, processor = catalog.resolve("mini").tower()
     torch.manual_seed(0)
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=224, patch_size=32)).save_pretrained(folder)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from flamboyance import catalog
 from flamboyance.cli import main
-from flamboyance.commands.models import tower_of
 from flamboyance.evaluation.rices.features import Encoder, build
 from flamboyance.mini import load_mini
 from tests.tiny import save_tiny_flamingo
@@ -89,6 +89,6 @@ def test_refusals(birds, tmp_path, capsys):
 
 
 def test_the_tower_of_a_released_model_needs_no_download():
-    spec, processor = tower_of("openflamingo/OpenFlamingo-3B-vitl-mpt1b")
+    spec, processor = catalog.resolve("openflamingo/OpenFlamingo-3B-vitl-mpt1b").tower()
     assert (spec["library"], spec["name"]) == ("transformers", "openai/clip-vit-large-patch14")
     assert processor.image_size == (224, 224)
