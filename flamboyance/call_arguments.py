@@ -1,4 +1,4 @@
-"""The arguments of a processor's call: which text owns which image, and what padding and truncation mean."""
+"""The arguments of `FlamingoProcessor.__call__`: which images belong to which text, padding and truncation."""
 
 from __future__ import annotations
 
@@ -15,67 +15,64 @@ from flamboyance.templates import IMAGE_TOKEN
 
 @dataclass(frozen=True)
 class Options:
-    """Padding, truncation and the kind of result, checked. As in `FlamingoProcessor.__call__`."""
+    """Padding, truncation and the type of the result, checked; see `FlamingoProcessor.__call__`.
+
+    Enumerations, which transformers has for some of the values, become those values.
+    """
 
     padding: Any = True
     truncation: Any = False
     max_length: int | None = None
-    padding_side: str | None = None
-    truncation_side: str | None = None
+    padding_side: Any = None
+    truncation_side: Any = None
     return_tensors: Any = "pt"
     pad_to_multiple_of: int | None = None
     add_special_tokens: bool = True
     return_attention_mask: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("padding_side", "truncation_side"):
-            if (given := getattr(self, name)) not in ("left", "right", None):
-                raise ValueError(f"{name}={given!r}: expected 'left' (to generate) or 'right' (to train)")
-        if _plain(self.padding) not in (True, False, None, "longest", "max_length", "do_not_pad"):
+        for name in ("padding", "truncation", "return_tensors"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, getattr(value, "value", value))
+        for name, default in (("padding_side", "left"), ("truncation_side", self.padding_side or "left")):
+            value = getattr(self, name)
+            if value not in ("left", "right", None):
+                raise ValueError(f"{name}={value!r}: expected 'left' (to generate) or 'right' (to train)")
+            object.__setattr__(self, name, value or default)
+        if self.padding not in (True, False, None, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding={self.padding!r}: expected True, 'longest', 'max_length' or False")
-        if self.fill == "max_length" and self.max_length is None:
+        if self.padding == "max_length" and self.max_length is None:
             raise ValueError("padding='max_length' needs max_length, in tokens")
-        truncations = (True, False, None, "longest_first", "only_first", "do_not_truncate")
-        if _plain(self.truncation) not in truncations:
+        if self.truncation not in (True, False, None, "longest_first", "only_first", "do_not_truncate"):
             raise ValueError(f"truncation={self.truncation!r}: expected True or False")
-        if _plain(self.return_tensors) not in ("pt", "np", None):
+        if self.return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors={self.return_tensors!r}: expected 'pt', 'np', or None for lists")
         for name in ("max_length", "pad_to_multiple_of"):
-            given = getattr(self, name)
-            if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-                raise ValueError(f"{name}={given!r}: expected a number of tokens, 1 or more")
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: expected a number of tokens, 1 or more")
 
     @property
-    def side(self) -> str:
-        return self.padding_side or "left"
+    def truncates(self) -> bool:
+        return self.truncation not in (False, None, "do_not_truncate")
 
     @property
-    def cut_side(self) -> str:
-        return self.truncation_side or self.side
-
-    @property
-    def cuts(self) -> bool:
-        return _plain(self.truncation) not in (False, None, "do_not_truncate")
-
-    @property
-    def fill(self) -> str | None:
-        """ "longest", "max_length", or None: not padded."""
-        given = _plain(self.padding)
-        return {True: "longest", None: "longest", False: None, "do_not_pad": None}.get(given, given)
+    def pads(self) -> bool:
+        return self.padding not in (False, "do_not_pad")
 
     def width(self, longest: int) -> int:
-        """What rows are padded to, in tokens."""
-        width = longest if self.fill != "max_length" else max(longest, self.max_length or 0)
-        step = self.pad_to_multiple_of if self.fill and self.pad_to_multiple_of else 1
+        """The number of tokens that rows are padded to."""
+        width = max(longest, self.max_length or 0) if self.padding == "max_length" else longest
+        step = (self.pads and self.pad_to_multiple_of) or 1
         return -(-width // step) * step
 
     def ragged(self, lengths: Sequence[int]) -> bool:
-        """Whether rows stay as long as they are.
+        """Whether rows are returned in lists of different lengths.
 
         Raises:
-            ValueError: they are to become one tensor.
+            ValueError: their lengths differ, but a tensor is to be returned.
         """
-        if self.fill or len(set(lengths)) == 1:
+        if self.pads or len(set(lengths)) == 1:
             return False
         if self.return_tensors is not None:
             raise ValueError(
@@ -85,11 +82,10 @@ class Options:
         return True
 
     def converted(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Tensors as what is asked for; lists hold one entry for each row, and a row's images without padding."""
-        kind = _plain(self.return_tensors)
-        if kind == "pt":
+        """Tensors as `return_tensors`. Lists have one entry per row, and a row's images are not padded."""
+        if self.return_tensors == "pt":
             return data
-        if kind == "np":
+        if self.return_tensors == "np":
             return {name: tensor.numpy() for name, tensor in data.items()}
         counts = data["media_counts"].tolist()
         if "pixel_values" in data:
@@ -101,54 +97,51 @@ class Options:
 CALL = tuple(field.name for field in fields(Options))
 
 
-def _plain(value: Any) -> Any:
-    """An enumeration's value, as transformers has them for padding, truncation and kinds of tensors."""
-    return getattr(value, "value", value)
-
-
 def grouped(others: dict[str, Any]) -> dict[str, Any]:
-    """The options among a call's other arguments: those that transformers groups as text_kwargs and common_kwargs.
+    """The options in text_kwargs and common_kwargs, transformers' groups of arguments.
 
     Raises:
         TypeError, ValueError: an argument that a Flamingo's processor does not have.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for group in ("common_kwargs", "text_kwargs"):
-        found |= others.pop(group, None) or {}
+        options |= others.pop(group, None) or {}
     for group in ("videos_kwargs", "audio_kwargs"):
         others.pop(group, None)
     for media in ("videos", "audio", "audios"):
         if others.pop(media, None) is not None:
             raise ValueError(
-                f"{media}: a Flamingo takes images, and videos as lists of frames; give those in images, with "
-                f"{IMAGE_TOKEN} for each in the text"
+                f"{media}: give videos in images, each as a list of frames, with one {IMAGE_TOKEN} per video in the "
+                "text; audio is not supported"
             )
     if others.pop("images_kwargs", None):
-        raise TypeError("images_kwargs: images are prepared as the tower needs them; give another image_processor")
-    if unknown := sorted((others.keys() | found.keys()) - set(CALL)):
+        raise TypeError("images_kwargs: preprocessing follows the vision tower; give another image_processor instead")
+    if unknown := sorted((others.keys() | options.keys()) - set(CALL)):
         close = get_close_matches(unknown[0], ["text", "images", *CALL], 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise TypeError(f"FlamingoProcessor takes no argument {unknown[0]!r}{hint}")
-    return found
+    return options
 
 
 def texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(row, str) for row in texts):
-        raise ValueError(f"text must be a str or a list of str, one at least; given {text!r:.200}")
-    return list(texts)
+    """`text` as a list; ValueError where it is neither a text nor a list of texts."""
+    rows = [text] if isinstance(text, str) else text
+    if not isinstance(rows, (list, tuple)) or not rows or not all(isinstance(row, str) for row in rows):
+        raise ValueError(f"text is {text!r:.200}; expected a str, or a list of one or more str")
+    return list(rows)
 
 
 def _is_medium(value: Any) -> bool:
-    """Whether this is one picture, or one array of frames, not a list."""
+    """Whether this is an image or an array of frames, not a list."""
     return not isinstance(value, (list, tuple))
 
 
 def rows(images: Any, counts: list[int], single: bool) -> list[list[Any]]:
-    """`images` as a list of media for each of the texts, which have `counts` `<image>` tokens.
+    """`images` as one list of media per text.
 
     Args:
-        single: whether the text was one str, whose media may be a list of videos.
+        counts: number of `<image>` per text.
+        single: the text was one str, whose media may be a list of videos.
     """
     if images is None:
         return [[] for _ in counts]
@@ -163,13 +156,13 @@ def rows(images: Any, counts: list[int], single: bool) -> list[list[Any]]:
         if len(images) != sum(counts):
             raise ValueError(
                 f"images is a flat list of {len(images)}, and the {len(counts)} text(s) have {_listed(counts)} "
-                f"{IMAGE_TOKEN}; give one image for each {IMAGE_TOKEN}, or a list of images for each text"
+                f"{IMAGE_TOKEN}; give one image per {IMAGE_TOKEN}, or a list of images per text"
             )
         ends = np.cumsum([0, *counts])
         return [images[start : start + count] for start, count in zip(ends, counts, strict=False)]
     if len(images) != len(counts):
         raise ValueError(
-            f"there are {len(counts)} texts, but images holds {len(images)} rows; give a list of images for each text"
+            f"there are {len(counts)} texts, but images holds {len(images)} rows; give a list of images per text"
         )
     return [[] if row is None else [row] if _is_medium(row) else list(row) for row in images]
 

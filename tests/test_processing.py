@@ -197,7 +197,7 @@ A, B = picture(0), picture(1)
 BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "too few images": (
         {"text": [f"{IMAGE}a", f"{IMAGE}a{IMAGE}b"], "images": [[A], [A]]},
-        r"row 1 has 2 <image> in its text and 1 image\(s\); give one image for each <image>",
+        r"row 1 has 2 <image> in its text and 1 image\(s\)",
     ),
     "too many images": ({"text": IMAGE, "images": [A, B]}, r"row 0 has 1 <image> in its text and 2 image\(s\)"),
     "images for none": ({"text": "two cats", "images": [A]}, "row 0 has 0 <image> in its text and 1 image"),
@@ -206,18 +206,18 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "rows do not match": ({"text": [IMAGE, IMAGE], "images": [[A]]}, "there are 2 texts, but images holds 1 rows"),
     "a flat list that is too short": (
         {"text": [IMAGE, IMAGE, f"{IMAGE}{IMAGE}"], "images": [A, B]},
-        r"images is a flat list of 2, and the 3 text\(s\) have 1, 1, 2 <image>; give one image for each",
+        r"images is a flat list of 2, and the 3 text\(s\) have 1, 1, 2 <image>",
     ),
     "a flat list that is too long": (
         {"text": ["two", IMAGE], "images": [A, B, A]},
         "a flat list of 3, .* 0, 1 <image>",
     ),
     "one image for two": ({"text": f"{IMAGE}{IMAGE}", "images": A}, r"row 0 has 2 <image> in its text and 1 image"),
-    "images first": ({"text": A, "images": IMAGE}, "text must be a str or a list of str"),
-    "images alone": ({"images": A}, "text must be a str or a list of str"),
-    "no text": ({"text": []}, "text must be a str or a list of str, one at least; given"),
-    "text of bytes": ({"text": b"two cats"}, "given b'two cats'"),
-    "text None": ({"text": ["two", None]}, "text must be a str or a list of str"),
+    "images first": ({"text": A, "images": IMAGE}, "list of .*str"),
+    "images alone": ({"images": A}, "list of .*str"),
+    "no text": ({"text": []}, r"\[\].*str"),
+    "text of bytes": ({"text": b"two cats"}, "b'two cats'"),
+    "text None": ({"text": ["two", None]}, "list of .*str"),
     "empty text": ({"text": ["two", ""]}, "row 1: the text is empty"),
     "too long": (
         {"text": "two " * 40, "max_length": 20},

@@ -14,7 +14,7 @@ from flamboyance.data.documents import Document, Rejected, Source
 from flamboyance.data.formats.interleaved import Interleaved
 from flamboyance.files import TEXT_LIMIT
 from flamboyance.images import ImageError, ImageProcessor, ImageTooLargeError, load_image
-from flamboyance.templates import END_OF_CHUNK_TOKEN, well_formed
+from flamboyance.templates import well_formed
 
 if TYPE_CHECKING:
     from flamboyance.processing import FlamingoProcessor
@@ -24,15 +24,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class WorkerProcessor:
-    """What a worker needs of a processor; small, and can be pickled.
+    """The part of a FlamingoProcessor that data workers need; it can be pickled.
 
     Attributes:
         tokenizer: of transformers, with the special tokens in it.
-        images: of pictures.
+        images: the image processor.
         image_token_id, eoc_token_id, pad_token_id: of `<image>`, `<|endofchunk|>` and padding.
-        eos_token_id: the end of a text; None where the tokenizer has none.
-        prefix: what the tokenizer puts before a text (a BOS, or nothing).
-        suffix: how many tokens it puts after one.
+        eos_token_id: of the end of a text; None where the tokenizer has none.
+        prefix: ids that the tokenizer puts before a text (a BOS, or none).
+        suffix: number of ids that it puts after a text.
     """
 
     tokenizer: Any
@@ -46,15 +46,14 @@ class WorkerProcessor:
 
     @classmethod
     def of(cls, processor: FlamingoProcessor) -> WorkerProcessor:
-        """Raises TypeError for an image processor that is not Flamboyance's, whose levels cannot be had."""
+        """Raises TypeError for an image processor that is not Flamboyance's: it gives no 8-bit levels."""
         images = processor.image_processor
         if not isinstance(images, ImageProcessor):
             raise TypeError(
-                f"the processor's image processor is a {type(images).__name__}; training keeps 8-bit levels, "
-                "so give FlamingoProcessor a flamboyance ImageProcessor of the same size, mean and std"
+                f"the image processor is a {type(images).__name__}; training needs 8-bit pixels: give "
+                "FlamingoProcessor a flamboyance ImageProcessor of the same size, mean and std"
             )
-        probe = processor.tokenizer(END_OF_CHUNK_TOKEN).input_ids
-        at = probe.index(processor.eoc_token_id)
+        prefix, suffix = processor.added_around()
         return cls(
             tokenizer=processor.tokenizer,
             images=images,
@@ -62,12 +61,12 @@ class WorkerProcessor:
             eoc_token_id=processor.eoc_token_id,
             pad_token_id=processor.pad_token_id,
             eos_token_id=processor.tokenizer.eos_token_id,
-            prefix=tuple(probe[:at]),
-            suffix=len(probe) - 1 - at,
+            prefix=tuple(prefix),
+            suffix=len(suffix),
         )
 
     def tokens(self, text: str) -> np.ndarray:
-        """Ids of a text and of the end of it, without `prefix`: (T,) int64. Raises `Rejected` for megabytes."""
+        """Ids of a text and its end, without `prefix`: (T,) int64. Raises `Rejected` for a text of megabytes."""
         if len(text) > TEXT_LIMIT:
             raise Rejected("text too long")
         text = well_formed(text)
@@ -88,21 +87,21 @@ class WorkerProcessor:
 def make_example(
     document: Document, source: Source, processor: WorkerProcessor, rng: np.random.Generator
 ) -> TrainingExample:
-    """A document as tensors: cut, checked, its images decoded.
+    """A document as tensors, cut to the source's limits.
 
     Raises:
-        Rejected: an image cannot be read (which costs the document), or nothing is left to learn.
+        Rejected: an image cannot be decoded, or no token is left to learn.
     """
     ids, first = _cut(processor.tokens(document.text), len(document.images), source, processor, rng)
     is_image = ids == processor.image_token_id
     count = int(is_image.sum())
     _check_count(count, source, rng)
-    seen, learned = _looks_back(ids, document, processor)
+    seen, learned = _previous_image(ids, document, processor)
     if isinstance(source, Interleaved) and rng.random() < source.next_image:
-        ahead = _looks_ahead(is_image)
-        # A document whose text all follows its last image would teach nothing: it looks back after all.
+        ahead = _next_image(is_image)
+        # If all text follows the last image, nothing would be learned, so the previous images are kept.
         seen, learned = ahead if ahead[1][1:].any() else (seen, learned)
-    if not learned[1:].any():  # the first token is predicted by none
+    if not learned[1:].any():  # no token predicts the first one
         raise Rejected("nothing to learn")
     images = []
     for image in document.images[first : first + count]:
@@ -119,7 +118,7 @@ def make_example(
 def _cut(
     body: np.ndarray, images: int, source: Source, processor: WorkerProcessor, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    """The ids that are taken, and which of the document's images is the first among them."""
+    """The ids within the source's limits, and the number of the first image among them."""
     if int((body == processor.image_token_id).sum()) != images:
         raise Rejected("images and <image> differ in number")
     room, start = source.max_tokens - len(processor.prefix), 0
@@ -127,9 +126,9 @@ def _cut(
         start = int(rng.integers(len(body) - room + 1))
     first = int((body[:start] == processor.image_token_id).sum())
     body = body[start : start + room]
-    places = np.flatnonzero(body == processor.image_token_id)
-    if len(places) > source.max_images:
-        body = body[: places[source.max_images]]
+    positions = np.flatnonzero(body == processor.image_token_id)
+    if len(positions) > source.max_images:
+        body = body[: positions[source.max_images]]
     return np.concatenate([np.array(processor.prefix, dtype=np.int64), body]), first
 
 
@@ -143,8 +142,8 @@ def _check_count(images: int, source: Source, rng: np.random.Generator) -> None:
             raise Rejected("one image only")
 
 
-def _looks_back(ids: np.ndarray, document: Document, processor: WorkerProcessor) -> tuple[np.ndarray, np.ndarray]:
-    """The rule of sight: the image at or before a token. (image seen, is learned) of each token."""
+def _previous_image(ids: np.ndarray, document: Document, processor: WorkerProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """Each token attends to the last image at or before it. Returns images_seen and a mask of the learned tokens."""
     is_image, is_end = ids == processor.image_token_id, ids == processor.eoc_token_id
     seen = is_image.cumsum()
     if document.learned == "all":
@@ -154,8 +153,8 @@ def _looks_back(ids: np.ndarray, document: Document, processor: WorkerProcessor)
     return seen, ~is_image & (seen > 0) & (ended == ended[last])
 
 
-def _looks_ahead(is_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flamingo's other rule: the image at or after a token; what follows the last one is not learned."""
+def _next_image(is_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each token attends to the first image at or after it (Flamingo's p_next); text after the last is not learned."""
     seen = is_image.cumsum() - is_image + 1
     seen[seen > is_image.sum()] = 0
     return seen, ~is_image & (seen > 0)

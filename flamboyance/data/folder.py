@@ -1,4 +1,4 @@
-"""A folder of images with their texts beside them, as records."""
+"""A folder of images, with a text beside each or a table of all -> records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXTS = (".txt", ".json")
 
 
 def has_images(folder: str) -> bool:
-    """Whether a folder, or one below it, holds pictures or a `metadata.jsonl` (.csv, .tsv), also behind links out."""
+    """Whether a folder, or one below it, holds images or a `metadata.jsonl` (.csv, .tsv). Links out are followed."""
     return any(
         _metadata(here.names) or any(is_image(name) or _unreadable(name) for name in here.names)
         for here in walk(folder, outside=True)
@@ -25,20 +25,20 @@ def has_images(folder: str) -> bool:
 
 
 def folder_records(folder: str, outside: bool = False) -> Iterator[Record | Damage]:
-    """Each image with the .txt and .json of the same name; or, where there is a `metadata.jsonl`, each line of it.
+    """Each image with the .txt and .json of the same name; or each row of a `metadata.jsonl` (.csv, .tsv), if present.
 
-    Folders below are read too, after the files beside them, everything in the order of the names; a `metadata.jsonl`
-    speaks for those below it.
+    Folders below are read after the files beside them, everything in the order of names. A `metadata.jsonl` describes
+    the folders below it too, which are then skipped.
 
     Args:
         outside: links may lead out of the folder.
     """
-    told = ""  # the last folder that has a metadata.jsonl
+    described = ""  # the last folder with a metadata.jsonl
     for here in walk(folder, outside):
-        if told and here.folder.startswith(told):
+        if described and here.folder.startswith(described):
             continue
         if metadata := _metadata(here.names):
-            told = os.path.join(here.folder, "")
+            described = os.path.join(here.folder, "")
             yield from table_records(os.path.join(here.folder, metadata))
             continue
         for name, why in here.left_out:
@@ -53,16 +53,18 @@ def folder_records(folder: str, outside: bool = False) -> Iterator[Record | Dama
 
 
 def _images(folder: str, names: list[str], left_out: dict[str, str]) -> Iterator[Record | Damage]:
-    # Suffixes may be in upper case, also those of texts.
+    # The suffixes of texts, like those of images, may be in upper case.
     texts = {_lower_suffix(name): name for name in [*left_out, *names] if _lower_suffix(name).endswith(_TEXTS)}
     for file in filter(is_image, names):
         stem = os.path.splitext(file)[0]
         beside = [texts[stem + text] for text in _TEXTS if stem + text in texts]
-        if refused := [left_out[name] for name in beside if name in left_out]:
-            yield Damage(_reason(refused[0], "text"))
+        if reasons := [left_out[name] for name in beside if name in left_out]:
+            yield Damage(_reason(reasons[0], "text"))
             continue
         try:
-            fields = {os.path.splitext(name)[1][1:].lower(): _content(folder, name) for name in (file, *beside)}
+            fields = {
+                os.path.splitext(name)[1][1:].lower(): _content(os.path.join(folder, name)) for name in (file, *beside)
+            }
         except OSError as error:
             yield Damage(f"file cannot be read: {type(error).__name__}")
             continue
@@ -82,23 +84,22 @@ def _lower_suffix(name: str) -> str:
 
 
 def _unreadable(name: str) -> str:
-    """The suffix of a picture that cannot be opened, such as ".heic"."""
+    """The suffix of an image of an unsupported format, such as ".heic"; else ""."""
     suffix = os.path.splitext(name)[1].lower()
     return suffix if suffix in UNREADABLE else ""
 
 
 def _reason(why: str, what: str) -> str:
-    """Why `walk` leaves a file out -> what is counted."""
+    """The reason that is counted for a file that `walk` leaves out."""
     if why.startswith("leads out"):
         return f"{what} outside the folder"
     return "folder cannot be listed" if why.startswith("cannot") else f"{what} is no regular file"
 
 
-def _content(path: str, name: str) -> bytes:
-    """Raises ValueError, with the reason that is counted, for a file that is too large."""
-    name = os.path.join(path, name)
-    is_text = name.lower().endswith(".txt")
-    if os.path.getsize(name) > (TEXT_LIMIT if is_text else MEMBER_LIMIT):
+def _content(path: str) -> bytes:
+    """A file's content. Raises ValueError, with the reason that is counted, if it is too large."""
+    is_text = path.lower().endswith(".txt")
+    if os.path.getsize(path) > (TEXT_LIMIT if is_text else MEMBER_LIMIT):
         raise ValueError("text too long" if is_text else f"file larger than {MEMBER_LIMIT >> 20} MB")
-    with open(name, "rb") as file:
+    with open(path, "rb") as file:
         return file.read()

@@ -1,4 +1,4 @@
-"""Batches of all sources, made in worker processes, and resumed exactly where the last one was given out."""
+"""Batches of all sources, made in worker processes, and resumed exactly after the last one."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """Endless: each item is a batch of every source, {name: Batch}.
+    """An endless iterator: each item is a batch of every source, {name: Batch}.
 
-    There are ranks x workers streams (no worker counts as one); items are taken from them in turn. As many streams
-    give the same items however they are spread: 1 rank x 2 workers gives those of 2 ranks x 1 worker, interleaved.
+    There are ranks × workers streams (no workers count as one), and items are taken from them in turn. The same number
+    of streams gives the same items: 1 rank × 2 workers gives those of 2 ranks × 1 worker, interleaved.
 
     Args:
-        sources: by name; the name is part of what the order of the data comes from.
+        sources: by name. The order of a source's data depends on its name.
         processor: the model's.
         seed: of order and augmentation, 0 or more.
-        workers: processes that read and decode; 0: this one does.
+        workers: processes that read and decode; 0: this process.
         prefetch: items that each worker prepares ahead.
-        rank, ranks: this process's place among those that train together.
-        state: of `merge_states`. With as many streams as then, the items are exactly those that would have followed.
-            With another number, or where a source's shards have changed, reading goes on at shards that no stream
-            had begun; the rest of those begun, and what waited in shuffle buffers, is left out.
-        pin_memory: put batches into page-locked memory, where there is CUDA.
+        rank, ranks: number of this process among those that train together.
+        state: from `merge_states`. With the same number of streams, the items are exactly those that would have
+            followed. With another number, or if a source's shards have changed, reading continues at shards that no
+            stream had begun; the rest of begun shards, and the records in shuffle buffers, are skipped.
+        pin_memory: put batches into page-locked memory, if CUDA is available.
 
     Raises:
-        ValueError: shards that are not found; a state that lacks ranks; and while iterating: a source of which
-            nothing can be used, with what was dropped and why.
-        WorkerDied: while iterating: a worker died.
+        ValueError: shards that are not found, or a state that lacks ranks. While iterating: a source without usable
+            documents; says what was dropped and why.
+        WorkerDied: a worker died, while iterating.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Loader:
     ) -> None:
         if not sources or seed < 0 or workers < 0 or not 0 <= rank < ranks:
             raise ValueError(
-                f"given {len(sources)} sources, seed={seed}, workers={workers}, rank={rank} of {ranks}; expected one "
-                "source at least, nothing negative, and a rank below their number"
+                f"given {len(sources)} sources, seed={seed}, workers={workers}, rank={rank}, ranks={ranks}; expected "
+                "one or more sources, no negative number, and rank below ranks"
             )
         self._per_rank, self._rank, self._ranks = max(workers, 1), rank, ranks
         shards = {name: expand(source.shards) for name, source in sources.items()}
@@ -89,7 +89,7 @@ class Loader:
                 if number in self._states:
                     self._states[number][name] = stream
         self.waited = 0.0
-        # The next item comes from torch's first worker, whichever stream's turn it is.
+        # torch takes the next item from its first worker, so that gets the stream whose turn it is.
         turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
         dataset = _Batches(
             sources, shards, WorkerProcessor.of(processor), seed, self._per_rank * ranks, turns, self._states
@@ -105,9 +105,9 @@ class Loader:
                 if workers and "fork" in multiprocessing.get_all_start_methods()
                 else None,
                 worker_init_fn=partial(start_worker, parent=os.getpid()),
-                collate_fn=_as_it_is,
+                collate_fn=_uncollated,
                 pin_memory=pin_memory and torch.cuda.is_available(),
-                generator=torch.Generator(),  # else torch would draw from the run's random numbers
+                generator=torch.Generator(),  # without it, torch draws from the run's random numbers
             )
         others = set(multiprocessing.active_children())
         with threads_of_tokenizers(off=workers > 0), sheltered_start(), warnings.catch_warnings():
@@ -121,20 +121,20 @@ class Loader:
 
     def __next__(self) -> dict[str, Batch]:
         if self._iterator is None:
-            raise ValueError("the loader is closed; make another one")
+            raise ValueError("the loader is closed; make a new one")
         started = time.perf_counter()
         try:
             item = next(self._iterator)
         except (RuntimeError, OSError, EOFError) as error:
-            # Which error a death causes depends on what its process was about to hand over.
+            # The type of the error depends on what the dead worker was about to send.
             noticed = "DataLoader worker" in str(error)
             died = death(self._workers, 0 if noticed else PATIENCE)
             self.close()
             if not died and not noticed:
                 raise
             raise WorkerDied(
-                f"a process that loads data died: {died or error}. If it was killed, memory may have run out (also "
-                "/dev/shm's): use fewer workers, a smaller prefetch, or a smaller shuffle buffer in the sources"
+                f"a data worker died: {died or error}. If it was killed, memory may have run out (also in /dev/shm): "
+                "use fewer workers, a smaller prefetch, or a smaller shuffle buffer in the sources"
             ) from error
         if isinstance(item, _Failure):
             self.close()
@@ -146,7 +146,7 @@ class Loader:
 
     @property
     def drops(self) -> Counter[tuple[str, str]]:
-        """How many records this rank's streams have dropped up to the last item, by (source, reason)."""
+        """Number of records that this rank's streams dropped up to the last item, by (source, reason)."""
         found: Counter[tuple[str, str]] = Counter()
         for states in self._states.values():
             for name, state in states.items():
@@ -155,8 +155,8 @@ class Loader:
 
     @property
     def passes(self) -> dict[str, int]:
-        """Passes over each source that all streams together have begun, 1 or more; with replacement there are none, and
-        those that it would have taken are counted."""
+        """Number of passes over each source that all streams together have begun, 1 or more. With replacement
+        they are counted by the number of shards that were read."""
         found = dict.fromkeys(self._shards, 0)
         for states in self._states.values():
             for name, state in states.items():
@@ -164,7 +164,7 @@ class Loader:
         return found
 
     def state(self) -> dict[str, Any]:
-        """Where this rank's streams stand after the last item that was given out; JSON-able."""
+        """The state of this rank's streams after the last item; JSON-able."""
         return {
             "streams": self._per_rank * self._ranks,
             "ranks": self._ranks,
@@ -174,19 +174,23 @@ class Loader:
         }
 
     def close(self) -> None:
-        """Ends the workers, at once."""
+        """Terminates the workers."""
         for process in self._workers:
             process.terminate()
         self._iterator, self._workers = None, []
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """All ranks' states, taken after as many items each -> what every rank is given as `state`.
+    """The states of all ranks, after the same number of items -> the `state` for every rank.
 
     Raises:
         ValueError: they are not of one run.
     """
-    if not states or any(_run(state) != _run(states[0]) for state in states):
+
+    def run(state: dict[str, Any]) -> tuple[Any, ...]:
+        return state["streams"], state["ranks"], state["sources"]
+
+    if not states or any(run(state) != run(states[0]) for state in states):
         raise ValueError(f"the states of {len(states)} ranks are not of one run: expected the same sources and streams")
     merged = {**states[0], "items": {}, "states": {}}
     for state in states:
@@ -195,27 +199,23 @@ def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _run(state: dict[str, Any]) -> tuple[Any, ...]:
-    return state["streams"], state["ranks"], state["sources"]
-
-
 def _items_of(state: dict[str, Any] | None, rank: int, ranks: int) -> int:
-    """How many items of a state fall to this rank."""
+    """Number of items in a state that fall to this rank."""
     if state is None:
         return 0
     given, before = {int(number): items for number, items in state["items"].items()}, state["ranks"]
     if len(given) != before or len(state["states"]) != state["streams"]:
         raise ValueError(
-            f"the state is of rank(s) {sorted(given)} of {before}; give what merge_states makes of all ranks' states"
+            f"the state holds rank(s) {sorted(given)} of {before}; expected the result of merge_states for all ranks"
         )
     total = sum(given.values())
     if any(items != _share(total, number, before) for number, items in given.items()):
-        raise ValueError(f"the ranks' states were not taken after as many items: {given} items by rank")
+        raise ValueError(f"the ranks' states were taken after different numbers of items: {given} by rank")
     return _share(total, rank, ranks)
 
 
 def _share(total: int, rank: int, ranks: int) -> int:
-    """How many of the first `total` items, dealt in turn, a rank gets."""
+    """Number of a rank's items among the first `total`, which are dealt in turn."""
     return (total - rank + ranks - 1) // ranks
 
 
@@ -225,8 +225,7 @@ def _stream_states(state: dict[str, Any] | None, name: str, fingerprint: int, st
     before = [state["states"][str(number)][name] for number in range(state["streams"])]
     if state["sources"][name] != fingerprint:
         warnings.warn(
-            f"the seed, or the shards of '{name}', are not what they were: the source does not go on exactly where "
-            "it stopped, but at another shard",
+            f"the seed or the shards of '{name}' have changed: it does not resume exactly, but at another shard",
             stacklevel=3,
         )
     elif streams == len(before):
@@ -235,7 +234,7 @@ def _stream_states(state: dict[str, Any] | None, name: str, fingerprint: int, st
 
 
 def _fingerprint(seed: int, source: Source, shards: list[str]) -> int:
-    """Of what decides the order: the same shards may move to another folder."""
+    """A checksum of what decides the order. The shards may move to another folder."""
     names = [shard.rstrip("/").rpartition("/")[2] for shard in shards]
     return zlib.crc32(repr((seed, source.replacement, names)).encode())
 
@@ -255,16 +254,16 @@ class _Failure:
     message: str
 
 
-def _as_it_is(item: Any) -> Any:
+def _uncollated(item: Any) -> Any:
     return item
 
 
 @dataclass(frozen=True, eq=False)
 class _Batches(IterableDataset):
-    """Items of one stream: that of the worker which iterates.
+    """The items of the stream of the worker that iterates.
 
     Attributes:
-        turns: the stream of each worker.
+        turns: number of the stream of each worker.
         states: by stream and source.
     """
 

@@ -22,9 +22,9 @@ def openflamingo(
 
     Args:
         laion, mmc4: shards.
-        chatgpt: shards of ChatGPT sequences, mixed into the documents as the 4B models had them.
-        batch_size: documents on each device; pairs are twice as many.
-        protocol: "openflamingo" repeats what the original trainer got wrong; see `MMC4`.
+        chatgpt: shards of ChatGPT sequences, mixed into the documents as for the 4B models.
+        batch_size: documents per device. There are twice as many pairs.
+        protocol: "openflamingo" repeats the errors of the original trainer; see `MMC4`.
     """
     documents = _joined(mmc4, chatgpt)
     return {
@@ -49,14 +49,14 @@ def openflamingo(
 
 
 def flamingo(laion: Shards, mmc4: Shards, batch_size: int = 32) -> dict[str, Source]:
-    """Flamingo's way with the public data: MMC4 in the place of M3W, LAION in that of ALIGN and LTIP.
+    """Flamingo's settings on public data: MMC4 in the place of M3W, LAION in that of ALIGN and LTIP.
 
-    Random windows of 256 tokens with up to five images, half of the documents looking at the next image, half of the
-    captions behind a space. MMC4's own choices (threshold, assignment, image size) are OpenFlamingo's; no document is
-    rejected for having one image. Flamingo's colour augmentation and its videos are left out.
+    Random windows of 256 tokens with up to five images; half of the documents attend to the next image; half of the
+    captions follow a space. Settings that Flamingo lacks (threshold, assignment, image size) are OpenFlamingo's, but
+    documents with one image are kept. Flamingo's colour augmentation and its videos are left out.
 
     Args:
-        batch_size: documents on each device; pairs are twice as many.
+        batch_size: documents per device. There are twice as many pairs.
     """
     return {
         "laion": Pairs(shards=laion, batch_size=2 * batch_size, weight=0.2, max_tokens=32, flip=0.5, leading_space=0.5),

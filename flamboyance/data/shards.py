@@ -1,4 +1,4 @@
-"""Shards: what patterns name, and the records that a shard holds, however damaged it is."""
+"""Shards: the shards that patterns name, and the records in a shard, however damaged it is."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob, has_magic
+from http.client import HTTPException
 from typing import Any
 
 from flamboyance.data.documents import Record
@@ -24,9 +25,9 @@ from flamboyance.data.tar import END, MEMBER_LIMIT, Bytes, ByteStream, Damage, m
 
 PIPE = "pipe:"
 RETRY_AFTER = (0.5, 2.0)
-"""Seconds before a remote shard is tried again, the first and the second time without progress."""
+"""Seconds before a remote shard is read again, after the first and second failure without progress."""
 
-_SILENCE = 300  # seconds without a byte, after which a transfer counts as broken
+_SILENCE = 300  # after so many seconds without a byte, a transfer has failed
 _READ_AHEAD = 8 << 20
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _DAMAGED_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
@@ -122,7 +123,7 @@ def _need_protocol(url: str) -> None:
         try:
             fsspec.get_filesystem_class(protocol)
         except ImportError as error:
-            package = _PACKAGES.get(protocol, "what the message above names")
+            package = _PACKAGES.get(protocol, "the package in the message above")
             raise ImportError(f"shards at {protocol}:// need a package: pip install {package} (for '{url}')") from error
         except ValueError as error:
             raise ValueError(
@@ -139,7 +140,7 @@ def _remote(url: str) -> tuple[Any, str]:
     if url.startswith(("http://", "https://")):
         import aiohttp
 
-        # aiohttp gives a whole transfer five minutes, but one is as slow as the training that reads it.
+        # aiohttp limits a whole transfer to five minutes, but it takes as long as the training that reads it.
         options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENCE)}
     return fsspec.core.url_to_fs(url, **options)
 
@@ -150,16 +151,16 @@ def _remote_glob(url: str) -> list[str]:
 
 
 def records(shard: str, outside: bool = False) -> Iterator[Record | Damage]:
-    """What a shard holds, in stored order; the same each time.
+    """The content of a shard, in stored order; the same each time.
 
     Args:
-        shard: of `expand`: a folder of images; a `.jsonl`, `.csv` or `.tsv` (or one of these with `.gz`) of a record a
+        shard: from `expand`: a folder of images; a `.jsonl`, `.csv` or `.tsv` file (also with `.gz`), with a record per
             row; or else a tar (or `.tar.gz`), in which files that share the name up to its first dot are one record.
-        outside: links of a folder may lead out of it.
+        outside: links in a folder may lead out of it.
 
     Yields:
-        Records; and a `Damage` for each place that cannot be read, or for the whole shard. Nothing is raised for
-        what is stored or missing. What is remote is tried again, from where it stopped.
+        Records; and a `Damage` for each place that cannot be read, or for the whole shard. Damaged or missing data
+        raises nothing. A failed transfer is repeated, and continues where it stopped.
     """
     yielded = tries = 0
     while True:
@@ -178,16 +179,11 @@ def records(shard: str, outside: bool = False) -> Iterator[Record | Damage]:
 
 
 def _transfer_errors() -> tuple[type[BaseException], ...]:
-    """What failing file systems raise; their libraries' own errors are known once these are loaded."""
-    import asyncio
-    import http.client
-
-    found: list[Any] = [OSError, ValueError, RuntimeError, asyncio.TimeoutError, http.client.HTTPException]
+    """The errors of failing file systems, with those of the optional libraries that are loaded."""
     names = [("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("gcsfs.retry", "HttpError")]
-    for module, name in [*names, ("botocore.exceptions", "ClientError")]:
-        if error := getattr(sys.modules.get(module), name, None):
-            found.append(error)
-    return tuple(found)
+    names.append(("botocore.exceptions", "ClientError"))
+    loaded = [getattr(sys.modules.get(module), name, None) for module, name in names]
+    return OSError, ValueError, RuntimeError, HTTPException, *filter(None, loaded)
 
 
 def _records(shard: str, outside: bool) -> Iterator[Record | Damage]:
@@ -231,11 +227,11 @@ def _opened(shard: str) -> Generator[Bytes]:
 
 
 class _Command(io.RawIOBase):
-    """What a shell command writes. Raises OSError where it fails or falls silent."""
+    """The output of a shell command. Reading raises OSError if the command fails or writes nothing for too long."""
 
     def __init__(self, command: str) -> None:
         self._command = command
-        # A session of its own: all of a `curl … | gunzip` is ended with it.
+        # In a new session, so that all processes of a `curl … | gunzip` can be ended together.
         self._process = subprocess.Popen(
             command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
         )
@@ -257,7 +253,7 @@ class _Command(io.RawIOBase):
         return len(data)
 
     def finish(self) -> None:
-        """Reads the little that may follow the end of a tar, so that a command that fails late is noticed."""
+        """Reads the bytes after the end of a tar, if few, so that a command that fails at its end is noticed."""
         buffer = bytearray(1 << 16)
         for _ in range(16):
             if not self.readinto(buffer):
@@ -273,7 +269,7 @@ class _Command(io.RawIOBase):
 
 
 def _grouped(stream: ByteStream) -> Iterator[Record | Damage]:
-    """Members of a tar as records: neighbours that share the path up to the first dot of the file's name."""
+    """The records of a tar: consecutive members that share the path up to the first dot of the file's name."""
     key, fields, size = "", {}, 0
     for member in members(stream):
         if isinstance(member, Damage):
@@ -286,7 +282,7 @@ def _grouped(stream: ByteStream) -> Iterator[Record | Damage]:
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
         if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
-            continue  # hidden files and tars' own notes
+            continue  # hidden files, and notes of programs that write tars
         stem, extension = folder + slash + stem, extension.lower()
         if stem != key:
             if fields:

@@ -1,7 +1,7 @@
-"""The order of records: which shard comes when, a buffer that shuffles, and the state that brings a stream back.
+"""The order of records: the order of shards, a shuffle buffer, and the state that restores a stream.
 
-Everything random is a pure function of the seed and of a number that the state holds, so nothing but numbers is saved,
-and the records that wait in the buffer are read again from their shards.
+Every random number is a function of the seed and of a number in the state. So only numbers are saved, and the records
+of the buffer are read again from their shards.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from flamboyance.data.shards import records
 from flamboyance.data.tar import Damage
 
 BUFFER_BYTES = 256 << 20
-"""A buffer holds no more than this, or one record, whatever number of records it is told to hold."""
+"""The limit of a shuffle buffer, in bytes; it applies besides the number of records, and one record may exceed it."""
 
 MOST_DROPPED = 100_000
-"""Records dropped in a row, after which a source counts as useless."""
+"""After this many dropped records in a row, a source counts as unusable."""
 
 LEAST_DROPPED = 200
-"""Fewer than this are not taken for the whole of a source: chance may have rejected them, as one-image documents."""
+"""After fewer dropped records than this, a source does not count as unusable: some are rejected at random."""
 
 MOST_UNREADABLE = 100
-"""Shards in a row without a single record, after which a source counts as out of reach."""
+"""After this many shards in a row without a record, a source counts as unreadable."""
 
 _DRAWS = 1024
-# What a random number is for: the first word of its seed.
+# The purpose of a random number: the first word of its seed.
 _PERMUTATION, _REPLACEMENT, _DRAW, _RECORD = range(1, 5)
 
 
 class NoDocuments(ValueError):
-    """A source gives nothing to train on."""
+    """A source gives no documents to train on."""
 
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Which shard is read as the n-th, counted over all streams (its "ordinal").
+    """The order in which shards are read. An ordinal counts the shards that are read, over all streams.
 
     Args:
-        key: of the source, for its random numbers.
-        count: shards of the source.
+        key: of the source, in the seeds of its random numbers.
+        count: number of shards of the source.
     """
 
     seed: int
@@ -56,13 +56,13 @@ class ShardOrder:
     replacement: bool
 
     def place(self, ordinal: int) -> int:
-        """The shard's place in the list."""
+        """The shard's index in the list of shards."""
         if self.replacement:
             return int(np.random.default_rng([_REPLACEMENT, self.seed, self.key, ordinal]).integers(self.count))
         return int(_permutation(self.seed, self.key, self.count, ordinal // self.count)[ordinal % self.count])
 
     def epoch(self, ordinal: int) -> int:
-        """Passes over all shards before this ordinal; 0 with replacement, where there are none."""
+        """Number of passes over all shards before this ordinal; 0 with replacement, which has no passes."""
         return 0 if self.replacement else ordinal // self.count
 
 
@@ -71,7 +71,9 @@ def _permutation(seed: int, key: int, count: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([_PERMUTATION, seed, key, epoch]).permutation(count)
 
 
-class _Held(NamedTuple):
+class _Buffered(NamedTuple):
+    """A record in the buffer: the `index`-th item of the shard that was read as number `ordinal`, and its bytes."""
+
     ordinal: int
     index: int
     record: Record
@@ -79,15 +81,15 @@ class _Held(NamedTuple):
 
 
 class Stream:
-    """An endless iterator over (record, its random numbers): every `streams`-th shard of a source from the first on.
+    """An endless iterator over (record, its random numbers).
 
-    Each epoch is given to its end before the next begins: at its end the buffer runs empty.
+    Stream `number` of `streams` reads every `streams`-th shard. The buffer runs empty at the end of an epoch, so that
+    the records of two epochs do not mix.
 
     Args:
         name: of the source.
-        shards: of `expand`.
-        state: of `state()`, or of `fresh_state`.
-        number, streams: which stream it is, of how many.
+        shards: from `expand`.
+        state: from `state()` or `fresh_state`.
     """
 
     def __init__(
@@ -95,24 +97,24 @@ class Stream:
     ) -> None:
         self.name, self.drops = name, Counter(state["drops"])
         self._shards, self._most, self._streams = shards, max(source.shuffle, 1), streams
-        self._outside = getattr(source, "outside", False)  # only some sources have paths of their own
+        self._outside = getattr(source, "outside", False)  # only users' own data has such paths
         self._order = ShardOrder(seed, source_key(name), len(shards), source.replacement)
         self._draw_key = [_DRAW, seed, source_key(name), number]
         self._ordinal, self._index, self._draws = state["ordinal"], state["index"], state["draws"]
         self._uniform: tuple[int, Any] = (-1, None)
         self._items: Iterator[Record | Damage] | None = None
-        self._buffer: list[_Held] = []
-        self._bytes = self._records = 0  # records: those of the shard that is being read
+        self._buffer: list[_Buffered] = []
+        self._bytes = self._records = 0  # in the buffer; in the shard that is being read
         self._restore([(ordinal, index) for ordinal, index in state["buffer"]])
         self._accepted()
 
     def state(self) -> dict[str, Any]:
-        """What brings the stream back to here: small, JSON-able, and not changed by what follows."""
+        """The state that restores the stream at this point: small, JSON-able, and a copy."""
         return {
             "ordinal": self._ordinal,
             "index": self._index,
             "draws": self._draws,
-            "buffer": [held[:2] for held in self._buffer],
+            "buffer": [buffered[:2] for buffered in self._buffer],
             "drops": dict(self.drops),
         }
 
@@ -120,24 +122,24 @@ class Stream:
         return self
 
     def __next__(self) -> tuple[Record, np.random.Generator]:
-        """Raises `NoDocuments` where a whole pass over the shards, or a very long way, has given no document."""
+        """Raises `NoDocuments` where the records of a whole pass, or very many in a row, gave no document."""
         while len(self._buffer) < self._most and (self._bytes < BUFFER_BYTES or not self._buffer) and self._read():
             pass
         place = self._draw(len(self._buffer))
-        held, last = self._buffer[place], self._buffer.pop()
-        if held is not last:
+        drawn, last = self._buffer[place], self._buffer.pop()
+        if drawn is not last:
             self._buffer[place] = last
-        self._bytes -= held.size
-        seed = [_RECORD, self._order.seed, self._order.key, held.ordinal, held.index]
-        return held.record, np.random.default_rng(seed)
+        self._bytes -= drawn.size
+        seed = [_RECORD, self._order.seed, self._order.key, drawn.ordinal, drawn.index]
+        return drawn.record, np.random.default_rng(seed)
 
     def accepted(self) -> None:
-        """Tells that the last record became an example."""
+        """To be called if the last record became an example."""
         if self._begun_since or self._barren or self._passed or self._unreadable:
             self._accepted()
 
     def dropped(self, reason: str, example: str = "") -> None:
-        """Tells that it did not."""
+        """To be called if the last record did not become an example."""
         self.drops[reason] += 1
         self._barren[reason] += 1
         self._dropped = True
@@ -147,14 +149,14 @@ class Stream:
         self._check_pass()
 
     def _accepted(self) -> None:
-        # Since the last document: what was dropped, the shards read from begin to end, where they became all of them,
-        # and the shards in a row without a record. The shard that is being read has begun before.
+        # Since the last document: what was dropped; the shards that were read whole, and the ordinal at which these
+        # were all shards; the shards in a row without a record. The current shard was begun before.
         self._barren: Counter[str] = Counter()
         self._message, self._passed, self._covered, self._unreadable = "", set[int](), -1, 0
-        self._begun_since = self._dropped = False  # dropped: a record, not only what gave none
+        self._begun_since = self._dropped = False  # a shard was begun; a record was dropped, not only damage found
 
     def _read(self) -> bool:
-        """Reads one more record into the buffer; False where what is left of an epoch comes first."""
+        """Reads one more record into the buffer; False at an epoch's end, until the buffer is empty."""
         while True:
             if self._items is None:
                 epoch = self._order.epoch(self._ordinal)
@@ -166,14 +168,14 @@ class Stream:
                 if isinstance(item, Damage):
                     self._damaged(item.reason)
                     continue
-                self._hold(self._ordinal, self._index - 1, item)
+                self._add(self._ordinal, self._index - 1, item)
                 self._records += 1
                 return True
             self._finish_shard()
 
-    def _hold(self, ordinal: int, index: int, record: Record) -> None:
+    def _add(self, ordinal: int, index: int, record: Record) -> None:
         size = sum(map(len, record.fields.values()))
-        self._buffer.append(_Held(ordinal, index, record, size))
+        self._buffer.append(_Buffered(ordinal, index, record, size))
         self._bytes += size
 
     def _finish_shard(self) -> None:
@@ -193,10 +195,10 @@ class Stream:
         self._barren[reason] += 1
 
     def _check_pass(self) -> None:
-        """Raises if all shards were read since the last document, and nothing of that pass is left in the buffer."""
+        """Raises if all shards were read since the last document, and the buffer holds no record of that pass."""
         if self._covered < 0 or (self._dropped and self._barren.total() < LEAST_DROPPED):
             return
-        if all(held.ordinal > self._covered for held in self._buffer):
+        if all(buffered.ordinal > self._covered for buffered in self._buffer):
             raise self._no_documents(f"a whole pass over its {len(self._shards)} shard(s)")
 
     def _no_documents(self, searched: str) -> NoDocuments:
@@ -204,8 +206,7 @@ class Stream:
         message = f" (the last error: {self._message})" if self._message else ""
         return NoDocuments(
             f"the source '{self.name}' gave no document in {searched}, such as '{self._shards[0]}'; dropped: "
-            f"{reasons or 'nothing'}{message}; check that the shards can be read and are of this source's format, "
-            "and its limits"
+            f"{reasons or 'nothing'}{message}; check that the shards can be read, their format, and the source's limits"
         )
 
     def _records_of(self, ordinal: int) -> Iterator[Record | Damage]:
@@ -222,7 +223,7 @@ class Stream:
         return int(self._uniform[1][place] * count)
 
     def _restore(self, wanted: list[tuple[int, int]]) -> None:
-        """Reads the shards again up to where the state stands, and holds the same records in the same places."""
+        """Reads the shards again up to the state's position, and puts the same records in the same places."""
         found: dict[tuple[int, int], Record | Damage] = {}
         last: dict[int, int] = {self._ordinal: self._index} if self._index else {}
         for ordinal, index in wanted:
@@ -237,27 +238,27 @@ class Stream:
                 self._items = items
         for place in wanted:
             if isinstance(record := found.get(place), Record):
-                self._hold(*place, record)
+                self._add(*place, record)
             else:
                 self.drops["not found again on resuming"] += 1
 
 
 def source_key(name: str) -> int:
-    """A source's number: it comes of the name, so that adding a source leaves the others as they are."""
+    """A source's number, from its name alone: another source in the run does not change it."""
     return zlib.crc32(name.encode())
 
 
 def fresh_state(ordinal: int, draws: int = 0, drops: dict[str, int] | None = None) -> dict[str, Any]:
-    """The state of a stream that begins at the start of a shard."""
+    """The state of a stream at the start of a shard."""
     return {"ordinal": ordinal, "index": 0, "draws": draws, "buffer": [], "drops": dict(drops or {})}
 
 
 def redistributed(states: Sequence[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
-    """States of as many other streams, which go on at the first ordinals that none of the given ones had begun.
+    """States of another number of streams, which continue at the first shards that none of the given ones had begun.
 
-    What is lost: the unread rest of the begun shards, and what waited in buffers. The first takes over all drops.
+    The unread rest of begun shards and the records in buffers are lost. The first stream takes over all drops.
     """
-    # The last shard that any stream has begun; those before it that a slower stream had still to read are lost too.
+    # The last shard that any stream has begun. Earlier ones that a slower stream had not read yet are lost too.
     begun = max(state["ordinal"] - (len(states) if state["index"] == 0 else 0) for state in states)
     draws = max(state["draws"] for state in states)
     drops = sum((Counter(state["drops"]) for state in states), Counter())

@@ -1,4 +1,4 @@
-"""CSV, TSV and JSONL files as records: a row, or a line, each."""
+"""CSV, TSV and JSONL files -> a record per row or line."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from flamboyance.files import JSONL_SUFFIXES, is_table, raw_lines, read_table, t
 
 
 def is_separated(name: str) -> bool:
-    """Whether a file, packed or not, is a CSV or TSV by its name."""
-    return is_table(_unpacked(name)) and not is_json_lines(name)
+    """Whether a file is a CSV or TSV by its name, with or without .gz."""
+    return is_table(_without_gz(name)) and not is_json_lines(name)
 
 
 def is_json_lines(name: str) -> bool:
-    return _unpacked(name).lower().endswith(JSONL_SUFFIXES)
+    """Whether a file is JSONL by its name, with or without .gz."""
+    return _without_gz(name).lower().endswith(JSONL_SUFFIXES)
 
 
-def _unpacked(name: str) -> str:
+def _without_gz(name: str) -> str:
     return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def check_table(name: str) -> None:
-    """Reads a CSV or TSV file of this machine once through.
+    """Reads a local CSV or TSV file once.
 
     Raises:
         ValueError: a row is damaged, or no column holds images; names the line.
@@ -40,28 +41,28 @@ def check_table(name: str) -> None:
 
 
 def table_records(name: str) -> Iterator[Record | Damage]:
-    """The records of a table of this machine."""
+    """The records of a local table."""
     with open(name, "rb") as file:
         yield from (separated if is_separated(name) else lines)(file, name)
 
 
 def separated(stream: Bytes, name: str) -> Iterator[Record | Damage]:
-    """The rows of a CSV or TSV file, as JSON. A damaged row ends it: what follows an open quote means nothing."""
-    file = io.BufferedReader(_Raw(stream), 1 << 20)
-    found = False
+    """The rows of a CSV or TSV file, as JSON. A damaged row ends it: rows after an open quote cannot be told apart."""
+    file = io.BufferedReader(_RawStream(stream), 1 << 20)
+    empty = True
     try:
         for place, row in table_rows(raw_lines(file, name), name):
-            found = True
+            empty = False
             yield Record(place, {"json": json.dumps(row).encode()}, os.path.dirname(name) or ".")
     except ValueError:
         yield Damage("damaged table")
         return
-    if not found:
+    if empty:
         yield Damage("empty shard")
 
 
 def lines(stream: Bytes, name: str) -> Iterator[Record | Damage]:
-    """The lines of a JSONL file that hold something."""
+    """The lines of a JSONL file, without empty ones."""
     folder, number, pieces, size = os.path.dirname(name) or ".", 0, [], 0
     while chunk := stream.read(1 << 16):
         first, *others = chunk.split(b"\n")
@@ -81,8 +82,8 @@ def lines(stream: Bytes, name: str) -> Iterator[Record | Damage]:
         yield Damage("empty shard")
 
 
-class _Raw(io.RawIOBase):
-    """A stream of bytes as a file that lines can be read from."""
+class _RawStream(io.RawIOBase):
+    """A stream of bytes as a raw file, for `io.BufferedReader`."""
 
     def __init__(self, stream: Bytes) -> None:
         self._stream = stream

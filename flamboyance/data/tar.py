@@ -1,12 +1,13 @@
-"""Reads tars as they stream past, damaged ones too.
+"""Reads tars from a stream, also damaged ones.
 
-Python's tarfile stops for good at the first damaged header, allocates what a header claims, and makes an object of
-thirty attributes for each member. Here a damaged header costs the members up to the next sound one.
+Python's tarfile stops at the first damaged header, allocates the size that a header states, and creates an object with
+thirty attributes per member. Here a damaged header costs the members up to the next valid header.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,33 +16,33 @@ MEMBER_LIMIT = 256 << 20
 """Largest member that is read, in bytes."""
 
 _BLOCK = 512
-_RECORD = 20 * _BLOCK  # most writers fill a tar with zeros up to a multiple of this
+_RECORD = 20 * _BLOCK  # most writers pad a tar with zeros to a multiple of this
 _CHUNK = 1 << 20
-_EXTENSION_LIMIT = 1 << 20  # of a long name, or of a member's extended header
-_SCAN_LIMIT = 1 << 30  # a stream without any header in so many bytes is given up
+_EXTENSION_LIMIT = 1 << 20  # size of a long name or an extended header
+_SCAN_LIMIT = 1 << 30  # after so many bytes without a header, the rest of a stream is skipped
 _REGULAR, _NO_DATA, _EXTENSIONS = b"0\x007", b"123456", b"LKxXg"
-_IN_PIECES = b"SM"  # what is stored is not the file: one with holes, or the rest of one from another volume
+_IN_PIECES = b"SM"  # the stored bytes are not the file: a sparse file, or the rest of one from another volume
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Stored data that gave no record; `reason` is a few words, the same for all that is lost for it."""
+    """Stored data that gave no record. `reason` is a few words, the same for all data that is lost for it."""
 
     reason: str
 
 
 END = ("", b"")
-"""What `members` gives where a tar ends."""
+"""What `members` yields at the end of a tar."""
 
 
 class Bytes(Protocol):
-    """Anything that is read from its start to its end; a short answer is not yet the end."""
+    """Anything that is read from its start to its end. A short read is not the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class ByteStream:
-    """Reads exactly as many bytes as asked, fewer at the end only, and takes bytes back."""
+    """Reads exactly `size` bytes, fewer only at the end, and takes bytes back."""
 
     def __init__(self, file: Bytes) -> None:
         self._file = file
@@ -59,7 +60,7 @@ class ByteStream:
             return data
         parts = [data] if data else []
         missing = size - len(data)
-        # In pieces, so that no more is allocated than there is, whatever a header claims.
+        # In pieces, so that no more is allocated than the stream holds, whatever size a header states.
         while missing and (part := self._file.read(min(missing, 8 * _CHUNK))):
             parts.append(part)
             missing -= len(part)
@@ -80,13 +81,13 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
     Blocks of zeros end a tar (`END`), but not the stream: another tar may follow, or the rest of a damaged one.
     """
     extended: dict[str, bytes] = {}
-    padding, found, start = 0, False, stream.offset  # of the tar that is being read
+    padding, found, start = 0, False, stream.offset  # start: of the current tar
     while True:
         block = stream.read(padding + _BLOCK)[padding:]
         padding = 0
         if not block.strip(b"\0"):
             if block:
-                yield END  # before more is read, which may fail
+                yield END  # before the next read, which may fail
             zeros, block = _after_zeros(stream, block)
             if not block:
                 if not found:
@@ -94,11 +95,11 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
                 elif not zeros:
                     yield Damage("truncated tar")  # at the end of a member
                 return
-            here = stream.offset - len(block) - start
-            legal_end = zeros == 2 or (here % _RECORD == 0 and zeros <= _RECORD // _BLOCK + 1)
-            if not legal_end and _is_header(block):
+            length = stream.offset - len(block) - start
+            # A tar ends in two blocks of zeros, or is padded to whole records. Other zeros are members that are lost.
+            if zeros != 2 and (length % _RECORD or zeros > _RECORD // _BLOCK + 1) and _is_header(block):
                 yield Damage("zeros inside a tar")
-            start += here
+            start += length
         try:
             name, kind, size = _header(block)
             if kind in _EXTENSIONS:
@@ -116,9 +117,9 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
             return
         except _DamagedHeader as error:
             extended.clear()
-            sound = _next_header(stream)
-            yield Damage(str(error) if found or sound else "not a tar")
-            if not sound:
+            recovered = _next_header(stream)
+            yield Damage(str(error) if found or recovered else "not a tar")
+            if not recovered:
                 return
             found = True
             continue
@@ -132,14 +133,12 @@ def members(stream: ByteStream) -> Iterator[tuple[str, bytes] | Damage]:
 def _header(block: bytes) -> tuple[bytes, bytes, int]:
     """(name, type, size) of a header."""
     if len(block) < _BLOCK:
-        raise EOFError if _looks_sound(block) else _DamagedHeader("damaged tar header")
+        raise EOFError if _may_be_header(block) else _DamagedHeader("damaged tar header")
     field = block[148:156]
-    # The checksum is of the header with its own place as blanks; some old writers added up signed bytes.
-    unsigned = sum(block) - sum(field) + 8 * ord(" ")
-    if (stated := _number(field)) != unsigned:
-        signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-        if stated != signed:
-            raise _DamagedHeader("damaged tar header")
+    # The checksum counts its own field as blanks. Some old writers added signed bytes.
+    stated, unsigned = _number(field), sum(block) - sum(field) + 8 * ord(" ")
+    if stated != unsigned and stated != unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
+        raise _DamagedHeader("damaged tar header")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
@@ -147,7 +146,7 @@ def _header(block: bytes) -> tuple[bytes, bytes, int]:
 
 
 def _after_zeros(stream: ByteStream, block: bytes) -> tuple[int, bytes]:
-    """Number of blocks of zeros from this one on, and the block after them; empty at the end of the stream."""
+    """Number of blocks of zeros from this block on, and the block after them: b"" at the end of the stream."""
     zeros = 0
     while block and not block.strip(b"\0"):
         zeros += 1
@@ -163,13 +162,13 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _looks_sound(block: bytes) -> bool:
-    """Whether the beginning of a block may be that of a header: it is printable up to the first zero."""
-    return len(block) > 0 and block[:100].split(b"\0", 1)[0].isascii() and b"\0" in block[:100]
+def _may_be_header(block: bytes) -> bool:
+    """Whether the first bytes of a block may be a header's: the name is ASCII up to a zero."""
+    return block[:100].split(b"\0", 1)[0].isascii() and b"\0" in block[:100]
 
 
 def _number(field: bytes) -> int:
-    if field[0] == 0x80:  # binary, for sizes from 8 GB
+    if field[0] == 0x80:  # binary, for sizes of 8 GB and more
         return int.from_bytes(field[1:], "big")
     try:
         value = int(field.strip(b" \0") or b"0", 8)
@@ -188,7 +187,7 @@ def _decimal(value: bytes) -> int:
 
 def _content(stream: ByteStream, size: int, limit: int) -> bytes:
     if size > limit:
-        # The claim may be false: what follows is searched for the next header rather than left out.
+        # The size may be wrong, so that many bytes are not skipped: the next header is searched from here.
         raise _DamagedHeader(f"tar member larger than {limit >> 20} MB")
     content = stream.read(size)
     if len(content) < size:
@@ -197,7 +196,7 @@ def _content(stream: ByteStream, size: int, limit: int) -> bytes:
 
 
 def _extend(extended: dict[str, bytes], kind: bytes, content: bytes) -> None:
-    """Takes the name and size of the next member from GNU's long name or from a POSIX extended header."""
+    """Reads the name and size of the next member from a GNU long name or a POSIX extended header."""
     if kind == b"L":
         extended["path"] = content.rstrip(b"\0")
     elif kind in b"xX":
@@ -215,21 +214,14 @@ def _extend(extended: dict[str, bytes], kind: bytes, content: bytes) -> None:
 
 
 def _next_header(stream: ByteStream) -> bool:
-    """Moves to the next block that is a sound header, by its mark; False at the end of the stream."""
+    """Moves to the next block that is a valid header, found by its magic number; False if there is none."""
     for _ in range(_SCAN_LIMIT // _CHUNK):
         chunk = stream.read(_CHUNK)
-        at = chunk.find(b"ustar")
-        while at >= 0:
-            start = at - 257
-            if start >= 0 and start % _BLOCK == 0 and len(chunk) >= start + _BLOCK:
-                try:
-                    _header(chunk[start : start + _BLOCK])
-                except _DamagedHeader:
-                    pass
-                else:
-                    stream.give_back(chunk[start:])
-                    return True
-            at = chunk.find(b"ustar", at + 1)
+        for match in re.finditer(b"ustar", chunk):
+            start = match.start() - 257
+            if start >= 0 and start % _BLOCK == 0 and _is_header(chunk[start : start + _BLOCK]):
+                stream.give_back(chunk[start:])
+                return True
         if len(chunk) < _CHUNK:
             return False
     return False

@@ -1,4 +1,4 @@
-"""What a process that loads data needs: few threads, an end with its parent's, and errors that cost one document."""
+"""Worker processes: one thread each, no signals but their parent's, an end when the parent ends, deaths reported."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, EOFError, RuntimeError),
     *(AssertionError, SyntaxError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What decoders of text and images raise on damaged content, beside what they should: costs the document alone."""
+"""Undocumented errors of text and image decoders on damaged content. They cost one document."""
 
 PATIENCE = 5.0
-"""Seconds in which a process whose connections are closed already ends, on a busy machine."""
+"""Seconds within which a process ends, on a busy machine, after its connections have closed."""
 
-_EVERY = 1.0  # seconds between looks at whether the parent still lives
+_EVERY = 1.0  # seconds between checks that the parent is alive
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
-
-
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -38,11 +36,10 @@ class WorkerDied(ChildProcessError, RuntimeError):
 
 
 def unwatch(iterator: Any) -> None:
-    """Takes a DataLoader's workers off the list that torch's SIGCHLD handler watches.
+    """Removes a DataLoader's workers from those that torch's SIGCHLD handler watches.
 
-    The handler raises wherever the main thread happens to be when a worker dies: in another function's `finally`, in a
-    checkpoint, in a test's clean-up. Without it the iterator notices by itself, within some seconds of waiting, and
-    raises where the item is asked for.
+    When a worker dies, the handler raises wherever the main thread is: in a `finally`, while a checkpoint is written.
+    Without it the iterator notices within some seconds of waiting, and raises where the next item is requested.
     """
     remove = getattr(torch._C, "_remove_worker_pids", None)
     if remove and getattr(iterator, "_worker_pids_set", False):
@@ -51,7 +48,7 @@ def unwatch(iterator: Any) -> None:
 
 
 def death(workers: Sequence[BaseProcess], patience: float = 0) -> str:
-    """Which of the workers ended by itself, and how; empty where none did within `patience` seconds."""
+    """Which worker ended by itself, and how; "" if none did within `patience` seconds."""
     until = time.monotonic() + patience
     while workers:
         for process in workers:
@@ -66,7 +63,7 @@ def death(workers: Sequence[BaseProcess], patience: float = 0) -> str:
 
 @contextmanager
 def sheltered_start() -> Generator[None]:
-    """Processes started within are born with SIGTERM and SIGINT blocked, until `start_worker` handles them. Signals to
+    """Processes started within begin with SIGTERM and SIGINT blocked, until `start_worker` handles them. Signals to
     this process are delivered at the end."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -80,7 +77,7 @@ def sheltered_start() -> Generator[None]:
 
 @contextmanager
 def threads_of_tokenizers(off: bool) -> Generator[None]:
-    """Processes started within keep to one thread in the tokenizers library, which warns unless told before."""
+    """Processes started within use one thread in the tokenizers library, and do not warn about the fork."""
     before = os.environ.get(_TOKENIZERS)
     if off:
         os.environ[_TOKENIZERS] = "false"
@@ -96,11 +93,11 @@ def threads_of_tokenizers(off: bool) -> Generator[None]:
 def start_worker(_number: int, parent: int) -> None:
     """Sets a worker process up; `parent` is the id of the process that started it."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # thousands of remarks on broken EXIF data
-    # Ctrl-C and a scheduler's SIGTERM go to all processes at once, but the parent may want to save and go on: the
-    # worker ends when the parent tells it to, or is gone.
+    warnings.filterwarnings("ignore", module="PIL")  # thousands of warnings about damaged EXIF data
+    # Ctrl-C and a scheduler's SIGTERM reach all processes at once, but the parent may still need its workers to save a
+    # checkpoint. A worker ends when its parent terminates it or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):  # blocked since birth; `_end_with` takes SIGTERM where it can wait for it
+    if hasattr(signal, "pthread_sigmask"):  # blocked since the start; `_end_with` waits for SIGTERM where it can
         waited_for = {signal.SIGTERM} if hasattr(signal, "sigtimedwait") else set()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - waited_for)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -109,9 +106,9 @@ def start_worker(_number: int, parent: int) -> None:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         if hasattr(signal, "sigtimedwait"):
-            told = signal.sigtimedwait({signal.SIGTERM}, _EVERY)
-            if told is not None and told.si_pid == parent:
+            received = signal.sigtimedwait({signal.SIGTERM}, _EVERY)
+            if received is not None and received.si_pid == parent:
                 break
         else:
             time.sleep(_EVERY)
-    os._exit(0)  # torch takes anything else for a crash, while its loader still lives
+    os._exit(0)  # to torch, any other status is a crash while its loader is alive

@@ -72,12 +72,12 @@ def _exact(
             continue
         template, (*fields, answer) = source.template_values(content)
         try:
-            load_image(images[0], max_pixels=source.max_pixels)
+            # Prepared: hundreds of whole photographs do not fit into memory.
+            image = processor.prepare(load_image(images[0], max_pixels=source.max_pixels))
             template.query(*fields)
         except ValueError:  # an image that cannot be decoded, or texts that form a special token where they meet
             continue
-        # The file's bytes, not the picture: hundreds of decoded photographs do not fit into memory.
-        by_template.setdefault(template, []).append(((images[0], *fields), answer))
+        by_template.setdefault(template, []).append(((image, *fields), answer))
     correct = []
     for template, rows in by_template.items():
         longest = max(len(processor.tokenizer(answer).input_ids) for _, answer in rows)

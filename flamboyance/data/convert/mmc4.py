@@ -1,4 +1,4 @@
-"""MMC4 as it is published, zips of JSONL and a folder of images, as tars that stream."""
+"""MMC4 as it is published, zips of JSONL and a folder of images -> tars."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flamboyance.data.convert.folder import PER_SHARD, Fields, batches, dumped, same_settings
-from flamboyance.data.convert.shard_writer import write_shard
+from flamboyance.data.convert.shard_writer import PER_SHARD, Fields, batches, check_settings, json_bytes, write_shard
 from flamboyance.data.formats.fields import FILE_LIMIT
 from flamboyance.data.shards import matching
 from flamboyance.data.tar import MEMBER_LIMIT
@@ -40,24 +39,24 @@ def convert_mmc4(
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Counter[str]:
-    """MMC4's zips, and the folder of its images, as tars that `MMC4` reads.
+    """Writes MMC4's zips, and the folder of its images, as tars that `MMC4` reads.
 
     Args:
-        zips: paths, with {0..99} and * understood; each a zip of one JSONL file, or a JSONL file. Each gives tars of
-            its own name.
-        images: the folder; an image is looked for as NUMBER/image_name, where NUMBER is that in the zip's name, or
-            the zip's place among the zips; as ZIP'S_NAME/image_name; and as image_name.
-        per_shard: documents of a zip that go to one tar; those without any image are left out of it.
-        inside: images go into the JSON in base64, as the original trainer reads them, instead of beside it.
-        check: decode each image, and leave out those that are damaged; one of them costs a document in training.
+        zips: paths, where {0..99} and * are patterns. Each is a zip of one JSONL file, or a JSONL file, and becomes
+            tars of the same name.
+        images: the folder. An image is read from NUMBER/image_name, where NUMBER is in the zip's name or is its
+            number among the zips; from ZIP'S_NAME/image_name; or from image_name.
+        per_shard: documents of a zip per tar, counted before those without images are left out.
+        inside: put images into the JSON in base64, as the original trainer reads them, not in files beside it.
+        check: decode each image, and leave out damaged ones; in training they would cost the whole document.
         workers: processes.
-        advance: told of each zip.
+        advance: called with 1 for each zip.
 
     Returns:
-        What was found, by name.
+        Counts by name: of documents, images, tars and zips.
 
     Raises:
-        ValueError: no zips, two of one name, or the output was made with other settings.
+        ValueError: no zips, two zips of the same name, or the output was made with other settings.
         OSError: the image folder does not exist, or the output cannot be written.
     """
     names, images, output = find_zips(zips), Path(images), Path(output)
@@ -65,8 +64,8 @@ def convert_mmc4(
         raise NotADirectoryError(f"no such folder of images: {images}")
     stems = [Path(name).name.split(".")[0] for name in names]
     if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
-        raise ValueError(f"two zips have the name {twice[0]}, and their tars would too; convert them to two folders")
-    same_settings(output, {"format": "mmc4", "per_shard": per_shard, "inside": inside, "check": check})
+        raise ValueError(f"two zips are named {twice[0]}, and so would be their tars; convert them to two folders")
+    check_settings(output, {"format": "mmc4", "per_shard": per_shard, "inside": inside, "check": check})
     jobs = []
     for place, (name, stem) in enumerate(zip(names, stems, strict=True)):
         numbers = [part for part in stem.split("_") if part.isdecimal()]
@@ -82,16 +81,16 @@ def _zip_to_tars(
     folders = [folder for folder in folders if folder.is_dir()]
     try:
         with _lines(file) as lines:
-            # Every line counts for the numbers of keys and tars, so that a later run finds the same.
+            # Every line counts in the numbers of keys and tars, so that a later run gives the same.
             for number, numbered in enumerate(batches(enumerate(lines), per_shard)):
                 path = target.with_name(f"{target.name}-{number:05d}.tar")
                 if path.is_file():
                     counts["tars already there"] += 1
                     continue
-                found: Counter[str] = Counter()
-                pages = _pages(numbered, folders, target.name, inside, check, found)
-                found["tars written"] = int(write_shard(path, pages) > 0)
-                counts += found
+                added: Counter[str] = Counter()
+                pages = _pages(numbered, folders, target.name, inside, check, added)
+                added["tars written"] = int(write_shard(path, pages) > 0)
+                counts += added
     except FileNotFoundError:
         counts["zips missing"] += 1
     except _DamagedError:
@@ -138,38 +137,38 @@ def _pages(
     check: bool,
     counts: Counter[str],
 ) -> Iterator[tuple[str, Fields]]:
-    """The records of those pages that have images."""
+    """The records of the pages with images."""
     for number, line in lines:
         if not line.strip():
             continue
         counts["documents"] += 1
         try:
             page = json.loads(line)
-            about = [one for one in page["image_info"] if isinstance(one, dict)]
+            image_info = [entry for entry in page["image_info"] if isinstance(entry, dict)]
         except (ValueError, RecursionError, TypeError, KeyError):
             counts["documents damaged"] += 1
             continue
         beside: Fields = {}
-        read: dict[Any, bytes | None] = {}  # a page may name a file very often
+        images: dict[Any, bytes | None] = {}  # a page may name a file often
         size = 0
-        for one in about:
-            if one.get("image_base64") is not None:
-                continue  # it has come with its image
-            name = one.get("image_name") if isinstance(one.get("image_name"), str) else None
-            if name not in read:
-                read[name] = _page_image(name, folders, check, counts)
-            image = read[name]
+        for entry in image_info:
+            if entry.get("image_base64") is not None:
+                continue
+            name = entry.get("image_name") if isinstance(entry.get("image_name"), str) else None
+            if name not in images:
+                images[name] = _page_image(name, folders, check, counts)
+            image = images[name]
             size += len(image or b"")
             if size > MEMBER_LIMIT:
                 break
             if image is not None and inside:
-                one["image_base64"] = base64.b64encode(image).decode()
+                entry["image_base64"] = base64.b64encode(image).decode()
             elif image is not None:
-                beside[one["image_name"].lower()] = image
+                beside[entry["image_name"].lower()] = image
         if size > MEMBER_LIMIT:
             counts["documents too large"] += 1
-        elif beside or any(one.get("image_base64") is not None for one in about):
-            yield f"{prefix}-{number:06d}", {"json": dumped(page)} | beside
+        elif beside or any(entry.get("image_base64") is not None for entry in image_info):
+            yield f"{prefix}-{number:06d}", {"json": json_bytes(page)} | beside
         else:
             counts["documents without images"] += 1
 

@@ -1,4 +1,4 @@
-"""The interleaved sequences that ChatGPT wrote for OpenFlamingo's 4B models."""
+"""The interleaved sequences that were generated with ChatGPT for OpenFlamingo's 4B models."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class ChatGPT(Interleaved):
     """Tars of JSON (or JSONL files): `example`, a text with `_!_IMAGE1_!_` and so on, and `image_map` with the images.
 
     Args:
-        protocol: "aligned" gives each place the image of its name, and keeps `max_images` of them. "openflamingo"
-            repeats the original trainer: images come in the order of their numbers, and where there are more than
-            `max_images` the text ends before the last of those.
+        protocol: "aligned" gives each place the image that it names, and keeps `max_images`. "openflamingo" repeats
+            the original trainer: images are in the order of their numbers, and a text with more than `max_images`
+            ends before the last of these.
     """
 
     protocol: Literal["aligned", "openflamingo"] = "aligned"
 
     def document(self, record: Record, rng: np.random.Generator) -> Document:
-        return read(json_object(record), self.max_images, self.protocol)
+        return to_document(json_object(record), self.max_images, self.protocol)
 
 
-def read(content: dict[str, Any], max_images: int, protocol: str) -> Document:
-    """A sequence -> document; Rejected if it is damaged."""
+def to_document(content: dict[str, Any], max_images: int, protocol: str) -> Document:
+    """A sequence's JSON -> document; Rejected if it is damaged."""
     text, images = content.get("example"), content.get("image_map")
     if not isinstance(text, str) or not isinstance(images, dict):
         raise Rejected("no example or image_map")
@@ -41,16 +41,16 @@ def read(content: dict[str, Any], max_images: int, protocol: str) -> Document:
     places = parts[1::2]
     pieces = [None if number % 2 else clean(part) for number, part in enumerate(parts)]
     if protocol == "aligned":
-        # Text after the last image that counts is cut away with the next one, in examples.py.
-        found = {place: _image(images, place) for place in dict.fromkeys(places)}  # a place may be named very often
-        return Document(interleave(pieces), tuple(found[place] for place in places), "after_image")
-    made = interleave_as_openflamingo(pieces, max_images)
-    numbered = sorted(images, key=lambda name: (len(name), name))[: made.count(IMAGE_TOKEN)]
-    return Document(made, tuple(_image(images, name) for name in numbered), "after_image")
+        # examples.py cuts the text before the image after the last of `max_images`.
+        decoded = {place: _image(images, place) for place in dict.fromkeys(places)}  # a place may be repeated often
+        return Document(interleave(pieces), tuple(decoded[place] for place in places), "after_image")
+    interleaved = interleave_as_openflamingo(pieces, max_images)
+    numbered = sorted(images, key=lambda name: (len(name), name))[: interleaved.count(IMAGE_TOKEN)]
+    return Document(interleaved, tuple(_image(images, name) for name in numbered), "after_image")
 
 
 def _image(images: dict[str, Any], place: str) -> bytes:
-    about = images.get(place)
-    if not isinstance(about, dict) or about.get("base64_image") is None:
+    entry = images.get(place)
+    if not isinstance(entry, dict) or entry.get("base64_image") is None:
         raise Rejected("missing image")
-    return from_base64(about["base64_image"])
+    return from_base64(entry["base64_image"])

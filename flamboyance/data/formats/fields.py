@@ -1,4 +1,4 @@
-"""What several formats read alike: JSON, texts, and images that stand beside them."""
+"""The fields of a record: JSON, texts, and images in a field, in base64, or in a file beside the record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flamboyance.files import TEXT_LIMIT, local_name, text_of, without_halves
 from flamboyance.images import SUFFIXES
 
 IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in SUFFIXES)
-"""First choice first, where a record has several."""
+"""In order of preference, where a record has several."""
 
 FILE_LIMIT = 256 << 20
 """Largest image file that is read, in bytes."""
@@ -29,6 +29,7 @@ def json_object(record: Record, extension: str = "json") -> dict[str, Any]:
         raise Rejected("broken JSON") from error
     if not isinstance(content, dict):
         raise Rejected("JSON is no object")
+    # Half a surrogate pair can only come from an escape such as \ud83d.
     return without_halves(content) if b"\\ud" in record.fields[extension].lower() else content
 
 
@@ -54,7 +55,7 @@ def from_base64(content: Any) -> bytes:
     """An image inside JSON."""
     if not isinstance(content, str):
         raise Rejected("damaged image")
-    if content.startswith("b'") and content.endswith("'"):  # open_flamingo's converter once wrote Python's bytes
+    if content.startswith("b'") and content.endswith("'"):  # a bytes literal, from an early open_flamingo converter
         content = content[2:-1]
     try:
         return base64.b64decode(content)
@@ -66,8 +67,8 @@ def named_image(record: Record, name: str, outside: bool = False, most: int = FI
     """The image of that name beside a record: among its files (in a tar: `KEY.name`), or a file in its folder.
 
     Args:
-        outside: it may also be elsewhere than in the folder.
-        most: bytes; larger files are not read.
+        outside: the file may be outside of the folder.
+        most: bytes; larger files are rejected.
     """
     if (stored := record.fields.get(name.lower())) is not None:
         return stored

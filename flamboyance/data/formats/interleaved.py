@@ -1,4 +1,4 @@
-"""Sources of documents in which images stand between texts: what MMC4, ChatGPT's sequences and a user's own share."""
+"""Documents with images between texts: the common part of MMC4, ChatGPT sequences and users' own data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Interleaved(Source):
     """A source of interleaved documents.
 
     Args:
-        window: which `max_tokens` of a longer document are taken: from its "start", or a "random" stretch.
-        next_image: probability that a document's text looks at the image after it instead of the one before
+        window: the `max_tokens` that are taken of a longer document: from its "start", or a "random" stretch.
+        next_image: probability that the text of a document attends to the image after it, not the one before it
             (Flamingo's p_next).
-        min_images: documents with fewer images, after they have been cut, are rejected.
+        min_images: documents with fewer images, after cutting, are rejected.
         reject_single: probability that a document with one image is rejected.
     """
 
@@ -29,11 +29,11 @@ class Interleaved(Source):
 
 
 def clean(text: str) -> str:
-    """Text from outside, without anything that would count as one of the two tokens."""
+    """The text without `<image>` and `<|endofchunk|>`."""
     if IMAGE_TOKEN not in text and END_OF_CHUNK_TOKEN not in text:
         return text
-    # Taking one out may spell another, so what is kept is looked at wherever a token may end: one pass, however deep
-    # they are nested.
+    # Removing a token may join the halves of another. So the kept text is checked wherever a token may end: one pass,
+    # however deeply tokens are nested.
     kept: list[str] = []
     *ended, last = text.split(">")
     for piece in ended:
@@ -46,19 +46,19 @@ def clean(text: str) -> str:
 
 
 def interleave(pieces: Iterable[str | None]) -> str:
-    """Texts, with None where an image stands, as one text in OpenFlamingo's form.
+    """Texts, and None for each image -> one text in OpenFlamingo's form.
 
-    `<|endofchunk|>` stands before every `<image>` but the first, and at the end; no white space around `<image>` and
-    before `<|endofchunk|>`.
+    `<|endofchunk|>` precedes every `<image>` but the first, and ends the text. There is no white space around `<image>`
+    and before `<|endofchunk|>`.
     """
     before, *chunks = "".join(IMAGE_TOKEN if piece is None else piece for piece in pieces).split(IMAGE_TOKEN)
     return before.rstrip() + "".join(IMAGE_TOKEN + chunk.strip() + END_OF_CHUNK_TOKEN for chunk in chunks)
 
 
 def interleave_as_openflamingo(pieces: Iterable[str | None], max_places: int | None = None) -> str:
-    """The same by the original trainer's own replacements, which leave some white space.
+    """The same with the replacements of the original trainer, which leave some white space.
 
-    `max_places`: where there are more, the text ends before the last of those, as its ChatGPT sequences do.
+    `max_places`: a text with more images ends before the last of these, as the trainer's ChatGPT sequences do.
     """
     text = "".join(f"{END_OF_CHUNK_TOKEN}{IMAGE_TOKEN}" if piece is None else piece for piece in pieces)
     text = text.replace(END_OF_CHUNK_TOKEN, "", 1).replace(f" {END_OF_CHUNK_TOKEN}", END_OF_CHUNK_TOKEN)

@@ -1,4 +1,4 @@
-"""Pairs of an image and its caption, as img2dataset writes LAION: tars of `KEY.jpg`, `KEY.txt`, `KEY.json`."""
+"""Pairs of an image and its caption, in img2dataset's form: tars of `KEY.jpg`, `KEY.txt`, `KEY.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Pairs(Source):
     """`<image>{caption}<|endofchunk|>`, all of it learned. The caption is `.txt`, or else "caption" in `.json`.
 
     Args:
-        leading_space: probability that a space stands before the caption (Flamingo: 0.5).
+        leading_space: probability of a space before the caption (Flamingo: 0.5).
     """
 
     max_tokens: int = 32
