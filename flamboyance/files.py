@@ -1,7 +1,7 @@
-"""Files: written whole or not at all; users' tables (CSV, TSV, JSONL), texts and JSON; what of a folder is read.
+"""Files: atomic writes and locks; users' texts, JSON, folders, and tables (CSV, TSV, JSONL).
 
-Everything that is written is UTF-8, whatever the locale. Everything that users give as a text or a table is read here,
-so that every command reads the same formats and reports the same mistakes, by file and line.
+Everything is written in UTF-8, whatever the locale. All texts and tables of users are read here, so that every command
+reads the same formats and reports the same errors, by file and line.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from flamboyance.templates import well_formed
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".csv", ".tsv", *JSONL_SUFFIXES)
-"""Suffixes of tables, in lower case; a file's own may be in upper case."""
+"""Suffixes of tables, in lower case. Those of files may be in upper case."""
 
 LINE_LIMIT = 256 << 20
-"""Longest line that is read, in bytes: JSONL may hold images in base64."""
+"""The longest line that is read, in bytes: JSONL may hold images in base64."""
 
 VALUE_LIMIT = 16 << 20
-"""Longest value of a CSV or TSV file, in characters."""
+"""The longest value of a CSV or TSV file, in characters."""
 
-csv.field_size_limit(max(csv.field_size_limit(), VALUE_LIMIT))  # Python's own limit, of 131,072, is the process's
+csv.field_size_limit(max(csv.field_size_limit(), VALUE_LIMIT))  # for the whole process; Python's default is 131,072
 
 TEXT_LIMIT = 1 << 20
-"""Largest text that is read as one caption, question or answer, in bytes."""
+"""The largest text that is read as one caption, question or answer, in bytes."""
 
-# Column names of CSV and TSV files that are understood in any case; others are kept as they are written.
+# Column names of CSV and TSV files that may be written in any case; others are kept as they are written.
 COLUMNS = ("image", "images", "file_name", "text", "caption", "captions", "label", "question", "answer", "answers")
 
 Record = dict[str, Any]
@@ -45,10 +45,10 @@ Record = dict[str, Any]
 
 
 class replacing:
-    """Writes to a temporary file beside the target, and moves it into place once it is complete.
+    """Writes to a temporary file beside the target, and renames it when it is complete.
 
     `with replacing(path) as part:` gives the name to write to. An existing file keeps its mode; a new one gets the
-    umask's. Where the block fails the target is left as it was.
+    umask's. If the block fails, the target is unchanged.
 
     Raises:
         OSError: the file cannot be written, e.g. because the disk is full; names the target.
@@ -63,7 +63,7 @@ class replacing:
             self.part = str(self.target.with_name(name))
             mode = stat.S_IMODE(self.target.stat().st_mode) if self.target.exists() else None
             try:
-                # Not `tempfile`: it gives 0600 to all, and the umask cannot be read without changing it.
+                # Not `tempfile`: its files have the mode 0600, and the umask cannot be read without changing it.
                 handle = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.target)) from error
@@ -76,7 +76,7 @@ class replacing:
     def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
         if kind is None:
             try:
-                # safetensors puts a file of its own, of mode 0600, in the place of the one that it is given.
+                # safetensors replaces the file by its own, of mode 0600.
                 if stat.S_IMODE(os.stat(self.part).st_mode) != self.mode:
                     os.chmod(self.part, self.mode)
                 os.replace(self.part, self.target)
@@ -94,7 +94,7 @@ class replacing:
 
 @contextmanager
 def naming(path: Path | str) -> Generator[None]:
-    """An OSError that names no file, as a full disk raises it in `write`, gets this name."""
+    """Adds a file's name to an OSError without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -176,23 +176,23 @@ def output_lock(target: Path, patience: float = 0.0) -> Generator[None]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """A whole text file, put in place at once. Half a surrogate pair becomes "?"."""
+    """Writes a text file, whole or not at all. Half a surrogate pair becomes "?"."""
     with replacing(path) as part:
         Path(part).write_bytes(text.encode("utf-8", "replace"))
 
 
 def write_json(path: Path | str, content: Any, indent: int | None = 1) -> None:
-    """A JSON file, put in place at once. What is no Unicode (a byte of a file's name) is escaped, as JSON can."""
+    """Writes a JSON file, whole or not at all. Bytes of file names that are not UTF-8 are escaped; see `escaped`."""
     write_text(path, escaped(json.dumps(content, ensure_ascii=False, indent=indent)) + "\n")
 
 
 def json_line(content: Any) -> str:
-    """A value as a line of JSON, in which any file's name can be read back."""
+    """A value as a line of JSON. The name of any file can be read back from it."""
     return escaped(json.dumps(content, ensure_ascii=False)) + "\n"
 
 
 def escaped(text: str) -> str:
-    """The text with `\\udcff` in the place of the byte 0xff of a file's name that is not UTF-8.
+    """The text with the byte 0xff of a file's name that is not UTF-8 written as `\\udcff`.
 
     Python reads such a byte as half a surrogate pair, which no encoding can write.
     """
@@ -203,7 +203,7 @@ def escaped(text: str) -> str:
 
 
 def local_name(name: str) -> str:
-    """A file's name out of a text, for a system whose own encoding may be another than UTF-8."""
+    """A file's name in a text, for a system whose encoding may not be UTF-8."""
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
@@ -216,7 +216,7 @@ def read_text(path: Path | str, limit: int | None = None) -> str:
 
     Raises:
         ValueError: it is not UTF-8, or larger than `limit` bytes; names the file and the line.
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
     """
     with _opened(path) as file:
         if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
@@ -225,12 +225,12 @@ def read_text(path: Path | str, limit: int | None = None) -> str:
 
 
 def text_of(content: bytes, name: str = "the text") -> str:
-    """A text file's content as text; ValueError as `read_text` raises it."""
+    """The text of a text file's content; ValueError as in `read_text`."""
     return "".join(line for _, line in decoded(content.splitlines(keepends=True), name))
 
 
 def read_lines(path: Path | str) -> list[tuple[str, str]]:
-    """(place, line) of each line that holds something, stripped; the place is "FILE, line 3"."""
+    """(place, line) of each line that is not empty, stripped; the place is "FILE, line 3"."""
     with _opened(path) as file:
         lines = decoded(raw_lines(file, str(path)), str(path))
         return [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
@@ -242,17 +242,17 @@ def decoded(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
         if number == 1:
             if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise ValueError(f"{name} is UTF-16 text; save it as UTF-8")
-            while line.startswith(b"\xef\xbb\xbf"):  # programs that do not know the mark add a second one
+            while line.startswith(b"\xef\xbb\xbf"):  # some programs add a second mark
                 line = line[3:]
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{name}, line {number} is not UTF-8 text: byte 0x{line[error.start]:02x} at place {error.start + 1}; "
-                "save the file as UTF-8"
+                f"{name}, line {number} is not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}; save the "
+                "file as UTF-8"
             ) from error
         if "\0" in text:
-            raise ValueError(f"{name}, line {number} holds a zero byte, so it is no UTF-8 text; is it the right file?")
+            raise ValueError(f"{name}, line {number} contains a zero byte, so it is not a text; is it the right file?")
         yield number, text
 
 
@@ -289,14 +289,14 @@ def read_json(path: Path | str) -> Any:
 
 
 def parse_json(text: str, place: str, lines: bool = False) -> Any:
-    """JSON of a text; `lines`: its errors name a line of their own."""
+    """A text's JSON content; `lines`: errors name the line in the text."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{place}, line {error.lineno}" if lines else place
         raise ValueError(f"{where}, column {error.colno} is not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise ValueError(f"{place} is not JSON that can be read: {error}") from error
+        raise ValueError(f"{place} is JSON that cannot be read: {error}") from error
     return without_halves(content) if r"\ud" in text.lower() else content
 
 
@@ -315,13 +315,13 @@ def without_halves(content: Any) -> Any:
 
 
 class Files(NamedTuple):
-    """What one folder holds, without hidden files.
+    """The content of a folder, without hidden files.
 
     Attributes:
         folder: its path.
-        names: of its regular files, sorted; links to such files inside the folder that was asked for are among them.
-        left_out: (name, why) of what is not read: what is no file, links that lead nowhere or out, folders that
-            cannot be listed.
+        names: its regular files, sorted; also links to regular files inside the folder where the walk began.
+        left_out: (name, reason) of what is not read: neither file nor folder, links that lead nowhere or out, folders
+            that cannot be listed.
     """
 
     folder: str
@@ -344,8 +344,8 @@ def _is_below(path: str, folder: str) -> bool:
 def walk(folder: Path | str, outside: bool = False) -> Iterator[Files]:
     """A folder, then those below it in the order of their names.
 
-    A link to a folder inside is passed over: its files are found where they are. With `outside`, links that lead out
-    are followed, each folder once.
+    A link to a folder inside is skipped, as that folder is visited itself. With `outside`, links that lead out are
+    followed, each folder once.
     """
     start = os.fspath(folder)
     home, seen, stack = os.path.realpath(start), set[str](), [start]
@@ -389,30 +389,31 @@ def walk(folder: Path | str, outside: bool = False) -> Iterator[Files]:
 
 
 def is_table(path: Path | str) -> bool:
-    """Whether a file's name says that `read_table` reads it."""
+    """Whether `read_table` reads files of this name."""
     return os.path.splitext(path)[1].lower() in TABLE_SUFFIXES
 
 
 def read_table(path: Path | str) -> Iterator[tuple[str, Record]]:
     """(place, record) of each row of a CSV, TSV or JSONL file; the place is "FILE, line 3".
 
-    CSV and TSV: the first line names the columns. Commas, semicolons or tabs separate values, whichever the first line
-    has. A value with one of these, a quote or a line break in it is put in double quotes. Names are understood in upper
-    case, white space around them and before a quote is left out, empty rows are passed over. JSONL: an object a line.
+    CSV and TSV: the first line names the columns. Values are separated by commas, semicolons or tabs, as in the first
+    line. A value that contains a separator, a quote or a line break is in double quotes. Known column names may be in
+    upper case. White space around names and before a quote is removed, and empty rows are skipped. JSONL: an object per
+    line.
 
     Raises:
         ValueError: another suffix; a row with more or fewer values than columns; a quote that is not closed; a line
-            that is not a JSON object; text that is not UTF-8. Names the file, the line, the values and the columns.
-        OSError: it cannot be read, or is no regular file.
+            that is not a JSON object; a text that is not UTF-8. Names the file, the line, the values and the columns.
+        OSError: the file cannot be read, or is not a regular file.
     """
     if not is_table(path):
-        raise ValueError(f"{path}: expected a table, which is a file named {', '.join(TABLE_SUFFIXES)}")
+        raise ValueError(f"{path} is not a table; expected a file that ends in {', '.join(TABLE_SUFFIXES)}")
     with _opened(path) as file:
         yield from table_rows(raw_lines(file, str(path)), str(path))
 
 
 def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]]:
-    """The rows of a table of that name from its lines, unpacked where it ends in `.gz`; as `read_table`."""
+    """The rows of a table from its lines, which are already unpacked if `name` ends in `.gz`; as `read_table`."""
     suffix = os.path.splitext(re.sub(r"\.gz$", "", name, flags=re.IGNORECASE))[1].lower()
     if suffix in JSONL_SUFFIXES:
         yield from _objects(decoded(lines, name), name)
@@ -421,7 +422,7 @@ def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[str, Record]]:
-    """(place, object) of each line of a JSON-lines file, whatever its name; as `read_table`."""
+    """(place, object) of each line of a JSONL file, whatever its suffix; as `read_table`."""
     with _opened(path) as file:
         yield from _objects(decoded(raw_lines(file, str(path)), str(path)), str(path))
 
@@ -444,20 +445,20 @@ class _Line(NamedTuple):
 
 def _separated(lines: Iterator[tuple[int, str]], name: str, usual: str) -> Iterator[tuple[str, Record]]:
     first = next((line for line in lines if line[1].strip()), None)
-    if first and (stated := re.fullmatch(r"\s*\"?sep=([,;\t])\"?\s*", first[1])):  # a spreadsheet's own remark
+    if first and (stated := re.fullmatch(r"\s*\"?sep=([,;\t])\"?\s*", first[1])):  # written by spreadsheet programs
         usual, first = stated[1], next(lines, None)
     if first is None:
         return
     separator = _separator(first[1], usual)
     columns = _columns(first, separator, name)
-    at = next((i for i, column in enumerate(columns) if column in ("image", "file_name")), None)
+    image_column = next((i for i, column in enumerate(columns) if column in ("image", "file_name")), None)
     for row, end in _rows(lines, first[0], separator, name):
         if not any(value.strip() for value in row.values):
             continue
         place = f"{name}, line {row.number}"
         _check_count(row, columns, separator, place)
-        if end > row.number and at is not None:
-            _check_swallowed(row, end, columns, at, separator, name)
+        if end > row.number and image_column is not None:
+            _check_rows_in_quotes(row, end, columns, image_column, separator, name)
         for value, column in list(zip(row.values, columns, strict=True))[1:]:
             if not column and value.strip():
                 raise ValueError(f"{place}: {value.strip()[:60]!r} is in a column without a name; name it in line 1")
@@ -465,7 +466,7 @@ def _separated(lines: Iterator[tuple[int, str]], name: str, usual: str) -> Itera
 
 
 def _rows(lines: Iterator[tuple[int, str]], before: int, separator: str, name: str) -> Iterator[tuple[_Line, int]]:
-    """(row, number of its last line); a row's own number is that of its first line."""
+    """(row, number of its last line). `row.number` is that of its first line."""
     last = before
 
     def texts() -> Iterator[str]:
@@ -491,7 +492,7 @@ def _rows(lines: Iterator[tuple[int, str]], before: int, separator: str, name: s
 
 
 def _separator(header: str, usual: str) -> str:
-    """What separates the names of a first line: what gives a column of images, or else most columns."""
+    """The separator of a first line: one that gives a column of images, or else the most columns."""
 
     def rank(separator: str) -> tuple[bool, int]:
         names = _header(header, separator)
@@ -513,7 +514,7 @@ def _columns(first: tuple[int, str], separator: str, name: str) -> list[str]:
     columns = _header(first[1], separator)
     twice = sorted({column for column in columns if column and columns.count(column) > 1})
     if twice:
-        raise ValueError(f"{name}, line {first[0]} names a column twice: {', '.join(twice)}")
+        raise ValueError(f"{name}, line {first[0]} repeats column names: {', '.join(twice)}; name each column once")
     return columns
 
 
@@ -524,30 +525,32 @@ def _check_count(row: _Line, columns: Sequence[str], separator: str, place: str)
     more = ", …" if len(row.values) > 8 else ""
     sign = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
     advice = (
-        f"put a value with a {sign} in it in double quotes"
+        f"put a value that contains a {sign} in double quotes"
         if len(row.values) > len(columns)
-        else f"expected one for each column, with a {sign} between them"
+        else f"expected one value per column, separated by {sign}s"
     )
     count = f"{len(row.values)} value" + "s" * (len(row.values) != 1)
     raise ValueError(f"{place} has {count} for the {len(columns)} columns {','.join(columns)}: {shown}{more}; {advice}")
 
 
-def _check_swallowed(row: _Line, end: int, columns: Sequence[str], at: int, separator: str, name: str) -> None:
-    """A quote that is closed rows later makes one value of them: its lines look like rows with images of their own."""
-    suffix = os.path.splitext(row.values[at].strip())[1].lower()
+def _check_rows_in_quotes(
+    row: _Line, end: int, columns: Sequence[str], image_column: int, separator: str, name: str
+) -> None:
+    """Refuses a quoted value with lines that look like rows with images: the quote was closed rows too late."""
+    suffix = os.path.splitext(row.values[image_column].strip())[1].lower()
     for value in row.values:
         for line in value.splitlines() if "\n" in value or "\r" in value else ():
-            inside = line.split(separator)
-            if len(inside) != len(columns):
+            values = line.split(separator)
+            if len(values) != len(columns):
                 continue
-            found = os.path.splitext(inside[at].strip().strip('"'))[1].lower()
-            if found and (found == suffix or re.fullmatch(r"\.[a-z][a-z0-9]{2,4}", found)):
+            other = os.path.splitext(values[image_column].strip().strip('"'))[1].lower()
+            if other and (other == suffix or re.fullmatch(r"\.[a-z][a-z0-9]{2,4}", other)):
                 raise ValueError(
-                    f"{name}, lines {row.number} to {end}: a quote that opens in line {row.number} takes in other "
+                    f"{name}, lines {row.number} to {end}: a quote that opens in line {row.number} contains other "
                     f"rows, such as {line.strip()[:60]!r}; close it, or write a quote inside a quoted value twice"
                 )
 
 
-def _kind(found: Any) -> str:
+def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(found), "a number")
+    return names.get(type(value), "a number")

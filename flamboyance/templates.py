@@ -1,4 +1,4 @@
-"""Prompt templates: how one demonstration, or the query after them, is written; and how an answer is read."""
+"""Prompt templates: they write demonstrations and the query after them, and parse the answer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ END_OF_CHUNK_TOKEN = "<|endofchunk|>"
 
 
 def well_formed(text: str) -> str:
-    """The text with "?" for each half of a surrogate pair, which no encoding and no tokenizer takes."""
+    """The text with "?" for each half of a surrogate pair, which encodings and tokenizers reject."""
     return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
 @dataclass(frozen=True, repr=False)
 class Template:
-    """A pattern with named fields, the last of which is the answer that the model shall give.
+    """A pattern with named fields, the last of which is the answer.
 
-    `Template("<image>A photo of {text}.")` writes the demonstration `<image>A photo of a cat.<|endofchunk|>`
-    and, up to its answer, the query `<image>A photo of`. Values are given in the pattern's order or by name.
+    `Template("<image>A photo of {text}.")` writes the demonstration `<image>A photo of a cat.<|endofchunk|>`, and the
+    query `<image>A photo of`, which ends before the answer. Values are given in the pattern's order or by name.
 
     Args:
-        pattern: `<image>` where a picture stands, `{name}` where a text stands; `{{` and `}}` for braces.
-        stops: an answer ends where one of these begins; models go on with the next question or caption.
-        drop: characters taken out of an answer.
-        strip: whether outer white space of the values is removed.
+        pattern: a text with `<image>` for the image and `{name}` for a field; `{{` and `}}` are braces.
+        stops: an answer ends where one of these begins, since models continue with the next question or caption.
+        drop: characters that are removed from an answer.
+        strip: remove white space around the values.
     """
 
     pattern: str
@@ -45,43 +45,45 @@ class Template:
         plain = all(not spec and not conversion for _, _, spec, conversion in parts)
         if not fields or not plain or not all(map(str.isidentifier, fields)) or len(set(fields)) < len(fields):
             raise ValueError(
-                f"template {self.pattern!r}: expected plain named fields, each once, the answer last, "
-                "as in '<image>Question:{question} Short answer:{answer}'"
+                f"template {self.pattern!r}: expected plain named fields, each once, with the answer last, as in "
+                "'<image>Question:{question} Short answer:{answer}'"
             )
         if IMAGE_TOKEN not in self.pattern:
-            raise ValueError(f"template {self.pattern!r} has no {IMAGE_TOKEN}; put it where the picture stands")
+            raise ValueError(f"template {self.pattern!r} has no {IMAGE_TOKEN}; put it in the place of the image")
         if END_OF_CHUNK_TOKEN in self.pattern:
-            raise ValueError(f"template {self.pattern!r}: leave out {END_OF_CHUNK_TOKEN}; it is added by itself")
+            raise ValueError(f"template {self.pattern!r}: leave out {END_OF_CHUNK_TOKEN}; it is added automatically")
         object.__setattr__(self, "fields", fields)
 
     def __repr__(self) -> str:
-        others = {"stops": (), "drop": "", "strip": True}
-        changed = [f"{name}={getattr(self, name)!r}" for name, usual in others.items() if getattr(self, name) != usual]
+        defaults = {"stops": (), "drop": "", "strip": True}
+        changed = [
+            f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
+        ]
         return f"Template({', '.join([repr(self.pattern), *changed])})"
 
     def demonstration(self, *values: str, **named: str) -> str:
-        """One solved example, ended by `<|endofchunk|>`."""
+        """An example with its answer, ended by `<|endofchunk|>`."""
         text = self.pattern.format(**self._values(self.fields, values, named))
         return self._checked(text, self.pattern) + END_OF_CHUNK_TOKEN
 
     def query(self, *values: str, **named: str) -> str:
-        """The example to be solved: up to the answer, without white space before it.
+        """An example up to its answer, without the white space before it.
 
-        Tokenizers join a space to the word after it, so the model is to begin with that space itself.
+        Tokenizers join a space to the word after it, so the space is the beginning of the model's answer.
         """
         opening = self._around_answer()[0].rstrip()
         text = opening.format(**self._values(self.fields[:-1], values, named))
         return self._checked(text, opening)
 
     def completion(self, answer: str) -> str:
-        """What stands after the query in a demonstration with this answer: what a model is to be scored on."""
+        """The text after the query in a demonstration with this answer: the text that a model is scored on."""
         opening, ending = self._around_answer()
         space = opening[len(opening.rstrip()) :]
         pattern = space + "{" + self.fields[-1] + "}" + ending
         return self._checked(pattern.format(**self._values(self.fields[-1:], (answer,), {})), pattern)
 
     def parse(self, generated: str) -> str:
-        """The answer in what a model generated after a query: up to the first stop, without `drop`."""
+        """The answer in the text that a model generated after a query: up to the first stop, without `drop`."""
         stops = "|".join(map(re.escape, (END_OF_CHUNK_TOKEN, *self.stops)))
         answer = re.split(stops, generated, maxsplit=1)[0].strip()
         answer = answer.removesuffix(self._around_answer()[1].format().strip())
@@ -100,20 +102,22 @@ class Template:
     def _values(self, fields: tuple[str, ...], values: tuple[Any, ...], named: dict[str, Any]) -> dict[str, str]:
         given = dict(zip(fields, values, strict=False)) | named
         if len(values) + len(named) != len(fields) or given.keys() != set(fields):
-            found = ", ".join([*map(repr, values), *(f"{name}={value!r}" for name, value in named.items())])
-            raise TypeError(f"template {self.pattern!r} takes ({', '.join(fields)}) here; given ({found})")
+            shown = ", ".join([*map(repr, values), *(f"{name}={value!r}" for name, value in named.items())])
+            raise TypeError(f"template {self.pattern!r}: expected ({', '.join(fields)}); given ({shown})")
         for name, value in given.items():
             if not isinstance(value, str):
-                raise TypeError(f"{name} must be a text; given {value!r} of type {type(value).__name__}")
+                raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a text")
             for token in (IMAGE_TOKEN, END_OF_CHUNK_TOKEN):
                 if token in value:
-                    raise ValueError(f"{name}={value!r} holds {token!r}, which would alter the prompt; take it out")
+                    raise ValueError(f"{name}={value!r} contains {token!r}, which would alter the prompt; remove it")
         return {name: value.strip() for name, value in given.items()} if self.strip else given
 
     def _checked(self, text: str, pattern: str) -> str:
-        # Two innocent texts side by side can still spell a token.
+        # Two texts without a token can form one where they meet.
         if text.count(IMAGE_TOKEN) != pattern.count(IMAGE_TOKEN) or END_OF_CHUNK_TOKEN in text:
-            raise ValueError(f"the filled template {text!r} holds {IMAGE_TOKEN} or {END_OF_CHUNK_TOKEN} once too often")
+            raise ValueError(
+                f"the filled template {text!r} contains an {IMAGE_TOKEN} or {END_OF_CHUNK_TOKEN} that the pattern lacks"
+            )
         return text
 
 
@@ -150,4 +154,4 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {{- turn.question -}}
 """
-"""Jinja: turns of a user and an assistant as demonstrations, the last user's as the query."""
+"""Jinja: the turns of user and assistant become demonstrations, the last turn of the user the query."""

@@ -87,9 +87,9 @@ def test_bad_values(case: str) -> None:
 def test_tokens_cannot_be_put_together_from_pieces() -> None:
     split = Template("<image>{question}{answer}")
     assert split.demonstration("a <im", "pressive> b") == "<image>a <impressive> b<|endofchunk|>"
-    with pytest.raises(ValueError, match="once too often"):
+    with pytest.raises(ValueError, match="<image>"):
         split.demonstration("a <ima", "ge> b")
-    with pytest.raises(ValueError, match="once too often"):
+    with pytest.raises(ValueError, match="<image>"):
         Template("<image><|end{question}|>{answer}").query("ofchunk")
     with pytest.raises(ValueError, match="question='<image>'"):
         vqa.query("<image>")

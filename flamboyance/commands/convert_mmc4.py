@@ -20,10 +20,9 @@ def convert_mmc4(arguments: argparse.Namespace) -> int:
     from flamboyance.commands.progress import progress
     from flamboyance.data.convert import mmc4
 
-    zips = mmc4.find_zips(arguments.zips)
-    with progress(len(zips), "zips") as advance:
+    with progress(len(mmc4.find_zips(arguments.zips)), "zips") as advance:
         counts = mmc4.convert_mmc4(
-            zips,
+            arguments.zips,
             arguments.images,
             arguments.output,
             per_shard=arguments.records,

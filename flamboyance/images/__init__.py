@@ -1,6 +1,6 @@
-"""Images: anything that is a picture -> PIL RGB -> the float tensor (C, H, W) that a vision tower takes.
+"""Images: anything that is an image -> PIL RGB (loading.py) -> the tensor that a vision tower takes (processor.py).
 
-What reads pictures is imported when it is first used: suffixes, and the names of images in a folder, need no torch.
+The names are imported when they are first used: suffixes.py and listing.py need no torch.
 """
 
 from importlib import import_module
@@ -14,15 +14,13 @@ if TYPE_CHECKING:
         ImageError,
         ImageTooLargeError,
         frames_of,
-        load_frames,
         load_image,
     )
     from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
     from flamboyance.images.processor import ImageProcessor
 
 _DEFINED_IN = {
-    **dict.fromkeys(("MAX_PIXELS", "ImageError", "ImageTooLargeError"), "loading"),
-    **dict.fromkeys(("frames_of", "load_frames", "load_image"), "loading"),
+    **dict.fromkeys(("MAX_PIXELS", "ImageError", "ImageTooLargeError", "frames_of", "load_image"), "loading"),
     **dict.fromkeys(("OPENAI_MEAN", "OPENAI_STD"), "preprocessor_config"),
     "ImageProcessor": "processor",
 }
@@ -36,7 +34,6 @@ __all__ = [
     "ImageProcessor",
     "ImageTooLargeError",
     "frames_of",
-    "load_frames",
     "load_image",
 ]
 

@@ -1,7 +1,7 @@
-"""Images that users name: files and folders of them, and tables or folders that give each image its texts.
+"""The images that users name: files and folders of images, and tables or folders that give each image its texts.
 
-One rule for all: of a folder, and of the folder of a table, regular files inside it are read. What links or paths lead
-out to is refused, unless `outside` allows it.
+In a folder, and in the folder of a table, regular files are read. Files outside, by a path or a link, are refused
+unless `outside` allows them.
 """
 
 from __future__ import annotations
@@ -26,79 +26,79 @@ from flamboyance.files import (
 from flamboyance.images.suffixes import SUFFIXES, UNREADABLE
 
 TEXTS = ("text", "caption", "captions", "label", "question", "answer", "answers")
-SHOWN = 3  # of the files that are left out for one reason
+SHOWN = 3  # names of files in a warning, per reason
 
 
 def is_image(name: str | Path) -> bool:
-    """Whether a file's name ends as those of images do, in lower or upper case."""
+    """Whether a file has an image suffix, in lower or upper case."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def find_images(paths: Iterable[Path | str], outside: bool = False) -> list[Path]:
-    """The image files that are named, and those in the folders that are named, at any depth.
+    """The given image files, and those in the given folders, at any depth.
 
-    Files keep the order given and may have any suffix; a folder's files are sorted, hidden ones left out.
-    Each path appears once. Warns of pictures in folders that are left out, and says why.
+    Files keep their order and may have any suffix. The files of a folder are sorted, without hidden ones. Each path
+    appears once. Warns about images in folders that are not read, with the reason.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a folder holds no image.
     """
-    found: dict[Path, None] = {}
+    images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside, left_out = images_in(path, outside)
-            if not inside:
-                raise ValueError(f"the folder {path} holds no image ({_known()}){_why_not(left_out)}")
-            if left_out:
-                warnings.warn(f"{path}{_why_not(left_out)}", stacklevel=2)
-            found.update(dict.fromkeys(inside))
+            images += _images_or_error(path, outside)
         elif path.exists() or path.is_symlink():
-            found[path] = None
+            images.append(path)
         else:
             raise FileNotFoundError(f"no such image or folder: {path}")
-    return list(found)
+    return list(dict.fromkeys(images))
+
+
+def _images_or_error(folder: Path, outside: bool) -> list[Path]:
+    images, left_out = images_in(folder, outside)
+    if not images:
+        raise ValueError(f"the folder {folder} holds no image ({' '.join(sorted(SUFFIXES))}){_reasons(left_out)}")
+    if left_out:
+        warnings.warn(f"{folder}{_reasons(left_out)}", stacklevel=3)
+    return images
 
 
 def images_in(folder: Path, outside: bool = False) -> tuple[list[Path], dict[str, list[str]]]:
-    """The images of a folder and of those below it, sorted; and pictures that are left out, by reason."""
-    found: list[Path] = []
+    """The images of a folder and of those below it, sorted; and the images that are left out, by reason."""
+    images: list[Path] = []
     left_out: dict[str, list[str]] = {}
     for here in walk(folder, outside):
-        found += [Path(here.folder, name) for name in here.names if is_image(name)]
+        images += [Path(here.folder, name) for name in here.names if is_image(name)]
         for name in here.names:
             if os.path.splitext(name)[1].lower() in UNREADABLE:
-                left_out.setdefault("is of a format that is not read; save it as JPEG or PNG", []).append(name)
-        for name, why in here.left_out:
+                left_out.setdefault("is of an unsupported format; save it as JPEG or PNG", []).append(name)
+        for name, reason in here.left_out:
             if is_image(name) or os.path.isdir(os.path.join(here.folder, name)):
-                why = f"{why}; allow that with outside (--outside)" if why.startswith("leads out") else why
-                left_out.setdefault(why, []).append(name or here.folder)
-    return sorted(found), left_out
+                allow = "; allow that with outside (--outside)" if reason.startswith("leads out") else ""
+                left_out.setdefault(reason + allow, []).append(name or here.folder)
+    return sorted(images), left_out
 
 
-def _why_not(left_out: dict[str, list[str]]) -> str:
-    """`: not read: a.heic, b.heic and 7 more: is of a format that …`, or nothing."""
+def _reasons(left_out: dict[str, list[str]]) -> str:
+    """`; not read: a.heic, b.heic and 7 more (is of an unsupported format; …)`, or nothing."""
     parts = []
-    for why, names in left_out.items():
+    for reason, names in left_out.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        parts.append(f"{', '.join(names[:SHOWN])}{more} ({why})")
+        parts.append(f"{', '.join(names[:SHOWN])}{more} ({reason})")
     return f"; not read: {'; '.join(parts)}" if parts else ""
-
-
-def _known() -> str:
-    return " ".join(sorted(SUFFIXES))
 
 
 # ---- images with their texts ----------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
-    """An image and what is said of it.
+    """An image and its texts.
 
     Attributes:
-        place: where it is, for messages: "FILE, line 3".
+        place: "FILE, line 3", for messages.
         image: its path; a regular file.
-        record: by column, e.g. {"text": "a cat"} or {"question": …, "answer": …}.
+        record: values by column, as in {"text": "a cat"} or {"question": …, "answer": …}.
     """
 
     place: str
@@ -113,10 +113,10 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False) ->
 
     Args:
         outside: images may be outside of the folder: absolute paths, `..`, links that lead out.
-        labels: where no image has a text beside it, the images of a label are in a folder of that name (`cat/1.jpg`).
+        labels: if no image has a text beside it, the name of its folder is its label (`cat/1.jpg`).
 
     Raises:
-        ValueError: something is wrong in a file, or an image is outside; names file and line.
+        ValueError: an invalid file, or an image outside; names file and line.
         FileNotFoundError: the file or folder, an image, or the text of an image does not exist.
     """
     path = Path(path)
@@ -137,20 +137,20 @@ def _check_texts(record: Record, place: str) -> None:
     for column, value in record.items():
         texts = value if isinstance(value, list) else [value]
         if column in TEXTS and any(isinstance(text, str) and len(text) > TEXT_LIMIT for text in texts):
-            raise ValueError(f"{place}: {column} is longer than {TEXT_LIMIT:,} characters; expected a text of a prompt")
+            raise ValueError(f"{place}: {column} has more than {TEXT_LIMIT:,} characters; expected a short text")
 
 
 def _image(table: Path, record: Record, place: str, outside: bool) -> Path:
     column = next((name for name in ("image", "file_name") if name in record), None)
     if column is None:
-        raise ValueError(f"{place} has no 'image'; it has {', '.join(map(str, record)) or 'no keys'}")
+        raise ValueError(f"{place} has the keys {', '.join(map(str, record)) or '(none)'}; expected image")
     name = record[column]
     if not isinstance(name, str) or not name.strip():
-        shown = "empty" if name in (None, "") or isinstance(name, str) else f"{_brief(name)}"
+        shown = "empty" if name is None or isinstance(name, str) else _brief(name)
         raise ValueError(f"{place}: {column} is {shown}; expected the path of an image")
     name = local_name(name.strip())
     if "://" in name[:12] or name.startswith("data:"):
-        raise ValueError(f"{place}: the image {_brief(name)} is a URL, and URLs are not fetched; save it as a file")
+        raise ValueError(f"{place}: the image {_brief(name)} is a URL, which is not fetched; save it as a file")
     image = Path(os.path.normpath(table.parent / name))
     if not outside and not is_inside(image, table.parent):
         raise ValueError(
@@ -165,15 +165,11 @@ def _image(table: Path, record: Record, place: str, outside: bool) -> Path:
 
 
 def _folder_rows(folder: Path, outside: bool, labels: bool) -> Iterator[Row]:
-    images, left_out = images_in(folder, outside)
-    if not images:
-        raise ValueError(f"the folder {folder} holds no image ({_known()}){_why_not(left_out)}")
-    if left_out:
-        warnings.warn(f"{folder}{_why_not(left_out)}", stacklevel=3)
+    images = _images_or_error(folder, outside)
     texts, refused = _texts_in(folder, outside)
     for image in images:
-        if why := refused.get(image.with_suffix("")):
-            raise ValueError(f"the text of {image} {why}; expected a text file in {folder}")
+        if reason := refused.get(image.with_suffix("")):
+            raise ValueError(f"the text of {image} {reason}; expected a text file in {folder}")
     some = any(image.with_suffix("") in texts for image in images)
     for image in images:
         if text := texts.get(image.with_suffix("")):
@@ -190,16 +186,16 @@ def _folder_rows(folder: Path, outside: bool, labels: bool) -> Iterator[Row]:
 
 
 def _texts_in(folder: Path, outside: bool) -> tuple[dict[Path, Path], dict[Path, str]]:
-    """The texts of a folder by their path without suffix, which may be in upper case; why others are not read."""
+    """The texts of a folder, and the reasons why others are not read, by their paths without the suffix."""
     texts: dict[Path, Path] = {}
     refused: dict[Path, str] = {}
     for here in walk(folder, outside):
         for path in (Path(here.folder, name) for name in here.names):
             if path.suffix.lower() == ".txt":
                 texts[path.with_suffix("")] = path
-        for path, why in ((Path(here.folder, name), why) for name, why in here.left_out):
+        for path, reason in ((Path(here.folder, name), reason) for name, reason in here.left_out):
             if path.suffix.lower() == ".txt":
-                refused[path.with_suffix("")] = why
+                refused[path.with_suffix("")] = reason
     return texts, refused
 
 

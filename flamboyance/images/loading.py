@@ -1,4 +1,4 @@
-"""Anything that is a picture -> an upright 8-bit RGB PIL image, or an error that says what is wrong."""
+"""Anything that is an image -> an upright 8-bit RGB PIL image, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded, in pixels: where Pillow itself stops (twice its MAX_IMAGE_PIXELS)."""
+"""The largest image that is decoded, in pixels: Pillow's own limit (twice its MAX_IMAGE_PIXELS)."""
 
 STRIP = 1 << 22
-"""Pixels that are converted at a time."""
+"""Number of pixels that are converted at a time."""
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -31,10 +31,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow reads more, but of those some are run rather than decoded (EPS, by Ghostscript).
+# Pillow reads more formats, but runs some as programs (EPS, by Ghostscript).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "QOI", "HEIF")
-_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # formats of several frames, each of which could be the picture
-# What Pillow's decoders raise on damaged data; SyntaxError is its PNG and TIFF readers' "broken file".
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # formats of several frames, each of which could be the image
+# The errors of Pillow's decoders on damaged data. SyntaxError means "broken file" in its PNG and TIFF readers.
 _DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError),
     *(struct.error, zlib.error),
@@ -42,27 +42,30 @@ _DECODE_ERRORS = (
 
 
 class ImageError(ValueError):
-    """A picture cannot be read; the message says which, what was found, and how to mend it."""
+    """An image cannot be read. The message says which, what is wrong, and what to do."""
 
 
 class ImageTooLargeError(ImageError):
-    """A picture has more pixels than are decoded."""
+    """An image has too many pixels."""
 
 
 def load_image(source: Any, max_pixels: int | None = None, frame: int | None = None) -> Image.Image:
-    """Reads one picture as an upright 8-bit RGB PIL image.
+    """Decodes one image to an upright 8-bit RGB PIL image.
 
-    `source` is a PIL image, a path or `file://` URL, the bytes of an image file, a binary file object, a
-    numpy array (H, W) or (H, W, 1|3|4), or a torch tensor (1|3|4, H, W); where the shape leaves no doubt,
-    channels may be at either end. Arrays and tensors hold uint8, uint16, bool, or floats from 0 to 1.
     EXIF orientation is applied, transparency is laid on white, and 16-bit levels are scaled to 8. An upright RGB PIL
-    image comes back as it is, not copied. Pictures of more than `max_pixels` (default, and at most: `MAX_PIXELS`) are
-    refused before they are decoded. Of an animation (GIF, WebP, PNG, AVIF), or a TIFF of several pages, `frame` says
-    which one is meant; without it an animation is refused, since none of its frames is the picture.
+    image is returned as it is, not copied.
+
+    Args:
+        source: a PIL image, a path or `file://` URL, the bytes of an image file, a binary file object, a numpy array
+            (H, W) or (H, W, 1|3|4), or a torch tensor (1|3|4, H, W). Channels may be at either end if the shape is
+            unambiguous. Arrays and tensors hold uint8, uint16, bool, or floats from 0 to 1.
+        max_pixels: images with more pixels are refused before they are decoded; at most, and by default, `MAX_PIXELS`.
+        frame: the frame of an animation (GIF, WebP, PNG, AVIF), or the page of a TIFF. Without it, files of several
+            frames are refused: none of the frames is the image.
 
     Raises:
         ImageTooLargeError: too many pixels.
-        ImageError: missing, empty, truncated or damaged file, not an image, an animation, or one with fewer frames.
+        ImageError: a missing, empty, truncated or damaged file, no image, an animation, or one without that frame.
     """
     if isinstance(source, Image.Image):
         _choose(source, "the PIL image", frame)
@@ -82,19 +85,14 @@ def load_image(source: Any, max_pixels: int | None = None, frame: int | None = N
         data = bytes(source)
         if not data:
             raise ImageError("the image's bytes are empty; pass the whole content of an image file")
-        return _open(io.BytesIO(data), f"the image given as {len(data)} bytes", max_pixels, frame)
+        return _open(io.BytesIO(data), f"the image of {len(data)} bytes", max_pixels, frame)
     raise ImageError(
         f"a {type(source).__name__} is not an image; pass a PIL image, a path, bytes, an array or a tensor"
     )
 
 
-def load_frames(medium: Any) -> list[Image.Image]:
-    """The frames of one medium: one for an image, each entry for a video (list of images, or 4-D array)."""
-    return [load_image(frame) for frame in frames_of(medium)]
-
-
 def frames_of(medium: Any) -> Sequence[Any]:
-    """The pictures of one medium, not yet loaded: itself, or the entries of a list or of a 4-D array."""
+    """The frames of one medium, not decoded: an image itself, or the entries of a list or a 4-D array (a video)."""
     if isinstance(medium, (np.ndarray, torch.Tensor)) and medium.ndim == 4:
         medium = list(medium)
     if not isinstance(medium, (list, tuple)):
@@ -108,30 +106,30 @@ def _local_path(source: str | Path) -> Path:
     text = str(source)
     scheme = text.split(":", 1)[0].lower() if isinstance(source, str) else ""
     if scheme in ("http", "https", "ftp", "s3", "gs", "data"):
-        raise ImageError(f"'{text[:100]}' is a URL, and URLs are not fetched; pass a file or its bytes")
+        raise ImageError(f"'{text[:100]}' is a URL, which is not fetched; pass a file or its bytes")
     path = Path(url2pathname(urlsplit(text).path)) if scheme == "file" else Path(source).expanduser()
     try:
         if path.is_dir():
             raise ImageError(f"'{path}' is a directory, not an image file; pass the files in it one by one")
         if not path.exists():
             raise ImageError(f"no such image file: '{text[:300]}' (looked in {Path.cwd()})")
-        if not path.is_file():  # a FIFO would block, a device may not end
+        if not path.is_file():  # a FIFO would block, a device may never end
             raise ImageError(f"'{path}' is not a regular file; save the image as one, or pass its bytes")
         if path.stat().st_size == 0:
-            raise ImageError(f"'{path}' is empty (0 bytes); fetch or save it again")
-    except OSError as error:  # a name too long, a directory without permission
+            raise ImageError(f"'{path}' is empty (0 bytes); download or save it again")
+    except OSError as error:  # a name that is too long, a directory without permission
         raise ImageError(f"'{text[:300]}' cannot be opened: {error.strerror}") from error
     return path
 
 
 def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None, frame: int | None) -> Image.Image:
     try:
-        Image.init()  # lists the formats that this Pillow was built with
+        Image.init()  # loads the plugins of this build of Pillow
         image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         start = file.getvalue()[:8] if isinstance(file, io.BytesIO) else file.open("rb").read(8)
         raise ImageError(
-            f"{name} is not an image of a known kind (it starts with {start!r}); use JPEG, PNG or WebP"
+            f"{name} is not an image of a known format (it starts with {start!r}); use JPEG, PNG or WebP"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name} is too large: {error} Scale it down") from error
@@ -143,7 +141,7 @@ def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None, frame: int
 
 
 def _choose(image: Image.Image, name: str, frame: int | None) -> None:
-    """Moves to the frame that is wanted of a file of several. A preview in a phone's JPEG is not one of them."""
+    """Moves to the given frame of a file with several. The preview in a phone's JPEG does not count as a frame."""
     if image.format not in _ANIMATED:
         return
     try:
@@ -152,14 +150,14 @@ def _choose(image: Image.Image, name: str, frame: int | None) -> None:
             return image.seek(frame)
     except _DECODE_ERRORS as error:
         if frame is None or frame == 0:
-            return None  # a damaged second frame does not matter; a damaged first one is reported where it is decoded
+            return None  # a damaged second frame does not matter; a damaged first frame is reported by its decode
         raise ImageError(f"frame {frame} of {name} cannot be read: {error}") from error
     if frame is not None:
-        raise ImageError(f"{name} has {frames} frame(s), counted from 0; there is no frame {frame}")
+        raise ImageError(f"{name} has {frames} frame(s), counted from 0; it has no frame {frame}")
     if frames > 1:
         raise ImageError(
             f"{name} is an animation or a document of {frames} frames; choose one with load_image(path, frame=0), or "
-            "give the frames as a list, a video, to a model that was trained on videos"
+            "pass the frames as a list, as a video, to a model that was trained on videos"
         )
     return None
 
@@ -177,19 +175,19 @@ def _decode(image: Image.Image, name: str, max_pixels: int | None = None) -> Ima
     except ImageError:
         raise
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{name} is truncated or damaged ({error}); fetch or save it again") from error
+        raise ImageError(f"{name} is truncated or damaged ({error}); download or save it again") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except _DECODE_ERRORS:  # the picture is whole, only its camera notes are damaged
+    except _DECODE_ERRORS:  # only the EXIF data is damaged
         turn = None
     if turn is None:
         return image
     upright = image.transpose(turn)
-    kept = image.info.keys() & {"transparency"}  # not the notes: they would turn it again
-    upright.info = {key: image.info[key] for key in kept}
+    # Without the EXIF data, which would turn it again.
+    upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
 
 
@@ -206,7 +204,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Transparency laid on white, a strip at a time: whole copies of a large picture would take gigabytes."""
+    """Lays transparency on white, a strip at a time: whole copies of a large image would take gigabytes."""
     width, height = image.size
     rows = max(1, STRIP // width)
     flat = Image.new("RGB", image.size)
@@ -219,7 +217,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, name: str, channel_axes: tuple[int, int] = (2, 0)) -> Image.Image:
-    """`channel_axes`: where to look for 1, 3 or 4 channels, first choice first."""
+    """`channel_axes`: the axes that may hold 1, 3 or 4 channels, in order of preference."""
     name = f"{name} of shape {array.shape}"
     if array.ndim == 3:
         axis = next((axis for axis in channel_axes if array.shape[axis] in (1, 3, 4)), None)
@@ -241,10 +239,10 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):  # written so that NaN fails too
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise ImageError(
-                f"{name} holds floats from {low:.4g} to {high:.4g}; expected 0 to 1: undo a normalisation, "
-                "or cast levels of 0 to 255 to uint8"
+                f"{name} holds floats from {low:.4g} to {high:.4g}; expected 0 to 1: undo the normalisation, or cast "
+                "levels of 0 to 255 to uint8"
             )
         return np.rint(array * 255).astype(np.uint8)
     if array.dtype == np.int32 and low >= 0 and high <= 65535:  # Pillow's mode I: 8- or 16-bit levels

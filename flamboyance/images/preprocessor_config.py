@@ -1,4 +1,4 @@
-"""Hugging Face's `preprocessor_config.json`: its many forms <-> the arguments of `ImageProcessor`."""
+"""Hugging Face's `preprocessor_config.json` in its many forms <-> the arguments of `ImageProcessor`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
         config = config if filename == FILE_NAME else config.get("image_processor", {})
         if config:
             return config
-    raise OSError(f"'{name_or_dir}' holds no {FILE_NAME}; pass ImageProcessor.clip(image_size) or another yourself")
+    raise OSError(f"'{name_or_dir}' holds no {FILE_NAME}; pass an ImageProcessor, such as ImageProcessor.clip(224)")
 
 
 def save(config: dict[str, Any], directory: str | Path) -> None:
@@ -39,16 +39,18 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
     """`size`, `crop`, `mean`, `std`, `resample` of a config for CLIP, SigLIP, DINOv2 (BiT), ViT or ConvNeXt.
 
     Raises:
-        ValueError: pictures would come out in different shapes, or a step is asked for that is not known.
+        ValueError: a step that is not supported, or images of different shapes.
     """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
     for key in ("do_resize", "do_rescale"):
         if not config.get(key, True):
-            raise ValueError(f"the {kind} preprocessor config has {key}=false; a tower needs it true")
+            raise ValueError(f"the {kind} preprocessor config has {key}=false; expected true")
     if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
-        raise ValueError(f"the {kind} preprocessor config has rescale_factor={config['rescale_factor']}, not 1/255")
+        raise ValueError(
+            f"the {kind} preprocessor config has rescale_factor={config['rescale_factor']}; expected 1/255"
+        )
     if "max_num_patches" in config:
-        raise ValueError(f"{kind} takes pictures of varying shape; use a tower of fixed resolution")
+        raise ValueError(f"{kind} takes images of varying shape; use a vision tower of fixed resolution")
     size, crop = _sizes(config, kind)
     of_clip = kind.startswith(("CLIP", "Bit"))
     mean = config.get("image_mean") or (OPENAI_MEAN if of_clip else (0.5, 0.5, 0.5))
@@ -66,7 +68,7 @@ def write(
     std: tuple[float, float, float],
     resample: int,
 ) -> dict[str, Any]:
-    """The config of these arguments, in the form of transformers' CLIPImageProcessor."""
+    """The config for these arguments, in the form of transformers' CLIPImageProcessor."""
     height, width = (size, size) if isinstance(size, int) else size
     crop_height, crop_width = crop or (height, width)
     return {
@@ -93,13 +95,13 @@ def _sizes(config: dict[str, Any], kind: str) -> tuple[int | tuple[int, int], tu
         return (size["height"], size["width"]), crop
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
     if not isinstance(edge, int) or (isinstance(size, dict) and "longest_edge" in size):
-        raise ValueError(f"the {kind} preprocessor config has size={size}; known: height and width, or shortest_edge")
-    if kind.startswith("ConvNext"):  # transformers' rule: crop from a larger picture below 384, squash from there on
+        raise ValueError(f"the {kind} preprocessor config has size={size}; expected height and width, or shortest_edge")
+    if kind.startswith("ConvNext"):  # as in transformers: below 384, cropped from a larger image; else resized exactly
         return ((edge, edge), None) if edge >= 384 else (int(edge / config.get("crop_pct", 224 / 256)), (edge, edge))
     if isinstance(size, int) and not cropped:
         return (edge, edge), None  # ViT's old form
     if crop is None:
-        raise ValueError(f"the {kind} preprocessor config has size={size} and no crop: pictures would differ in shape")
+        raise ValueError(f"the {kind} preprocessor config has size={size} and no crop: images would differ in shape")
     return edge, crop
 
 

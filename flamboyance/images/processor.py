@@ -1,4 +1,4 @@
-"""A picture -> the float tensor (C, H, W) that a vision tower takes."""
+"""An image -> the float tensor (C, H, W) that a vision tower takes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flamboyance.images.preprocessor_config import OPENAI_MEAN, OPENAI_STD
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Resize, centre crop, scale to 0..1, normalise: a picture -> float32 (3, H, W), as towers are evaluated.
+    """Resize, centre crop, scale to 0..1, normalise: an image -> float32 (3, H, W), as vision towers are evaluated.
 
-    For the same RGB pixels the result equals torchvision's (so OpenCLIP's) validation transform bit for bit.
+    For the same RGB pixels the result equals torchvision's validation transform, and so OpenCLIP's, bit for bit.
 
     Args:
-        size: int, shortest edge after resizing, in pixels (CLIP's way); or (height, width), exact (SigLIP's).
-        crop: (height, width) cut from the centre, black beyond the edges; needed if `size` is an int.
-        mean, std: per RGB channel, of values in 0..1.
+        size: an int, the shortest edge after resizing, in pixels (as for CLIP); or (height, width) (as for SigLIP).
+        crop: (height, width) that is cut from the centre, black beyond the edges; required if `size` is an int.
+        mean, std: per RGB channel, of values from 0 to 1.
         resample: Pillow's resampling filter.
     """
 
@@ -36,7 +36,7 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int) and self.crop is None:
-            raise ValueError(f"size={self.size} (shortest edge) leaves pictures of unequal shape; give crop=(H, W) too")
+            raise ValueError(f"size={self.size} (shortest edge) gives images of different shapes; give crop=(H, W) too")
         size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if any(len(edges) != 2 or min(edges) < 1 for edges in (size, self.crop or size)):
             raise ValueError(f"size={self.size}, crop={self.crop}: expected lengths in pixels, 1 or more")
@@ -59,12 +59,12 @@ class ImageProcessor:
         return self.normalized(self.levels(image))
 
     def levels(self, image: Any) -> torch.Tensor:
-        """The first half: resized and cropped, uint8 (3, H, W). A quarter of the memory to keep and to send."""
+        """The first half: resized and cropped, uint8 (3, H, W). It takes a quarter of the memory."""
         image = load_image(image)
         height, width = self._resized(*image.size)
         if width * height > MAX_PIXELS:
             raise ImageTooLargeError(
-                f"the picture is too long and thin: {image.width} x {image.height} pixels would become "
+                f"the image is too long and thin: {image.width} x {image.height} pixels would become "
                 f"{width} x {height}, with its shortest edge at {self.size}; crop it first"
             )
         image = image.resize((width, height), Image.Resampling(self.resample))
@@ -86,7 +86,7 @@ class ImageProcessor:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ImageProcessor:
-        """From what a Hugging Face `preprocessor_config.json` holds; ValueError if it cannot be followed."""
+        """From the content of a Hugging Face `preprocessor_config.json`; ValueError if it is not supported."""
         return cls(**preprocessor_config.read(config))
 
     @classmethod
@@ -107,7 +107,7 @@ class ImageProcessor:
 
 
 def _centre_box(height: int, width: int, crop_height: int, crop_width: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom), rounded as torchvision does; outside the picture where it is smaller."""
+    """(left, top, right, bottom), rounded as in torchvision; beyond the edges of a smaller image."""
 
     def start(length: int, crop: int) -> int:
         return -((crop - length) // 2) if crop > length else round((length - crop) / 2)

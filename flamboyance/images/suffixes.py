@@ -1,10 +1,10 @@
-"""The suffixes that make a file an image, for every command and every format of data."""
+"""The suffixes of image files, for every command and every format of data."""
 
 SUFFIXES = (
     *(".jpg", ".png", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif", ".jpe"),
     *(".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
 )
-"""In lower case, with the dot; first choice first, where several files differ in their suffix only."""
+"""In lower case, with the dot; in order of preference, where files differ only in their suffix."""
 
 UNREADABLE = (".heic", ".heif", ".hif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
-"""Of pictures that cannot be opened here; reported rather than passed over."""
+"""Of image formats that are not supported; such files are reported, not skipped silently."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from flamboyance import templates
-from flamboyance.files import read_json, replacing, write_json
+from flamboyance.data.convert.shard_writer import check_settings, write_shard
 from flamboyance.mini.world import binding_episode, caption, digit_scene, draw_question, render, scene
 from flamboyance.mini.world.scenes import Scene
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
@@ -83,38 +82,19 @@ def write(folder: Path, documents: int, data_seed: int, progress: Callable[[int]
         ValueError: the folder's shards were made with other numbers.
         ImportError: scikit-learn, whose digits are among the pictures, is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_same(folder / "made.json", {"documents": documents, "data_seed": data_seed, "per_shard": PER_SHARD})
+    settings = {"documents": documents, "data_seed": data_seed, "per_shard": PER_SHARD}
+    check_settings(folder, settings, "made.json")
     for one in sets(documents).values():
         for shard, file in enumerate(one.files(folder)):
             if not file.is_file():
-                with replacing(file) as part:
-                    _write_shard(part, one, shard, data_seed)
+                write_shard(file, _records(one, shard, data_seed))
             progress(1)
 
 
-def _check_same(file: Path, asked: dict[str, int]) -> None:
-    if not file.is_file():
-        write_json(file, asked, indent=None)
-    found = read_json(file)
-    if found != asked:
-        differ = ", ".join(
-            f"{key}={found.get(key)} instead of {asked[key]}" for key in asked if found.get(key) != asked[key]
-        )
-        raise ValueError(
-            f"the shards in {file.parent} were made with {differ}; use those values, or give another output"
-        )
-
-
-def _write_shard(path: str, one: Set, shard: int, data_seed: int) -> None:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in range(shard * PER_SHARD, min((shard + 1) * PER_SHARD, one.records)):
-            key = f"{number:09d}"
-            rng = np.random.default_rng((data_seed, one.number, number))
-            for extension, content in one.record(rng, key).items():
-                member = tarfile.TarInfo(f"{key}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+def _records(one: Set, shard: int, data_seed: int) -> Iterator[tuple[str, Record]]:
+    for number in range(shard * PER_SHARD, min((shard + 1) * PER_SHARD, one.records)):
+        key = f"{number:09d}"
+        yield key, one.record(np.random.default_rng((data_seed, one.number, number)), key)
 
 
 # ---- records --------------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_table_as_tars(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("record", [("a.b", {"txt": b""}), ("x/", {"txt": b""}), ("a", {})])
 def test_records_that_would_be_read_as_others(tmp_path: Path, record: Any) -> None:
-    with pytest.raises(ValueError, match="no record"):
+    with pytest.raises(ValueError, match="invalid record"):
         write_shard(tmp_path / "0.tar", [record])
 
 
