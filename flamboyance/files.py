@@ -514,7 +514,7 @@ def _columns(first: tuple[int, str], separator: str, name: str) -> list[str]:
     columns = _header(first[1], separator)
     twice = sorted({column for column in columns if column and columns.count(column) > 1})
     if twice:
-        raise ValueError(f"{name}, line {first[0]} repeats column names: {', '.join(twice)}; name each column once")
+        raise ValueError(f"{name}, line {first[0]} names columns twice: {', '.join(twice)}; expected each name once")
     return columns
 
 
