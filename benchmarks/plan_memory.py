@@ -33,7 +33,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.model.vision import tower_spec
-    from flamboyance.planning.cost import Sizes
+    from flamboyance.planning.cost import BatchSizes
 
     def flamingo(tower: str, width: int, text: Any, base: int, every: int) -> FlamingoConfig:
         ids = {"eoc_token_id": base, "image_token_id": base + 1, "pad_token_id": base + 2}
@@ -53,8 +53,8 @@ def cases() -> dict[str, dict[str, Any]]:
         vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False,
     )  # fmt: skip
     small = flamingo("ViT-B-16", 768, llama, 32000, 4)
-    pairs, documents = Sizes(8, 32, 8, 8 * 31), Sizes(4, 256, 12, 4 * 256 - 12)
-    wide = Sizes(12, 256, 36, 12 * 256 - 36)
+    pairs, documents = BatchSizes(8, 32, 8, 8 * 31), BatchSizes(4, 256, 12, 4 * 256 - 12)
+    wide = BatchSizes(12, 256, 36, 12 * 256 - 36)
     return {
         "OPT-125M + ViT-B/32": {"config": opt, "batches": [pairs, documents], "checkpoint": False},
         "OPT-125M + ViT-B/32, activations checkpointed": {
@@ -110,7 +110,7 @@ def estimate(config: Any, batches: list[Any], checkpoint: bool, keeping: bool) -
     from flamboyance.training.hardware import this_machine
 
     traced = cost.trace(config, batches, device="cpu", checkpoint_activations=checkpoint)
-    model = cost.outlined(config)
+    model = cost.meta_model(config)
     machine = dataclasses.replace(this_machine(), reserve=0.0)
     whole = memory.memory(
         memory.parts(model),
@@ -118,7 +118,7 @@ def estimate(config: Any, batches: list[Any], checkpoint: bool, keeping: bool) -
         traced,
         memory.Devices("single", 1, 1),
         passes=len(batches),
-        accumulate=1,
+        micro_steps=1,
         hardware=machine if keeping else dataclasses.replace(machine, fragments=0.0),
     )
     return dataclasses.asdict(whole)

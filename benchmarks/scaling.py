@@ -50,7 +50,7 @@ def kinds() -> list[str]:
     rows = []
     for kind in KINDS:
         first = planned("openflamingo-9b", 64, [], kind)
-        tried = chain([("", first)], planner("openflamingo-9b").mended(first))
+        tried = chain([("", first)], planner("openflamingo-9b").cheaper_plans(first))
         changes, plan = next(((words, one) for words, one in tried if one.fits), ("", first))
         rows.append(row(plan, [kind, changes]))
     return rows
@@ -109,19 +109,19 @@ def _run(name: str, settings: list[str]) -> TrainingRun:
 
 
 def row(plan: Plan, settings: list[Any]) -> str:
-    days = plan.total / 86400
+    days = plan.total_s / 86400
     cells = [
         f"{plan.devices.count:,}",
         " ".join(s for s in [plan.devices.spread, *settings] if s and not s.startswith("parallel=")),
         f"{plan.memory.total / 2**30:.1f}" + ("" if plan.fits else " (too much)"),
-        f"{plan.step:.3g}",
-        f"{plan.samples / plan.step:,.0f}",
+        f"{plan.step_s:.3g}",
+        f"{plan.samples / plan.step_s:,.0f}",
         f"{days:,.1f} days" if days >= 2 else f"{24 * days:,.1f} h",
         f"{plan.traffic.link / 1e9:,.1f}",
         f"{plan.traffic.network / 1e9:,.2f}",
-        f"{plan.waiting / plan.step:.0%}",
-        f"{plan.read / plan.step / plan.devices.nodes / 1e6:,.0f}",
-        f"{plan.cores:,.1f}",
+        f"{plan.exposed_network_s / plan.step_s:.0%}",
+        f"{plan.read_bytes / plan.step_s / plan.devices.nodes / 1e6:,.0f}",
+        f"{plan.decoding_cores:,.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 

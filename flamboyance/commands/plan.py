@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from flamboyance.commands.arguments import at_least, numbers
-from flamboyance.commands.plan_tables import print_mended, print_plan, print_rows
+from flamboyance.commands.plan_tables import print_cheaper_plan, print_plan, print_rows
 
 if TYPE_CHECKING:
     from flamboyance.planning.plan import Plan
@@ -83,7 +83,7 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         print_plan(arguments.recipe, plans[0])
         if not plans[0].fits:
-            print_mended(planner, plans[0])
+            print_cheaper_plan(planner, plans[0])
     return 0
 
 
@@ -98,18 +98,18 @@ def figures(plan: "Plan") -> dict[str, Any]:
         "memory": {**asdict(plan.memory), "total": plan.memory.total, "capacity": plan.hardware.memory},
         "fits": plan.fits,
         "flops": {f"{part}/{direction}": n for (part, direction), n in plan.flops.items()},
-        "step_s": plan.step,
-        "compute_s": plan.computing,
-        "network_s": plan.sending,
-        "network_exposed_s": plan.waiting,
+        "step_s": plan.step_s,
+        "compute_s": plan.compute_s,
+        "network_s": plan.network_s,
+        "network_exposed_s": plan.exposed_network_s,
         "link_bytes": plan.traffic.link,
         "network_bytes": plan.traffic.network,
         "steps": plan.training.steps,
-        "total_s": plan.total,
+        "total_s": plan.total_s,
         "samples": plan.samples,
         "images": plan.images,
         "tokens": plan.tokens,
-        "read_bytes": plan.read,
-        "read_bytes_per_s_and_node": plan.read / plan.step / plan.devices.nodes,
-        "cores_per_node": plan.cores,
+        "read_bytes": plan.read_bytes,
+        "read_bytes_per_s_and_node": plan.read_bytes / plan.step_s / plan.devices.nodes,
+        "cores_per_node": plan.decoding_cores,
     }

@@ -31,17 +31,17 @@ def print_plan(name: str, plan: "Plan") -> None:
     console.print(_assumed(plan))
 
 
-def print_mended(planner: "Planner", plan: "Plan", most: int = 12) -> None:
+def print_cheaper_plan(planner: "Planner", plan: "Plan", most: int = 12) -> None:
     """The first change with which a plan fits."""
     from rich.console import Console
 
     console = Console(highlight=False)
     change, last = "", plan
-    for change, last in islice(planner.mended(plan), most):
+    for change, last in islice(planner.cheaper_plans(plan), most):
         if last.fits:
             console.print(
                 f"\n[bold]It fits with[/] {change}: {_gib(last.memory.total)} of {_gib(last.hardware.memory)}, "
-                f"{_seconds(last.step)} a step, {_seconds(last.total)} in all."
+                f"{_seconds(last.step_s)} a step, {_seconds(last.total_s)} in all."
             )
             if last.samples != plan.samples:
                 console.print(f"Then {last.samples:,} samples make a step, not {plan.samples:,}.")
@@ -110,23 +110,25 @@ def _memory(plan: "Plan") -> Any:
 def _time(plan: "Plan") -> Any:
     table = _table("time and data", "")
     images = plan.images * plan.training.steps
-    rate = plan.samples / plan.step
-    hidden = "all of it hidden" if not plan.waiting else f"{_seconds(plan.waiting)} of it not hidden"
+    rate = plan.samples / plan.step_s
+    hidden = (
+        "all of it hidden" if not plan.exposed_network_s else f"{_seconds(plan.exposed_network_s)} of it not hidden"
+    )
     rows = [
-        ("a step", _seconds(plan.step)),
-        (f"  sending to and from other devices, {hidden}", _seconds(plan.sending)),
+        ("a step", _seconds(plan.step_s)),
+        (f"  sending to and from other devices, {hidden}", _seconds(plan.network_s)),
         (
             "  received by a device in its node; from other nodes",
             f"{_gb(plan.traffic.link)}; {_gb(plan.traffic.network)}",
         ),
-        (f"all {plan.training.steps:,} steps", _seconds(plan.total)),
-        ("samples, images a second", f"{rate:,.0f}, {plan.images / plan.step:,.0f}"),
+        (f"all {plan.training.steps:,} steps", _seconds(plan.total_s)),
+        ("samples, images a second", f"{rate:,.0f}, {plan.images / plan.step_s:,.0f}"),
         ("samples in all", f"{plan.samples * plan.training.steps:,}"),
         ("images in all", f"{images:,}"),
         ("tokens in all, padding included", f"{plan.tokens * plan.training.steps / 1e9:,.2f} G"),
-        ("to read in all", _gb(plan.read * plan.training.steps)),
-        ("to read on each node", f"{plan.read / plan.step / plan.devices.nodes / 1e6:,.1f} MB/s"),
-        ("CPU cores that decode, on each node", f"{plan.cores:,.1f}"),
+        ("to read in all", _gb(plan.read_bytes * plan.training.steps)),
+        ("to read on each node", f"{plan.read_bytes / plan.step_s / plan.devices.nodes / 1e6:,.1f} MB/s"),
+        ("CPU cores that decode, on each node", f"{plan.decoding_cores:,.1f}"),
     ]
     for row in rows:
         table.add_row(*row)
@@ -156,13 +158,13 @@ def print_rows(name: str, plans: Sequence["Plan"]) -> None:
             plan.devices.spread,
             f"{plan.memory.total / GIB:.1f}",
             "yes" if plan.fits else "no",
-            f"{plan.step:.2f}",
-            f"{plan.samples / plan.step:,.0f}",
-            f"{plan.total / 86400:,.2f}",
+            f"{plan.step_s:.2f}",
+            f"{plan.samples / plan.step_s:,.0f}",
+            f"{plan.total_s / 86400:,.2f}",
             f"{plan.traffic.network / 1e9:.2f}",
-            f"{plan.waiting:.2f}",
-            f"{plan.read / plan.step / plan.devices.nodes / 1e6:,.1f}",
-            f"{plan.cores:,.1f}",
+            f"{plan.exposed_network_s:.2f}",
+            f"{plan.read_bytes / plan.step_s / plan.devices.nodes / 1e6:,.1f}",
+            f"{plan.decoding_cores:,.1f}",
         )
     # A file gets the whole width that the table takes.
     console = Console(highlight=False, width=None if Console().is_terminal else 140)

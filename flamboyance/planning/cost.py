@@ -1,6 +1,6 @@
-"""Operations and memory of a training step, counted on the meta device: no accelerator, no weights.
+"""Operations and memory of a training step, counted on the meta device, without accelerator and weights.
 
-What is counted is the loop's own forward pass and loss (step.py), on batches of given sizes.
+The counted step is the training loop's own forward pass and loss (step.py), on batches of given sizes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from flamboyance.data.documents import Source
 from flamboyance.data.formats.interleaved import Interleaved
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageProcessor
-from flamboyance.planning.tracing import Device, Kernels, Ledger
+from flamboyance.planning.tracing import CostLedger, Device, DeviceKernels
 from flamboyance.training import parallel
 from flamboyance.training.step import summed_loss
 
 PARTS = ("vision", "resampler", "cross_attention", "language_model", "head", "added_tokens")
-LATER = "head"  # the loss, and what stands in no module, is counted with the output head
+OUTSIDE = "head"  # the loss and everything outside of modules is counted with the output head
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of a batch: rows, tokens of each row, images and predicted tokens in all."""
+class BatchSizes:
+    """Sizes of a batch: rows, tokens per row, and images and predicted tokens of all rows."""
 
     rows: int
     tokens: int
@@ -36,32 +36,32 @@ class Sizes:
     targets: int
 
 
-def largest(source: Source) -> Sizes:
-    """The largest batch that a source can give: what memory has to suffice for."""
+def largest_batch(source: Source) -> BatchSizes:
+    """The largest batch of a source, which the memory is estimated with."""
     return _sizes(source, source.max_images if isinstance(source, Interleaved) else 1)
 
 
-def usual(source: Source, images_per_document: float) -> Sizes:
-    """A batch of full length with the mean number of images: what times are estimated with."""
+def typical_batch(source: Source, images_per_document: float) -> BatchSizes:
+    """A batch of full length with the mean number of images, which times are estimated with."""
     most = source.max_images if isinstance(source, Interleaved) else 1
     return _sizes(source, min(images_per_document, most))
 
 
-def _sizes(source: Source, images_per_row: float) -> Sizes:
+def _sizes(source: Source, images_per_row: float) -> BatchSizes:
     rows = source.batch_size
     images = max(1, round(rows * images_per_row))
-    # Every token but the first of a row and those that stand for images; the first is an image as a rule.
-    return Sizes(rows, source.max_tokens, images, rows * source.max_tokens - images)
+    # Every token but the first of a row, which usually stands for an image, and the other images' tokens.
+    return BatchSizes(rows, source.max_tokens, images, rows * source.max_tokens - images)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a micro-step (a batch of every source, forward and backward) takes on one device.
+    """Cost of a micro-step (a batch of every source, forward and backward) on one device.
 
     Attributes:
         flops: by (part, "forward" | "backward").
-        peak: most bytes beside parameters and optimizer, gradients included.
-        temporary: most bytes beside parameters, optimizer and gradients: activations, logits, workspace.
+        peak: peak bytes without parameters and optimizer, but with gradients.
+        temporary: peak bytes without parameters, optimizer and gradients: activations, logits, workspace.
     """
 
     flops: Counter[tuple[str, str]]
@@ -73,8 +73,8 @@ class Trace:
         return sum(self.flops.values())
 
 
-def outlined(config: FlamingoConfig, precision: str = "fp32") -> FlamingoForConditionalGeneration:
-    """The model on the meta device, in the precisions that training gives its parts."""
+def meta_model(config: FlamingoConfig, precision: str = "fp32") -> FlamingoForConditionalGeneration:
+    """The model on the meta device, with its parts in the precisions of training."""
     with torch.device("meta"):
         model = FlamingoForConditionalGeneration(config)
     parallel.set_precision(model, precision)
@@ -83,7 +83,7 @@ def outlined(config: FlamingoConfig, precision: str = "fp32") -> FlamingoForCond
 
 def trace(
     config: FlamingoConfig,
-    batches: Sequence[Sizes],
+    batches: Sequence[BatchSizes],
     *,
     device: Device,
     precision: str = "fp32",
@@ -93,21 +93,21 @@ def trace(
     """Runs a forward and backward pass of each batch in turn, as one micro-step does.
 
     Args:
-        device: whose kernels are assumed.
-        sharded: parameters are gathered in the computing precision (FSDP), so autocast casts none of them.
+        device: the device whose kernels are assumed.
+        sharded: FSDP gathers parameters in the computing precision, so autocast casts none of them.
     """
-    model = outlined(config, precision)
+    model = meta_model(config, precision)
     if sharded and precision == "bf16":
         model.to(torch.bfloat16)
     if checkpoint_activations:
         parallel.checkpoint_activations(model)
-    ledger = Ledger(model, part_names(model))
-    kernels = Kernels(device, torch.bfloat16 if precision == "bf16" else None, ledger.made)
+    ledger = CostLedger(model, part_names(model))
+    kernels = DeviceKernels(device, torch.bfloat16 if precision == "bf16" else None, ledger.made)
     normalize = ImageProcessor.clip(model.vision.image_size).normalized
     for sizes in batches:
         batch = batch_of(sizes, model)
         ledger.hold(batch.images)
-        ledger.direction, ledger.part = "forward", LATER
+        ledger.direction, ledger.part = "forward", OUTSIDE
         with kernels, ledger:
             with kernels.autocast():
                 loss = summed_loss(model, batch, normalize, torch.device("meta"))
@@ -117,8 +117,8 @@ def trace(
     return Trace(ledger.flops, ledger.peak, ledger.temporary)
 
 
-def batch_of(sizes: Sizes, model: Any) -> Batch:
-    """A batch of these sizes whose images are evenly spread; pixels are on the meta device."""
+def batch_of(sizes: BatchSizes, model: Any) -> Batch:
+    """A batch of these sizes, with images spread evenly; the pixels are on the meta device."""
     counts = [sizes.images * (row + 1) // sizes.rows - sizes.images * row // sizes.rows for row in range(sizes.rows)]
     labels = torch.zeros(sizes.rows, sizes.tokens, dtype=torch.long)
     seen = torch.zeros_like(labels)
@@ -131,7 +131,7 @@ def batch_of(sizes: Sizes, model: Any) -> Batch:
     positions = (labels[:, 1:] != -100).flatten().nonzero().flatten()[sizes.targets :]
     labels[positions // (sizes.tokens - 1), positions % (sizes.tokens - 1) + 1] = -100
     mask = torch.ones_like(labels)
-    mask[0, -1] = 0  # without any padding, which is rare, language models take shorter ways
+    mask[0, -1] = 0  # without any padding, which is rare, language models take faster paths
     side = model.vision.image_size
     return Batch(
         input_ids=torch.zeros_like(labels),
@@ -144,13 +144,13 @@ def batch_of(sizes: Sizes, model: Any) -> Batch:
 
 
 def part_names(model: Any) -> Any:
-    """A function: name of a module or parameter -> one of PARTS."""
+    """A function from the name of a module or parameter to one of PARTS."""
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
 
     def part_of(name: str) -> str:
         if name == head or name.startswith(f"{head}."):
             return "head"
         first = name.partition(".")[0]
-        return first if first in PARTS else LATER
+        return first if first in PARTS else OUTSIDE
 
     return part_of

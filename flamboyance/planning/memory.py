@@ -1,4 +1,4 @@
-"""What a device holds in training, by part, however the model is spread; and what devices send each other."""
+"""Memory of a device in training, by part and for each kind of parallelism; and traffic between devices."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from flamboyance.planning.cost import PARTS, Trace, part_names
 from flamboyance.training.hardware import Hardware
 from flamboyance.training.parallel import decoder_layers
 
-Spread = Literal["single", "ddp", "fsdp", "hybrid"]
+Parallelism = Literal["single", "ddp", "fsdp", "hybrid"]
 
-FLOAT = 4  # bytes of what trains, its gradient, and each of AdamW's two moments
-FRAGMENTS = 0.05  # of what comes and goes, lost between the allocator's blocks
+FLOAT = 4  # bytes of a trainable parameter, its gradient, and each of AdamW's two moments
 
 
 @dataclass(frozen=True)
 class Devices:
-    """How many there are, and how the model is spread over them."""
+    """The number of devices, and how the model is spread over them."""
 
-    spread: Spread
+    spread: Parallelism
     nodes: int
     per_node: int
 
@@ -32,21 +31,21 @@ class Devices:
 
     @property
     def shards(self) -> int:
-        """Over how many devices each parameter is divided."""
+        """Number of devices that each parameter is sharded over."""
         return {"fsdp": self.count, "hybrid": self.per_node}.get(self.spread, 1)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Numbers of parameters of a part, and bytes of the frozen ones."""
+class PartSize:
+    """Number of frozen and trainable parameters of a part, and bytes of the frozen ones."""
 
     frozen: int
     trained: int
     frozen_bytes: int
 
 
-def parts(model: Any) -> dict[str, Part]:
-    """What each part of a model holds; a tied output head is counted with the language model."""
+def parts(model: Any) -> dict[str, PartSize]:
+    """The size of each part of a model; a tied output head is counted with the language model."""
     part_of = part_names(model)
     table = {name: [0, 0, 0] for name in PARTS}
     for name, parameter in model.named_parameters():
@@ -56,19 +55,19 @@ def parts(model: Any) -> dict[str, Part]:
             row[2] += size * parameter.element_size()
     for name, buffer in model.named_buffers():
         table[part_of(name)][2] += buffer.numel() * buffer.element_size()
-    return {name: Part(*row) for name, row in table.items()}
+    return {name: PartSize(*row) for name, row in table.items()}
 
 
 @dataclass(frozen=True)
-class Units:
-    """Bytes that FSDP gathers together (`parallel.shard`), in the computing precision.
+class ShardingUnits:
+    """Bytes of the units that FSDP gathers (`parallel.shard`), in the computing precision.
 
     Attributes:
-        twice: of the units that the forward and the backward pass gather, together.
-        once: of the tower's layers, which have no backward pass.
-        root: of the rest, held whole from the first use to the last.
-        largest: of the largest unit beside the root.
-        largest_trained: parameters of the largest unit that trains.
+        twice: sum of the units that both the forward and the backward pass gather.
+        once: sum of the tower's layers, which have no backward pass.
+        root: the rest, which stays gathered from its first use to its last.
+        largest: the largest unit except the root.
+        largest_trained: number of parameters of the largest trainable unit.
     """
 
     twice: int
@@ -78,8 +77,8 @@ class Units:
     largest_trained: int
 
 
-def units(model: Any, precision: str) -> Units:
-    """The units of `parallel.shard`."""
+def units(model: Any, precision: str) -> ShardingUnits:
+    """Sizes of the units of `parallel.shard`."""
     width = 2 if precision == "bf16" else FLOAT
 
     def size(parameters: Iterable[nn.Parameter]) -> int:
@@ -93,7 +92,7 @@ def units(model: Any, precision: str) -> Units:
     blocks = [[p for p in block.parameters() if id(p) not in apart] for block in model.blocks]
     trained = [to_kv, list(model.resampler.parameters()), *blocks]
     listed = [*layers, *towers, *trained]
-    return Units(
+    return ShardingUnits(
         twice=sum(map(size, [*layers, *trained])),
         once=sum(map(size, towers)),
         root=size(model.parameters()) - sum(map(size, listed)),
@@ -104,15 +103,15 @@ def units(model: Any, precision: str) -> Units:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device at the worst moment.
+    """Peak memory of one device, in bytes.
 
     Attributes:
         frozen, trained: parameters.
-        gradients, optimizer: of what trains.
-        gathered: parameters and gradients of the units that FSDP has whole at a time.
-        temporary: activations, logits and workspace, beside the above.
+        gradients, optimizer: of the trainable parameters.
+        gathered: parameters and gradients of the units that FSDP has gathered at the same time.
+        temporary: activations, logits and workspace.
         fragments: lost between the allocator's blocks.
-        reserve: the driver's and the libraries' own.
+        reserve: used by the driver and libraries.
     """
 
     frozen: float
@@ -130,37 +129,38 @@ class Memory:
 
 
 def memory(
-    table: dict[str, Part],
-    gathers: Units,
+    table: dict[str, PartSize],
+    gathers: ShardingUnits,
     traced: Trace,
     devices: Devices,
     *,
     passes: int,
-    accumulate: int,
+    micro_steps: int,
     hardware: Hardware,
 ) -> Memory:
-    """What one device holds.
+    """Peak memory of one device.
 
     Args:
         table, gathers, traced: the model's `parts` and `units`, and a micro-step of the largest batches.
-        passes: forward and backward passes of an optimizer step (sources · accumulate).
+        micro_steps: per optimizer step.
+        passes: forward and backward passes per optimizer step (sources · micro_steps).
     """
     trained = FLOAT * sum(part.trained for part in table.values())
     gradients, temporary, gathered = float(trained), traced.temporary, 0.0
-    if devices.spread == "single" and accumulate == 1:
-        # Gradients appear in the first backward pass; the worst moment may be before.
+    if devices.spread == "single" and micro_steps == 1:
+        # Gradients are allocated in the first backward pass; the peak may be before.
         temporary = max(traced.peak - trained, 0)
     if devices.shards > 1:
-        # In turns: one unit computes while the next arrives, in a flat buffer that is then taken apart.
+        # One unit computes while the next one arrives in a flat buffer, which is then split.
         gathered = gathers.root + 3 * gathers.largest + 2 * FLOAT * gathers.largest_trained
-        if passes == 1:  # gradients that are accumulated stay whole until the last pass
+        if passes == 1:  # accumulated gradients are sharded only after the last pass
             gradients /= devices.shards
     frozen = sum(part.frozen_bytes for part in table.values()) / devices.shards
-    own, moments = trained / devices.shards, 2 * trained / devices.shards
-    tensors = frozen + own + moments + gradients + gathered + temporary
+    parameters, moments = trained / devices.shards, 2 * trained / devices.shards
+    tensors = frozen + parameters + moments + gradients + gathered + temporary
     return Memory(
         frozen=frozen,
-        trained=own,
+        trained=parameters,
         gradients=gradients,
         optimizer=moments,
         gathered=gathered,
@@ -172,15 +172,15 @@ def memory(
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one device receives in an optimizer step: within its node, and from other nodes."""
+    """Bytes that one device receives per optimizer step: within its node, and from other nodes."""
 
     link: float
     network: float
 
 
-def traffic(table: dict[str, Part], gathers: Units, devices: Devices, passes: int) -> Traffic:
-    """Of collectives that go node by node: each device brings its share of a tensor into its node, and the node's
-    devices pass it on among themselves."""
+def traffic(table: dict[str, PartSize], gathers: ShardingUnits, devices: Devices, passes: int) -> Traffic:
+    """Traffic of hierarchical collectives: each device receives its share of a tensor from other nodes, and the devices
+    of a node exchange their shares."""
     gradients = FLOAT * sum(part.trained for part in table.values())
     inside, outside = 1 - 1 / devices.per_node, 1 - 1 / devices.nodes
     share = gradients / devices.per_node

@@ -1,7 +1,7 @@
-"""What a run will need and how long it will take, estimated before anything is rented.
+"""Estimates of the memory, time and data of a run.
 
-Operations and memory are counted (cost.py, memory.py); time follows from data sheets (hardware.py) and from assumptions
-that are stated with the result.
+Operations and memory are counted (cost.py, memory.py). Times follow from data sheets (hardware.py) and from assumptions
+that are printed with the result.
 """
 
 from __future__ import annotations
@@ -13,24 +13,35 @@ from typing import Any
 
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.planning import cost
-from flamboyance.planning.cost import Sizes, Trace
-from flamboyance.planning.memory import FLOAT, Devices, Memory, Part, Traffic, Units, memory, parts, traffic, units
+from flamboyance.planning.cost import BatchSizes, Trace
+from flamboyance.planning.memory import (
+    FLOAT,
+    Devices,
+    Memory,
+    PartSize,
+    ShardingUnits,
+    Traffic,
+    memory,
+    parts,
+    traffic,
+    units,
+)
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import Hardware
 
-REACHED = 0.8  # share of a link's or a memory's data-sheet bandwidth that long transfers reach
+REACHED = 0.8  # fraction of the data sheet's bandwidth that long transfers reach, of a link or of memory
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What cannot be counted.
+    """Values that cannot be counted.
 
     Attributes:
-        mfu: share of the data sheet's peak that the forward and backward passes reach, with what activation
-            checkpointing computes again.
-        images_per_document: mean, of interleaved sources.
+        mfu: fraction of the data sheet's peak that the forward and backward passes reach, including the recomputing of
+            activation checkpointing.
+        images_per_document: mean of interleaved sources.
         image_bytes: mean size of a stored image.
-        decoded: images that one CPU core decodes, resizes and crops in a second.
+        decoded: images that one CPU core decodes, resizes and crops per second.
     """
 
     mfu: float = 0.35
@@ -45,65 +56,65 @@ class Plan:
 
     Attributes:
         parts: parameters by part.
-        memory: of one device, with the largest batches that the sources can give.
-        flops: of one device in an optimizer step, by (part, direction), with usual batches.
-        traffic: bytes that one device receives in an optimizer step.
-        batches: the usual batch of each source.
+        memory: of one device, with the largest batches of the sources.
+        flops: of one device per optimizer step, by (part, direction), with typical batches.
+        traffic: bytes that one device receives per optimizer step.
+        batches: the typical batch of each source.
     """
 
     training: TrainingConfig
     hardware: Hardware
     devices: Devices
     assumptions: Assumptions
-    parts: dict[str, Part]
+    parts: dict[str, PartSize]
     memory: Memory
     flops: Counter[tuple[str, str]]
     traffic: Traffic
-    batches: dict[str, Sizes]
+    batches: dict[str, BatchSizes]
 
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.hardware.memory
 
-    # Seconds of an optimizer step ---------------------------------------------------------------------------------
+    # Seconds per optimizer step ---------------------------------------------------------------------------------
 
     @property
-    def computing(self) -> float:
+    def compute_s(self) -> float:
         speed = self.hardware.peak(self.training.precision) * self.assumptions.mfu
-        return sum(self.flops.values()) / speed + self.updating
+        return sum(self.flops.values()) / speed + self.update_s
 
     @property
-    def updating(self) -> float:
-        """AdamW reads parameter, gradient and two moments, and writes all but the gradient."""
+    def update_s(self) -> float:
+        """AdamW reads the parameter, the gradient and two moments, and writes all but the gradient."""
         trained = sum(part.trained for part in self.parts.values()) / self.devices.shards
         return 7 * FLOAT * trained / (REACHED * self.hardware.memory_bandwidth)
 
     @property
-    def sending(self) -> float:
-        """Links within a node and the network between nodes work at the same time."""
+    def network_s(self) -> float:
+        """Links within a node and the network between nodes transfer at the same time."""
         link, network = self.traffic.link / self.hardware.link, self.traffic.network / self.hardware.network
         return max(link, network) / REACHED
 
     @property
-    def waiting(self) -> float:
-        """Time for the network that computing does not hide. Gradients alone (ddp) travel while the last backward pass
-        runs; gathered parameters, all the time."""
+    def exposed_network_s(self) -> float:
+        """Network time that does not overlap with computing. Under DDP, gradients overlap with the last backward pass;
+        gathered parameters overlap with all computing."""
         if self.devices.shards > 1:
-            return max(0.0, self.sending - self.computing)
+            return max(0.0, self.network_s - self.compute_s)
         passes = len(self.batches) * self.training.gradient_accumulation_steps
         backward = sum(n for (_, direction), n in self.flops.items() if direction == "backward") / passes
         hidden = backward / (self.hardware.peak(self.training.precision) * self.assumptions.mfu)
-        return max(0.0, self.sending - hidden)
+        return max(0.0, self.network_s - hidden)
 
     @property
-    def step(self) -> float:
-        return self.computing + self.waiting
+    def step_s(self) -> float:
+        return self.compute_s + self.exposed_network_s
 
     @property
-    def total(self) -> float:
-        return self.step * self.training.steps
+    def total_s(self) -> float:
+        return self.step_s * self.training.steps
 
-    # Data of all devices in an optimizer step ---------------------------------------------------------------------
+    # Data of all devices per optimizer step ---------------------------------------------------------------------
 
     def _each_step(self, field: str) -> int:
         rounds = self.training.gradient_accumulation_steps * self.devices.count
@@ -123,18 +134,18 @@ class Plan:
         return sum(sizes.rows * sizes.tokens for sizes in self.batches.values()) * rounds
 
     @property
-    def read(self) -> float:
-        """Bytes read in an optimizer step."""
+    def read_bytes(self) -> float:
+        """Bytes read per optimizer step."""
         return self.images * self.assumptions.image_bytes
 
     @property
-    def cores(self) -> float:
-        """CPU cores of each node that decoding keeps busy."""
-        return self.images / self.step / self.assumptions.decoded / self.devices.nodes
+    def decoding_cores(self) -> float:
+        """CPU cores per node that decoding keeps busy."""
+        return self.images / self.step_s / self.assumptions.decoded / self.devices.nodes
 
 
 class Planner:
-    """Plans of one model; what was counted once is kept.
+    """Plans of one model; counts are cached.
 
     Args:
         config: the model's.
@@ -145,7 +156,7 @@ class Planner:
         self.config, self.hardware = config, hardware
         self.assumptions = assumptions or Assumptions()
         self._traces: dict[Any, Trace] = {}
-        self._models: dict[str, tuple[dict[str, Part], Units]] = {}
+        self._models: dict[str, tuple[dict[str, PartSize], ShardingUnits]] = {}
 
     def plan(self, training: TrainingConfig, gpus: int, per_node: int = 8) -> Plan:
         """A run on `gpus` devices, `per_node` in each node.
@@ -159,8 +170,8 @@ class Planner:
         spread = "ddp" if training.parallel == "auto" else training.parallel
         devices = Devices(spread if gpus > 1 else "single", gpus // per_node, per_node)
         table, gathers = self._model(training.precision)
-        usual = {n: cost.usual(s, self.assumptions.images_per_document) for n, s in training.sources.items()}
-        largest = [cost.largest(source) for source in training.sources.values()]
+        usual = {n: cost.typical_batch(s, self.assumptions.images_per_document) for n, s in training.sources.items()}
+        largest = [cost.largest_batch(source) for source in training.sources.values()]
         passes = len(usual) * training.gradient_accumulation_steps
         once = self._trace(list(usual.values()), training, devices).flops
         return Plan(
@@ -175,7 +186,7 @@ class Planner:
                 self._trace(largest, training, devices),
                 devices,
                 passes=passes,
-                accumulate=training.gradient_accumulation_steps,
+                micro_steps=training.gradient_accumulation_steps,
                 hardware=self.hardware,
             ),
             flops=Counter({key: n * training.gradient_accumulation_steps for key, n in once.items()}),
@@ -183,8 +194,9 @@ class Planner:
             batches=usual,
         )
 
-    def mended(self, plan: Plan) -> Generator[tuple[str, Plan]]:
-        """Changes that save memory, the least costly first, each on top of those before: (settings, plan)."""
+    def cheaper_plans(self, plan: Plan) -> Generator[tuple[str, Plan]]:
+        """(settings, plan) of changes that save memory, those that cost the least time first, each on top of the
+        earlier ones."""
         training, gpus, per_node = plan.training, plan.devices.count, plan.devices.per_node
         changes: dict[str, str] = {}
 
@@ -208,13 +220,13 @@ class Planner:
             changes["gradient_accumulation_steps"] = str(2 * training.gradient_accumulation_steps)
             yield planned(sources=sources, gradient_accumulation_steps=2 * training.gradient_accumulation_steps)
 
-    def _model(self, precision: str) -> tuple[dict[str, Part], Units]:
+    def _model(self, precision: str) -> tuple[dict[str, PartSize], ShardingUnits]:
         if precision not in self._models:
-            model = cost.outlined(self.config, precision)
+            model = cost.meta_model(self.config, precision)
             self._models[precision] = parts(model), units(model, precision)
         return self._models[precision]
 
-    def _trace(self, batches: list[Sizes], training: TrainingConfig, devices: Devices) -> Trace:
+    def _trace(self, batches: list[BatchSizes], training: TrainingConfig, devices: Devices) -> Trace:
         key = (*batches, training.precision, training.checkpoint_activations, devices.shards > 1)
         if key not in self._traces:
             self._traces[key] = cost.trace(

@@ -1,7 +1,9 @@
-"""A training step without a device: on meta tensors, counting what it computes and what it holds.
+"""Counts the operations and the memory of a training step on meta tensors, without a device.
 
-`Kernels` makes meta tensors take the paths that a real device would (fused attention, autocast's casts); `Ledger`
-counts floating-point operations by part of the model and follows every live storage.
+`DeviceKernels` makes meta tensors take the paths of a real device: fused attention, and autocast's casts. `CostLedger`
+counts operations by part of the model, and follows every live storage. torch's own `FlopCounterMode` counts
+the same number of operations (docs/scaling.md), but neither memory nor, apart from each other, the forward and backward
+pass of the blocks that run inside the language model's layers.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 Device = Literal["cuda", "cpu"]
 
-# What torch.autocast computes in the lower precision, and what in float32, on CUDA (documentation of torch.amp).
+# Functions that torch.autocast computes in the lower precision, and in float32, on CUDA (documentation of torch.amp).
 _ATTENTION: Any = F.scaled_dot_product_attention
 _LOWER: set[Any] = {
     _ATTENTION,
@@ -41,26 +43,26 @@ for _owner in (torch, Tensor):
 _SINGLE |= {torch.layer_norm, torch.group_norm, Tensor.__pow__}
 
 
-class Kernels(TorchFunctionMode):
-    """Meta tensors compute as `device` would.
+class DeviceKernels(TorchFunctionMode):
+    """Makes meta tensors compute as `device` would.
 
-    Questions that only data can answer (`if mask.all()`) are answered no, as for a batch with padding.
+    Conditions that depend on data (`if mask.all()`) are false, as for a batch with padding.
 
     Args:
-        device: whose attention kernels and casts.
-        lower: compute in this precision where autocast would; None: no autocast.
+        device: the device whose attention kernels and casts are used.
+        lower: the precision of autocast; None: no autocast.
         made: called with the result of every function.
     """
 
     def __init__(self, device: Device, lower: torch.dtype | None, made: Callable[[Any], None]):
         super().__init__()
         self.device, self.lower, self.made = device, lower, made
-        self._casts: dict[int, Tensor] = {}  # autocast casts a parameter once
+        self._casts: dict[int, Tensor] = {}  # autocast casts each parameter once
         self._keep_casts = False
 
     @contextmanager
     def autocast(self) -> Generator[None]:
-        """A forward pass: casts of parameters are kept to its end."""
+        """A forward pass; casts of parameters are kept until its end."""
         self._keep_casts = True
         try:
             yield
@@ -70,8 +72,8 @@ class Kernels(TorchFunctionMode):
 
     @staticmethod
     def backward(loss: Tensor) -> None:
-        """`loss.backward()`, with the mode on: what activation checkpointing computes again goes through it too. (A
-        mode is off inside the functions that it handles, and `loss.backward()` is one.)"""
+        """`loss.backward()` with this mode enabled, so that the recomputing of activation checkpointing goes through it
+        too. (A mode is disabled inside the functions that it handles, and `loss.backward()` is one of them.)"""
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
 
@@ -112,8 +114,8 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention` by the kernel that the device would choose: on meta tensors torch itself
-    chooses the one that writes out all attention weights."""
+    """`F.scaled_dot_product_attention` by the kernel that the device would choose. For meta tensors, torch chooses the
+    kernel that writes all attention weights to memory."""
     kernels = torch.ops.aten
     if enable_gqa and device == "cuda" and attn_mask is not None:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
@@ -127,9 +129,9 @@ def attention(
         return kernels._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if attn_mask is not None:
         attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     return kernels._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, learns, dropout_p, is_causal, scale=scale
+        query, key, value, attn_mask, needs_grad, dropout_p, is_causal, scale=scale
     )[0]
 
 
@@ -138,7 +140,7 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -
 
 
 def _cpu_attention_backward_flops(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
-    # Five products where the forward pass has two: the weights are computed again.
+    # Five products instead of the forward pass's two: the attention weights are computed again.
     return 5 * sdpa_flop_count(query.shape, key.shape, value.shape) // 2
 
 
@@ -148,19 +150,19 @@ _CPU_FLOPS: dict[Any, Callable[..., int]] = {
 }
 
 
-class Ledger(TorchDispatchMode):
-    """Live bytes and operations of what runs inside.
+class CostLedger(TorchDispatchMode):
+    """Counts live bytes and operations of the code that runs in this mode.
 
     Args:
-        model: is watched from now on. Its parameters and buffers are there already, and are not counted.
-        part_of: module name -> part that its operations count to.
+        model: is observed by hooks from now on. Its parameters and buffers are not counted.
+        part_of: module name -> the part that the module's operations belong to.
 
     Attributes:
-        live, peak: bytes of the storages made inside, now and at most.
+        live, peak: bytes of the storages made in this mode: current, and highest.
         gradients: bytes of the live storages that hold parameters' gradients.
-        temporary: most bytes at any moment beside gradients.
-        flops: of matrix products, convolutions and attention, by (part, "forward" | "backward"); what activation
-            checkpointing computes again counts as backward.
+        temporary: peak bytes without gradients.
+        flops: of matrix products, convolutions and attention, by (part, "forward" | "backward"). The recomputing of
+            activation checkpointing counts as backward.
     """
 
     def __init__(self, model: nn.Module, part_of: Callable[[str], str]):
@@ -170,7 +172,7 @@ class Ledger(TorchDispatchMode):
         self.direction = "forward"
         self.part = ""
         self._outer: list[str] = []
-        self._sizes: dict[int, tuple[int, Any]] = {}  # by storage: bytes, and a reference that tells when it goes
+        self._sizes: dict[int, tuple[int, Any]] = {}  # by storage: bytes, and a weak reference
         self._gradients: set[int] = set()
         self._known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         for name, module in model.named_modules():
@@ -186,29 +188,29 @@ class Ledger(TorchDispatchMode):
         if count is not None:
             self.flops[self.part, self.direction] += count(*args, **kwargs, out_val=out)
         for value in tree_leaves(out):
-            if isinstance(value, Tensor) and value.is_meta:  # others stay in the host's memory
+            if isinstance(value, Tensor) and value.is_meta:  # others are in the host's memory
                 self.hold(value)
         return out
 
     def hold(self, tensor: Tensor) -> None:
-        """Counts a tensor's storage until it goes."""
+        """Counts a tensor's storage until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known or key in self._sizes:
             return
         size = storage.nbytes()
-        self._sizes[key] = size, weakref.ref(storage, lambda _: self._gone(key))
+        self._sizes[key] = size, weakref.ref(storage, lambda _: self._freed(key))
         self.live += size
         self.peak = max(self.peak, self.live)
         self.temporary = max(self.temporary, self.live - self.gradients)
 
     def made(self, out: Any) -> None:
-        """The backward pass through what made this tensor counts to the part that is at work now."""
+        """The backward pass through this tensor counts to the current part."""
         if isinstance(out, Tensor) and out.grad_fn is not None:
             part = self.part
             out.grad_fn.register_prehook(lambda _: setattr(self, "part", part))
 
-    def _gone(self, key: int) -> None:
+    def _freed(self, key: int) -> None:
         size, _ = self._sizes.pop(key)
         self.live -= size
         if key in self._gradients:

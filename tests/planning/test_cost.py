@@ -12,16 +12,16 @@ from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.images import ImageProcessor
 from flamboyance.planning import cost, memory
-from flamboyance.planning.cost import Sizes, batch_of, largest, outlined, trace, usual
-from flamboyance.planning.tracing import Kernels, Ledger, attention
+from flamboyance.planning.cost import BatchSizes, batch_of, largest_batch, meta_model, trace, typical_batch
+from flamboyance.planning.tracing import CostLedger, DeviceKernels, attention
 from flamboyance.training.parallel import checkpoint_activations
 from flamboyance.training.step import summed_loss
 from tests.model.families import PUBLISHED, make
 
-SMALL = [Sizes(4, 12, 4, 44), Sizes(3, 40, 7, 110)]
+SMALL = [BatchSizes(4, 12, 4, 44), BatchSizes(3, 40, 7, 110)]
 
 
-class RealLedger(Ledger):
+class RealTensorsLedger(CostLedger):
     """Follows the storages of ordinary tensors."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -34,7 +34,7 @@ class RealLedger(Ledger):
 
 def really(model, checkpointed):
     """(peak, temporary) of the same passes with real tensors."""
-    ledger = RealLedger(model.train(), lambda name: name)
+    ledger = RealTensorsLedger(model.train(), lambda name: name)
     if checkpointed:
         checkpoint_activations(model)
     normalize = ImageProcessor.clip(model.vision.image_size).normalized
@@ -70,7 +70,7 @@ def test_every_family_can_be_traced_as_on_a_gpu(family):
 
 def test_operations_are_those_done_by_hand():
     model = make("llama")
-    sizes = Sizes(4, 40, 4, 100)
+    sizes = BatchSizes(4, 40, 4, 100)
     flops = trace(model.config, [sizes], device="cpu").flops
     tokens = sizes.rows * sizes.tokens
     matrices = sum(p.numel() for layer in model.language_model.model.layers for p in layer.parameters() if p.ndim > 1)
@@ -112,8 +112,8 @@ class Net(nn.Module):
 def test_autocast_casts_as_on_cuda():
     with torch.device("meta"):
         net, x = Net(), torch.empty(8, 64)
-    ledger = Ledger(net, lambda name: name)
-    kernels = Kernels("cuda", torch.bfloat16, ledger.made)
+    ledger = CostLedger(net, lambda name: name)
+    kernels = DeviceKernels("cuda", torch.bfloat16, ledger.made)
     seen = []
     for module in (net.norm, net.up, net.down):
         module.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
@@ -129,8 +129,8 @@ def test_storages_are_followed_to_their_end():
     with torch.device("meta"):
         net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False))
         x = torch.empty(16, 64)
-    ledger = Ledger(net, lambda name: name)
-    kernels = Kernels("cpu", None, ledger.made)
+    ledger = CostLedger(net, lambda name: name)
+    kernels = DeviceKernels("cpu", None, ledger.made)
     with kernels, ledger:
         loss = checkpoint(net, x, use_reentrant=False).sum()
         assert ledger.live == 4  # the loss: everything else is computed again
@@ -147,7 +147,7 @@ def test_attention_on_a_gpu_keeps_no_weights(dtype, masked):
     with torch.device("meta"):
         q, k, v = (torch.empty(2, 4, 256, 16, dtype=dtype, requires_grad=True) for _ in range(3))
         mask = torch.ones(2, 1, 256, 256, dtype=torch.bool) if masked else None
-    ledger = Ledger(nn.Identity(), lambda name: name)
+    ledger = CostLedger(nn.Identity(), lambda name: name)
     with ledger:
         out = attention("cuda", q, k, v, attn_mask=mask)
     assert out.shape == q.shape and out.dtype == dtype
@@ -167,16 +167,16 @@ def test_attention_is_torchs_own():
 def test_sizes_of_sources():
     pairs = Pairs(shards="x", batch_size=64)
     documents = MMC4(shards="x", batch_size=32, max_images=6)
-    assert largest(pairs) == Sizes(64, 32, 64, 64 * 31)
-    assert largest(documents) == Sizes(32, 256, 192, 32 * 256 - 192)
-    assert usual(documents, 2.5).images == 80
-    assert usual(documents, 9.0).images == 192
-    assert usual(pairs, 2.5).images == 64
+    assert largest_batch(pairs) == BatchSizes(64, 32, 64, 64 * 31)
+    assert largest_batch(documents) == BatchSizes(32, 256, 192, 32 * 256 - 192)
+    assert typical_batch(documents, 2.5).images == 80
+    assert typical_batch(documents, 9.0).images == 192
+    assert typical_batch(pairs, 2.5).images == 64
 
 
-@pytest.mark.parametrize("sizes", SMALL + [Sizes(5, 16, 3, 60)])
+@pytest.mark.parametrize("sizes", SMALL + [BatchSizes(5, 16, 3, 60)])
 def test_batches_have_the_sizes_asked_for(sizes):
-    batch = batch_of(sizes, outlined(make("opt").config))
+    batch = batch_of(sizes, meta_model(make("opt").config))
     assert batch.input_ids.shape == (sizes.rows, sizes.tokens)
     assert sum(batch.media_counts) == sizes.images == len(batch.images)
     assert batch.images_seen.max(1).values.tolist() == list(batch.media_counts)
@@ -200,5 +200,5 @@ def test_units_hold_every_parameter_once():
     found = memory.units(model, "fp32")
     assert found.twice + found.once + found.root == 4 * sum(p.numel() for p in model.parameters())
     assert 4 * found.largest_trained <= found.largest
-    half = memory.units(outlined(model.config, "bf16"), "bf16")
+    half = memory.units(meta_model(model.config, "bf16"), "bf16")
     assert 2 * (half.twice + half.once + half.root) == found.twice + found.once + found.root
