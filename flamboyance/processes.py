@@ -1,4 +1,4 @@
-"""The processes of a run: one, or those that torchrun started. Training and evaluation share this."""
+"""The processes of a run: one, or those that torchrun started. Training and evaluation use this."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class World:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every process is here, however long the first one prepares or writes."""
+        """Waits until every process is here, however long the first one prepares or writes."""
         if self.size > 1:
             dist.barrier(group=self.patient)
 
@@ -81,7 +81,7 @@ class World:
 
 @contextmanager
 def world() -> Generator[World]:
-    """Joins the processes that torchrun started, if it did; leaves them at the end."""
+    """Joins the processes that torchrun started, if there are any, and leaves them at the end."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if torch.cuda.is_available():
@@ -100,7 +100,7 @@ def world() -> Generator[World]:
     try:
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield World(rank, size, local, local_size, device, patient)
-        dist.barrier(group=patient)  # nobody leaves while another still waits for an answer
+        dist.barrier(group=patient)  # no process leaves while another one waits for it
     finally:
         dist.destroy_process_group()
 
@@ -108,15 +108,15 @@ def world() -> Generator[World]:
 def fresh_part(store: dist.Store, rank: int, size: int, longest: float = LONGEST) -> dist.Store:
     """A part of the store that no earlier processes have written to, the same on every rank.
 
-    After a restart the store still holds addresses of the processes before it, and process groups beyond the first
-    would find those (torch 2.13, gloo). torchrun's own count of restarts does not tell the times apart on several
-    nodes: each node's agent counts for itself.
+    After a restart the store still has the addresses of earlier processes, and process groups beyond the first would
+    use those (torch 2.13, gloo). torchrun's count of restarts does not help on several nodes, because each node's agent
+    counts by itself.
 
-    Each rank says hello with a name of its own that no process had before; rank 0 answers every name that it finds with
-    its own, again and again, until all ranks that are alive now have thanked for it.
+    Each rank writes a hello with a new unique name. Rank 0 answers every name that it finds with its own name,
+    repeatedly, until all current ranks have confirmed that answer.
 
     Raises:
-        TimeoutError: not all came within `longest` seconds.
+        TimeoutError: not all ranks came within `longest` seconds.
     """
     own, until = uuid.uuid4().hex, time.monotonic() + longest
     if rank:

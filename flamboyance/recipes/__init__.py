@@ -1,6 +1,6 @@
 """Whole training runs as Python functions: typed keyword arguments -> flamboyance.training.run.TrainingRun.
 
-`RECIPES` holds them by name. They are imported when it is asked for: names and summaries are at hand without torch.
+`RECIPES` has them by name. It is imported when it is first used, so that names and summaries need no torch.
 """
 
 from __future__ import annotations

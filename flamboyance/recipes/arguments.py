@@ -68,7 +68,7 @@ def _function(path: str, function: str) -> Recipe:
 
 
 def parameters(recipe: Recipe) -> dict[str, Parameter]:
-    """What a recipe takes. A parameter without annotation has the type of its default, or is a text."""
+    """The parameters of a recipe. One without annotation has the type of its default, or is a text."""
     hints = get_type_hints(recipe)
     found = {}
     for name, one in inspect.signature(recipe).parameters.items():
@@ -99,7 +99,7 @@ def resolve(recipe: Recipe, given: Iterable[str]) -> TrainingRun:
         given: `key=value`, each key a parameter of the recipe, a field of `TrainingConfig`, or `SOURCE.field`.
 
     Raises:
-        ValueError: a key is unknown or given twice, a value does not fit its type, or a needed one is missing.
+        ValueError: a key is unknown or given twice, a value has the wrong type, or a required parameter is missing.
     """
     values = _split(given)
     taken = parameters(recipe)
@@ -129,7 +129,7 @@ def _split(given: Iterable[str]) -> dict[str, str]:
     for setting in given:
         key, sign, value = setting.partition("=")
         if not sign or not key:
-            raise ValueError(f"{setting!r} is no setting; expected key=value, as in steps=200")
+            raise ValueError(f"invalid setting {setting!r}: expected key=value, as in steps=200")
         if key in values:
             raise ValueError(f"{key} is given twice: {values[key]!r} and {value!r}")
         values[key] = value
@@ -172,10 +172,10 @@ def _unknown(key: str, keys: list[str], what: str, listed: list[str] | None = No
 
 
 def convert(text: str, kind: Any, name: str) -> Any:
-    """A value of the annotated type.
+    """The text as a value of the annotated type.
 
     Raises:
-        ValueError: the text does not say one.
+        ValueError: the text is no such value.
     """
     if get_origin(kind) in (Union, types.UnionType):
         return _any_of(text, get_args(kind), name)
@@ -201,22 +201,22 @@ def convert(text: str, kind: Any, name: str) -> Any:
     elif kind in (str, Any):
         return text
     else:
-        raise ValueError(f"{name} cannot be set as text: it is {describe(kind)}; write a recipe file that sets it")
+        raise ValueError(f"{name} cannot be given as text: it is {describe(kind)}; set it in a recipe file")
     raise ValueError(f"{name}={text}: expected {describe(kind)}")
 
 
 def _any_of(text: str, kinds: tuple[Any, ...], name: str) -> Any:
-    for kind in _said(kinds):
+    for kind in _expressible(kinds):
         try:
             return convert(text, kind, name)
         except ValueError:
             continue
-    raise ValueError(f"{name}={text}: expected {' or '.join(map(describe, _said(kinds)))}")
+    raise ValueError(f"{name}={text}: expected {' or '.join(map(describe, _expressible(kinds)))}")
 
 
-def _said(kinds: tuple[Any, ...]) -> list[Any]:
-    """Those of a union that a text can say, in the order in which they are tried."""
-    # Every text is a text, commas and all (a pattern, a command), so that comes last, and no tuple beside it.
+def _expressible(kinds: tuple[Any, ...]) -> list[Any]:
+    """The types of a union that a text can express, in the order in which they are tried."""
+    # Every text, also one with commas, is a valid str: str is tried last, and no tuple is tried beside it.
     kept = [kind for kind in kinds if str not in kinds or get_origin(kind) is not tuple]
     return sorted(kept, key=lambda kind: kind is str)
 
@@ -232,9 +232,9 @@ def _tuple(text: str, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:
 
 
 def describe(kind: Any) -> str:
-    """A type in words: what a value of it looks like."""
+    """A type in words."""
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(describe(one) for one in _said(get_args(kind)))
+        return " or ".join(describe(one) for one in _expressible(get_args(kind)))
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple or kind is tuple:

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: everything that the next step depends on, written beside the training and put in place whole.
+"""Checkpoints of a run: the complete state that the next step depends on, written while the training continues.
 
-A checkpoint is written as `checkpoints/.step-00000500.partial` and renamed when every rank is done: a kill at any time
-leaves the last good one. One that was damaged afterwards is noticed when it is read, by all ranks alike, and the one
-before it is taken. `checkpoint_files` says what is in it.
+A checkpoint is written as `checkpoints/.step-00000500.partial` and renamed when every rank has finished, so a kill at
+any time leaves the previous one intact. All ranks detect together that a checkpoint is damaged, and read the one before
+it. `checkpoint_files` describes the files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flamboyance.training.checkpoint_files import Damaged
 from flamboyance.training.optimizer import state_tensors
 
 NAME = re.compile(r"step-(\d{8,})$")
-PATIENCE = 120  # seconds until another node has to see what the first rank sees
+PATIENCE = 120  # seconds until another node must see the files that the first rank sees
 
 
 class Checkpoints:
@@ -36,8 +36,8 @@ class Checkpoints:
 
     Args:
         directory: made if missing.
-        keep: how many of the newest stay.
-        identity: of the model, for JSON; a checkpoint of another one is refused.
+        keep: number of checkpoints that are kept, the newest ones.
+        identity: JSON that identifies the model; a checkpoint of another model is refused.
     """
 
     def __init__(self, directory: Path, world: World, keep: int, identity: dict[str, Any]):
@@ -48,12 +48,12 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         self._step = 0
-        # A group of its own: checkpoints are exchanged in a thread, beside the training's own exchanges.
+        # A separate group: the writing thread communicates at the same time as the training.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         if world.first:
             directory.mkdir(parents=True, exist_ok=True)
-            for left_over in directory.glob(".step-*"):
-                _remove(left_over)
+            for unfinished in directory.glob(".step-*"):
+                _remove(unfinished)
         world.wait()
 
     def steps(self) -> list[int]:
@@ -68,14 +68,14 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
     ) -> None:
-        """Starts to write; training may go on at once. Waits for the one before.
+        """Starts to write a checkpoint in a thread, after waiting for the previous one.
 
         Args:
-            step: number of optimizer steps done.
-            state: of this rank, for JSON.
+            step: number of optimizer steps taken.
+            state: JSON of this rank.
 
         Raises:
-            OSError: the one before could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
         pieces = files.share(_tensors(trained, optimizer), self.world.rank, self.world.size)
@@ -84,7 +84,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, step, pieces, state)
 
     def _write(self, step: int, pieces: dict[str, files.Piece], state: dict[str, Any]) -> None:
-        """In the thread. It fails on all ranks, or on none."""
+        """Runs in the thread. It fails on all ranks or on none."""
         part, entries, problem = self._path(step, part=True), {}, None
         try:
             entries = files.write_share(part, self.world.rank, pieces, state)
@@ -102,17 +102,17 @@ class Checkpoints:
             raise OSError(problem)
 
     def _exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, in the thread that writes."""
+        """Every rank's value; for the writing thread."""
         every = [value] * self.world.size
         if self._group:
             dist.all_gather_object(every, value, group=self._group)
         return every
 
     def wait(self) -> Path | None:
-        """Until the checkpoint being written is in place. Returns where, or None if none was being written.
+        """Waits until the checkpoint being written is complete. Returns its path, or None if none was being written.
 
         Raises:
-            OSError: it could not be written; the last complete one is untouched.
+            OSError: it could not be written; the previous one is untouched.
         """
         if self._writing is None:
             return None
@@ -121,7 +121,7 @@ class Checkpoints:
             writing.result()
         except (OSError, RuntimeError) as error:
             good = self.steps()
-            if self.world.first:  # what was written of it takes room
+            if self.world.first:  # free the space of its files
                 shutil.rmtree(self._path(self._step, part=True), ignore_errors=True)
             raise OSError(
                 f"the checkpoint of step {self._step} could not be written to {self.directory}: {_described(error)}; "
@@ -129,7 +129,7 @@ class Checkpoints:
                 + "remove the cause (free space on that disk, or restore access to it) and start the same command "
                 "again to resume"
             ) from error
-        if self.world.first:  # has heard from every rank: the checkpoint is complete
+        if self.world.first:  # every rank has reported success
             if self._path(self._step).exists():
                 self._discard(self._step)
             os.replace(self._path(self._step, part=True), self._path(self._step))
@@ -138,7 +138,7 @@ class Checkpoints:
         return self._path(self._step)
 
     def _discard(self, step: int) -> None:
-        # Renamed first, so that one that is half removed is never taken for a good one.
+        # Renamed first, so that a half removed checkpoint is never read.
         removed = self.directory / f".{self._path(step).name}.removed"
         os.replace(self._path(step), removed)
         _remove(removed)
@@ -148,16 +148,16 @@ class Checkpoints:
         return self._writing is not None and not self._writing.done()
 
     def load(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]] | None:
-        """Puts the newest good checkpoint into the parameters and the optimizer. Damaged ones after it are renamed to
+        """Reads the newest intact checkpoint into the parameters and the optimizer. Damaged newer ones are renamed to
         `step-….damaged`, with a warning.
 
         Returns:
-            What `save` was given as state, of every rank that wrote it, with "step"; None where there is none.
+            The `state` that each rank gave to `save`, with "step"; None if there is no checkpoint.
 
         Raises:
-            ValueError: it is of another model, or no checkpoint is good.
+            ValueError: it is a checkpoint of another model, or all checkpoints are damaged.
         """
-        # The first rank says which there are and what is in them; all must find one good before any takes it.
+        # The first rank reads what each checkpoint contains. All ranks must find one intact before any reads it.
         steps, problems = self.world.broadcast(self.steps() if self.world.first else None), {}
         for step in reversed(steps):
             found = self.world.broadcast(_tried(self._opened, step) if self.world.first else None)
@@ -175,28 +175,28 @@ class Checkpoints:
         if problems:
             listed = "; ".join(f"{self._path(step).name}: {text}" for step, text in problems.items())
             raise ValueError(
-                f"no checkpoint in {self.directory} can be read ({listed}): restore one from a copy, or start anew "
+                f"no checkpoint in {self.directory} can be read ({listed}): restore one from a copy, or start again "
                 "with another output="
             )
         return None
 
     def _agreed(self, found: Any) -> Any:
-        """What was found here, or the first problem that any rank has."""
+        """This rank's result, or the first problem of any rank."""
         every = self.world.gather(found if isinstance(found, Problem) else None)
         return next((problem for problem in every if problem), found)
 
     def _opened(self, step: int) -> dict[str, Any]:
-        """The manifest of a checkpoint, with "states" of all ranks that wrote it, and "shapes" of the tensors."""
+        """The manifest, with the "states" of the ranks that wrote the checkpoint, and the "shapes" of its tensors."""
         about = files.read_manifest(self._path(step))
         if about["step"] != step:
-            raise Damaged(f"it says that it is of step {about['step']}")
+            raise Damaged(f"its manifest is of step {about['step']}")
         files.verify(self._path(step), about["files"], [f"rank-{rank}.json" for rank in range(about["ranks"])])
         states = files.read_states(self._path(step), about["ranks"])
         return {**about, "states": states, "shapes": files.shapes(states)}
 
     def _verified(self, step: int, about: dict[str, Any]) -> dict[str, Any]:
-        """Compares the checksums of this rank's part of the tensors' files."""
-        for _ in range(0 if self.world.first else PATIENCE):  # other nodes may see the directory a little late
+        """Compares the checksums of this rank's share of the tensor files."""
+        for _ in range(0 if self.world.first else PATIENCE):  # a shared directory may appear later on other nodes
             if self._path(step).exists():
                 break
             time.sleep(1)
@@ -219,15 +219,15 @@ class Checkpoints:
         path, advice = self._path(step), "give the run another output=, or the model that it was started with"
         if about["model"] != self.identity:
             raise ValueError(
-                f"{path} is a checkpoint of another model: of {about['model']}, this one is {self.identity}; {advice}"
+                f"{path} is a checkpoint of another model: of {about['model']}, expected {self.identity}; {advice}"
             )
         stored = about["shapes"]
-        own = {name: tuple(tensor.shape) for name, tensor in _tensors(trained, optimizer).items()}
-        for name in sorted(own.keys() | stored.keys()):
-            if own.get(name) != stored.get(name):
+        expected = {name: tuple(tensor.shape) for name, tensor in _tensors(trained, optimizer).items()}
+        for name in sorted(expected.keys() | stored.keys()):
+            if expected.get(name) != stored.get(name):
                 raise ValueError(
                     f"{path} is a checkpoint of another model: it has {name} as {stored.get(name)}, this model as "
-                    f"{own.get(name)}; {advice}"
+                    f"{expected.get(name)}; {advice}"
                 )
 
     def _set_aside(self, problems: dict[int, str], good: int) -> None:
@@ -256,7 +256,7 @@ class Problem:
 
 
 def _tried(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What the action returns; a `Problem` where what it reads is not what was written."""
+    """The action's result, or a `Problem` if the files are damaged."""
     try:
         return action(*arguments)
     except (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -264,7 +264,7 @@ def _tried(action: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _described(error: BaseException) -> str:
-    """In one line, with the file where it is known."""
+    """The error in one line, with its file if known."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
@@ -279,11 +279,11 @@ def _remove(path: Path) -> None:
 
 
 def _tensors(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What trains and its optimizer state, flat, by name: the tensors themselves, not copies."""
-    found: dict[str, torch.Tensor] = {f"model.{name}": p.detach() for name, p in trained.items()}
+    """The trainable parameters and their optimizer state, flat, by name: the tensors themselves, not copies."""
+    tensors: dict[str, torch.Tensor] = {f"model.{name}": p.detach() for name, p in trained.items()}
     for name, state in state_tensors(trained, optimizer).items():
-        found |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-    return found
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+    return tensors
 
 
 def _random_state(device: torch.device) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """The files of one checkpoint: JSON and safetensors, with a checksum of each. Nothing in them can run code.
 
     step-00000500/
-        rank-0.safetensors   the share of the tensors that rank 0 wrote: whole ones, or its shards
-        rank-0.json          where in the whole each of them belongs, and the rank's own state
+        rank-0.safetensors   the tensors that rank 0 wrote: whole ones, or its shards
+        rank-0.json          the place of each of them in the whole tensor, and the rank's state
         …                    two files per rank
-        checkpoint.json      what the checkpoint is of, and size and CRC-32 of every file; written last
+        checkpoint.json      step and model, and size and CRC-32 of every file; written last
 
-Tensors are found by name and place, so another number of ranks, or another kind of parallelism, reads them.
+Tensors are found by name and place, so that another number of ranks or another kind of parallelism can read them.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Place = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape of a piece i
 
 
 class Damaged(ValueError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one rank holds of a tensor.
+    """One rank's piece of a tensor.
 
     Attributes:
         whole: shape of the whole tensor.
-        place: of the piece in it.
-        values: the piece itself, not a copy.
+        place: the piece's place in it.
+        values: the values of the piece, not a copy.
     """
 
     whole: tuple[int, ...]
@@ -53,7 +53,7 @@ class Piece:
 
 
 def held(tensor: torch.Tensor) -> Piece:
-    """What this rank holds of a tensor, which may be sharded."""
+    """This rank's piece of a tensor, which may be sharded."""
     whole = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
         return Piece(whole, ((0,) * len(whole), whole), tensor)
@@ -63,8 +63,8 @@ def held(tensor: torch.Tensor) -> Piece:
 
 
 def share(tensors: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, Piece]:
-    """What this rank writes, copied to main memory: its shards, and its part of what every rank has whole. Together
-    the ranks write everything once."""
+    """The pieces that this rank writes, copied to main memory: its shards, and its share of the tensors that every rank
+    has. Together the ranks write everything once."""
     chosen: dict[str, torch.Tensor] = {}
     common = sorted(name for name, tensor in tensors.items() if not isinstance(tensor, DTensor))
     for name in common[rank::ranks]:
@@ -82,7 +82,7 @@ def share(tensors: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[st
 
 
 def _first_copy(tensor: DTensor) -> bool:
-    """Whether this rank's shard is the first of those that are equal."""
+    """Whether this rank has the first copy of its shard."""
     here = tensor.device_mesh.get_coordinate() or ()
     return all(not placement.is_replicate() or at == 0 for placement, at in zip(tensor.placements, here, strict=True))
 
@@ -91,14 +91,14 @@ def _first_copy(tensor: DTensor) -> bool:
 
 
 def write_share(folder: Path, rank: int, pieces: Mapping[str, Piece], state: Mapping[str, Any]) -> dict[str, Any]:
-    """One rank's two files. Returns their entries in the manifest.
+    """Writes one rank's two files, and returns their entries in the manifest.
 
     Raises:
         OSError: names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors, about = folder / f"rank-{rank}.safetensors", folder / f"rank-{rank}.json"
-    with replacing(tensors) as part:  # turns what safetensors raises where the disk is full into an OSError
+    with replacing(tensors) as part:  # turns safetensors' error about a full disk into an OSError
         save_file({name: piece.values for name, piece in pieces.items()}, part)
     _sync(tensors)
     places = {name: {"whole": p.whole, "offset": p.place[0], "shape": p.place[1]} for name, p in pieces.items()}
@@ -107,7 +107,7 @@ def write_share(folder: Path, rank: int, pieces: Mapping[str, Piece], state: Map
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    """The last file: a directory without it is not a checkpoint."""
+    """Writes the last file. A directory without it is not a checkpoint."""
     content = {"format": FORMAT, **about, "files": files}
     _write_json(folder / MANIFEST, {**content, "crc32": _checksum_of(content)})
     _sync(folder)
@@ -144,10 +144,10 @@ def _checksum_of(content: Any) -> int:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
+    """Reads the manifest of a checkpoint.
 
     Raises:
-        Damaged: the manifest is missing or changed, or the files do not match it.
+        Damaged: the manifest is missing or has changed, or the files do not match it.
         OSError: it cannot be read.
     """
     if not folder.is_dir():
@@ -174,7 +174,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, files: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Reads some of the files, and compares their checksums.
+    """Compares the checksums of some of the files.
 
     Raises:
         Damaged: one has changed.
@@ -187,7 +187,7 @@ def verify(folder: Path, files: Mapping[str, Any], names: Sequence[str]) -> None
 
 
 def read_states(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """What every rank wrote beside its tensors: its state, and "tensors", their places.
+    """Reads the state of every rank, with the places of its "tensors".
 
     Raises:
         Damaged: it is not JSON.
@@ -201,13 +201,13 @@ def shapes(states: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(folder: Path, states: Sequence[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Reads what this rank holds of each tensor into it, whoever wrote it.
+    """Reads this rank's piece of each tensor into it, whichever ranks wrote it.
 
     Args:
-        states: of `read_states`.
+        states: from `read_states`.
 
     Raises:
-        Damaged: a tensor is not there, or not all of it.
+        Damaged: a tensor is missing or incomplete.
     """
     wanted = {name: held(tensor) for name, tensor in tensors.items()}
     done = dict.fromkeys(wanted, 0)
@@ -226,7 +226,7 @@ def read_tensors(folder: Path, states: Sequence[Mapping[str, Any]], tensors: Map
             raise Damaged(f"{file.name}: {error}") from error
     for name, piece in wanted.items():
         if done[name] != piece.values.numel():
-            raise Damaged(f"{name} is not in it, or not all of it")
+            raise Damaged(f"{name} is missing or incomplete")
 
 
 Region = tuple[slice, ...]
@@ -235,15 +235,15 @@ Region = tuple[slice, ...]
 def _overlaps(
     wanted: Mapping[str, Piece], stored: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, tuple[Region, Region]]]:
-    """(name, where in the stored piece, where in the wanted one) of what they have in common."""
+    """(name, (region in the stored piece, region in the wanted piece)) of all overlaps."""
     for name, one in stored.items():
         if name not in wanted:
             continue
         source, target = [], []
-        for begin, length, own, size in zip(one["offset"], one["shape"], *wanted[name].place, strict=True):
-            first, last = max(begin, own), min(begin + length, own + size)
+        for begin, length, start, size in zip(one["offset"], one["shape"], *wanted[name].place, strict=True):
+            first, last = max(begin, start), min(begin + length, start + size)
             source.append(slice(first - begin, last - begin))
-            target.append(slice(first - own, last - own))
+            target.append(slice(first - start, last - start))
         if all(part.start < part.stop for part in source):
             yield name, (tuple(source), tuple(target))
 

@@ -1,4 +1,4 @@
-"""Accelerators, by their makers' data sheets."""
+"""Accelerators, from their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Hardware:
-    """One kind of accelerator. Bandwidths are bytes a second, in one direction.
+    """One kind of accelerator. Bandwidths are bytes per second in one direction.
 
     Attributes:
-        bf16, fp32: peak operations a second of matrix products, dense, with float32 sums (fp32: without TF32).
+        bf16, fp32: peak operations per second of dense matrix products with float32 sums (fp32: without TF32).
         memory: bytes, as the driver reports them.
         memory_bandwidth: of its memory.
-        link: to the others of its node (NVLink, or PCIe).
-        network: its share of the node's network to other nodes, in the maker's reference node.
-        reserve: bytes that the driver, libraries and communication take before the first tensor.
-        fragments: share of what tensors take that is lost between the allocator's blocks.
+        link: bandwidth to other devices of the node (NVLink, or PCIe).
+        network: its share of the node's bandwidth to other nodes, in the maker's reference node.
+        reserve: bytes that the driver, libraries and communication use before the first tensor.
+        fragments: memory lost between the allocator's blocks, as a fraction of the tensors' memory.
     """
 
     name: str
@@ -58,26 +58,26 @@ KINDS = {
 
 
 def find(name: str) -> Hardware:
-    """A kind by its name or the beginning of one; "cpu" is this machine.
+    """A kind by its name or the beginning of its name; "cpu" is this machine.
 
     Raises:
-        ValueError: none or several fit; lists the names.
+        ValueError: no kind or several kinds have such a name.
     """
     if name.lower() == "cpu":
         return this_machine()
     fitting = [kind for known, kind in KINDS.items() if known.lower().startswith(name.lower())]
     exact = [kind for kind in fitting if kind.name.lower() == name.lower()]
     if len(exact or fitting) != 1:
-        problem = "is not one of the kinds known" if not fitting else "fits more than one kind"
-        raise ValueError(f"--kind {name} {problem}: give one of {', '.join(KINDS)}, or cpu for this machine.")
+        problem = "is unknown" if not fitting else "fits more than one kind"
+        raise ValueError(f"--kind {name} {problem}: expected one of {', '.join(KINDS)}, or cpu for this machine")
     return (exact or fitting)[0]
 
 
 def this_machine() -> Hardware:
-    """Its memory, and 32 operations a cycle of each core (AVX2) at 2.5 GHz."""
+    """This machine: its memory, and 32 operations per cycle and core (AVX2) at 2.5 GHz."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     speed = cores * 32 * 2.5e9
-    # The reserve is what Python, torch and transformers take once imported; the fragments are what glibc's malloc keeps
-    # of freed blocks, which benchmarks/plan_memory.py measures.
+    # Python, torch and transformers take the reserve once imported. The fragments are freed blocks that glibc's malloc
+    # keeps, as benchmarks/plan_memory.py measures.
     return Hardware("cpu", speed, speed, memory, 20e9, 20e9, 1.25e9, reserve=0.8e9, fragments=0.15)

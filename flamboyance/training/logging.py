@@ -1,4 +1,4 @@
-"""What a run says about itself: log.jsonl always, a progress line, and trackers on request."""
+"""The log of a run: log.jsonl, a progress line, and trackers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-from flamboyance.files import check_written_here, naming, replacing
+from flamboyance.files import check_written_here, naming, write_text
 
 FILE = "log.jsonl"
 
 
 class Log:
-    """`log.jsonl` in the run's directory, an object a step, and what else was asked for. One process writes.
+    """`log.jsonl` in the run's directory, one object per step, and the trackers. Only one process writes.
 
-    A run that goes on from step n keeps the lines of the first n steps: each step stands there once, whatever was
-    killed in between.
+    A run that resumes after step n keeps the lines of the first n steps, so each step is logged once.
 
     Args:
-        start: number of steps done before.
+        start: number of steps taken before.
         track: names of trackers.
     """
 
@@ -36,7 +35,7 @@ class Log:
         self._line = ProgressLine(start, steps)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """One step's figures; lists are kept as lists, and what is not finite is null."""
+        """Writes one step's figures. Lists are written as lists, and numbers that are not finite as null."""
         with naming(self._path):
             self._file.write(json.dumps({"step": step, **_plain(figures)}) + "\n")
             self._file.flush()
@@ -59,7 +58,7 @@ class Log:
 
 
 class ProgressLine:
-    """On a terminal one line that is written over; elsewhere a line every half minute."""
+    """On a terminal, one line that is overwritten; elsewhere, a line every half minute."""
 
     def __init__(self, start: int, steps: int, every: float = 30.0):
         self.start, self.steps, self.every = start, steps, every
@@ -67,9 +66,9 @@ class ProgressLine:
         self.live = sys.stderr.isatty()
 
     def show(self, step: int, figures: dict[str, Any]) -> None:
-        found = {k.removeprefix("evaluation/"): v for k, v in figures.items() if k.startswith("evaluation/")}
-        if found:
-            self.say(f"step {step}, evaluated: " + "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        scores = {k.removeprefix("evaluation/"): v for k, v in figures.items() if k.startswith("evaluation/")}
+        if scores:
+            self.say(f"step {step}, evaluated: " + "  ".join(f"{name} {value:.3g}" for name, value in scores.items()))
         if "loss" not in figures:
             return
         now = time.monotonic()
@@ -103,7 +102,7 @@ def _duration(seconds: float) -> str:
 
 
 def _cut(path: Path, start: int) -> None:
-    """Leaves the lines of the first `start` steps. A last line that was cut off by a kill goes with the rest."""
+    """Keeps the lines of the first `start` steps. A last line that was cut off by a kill is removed too."""
     if not path.exists():
         return
     kept = []
@@ -114,12 +113,11 @@ def _cut(path: Path, start: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             break
         kept.append(line)
-    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.writelines(kept)
+    write_text(path, "".join(kept))
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replaces NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -128,15 +126,12 @@ def _plain(value: Any) -> Any:
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, Any]:
-    found = {}
+    """Lists and objects as one figure per entry, NAME/ENTRY."""
+    flat = {}
     for name, value in figures.items():
-        if isinstance(value, list):
-            found |= {f"{name}/{i}": v for i, v in enumerate(value)}
-        elif isinstance(value, dict):
-            found |= {f"{name}/{k}": v for k, v in value.items()}
-        else:
-            found[name] = value
-    return found
+        entries = dict(enumerate(value)) if isinstance(value, list) else value
+        flat |= {f"{name}/{k}": v for k, v in entries.items()} if isinstance(entries, dict) else {name: value}
+    return flat
 
 
 def _tracker(name: str, output: Path, start: int, config: Any) -> Any:
@@ -161,7 +156,7 @@ def _tracker(name: str, output: Path, start: int, config: Any) -> Any:
         library: Any = __import__(name)
     except ImportError as error:
         raise ImportError(f"track={name!r} needs a package: pip install {name}") from error
-    # One run there for this directory, however often it is resumed, and no other directory's of the same name.
+    # One tracked run per directory, however often it is resumed, and not shared with a directory of the same name.
     known = output / ".run-id"
     if not known.exists():
         known.write_text(uuid.uuid4().hex[:12], encoding="utf-8")

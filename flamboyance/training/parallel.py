@@ -1,6 +1,6 @@
-"""A model on one device, with DDP, or with FSDP2: all applied from outside a model that knows one device.
+"""Puts a model on one device, under DDP, or under FSDP2. The model itself knows nothing about parallelism.
 
-Launched by `torchrun`, every process trains on its own batches; launched plainly, there is one.
+Under `torchrun`, every process trains on its own batches; otherwise there is one process.
 """
 
 from __future__ import annotations
@@ -36,45 +36,45 @@ def quantized(language_model: Any) -> bool:
 
 
 def set_precision(model: Any, precision: str) -> None:
-    """Frozen parts in the computing precision, what trains in float32. Quantised weights stay as they are."""
+    """Frozen parts get the computing precision, trainable parameters float32. Quantised weights are not changed."""
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def settled(tensor: torch.Tensor) -> torch.Tensor:
+    def converted(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor
         return tensor.to(torch.float32 if tensor.requires_grad else frozen)
 
     for backbone in (model.vision, model.language_model):
         if not quantized(backbone):
-            backbone._apply(settled)
+            backbone._apply(converted)
     for part in (model.resampler, model.cross_attention, model.added_tokens):
         part.float()
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Layers, gated blocks and the resampler's layers keep their inputs only, and compute the rest again when it is
-    needed. Blocks run in hooks outside the layers' `forward`, so each is checkpointed by itself."""
+    """Layers, gated blocks and the resampler's layers keep only their inputs and compute the rest again in the backward
+    pass. Blocks run in hooks outside of the layers' `forward`, so each is checkpointed by itself."""
     for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers):
         module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def compile_layers(model: Any) -> None:
-    """torch.compile of each layer by itself: hooks and context stay outside the compiled graphs. Lengths vary from
-    batch to batch, so shapes are symbols from the start."""
+    """Compiles each layer by itself, so that hooks and context stay outside of the compiled graphs. Lengths vary from
+    batch to batch, so shapes are dynamic from the start."""
     tower = [m for m in model.vision.modules() if isinstance(m, nn.ModuleList)]
     for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers, *(tower[0] if tower else ())):
         module.forward = torch.compile(module.forward, dynamic=True)
 
 
 def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
-    """FSDP2: every part that is gathered, used and freed together becomes a unit of its own.
+    """FSDP2: every part that is gathered, used and freed together is a unit.
 
-    The projections of latents to keys and values are a unit, for they are used before the blocks that they belong to.
-    Added tokens and the language model's tables stay with the root, whole from the first use to the last: they are
-    read through methods and ties, not through a module's call. A quantised language model is not sharded: its packed
-    weights are no parameters that could be, and each device holds it whole.
+    The projections of latents to keys and values are one unit, because they are used before their blocks. Added tokens
+    and the language model's tables are in the root unit, which stays gathered: they are read through methods and ties,
+    not through a module's call. A quantised language model is not sharded, because its packed weights cannot be; each
+    device holds all of it.
     """
-    # Frozen parts are gathered in the precision that they are in; what trains is gathered in the computing one.
+    # Frozen parts are gathered in their own precision, trainable ones in the computing precision.
     computing = torch.bfloat16 if precision == "bf16" else None
     trained = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32)
     frozen = MixedPrecisionPolicy()
@@ -95,10 +95,10 @@ def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
 
 
 class Parallel:
-    """A model ready to train.
+    """A model that is ready to train.
 
     Attributes:
-        call: what to call in place of the model's forward.
+        call: is called instead of the model.
     """
 
     def __init__(self, model: Any, config: TrainingConfig, world: World):
@@ -114,7 +114,7 @@ class Parallel:
         if self.sharded:
             shard(model, self._mesh(config), config.precision)
         elif world.size > 1:
-            # Buffers (of frozen parts) never change; the option that says so was renamed in torch 2.13.
+            # Buffers (of frozen parts) never change, so they are not synchronised. torch 2.13 renamed the option.
             known = inspect.signature(DistributedDataParallel).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             options: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
@@ -128,7 +128,7 @@ class Parallel:
 
     @contextmanager
     def backward(self, last: bool) -> Generator[None]:
-        """Around each forward and backward of a step: gradients are exchanged after the last one alone."""
+        """Context of each forward and backward pass of a step; gradients are exchanged only in the last one."""
         if isinstance(self.call, DistributedDataParallel):
             with nullcontext() if last else self.call.no_sync():
                 yield
@@ -153,7 +153,7 @@ class Parallel:
             self.model.train()
 
     def tanh(self, gates: Sequence[torch.Tensor]) -> list[float]:
-        """Of gates, each of one element; of a sharded model every rank must ask."""
+        """tanh of gates, each of one element. Every rank of a sharded model must call this."""
         gates = [gate.detach() for gate in gates]
         if self.sharded:
             gates = [self.whole(gate) for gate in gates]
@@ -161,5 +161,5 @@ class Parallel:
 
     @staticmethod
     def whole(tensor: torch.Tensor) -> torch.Tensor:
-        """All of a tensor, on the CPU; of one that is sharded every rank must ask."""
+        """The whole tensor, on the CPU. Every rank must call this for a sharded tensor."""
         return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()

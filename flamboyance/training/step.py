@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of every source's loss, accumulated, clipped once, applied by all ranks or by none."""
+"""One optimizer step: gradients of all sources' losses are accumulated, clipped, and applied by all ranks or none."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Item = dict[str, Batch]  # a batch of every source
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did.
+    """The result of a step.
 
     Attributes:
         losses: mean cross-entropy of each source, over the tokens of all ranks and micro-steps.
-        loss: their weighted sum, which is what is minimised.
-        gradient_norm: before clipping; not finite when the step was skipped.
-        targets, tokens, images: predicted tokens, real tokens, and images of all ranks.
+        loss: their weighted sum, which is minimised.
+        gradient_norm: norm before clipping; not finite if the step was skipped.
+        targets, tokens, images: numbers of predicted tokens, of tokens without padding, and of images, of all ranks.
     """
 
     losses: dict[str, float]
@@ -43,7 +43,7 @@ class StepResult:
 
 
 def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -> Tensor:
-    """Cross-entropy of a batch, summed over its targets, in float32. Logits are made for targets alone: (K, V)."""
+    """Cross-entropy of a batch, summed over its targets, in float32. Only targets get logits: (K, V)."""
     rows, tokens = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
     keep = rows * batch.labels.shape[1] + tokens  # the position before each target predicts it
     target = batch.labels[rows, tokens + 1]
@@ -55,23 +55,23 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
         pixel_values=normalize(batch.images)[:, None],
         media_counts=batch.media_counts,
         images_seen=seen,
-        logits_to_keep=_sent(keep, device),
+        logits_to_keep=_to_device(keep, device),
         use_cache=False,
     ).logits
-    return SummedCrossEntropy.apply(logits, _sent(target, device))
+    return SummedCrossEntropy.apply(logits, _to_device(target, device))
 
 
-def _sent(table: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+def _to_device(table: Tensor, device: torch.device) -> Tensor:
+    """Copies to the device without waiting for it."""
     return (table.pin_memory() if device.type == "cuda" else table).to(device, non_blocking=True)
 
 
 class SummedCrossEntropy(torch.autograd.Function):
     """Logits (K, V), targets (K,) -> their cross-entropy, summed, in float32.
 
-    Both ways go through a few rows at a time, which stay in a processor's cache. Nothing of the logits' size is made
-    beside them: no float32 copy, no probabilities kept, and the gradient takes the logits' place, in their precision.
-    (Who keeps the graph for a second backward pass gets torch's error for what was changed in place.)
+    Both passes process a few rows at a time, which fit into a processor's cache. No other tensor of the logits' size is
+    allocated: no float32 copy and no probabilities, and the gradient overwrites the logits in their precision. A second
+    backward pass through the same graph raises torch's error about tensors that were modified in place.
     """
 
     @staticmethod
@@ -94,7 +94,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 
 
 def _few_rows(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each; the first table says how many fit."""
+    """The same rows of each table; the first table determines how many."""
     rows = max(1, (2**20 if tables[0].device.type == "cpu" else 2**26) // tables[0].shape[1])
     return zip(*(table.split(rows) for table in tables), strict=True)
 
@@ -114,7 +114,7 @@ class Stepper:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, items: Sequence[Item], rate: float) -> StepResult:
-        """`items`: the micro-steps' batches."""
+        """`items`: the batches of each micro-step."""
         world, names = self.parallel.world, list(self.config.sources)
         counted = [sum(item[name].targets for item in items) for name in names]
         batches = [batch for item in items for batch in item.values()]
@@ -127,7 +127,7 @@ class Stepper:
                 with self.parallel.backward(last):
                     with self._precision():
                         loss = summed_loss(self.parallel.call, item[name], self.normalize, world.device)
-                    # Gradients are averaged over ranks; the mean is over the tokens of all of them.
+                    # Gradients are averaged over ranks, but the loss is the mean over the tokens of all ranks.
                     scale = self.config.sources[name].weight * world.size / counts[j]
                     (loss * scale).backward()
                 sums[j] += loss.detach()
@@ -143,8 +143,8 @@ class Stepper:
         return torch.autocast(self.parallel.world.device.type, torch.bfloat16)
 
     def _apply(self, rate: float) -> float:
-        """One clipped step; none where the gradient is not finite. Its norm is the same on all ranks, and a broken
-        loss on any of them breaks it, so all decide alike without asking."""
+        """Takes one clipped step, or none if the gradient is not finite. All ranks have the same norm, so they decide
+        alike without communication."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         whole = torch.nn.utils.get_total_norm(grads)
         norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
