@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from flamboyance import FlamingoForConditionalGeneration
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import resolve
 
@@ -65,12 +65,10 @@ def test_sequences_stand_among_the_documents() -> None:
 
 
 def test_backbones_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flamboyance.checkpoints import released
-
     asked: list[Any] = []
     monkeypatch.setattr(
-        released,
-        "processor_for",
+        FlamingoProcessor,
+        "of_released",
         lambda name, tokenizer: SimpleNamespace(of=(name, tokenizer), image_processor="CLIP's"),
     )
     monkeypatch.setattr(FlamingoForConditionalGeneration, "from_backbones", lambda *a, **k: asked.append((a, k)))
