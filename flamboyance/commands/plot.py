@@ -11,12 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", choices=("steps", "images", "tokens"), default="steps", help="horizontal axis (default: steps)"
     )
     parser.add_argument(
-        "--smooth", type=int, metavar="N", help="steps in a running mean of losses (default: a fiftieth of the run)"
+        "--smooth", type=int, metavar="N", help="steps in the running mean of losses (default: a fiftieth of the run)"
     )
 
 
 def plot(arguments: argparse.Namespace) -> int:
-    """Draw losses, gates, evaluations and gradient norms, runs over one another."""
+    """Draw losses, gates, evaluations and gradient norms of one or more runs."""
     from flamboyance.training.plot import draw, read
 
     runs = [read(Path(run)) for run in arguments.runs]

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 FILES = """\
 files, in the first DIR or in --output:
   report.md    the tables, the figures, and what the published scores were measured on
-  scores.csv   a line for each run, task, way of choosing demonstrations and number of shots
+  scores.csv   a line per run, task, way of choosing demonstrations and number of shots
   figure-*     OpenFlamingo's Figures 1, 6 and 7 for these runs (.png, .svg)
-  index.html   every query: images, demonstrations, prompt, answer, references, score; filtered, searched, sorted
+  index.html   every query: images, demonstrations, prompt, answer, references, score; to filter, search and sort
 
-Two runs are also compared query by query, where they asked the same ones.
+Two runs are also compared query by query, if they asked the same ones.
 """
 
 
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="DIR", help="results directories of `flamboyance evaluate`")
     parser.add_argument("--output", metavar="DIR", help="folder to write to (default: the first run's)")
     parser.add_argument(
-        "--beside", metavar="MODEL,…", help="published models whose scores stand beside the runs', such as "
-        "OpenFlamingo-9B,Flamingo-80B (default: the same model if it is published, else OpenFlamingo-9B)",
+        "--beside", metavar="MODEL,…", help="published models to compare with, such as OpenFlamingo-9B,Flamingo-80B "
+        "(default: the same model if it is published, else OpenFlamingo-9B)",
     )  # fmt: skip
     parser.add_argument("--open", choices=("yes", "no"), default="no", help="show the page in a browser (default: no)")
     group = parser.add_argument_group("page")
@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group.add_argument(
         "--images", action="append", default=[], metavar="DIR",
-        help="a folder whose images may be copied, for runs from elsewhere (may be given again; default: the results "
-        "directory, and the data folders of your own evaluations)",
+        help="a folder whose images may be copied into the page, besides the results directory and the data folders of "
+        "your own evaluations; can be repeated",
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def report(arguments: argparse.Namespace, note: str = "") -> int:
 
 
 def _draw(whole: Report, folder: Path) -> list[tuple[str, str]]:
-    """The tables do not wait for a library."""
+    """Draws the figures; without matplotlib there are none."""
     from flamboyance.reports.figures import draw
 
     try:
@@ -107,7 +107,7 @@ def _draw(whole: Report, folder: Path) -> list[tuple[str, str]]:
 
 
 def console_of(stream: Any) -> Any:
-    """Where tables are printed: a file gets the whole width that they take."""
+    """A console for tables; a file gets their whole width."""
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 200)

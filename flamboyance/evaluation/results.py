@@ -303,11 +303,18 @@ def summary(output: Path) -> Row:
         for counts in modes.values():
             for shots in counts.values():
                 shots["seeds"] = dict(sorted(shots["seeds"].items(), key=_by_number))
-                values = list(shots["seeds"].values())
-                shots["mean"] = statistics.fmean(values)
-                shots["std"] = statistics.pstdev(values) if len(values) > 1 else None
+                shots["mean"], shots["std"] = over_seeds(list(shots["seeds"].values()))
     _write(output / "scores.json", found)
     return found
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation, of the population as in the papers' code.
+
+    Returns:
+        None for the mean of no value, and for the deviation of fewer than two.
+    """
+    return statistics.fmean(values) if values else None, statistics.pstdev(values) if len(values) > 1 else None
 
 
 def _by_number(pair: tuple[str, object]) -> tuple[int, str]:

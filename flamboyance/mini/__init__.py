@@ -1,4 +1,4 @@
-"""The embedded model: flamingo-mini, whose weights lie in the package."""
+"""The embedded model: flamingo-mini, whose weights are in the package."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ DIRECTORY = names.EMBEDDED_DIRECTORY
 
 
 def load_mini() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """flamingo-mini, in float32 on the CPU, and its processor. Needs no network.
+    """flamingo-mini in float32 on the CPU, and its processor. Needs no network.
 
     Raises:
         OSError: this installation lacks the weights.
@@ -31,7 +31,7 @@ def load_mini() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
 
 @contextmanager
 def _without_bars() -> Generator[None]:
-    """Without transformers' progress bars: 11 MB are read at once."""
+    """Hides transformers' progress bars: 11 MB load at once."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,10 +1,10 @@
-"""The eight benchmarks in small: the official files' formats, filled with pictures of the demonstration's world.
+"""The eight benchmarks in small: the official files' formats with images of the mini world.
 
     python -m flamboyance.mini.benchmarks DIR
     flamboyance evaluate all --data DIR --demonstrations random,rices
 
-What is asked is what flamingo-mini was trained for, of pictures that it has not seen. In `imagenet` classes are called
-by made-up words, so that demonstrations alone can tell them; in `hateful_memes` what shows something red is hateful.
+The queries are of the kinds that flamingo-mini was trained on, about images that it has not seen. In `imagenet` the
+classes are made-up words, which demonstrations alone explain; in `hateful_memes` an image of something red is hateful.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from flamboyance.mini.world import Scene
 from flamboyance.mini.world.words import COLORS, COLUMNS, COUNTS, DIGITS, SHAPES, SIZES, draw_words
 
 SEED = 50_000_000  # of scenes that nothing was trained on
-VERSION = 2  # of what is written: counted up when that changes
+VERSION = 2  # of the content; increase it when the content changes
 ANNOTATORS = 10
-ERRORS = 3  # annotators at most who are wrong, each in another way: a wrong answer is worth 0.3 at most
+ERRORS = 3  # the most annotators who are wrong, each with a different answer, worth at most 0.3
 CLASSES = 16
 RED = "red"
 ANSWERS = {
@@ -38,7 +38,7 @@ ANSWERS = {
     "digit": DIGITS,
 }
 
-ANSWER_TYPES = {"yes-no": "yes/no", "count": "number", "digit": "number"}  # as VQA names them; all else is "other"
+ANSWER_TYPES = {"yes-no": "yes/no", "count": "number", "digit": "number"}  # VQA's names; the rest is "other"
 
 Asked = tuple[Scene, str, str, str]  # picture, question, answer, the question's kind
 Ask = Callable[[np.random.Generator], Asked]
@@ -55,19 +55,19 @@ def write(
         tasks: those to write; None: all eight.
 
     Raises:
-        ValueError: a number is too small, or the folder was written with others.
-        ImportError: scikit-learn, whose digits are among the pictures, is not installed.
+        ValueError: a number is too small, or the folder was written with other arguments.
+        ImportError: scikit-learn, which has the handwritten digits, is not installed.
     """
     folder = Path(folder)
     if support < CLASSES or queries < 1:
-        raise ValueError(f"support={support}, queries={queries}: expected {CLASSES} and 1, or more")
+        raise ValueError(f"support={support}, queries={queries}: expected at least {CLASSES} and 1")
     made: dict[str, Any] = {"support": support, "queries": queries, "seed": seed, "version": VERSION}
     if tasks is not None:
         made["tasks"] = sorted(tasks)
     note = folder / "made.json"
     if note.is_file():
         if (before := read_json(note)) != made:
-            raise ValueError(f"{folder} was written with {before}, now {made}; give another folder")
+            raise ValueError(f"{folder} was written with {before}, not {made}; give another folder")
         return folder
     for number, (name, write_task) in enumerate(TASKS.items()):
         if tasks is None or name in tasks:
@@ -99,7 +99,7 @@ def _flickr30k(folder: Path, support: int, queries: int, rng: np.random.Generato
 
 
 def _captioned(scene: Scene, number: int, name: str, split: str) -> dict[str, Any]:
-    """Five captions as of five people: three say all, one gives no sizes, one begins on the right."""
+    """Five captions: three complete, one without sizes, one from right to left."""
     whole = world.caption(scene)
     brief = " and ".join(f"a {thing.color} {thing.shape}" for thing in scene.things) or whole
     back = " and ".join(f"a {thing.size} {thing.color} {thing.shape}" for thing in reversed(scene.things)) or whole
@@ -115,7 +115,7 @@ def _captioned(scene: Scene, number: int, name: str, split: str) -> dict[str, An
 
 
 def _about(*kinds: str) -> Ask:
-    """Asks questions of these kinds about scenes, one kind as often as another."""
+    """A function that draws a question of one of these kinds, all equally likely."""
 
     def ask(rng: np.random.Generator) -> Asked:
         scene, question = world.draw_question(rng, kinds[rng.integers(len(kinds))])
@@ -139,7 +139,7 @@ def _ok_vqa(folder: Path, support: int, queries: int, rng: np.random.Generator) 
 
 
 def _vqa_files(folder: Path, prefix: str, support: int, queries: int, rng: np.random.Generator, ask: Ask) -> None:
-    """VQA's and OK-VQA's files: questions and annotations apart, pictures with COCO's names."""
+    """VQA's and OK-VQA's files: questions and annotations in separate files, images with COCO's names."""
     for part, count in (("train2014", support), ("val2014", queries)):
         asked = [_numbered(number, ask(rng)) for number in range(count)]
         for question, scene, _ in asked:
@@ -149,7 +149,7 @@ def _vqa_files(folder: Path, prefix: str, support: int, queries: int, rng: np.ra
             {"question_id": question["question_id"], "image_id": question["image_id"], **_answers(rng, answer, kind)}
             for question, _, (answer, kind) in asked
         ]
-        # In another order than the questions: what belongs together is said by the ids.
+        # In another order than the questions: only the ids connect them.
         shuffled = [entries[i] for i in rng.permutation(len(entries))]
         _json(folder / f"{prefix}mscoco_{part}_annotations.json", {"annotations": shuffled, "data_subtype": part})
 
@@ -176,13 +176,12 @@ def _answers(rng: np.random.Generator, answer: str, kind: str) -> dict[str, Any]
 
 
 def answer_type(kind: str) -> str:
-    """ "yes/no", "number" or "other", as VQA's files tell answers apart."""
+    """ "yes/no", "number" or "other", the answer types of VQA's files."""
     return ANSWER_TYPES.get(kind, "other")
 
 
 def _annotators(rng: np.random.Generator, answer: str, kind: str) -> list[str]:
-    """Ten answers: seven to ten are right, the others are different mistakes, so that one answer alone is right. The
-    first may be wrong too."""
+    """Ten answers in random order: seven to ten are right, and no two of the others are the same."""
     wrong = [other for other in ANSWERS[kind] if other != answer]
     mistakes = [wrong[i] for i in rng.permutation(len(wrong))[: rng.integers(ERRORS + 1)]]
     said = mistakes + [answer] * (ANNOTATORS - len(mistakes))
@@ -213,7 +212,7 @@ def _vizwiz(folder: Path, support: int, queries: int, rng: np.random.Generator) 
             name = _save(scene, folder / split / f"VizWiz_{split}_{number:08d}.jpg")
             said = _annotators(rng, answer, kind)
             answerable = rng.random() < 0.8
-            if not answerable:  # most say so; the others guess
+            if not answerable:  # most annotators say so; the others guess
                 said = ["unanswerable" if one == answer else one for one in said]
             sure = [("yes", "maybe", "no")[i] for i in rng.choice(3, ANNOTATORS, p=(0.7, 0.2, 0.1))]
             pairs = zip(said, sure, strict=True)
@@ -236,14 +235,14 @@ def _hateful_memes(folder: Path, support: int, queries: int, rng: np.random.Gene
             scene = world.scene(rng, 1, color=RED if label else calm[rng.integers(len(calm))])
             key = first + number + (2 * support + queries if split == "test_seen" else 0)
             name = _save(scene, folder / "img" / f"{key:05d}.png")
-            # What is written says nothing of the label.
+            # The text is independent of the label.
             text = f"a {SIZES[rng.integers(len(SIZES))]} {SHAPES[rng.integers(len(SHAPES))]}"
             lines.append(json.dumps({"id": key, "img": f"img/{name}", "label": label, "text": text}))
         write_text(folder / f"{split}.jsonl", "\n".join(lines[i] for i in rng.permutation(count)) + "\n")
 
 
 def _imagenet(folder: Path, support: int, queries: int, rng: np.random.Generator) -> None:
-    """Classes that are a colored shape or a digit, and called by made-up words that nobody was trained on."""
+    """Classes are a colored shape or a digit; their names are made-up words that no training text had."""
     pairs = [(color, shape) for color in COLORS for shape in SHAPES]
     things = [pairs[i] for i in rng.permutation(len(pairs))[: CLASSES - CLASSES // 4]]
     digits = [DIGITS[i] for i in rng.permutation(len(DIGITS))[: CLASSES // 4]]
@@ -266,7 +265,7 @@ def _imagenet(folder: Path, support: int, queries: int, rng: np.random.Generator
 
 
 def _digit(rng: np.random.Generator, split: str, value: str | None = None) -> Scene:
-    """What is asked about are scans that nothing was trained on."""
+    """A digit; queries show scans that nothing was trained on."""
     return world.digit_scene(rng, "train" if split == "train" else "test", value)
 
 
@@ -296,17 +295,19 @@ TASKS: dict[str, Callable[[Path, int, int, np.random.Generator], None]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Writes the eight benchmarks in small, in their official formats.")
+    parser = argparse.ArgumentParser(description="Write the eight benchmarks in small, in their official formats.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--support", type=int, default=200, help="pictures to take demonstrations from, of each task")
-    parser.add_argument("--queries", type=int, default=48, help="pictures to ask about, of each task")
+    parser.add_argument(
+        "--support", type=int, default=200, help="images to take demonstrations from, per task (default: %(default)s)"
+    )
+    parser.add_argument("--queries", type=int, default=48, help="images to ask about, per task (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     try:
         folder = write(given.folder, given.support, given.queries, given.seed)
     except (ValueError, ImportError) as error:
         raise SystemExit(f"{error}") from error
-    print(f"{', '.join(TASKS)}: {given.support} pictures to show and {given.queries} to ask about in each, in {folder}")
+    print(f"{', '.join(TASKS)}: {given.support} support images and {given.queries} queries each, in {folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A quick look at what a mini has learned: few-shot accuracy on held-out pictures and made-up words, in seconds."""
+"""Few-shot accuracy on held-out images and made-up words, in seconds."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Shown = tuple[Any, ...]  # a picture, then a template's fields
 
 
 def evaluate(model: Any, processor: Any, trials: int = 24) -> dict[str, float]:
-    """Shares that are right, by `task@shots`. Captions are of one object.
+    """Accuracy by `task@shots`. Captions are of one object.
 
-    Binding is a choice between two made-up words (0.5 is chance); the rest is generated.
+    Binding is a choice between two made-up words (chance is 0.5); the other answers are generated.
 
     Args:
-        trials: queries of each task and number of shots; binding has as many for each kind of thing.
+        trials: queries per task and number of shots; for binding, per kind of concept.
     """
     found: dict[str, float] = {}
     for shots in (0, 4):

@@ -1,8 +1,8 @@
-"""The mini's training data: shards in the public formats, drawn from the demonstration's world.
+"""flamingo-mini's training data: shards in the public formats, drawn from the mini world.
 
 Pairs as img2dataset writes them (one object, or a digit), documents as MMC4's (captions and questions of up to five
-pictures), and sequences as OpenFlamingo's ChatGPT ones (episodes that bind two made-up words). The texts are written by
-`flamboyance.templates`, so that what is learned is what few-shot tasks ask.
+images), and sequences as OpenFlamingo's ChatGPT ones (episodes that bind two made-up words). `flamboyance.templates`
+writes the texts, so that few-shot prompts look like the training data.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from flamboyance.mini.world.scenes import Scene
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template
 
 PER_SHARD = 250  # records
-MOST = 5  # pictures of a document; its shape is that of the longest in a batch, so long ones are dear
-BOUND = ("color", "shape", "digit")  # what made-up words are bound to: each is one word that says what matters
-PLAIN = 0.3  # of the episodes hold still what does not matter
+MOST = 5  # images per document; a batch is padded to its longest document
+BOUND = ("color", "shape", "digit")  # kinds of concepts that made-up words are bound to
+PLAIN = 0.3  # share of the episodes whose irrelevant attributes do not vary
 
-Entry = tuple[Scene, str]  # a picture, and the text after it
+Entry = tuple[Scene, str]  # an image, and the text after it
 Record = dict[str, bytes]  # content by extension
 
 
@@ -37,8 +37,8 @@ class Set:
     """One format's shards.
 
     Attributes:
-        number: tells the sets' random numbers apart.
-        record: (random numbers, key) -> a record.
+        number: part of the seed, so that sets differ.
+        record: (random generator, key) -> a record.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Set:
 
 
 def sets(documents: int) -> dict[str, Set]:
-    """What is written for so many interleaved documents: as many pairs, and half as many sequences.
+    """The sets for a number of interleaved documents: as many pairs, and half as many sequences.
 
     Raises:
         ValueError: fewer than two.
@@ -71,16 +71,16 @@ def sets(documents: int) -> dict[str, Set]:
 
 
 def write(folder: Path, documents: int, data_seed: int, progress: Callable[[int], None] = lambda _: None) -> None:
-    """Writes the shards that are missing, each complete or not at all; the same bytes for the same numbers.
+    """Writes the missing shards, each atomically; the same arguments give the same bytes.
 
     Args:
         documents: interleaved documents; see `sets`.
         data_seed: another seed draws other scenes.
-        progress: told of each shard that is there.
+        progress: called with 1 for each shard that exists or was written.
 
     Raises:
-        ValueError: the folder's shards were made with other numbers.
-        ImportError: scikit-learn, whose digits are among the pictures, is not installed.
+        ValueError: the folder's shards were made with other arguments.
+        ImportError: scikit-learn, which has the handwritten digits, is not installed.
     """
     settings = {"documents": documents, "data_seed": data_seed, "per_shard": PER_SHARD}
     check_settings(folder, settings, "made.json")
@@ -101,7 +101,7 @@ def _records(one: Set, shard: int, data_seed: int) -> Iterator[tuple[str, Record
 
 
 def pair(rng: np.random.Generator, key: str) -> Record:
-    """An image and its text, with what img2dataset says of it."""
+    """An image and its text, with img2dataset's metadata."""
     (picture, text) = _captioned(rng, 1)
     (image,) = _jpegs([picture])
     about = {"caption": text, "key": key, "status": "success", "width": 64, "height": 64, "sha256": None}
@@ -109,7 +109,7 @@ def pair(rng: np.random.Generator, key: str) -> Record:
 
 
 def document(rng: np.random.Generator, key: str) -> Record:
-    """Captioned scenes, or scenes with a question each, in MMC4's form: a sentence to each image."""
+    """Captioned scenes, or scenes with a question each, in MMC4's format: a sentence per image."""
     count, entry = int(rng.integers(1, MOST + 1)), _captioned if rng.random() < 0.5 else _questioned
     entries = [entry(rng) for _ in range(count)]
     about = [
@@ -132,7 +132,7 @@ def document(rng: np.random.Generator, key: str) -> Record:
 
 
 def sequence(rng: np.random.Generator, key: str) -> Record:
-    """An episode of two made-up words, in the form of OpenFlamingo's ChatGPT sequences."""
+    """An episode of two made-up words, in the format of OpenFlamingo's ChatGPT sequences."""
     shots, kind = int(rng.integers(2, 9)), BOUND[rng.integers(len(BOUND))]
     episode = binding_episode(rng, shots, kind, "train", plain=PLAIN)
     shown = [*episode.demonstrations, (episode.query, episode.answer)]
@@ -151,19 +151,19 @@ def sequence(rng: np.random.Generator, key: str) -> Record:
 
 
 def _captioned(rng: np.random.Generator, things: int | None = None) -> Entry:
-    """A scene, or one time in four a digit, and its caption."""
+    """A scene or, with probability 1/4, a digit, and its caption."""
     drawn = digit_scene(rng, "train") if rng.random() < 0.25 else scene(rng, things)
     return drawn, _after_image(templates.caption, caption(drawn))
 
 
 def _questioned(rng: np.random.Generator) -> Entry:
-    """A scene, or one time in eight a digit, and a question with its answer; every kind as often."""
+    """A scene or, with probability 1/8, a digit, and a question with its answer."""
     drawn, question = draw_question(rng, digits=0.125)
     return drawn, _after_image(templates.vqa, question.text, question.answer)
 
 
 def _after_image(template: Template, *values: str) -> str:
-    """What stands between the image and the end of the chunk."""
+    """The text between the image and the end of the chunk."""
     return template.demonstration(*values).removeprefix(IMAGE_TOKEN).removesuffix(END_OF_CHUNK_TOKEN)
 
 

@@ -1,4 +1,4 @@
-"""The embedded model's connection of eyes and words, trained anew: a whole run that a laptop does in minutes."""
+"""flamingo-mini's resampler and gated cross-attention trained from scratch: a whole run, in minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def mini(
 
 
 def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """The embedded backbones with all that trains between them new, and the processor."""
+    """The embedded backbones with new trainable parameters between them, and the processor."""
     import torch
 
     from flamboyance.flamingo import FlamingoForConditionalGeneration
@@ -99,14 +99,14 @@ def outline() -> FlamingoConfig:
 
 
 def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> dict[str, float]:
-    """Few-shot accuracy on held-out pictures; takes some seconds."""
+    """Few-shot accuracy on held-out images; takes a few seconds."""
     from flamboyance.mini import evaluation as mini_evaluation
 
     return mini_evaluation.evaluate(model, processor)
 
 
 def prepare(folder: Path, documents: int, data_seed: int) -> None:
-    """Writes what is missing of the shards, and says so."""
+    """Writes the missing shards, with a progress line."""
     from flamboyance.mini import shards as mini_shards
 
     total, missing = 0, 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flamboyance.evaluation.results import Cell, Row, each_row, finite, read_object
+from flamboyance.evaluation.results import Cell, Row, each_row, finite, over_seeds, read_object
 
 ABOUT, SCORE = "run.json", "score.json"
 MODES = ("random", "rices", "balanced", "fixed")  # their order in tables; others come after
@@ -21,7 +20,7 @@ class CellResult:
     """A cell of a results directory: one task, number of shots, mode and seed.
 
     Attributes:
-        score: score.json's content; None while the cell is unfinished: its process was killed, or is still at work.
+        score: score.json's content; None while the cell is unfinished: its process was killed, or is still running.
     """
 
     cell: Cell
@@ -30,7 +29,7 @@ class CellResult:
 
     @property
     def value(self) -> float | None:
-        """None for unfinished cells, and where there was nothing to measure by: a test server's split."""
+        """None for unfinished cells, and for splits whose references only a test server has."""
         return None if self.score is None else finite(self.score.get("value"))
 
     @property
@@ -40,7 +39,7 @@ class CellResult:
         return None if low is None or high is None else (low, high)
 
     def rows(self) -> Iterator[Row]:
-        """Its predictions, of an unfinished cell those that are there, without holding them all.
+        """Its predictions so far, one at a time.
 
         Raises:
             ValueError: a line is damaged; names file and line.
@@ -49,14 +48,14 @@ class CellResult:
         if self.score is not None:
             yield from each_row(self.folder / "predictions.jsonl")
             return
-        seen = set()  # in another process's file too, where the number of processes has changed
+        seen = set()  # a row may be in two processes' files if the number of processes has changed
         for row in (row for file in self._parts() for row in each_row(file)):
             if row["id"] not in seen:
                 seen.add(row["id"])
                 yield row
 
     def count(self) -> int:
-        """Of its predictions; of an unfinished cell's lines."""
+        """Number of its predictions so far."""
         if self.score is not None:
             return int(finite(self.score.get("queries")) or 0)
         return sum(file.read_bytes().count(b"\n") for file in self._parts())
@@ -70,10 +69,10 @@ class TableRow:
     """A row of a table: a task's cells that differ in the seed alone.
 
     Attributes:
-        measured: cells that have a value: the mean is over these.
+        measured: number of cells with a value; the mean is over these.
         mean, std: over seeds; the deviation is of the population, as in the papers' code, and None for a single seed.
-        interval: 95 % confidence over queries: the mean of the seeds' intervals, for all seeds ask of the same queries.
-        queries: answered in each cell; the fewest and the most.
+        interval: 95 % confidence over queries: the mean of the seeds' intervals, as all seeds ask the same queries.
+        queries: the fewest and the most that a cell answered.
     """
 
     task: str
@@ -88,7 +87,7 @@ class TableRow:
 
     @property
     def seeds(self) -> str:
-        """How many: as tables print it, where some have no value."""
+        """The number of seeds, such as "2 of 3" if one has no value."""
         there = len(self.cells)
         return str(there) if self.measured in (0, there) else f"{self.measured} of {there}"
 
@@ -102,11 +101,11 @@ class EvaluationRun:
     """An evaluation of one model, read back from its results directory.
 
     Attributes:
-        model: its name: of the hub, or where it was.
-        name: the last part of it, with the run's folder where several of that name are read.
+        model: its name on the hub, or its path.
+        name: the last part of that name, with the run's folder if several runs have the same.
         about: run.json's content.
-        cells: finished, in the order of tables.
-        unfinished: cells without score.json; they count nowhere.
+        cells: the finished ones, in the order of tables.
+        unfinished: cells without score.json; no score includes them.
     """
 
     folder: Path
@@ -117,14 +116,14 @@ class EvaluationRun:
     unfinished: tuple[CellResult, ...]
 
     def title(self, task: str) -> str:
-        return shown(self._about_task(task).get("title") or task)
+        return printable(self._about_task(task).get("title") or task)
 
     def metric(self, task: str) -> str:
         named = [one.score.get("metric") for one in self.cells if one.cell.task == task and one.score]
-        return shown(self._about_task(task).get("metric") or (named[0] if named else "") or "")
+        return printable(self._about_task(task).get("metric") or (named[0] if named else "") or "")
 
     def measure(self, task: str) -> tuple[str, str]:
-        """What its values are: the metric, and which variant of it; values of another measure are not compared."""
+        """The metric and its variant; values of different measures are not compared."""
         return self.metric(task), str(self._about_task(task).get("variant") or "")
 
     def labels(self, task: str) -> list[str] | None:
@@ -133,7 +132,7 @@ class EvaluationRun:
         return labels if good else None
 
     def asked(self, task: str) -> int | None:
-        """Queries that the task has, where run.json says so."""
+        """Number of queries of the task, if run.json has it."""
         number = self._about_task(task).get("queries")
         return number if isinstance(number, int) and not isinstance(number, bool) else None
 
@@ -144,7 +143,7 @@ class EvaluationRun:
 
     @property
     def tasks(self) -> list[str]:
-        """Those with cells, in run.json's order."""
+        """The tasks that have cells, in run.json's order."""
         return list(dict.fromkeys(one.cell.task for one in (*self.cells, *self.unfinished)))
 
     @property
@@ -161,9 +160,8 @@ class EvaluationRun:
         return [_line(*key, cells) for key, cells in together.items()]
 
 
-def shown(text: Any) -> str:
-    """A text of a run's files, which may be anybody's, as terminals and figures can show it: one line, without
-    characters that control a terminal."""
+def printable(text: Any) -> str:
+    """Text from a run's files as one line, without characters that control a terminal: anyone may have written it."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
 
 
@@ -181,8 +179,8 @@ def read_run(folder: Path) -> EvaluationRun:
     about = read_object(folder / ABOUT)
     tasks, model = about.get("tasks"), about.get("model")
     found = list(_cells(folder, list(tasks) if isinstance(tasks, dict) else []))
-    name = shown((isinstance(model, dict) and model.get("name")) or folder.name)
-    # Neither a hub's organisation nor where somebody keeps a model says what it is.
+    name = printable((isinstance(model, dict) and model.get("name")) or folder.name)
+    # The hub's organization and the model's parent folder say nothing about the model.
     short = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
     finished = tuple(one for one in found if one.score is not None)
     unfinished = tuple(one for one in found if one.score is None)
@@ -241,15 +239,8 @@ def _line(task: str, mode: str, shots: int, cells: list[CellResult]) -> TableRow
     values = [one.value for one in cells if one.value is not None]
     intervals = [one.interval for one in cells if one.interval is not None]
     counts = [one.count() for one in cells]
-    ends = tuple(statistics.fmean(end) for end in zip(*intervals, strict=True)) if intervals else None
-    return TableRow(
-        task,
-        mode,
-        shots,
-        tuple(cells),
-        statistics.fmean(values) if values else None,
-        statistics.pstdev(values) if len(values) > 1 else None,
-        None if ends is None else (ends[0], ends[1]),
-        (min(counts), max(counts)),
-        len(values),
-    )
+    mean, std = over_seeds(values)
+    low, high = (over_seeds([interval[end] for interval in intervals])[0] for end in (0, 1))
+    interval = None if low is None or high is None else (low, high)
+    queries = (min(counts), max(counts))
+    return TableRow(task, mode, shots, tuple(cells), mean, std, interval, queries, len(values))

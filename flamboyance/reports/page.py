@@ -1,10 +1,9 @@
-"""`index.html`: every query of an evaluation with what was shown, said and expected, in one file without anything from
-elsewhere.
+"""`index.html`: every query of an evaluation with its demonstrations, answer and references; it opens offline.
 
-Thousands of predictions stay small because texts are written once a task and referred to by number (a prompt is a list
-of such numbers), and each cell is gzipped, and unpacked by the page when it is looked at. Images are links to where
-they were. Small copies of the first ones are in the page, if they are in the results directory, in the data folders of
-the user's own evaluation, or in folders that the user names: a results directory from somebody else may name any file.
+Thousands of predictions stay small because each task's texts are stored once and referred to by number (a prompt is a
+list of such numbers), and each cell is gzipped until the page shows it. Images are links to the original files. The
+page has small copies of the first ones, but only from the results directory, from the data folders of the user's own
+evaluations, and from folders that the user names: a results directory from somebody else may name any file.
 """
 
 from __future__ import annotations
@@ -59,10 +58,10 @@ def write_page(
         links: (file beside the page, text) to show at its top.
         figures: (file beside the page, title) to show below the links.
         note: a paragraph above all.
-        items: predictions in all; if there are more, each cell's first ones.
-        thumbnails: images that stand in the page themselves, so that they are seen where the originals are not.
-        images: folders from which images may be copied, beside the runs' own.
-        say: is called with a sentence if images were left out because they are in other folders.
+        items: the most predictions in the page; of more, the first of each cell.
+        thumbnails: number of images copied into the page, for readers who do not have the originals.
+        images: further folders from which images may be copied.
+        say: called with a sentence if images were left out because they are in other folders.
 
     Raises:
         ValueError: a line of predictions is damaged; names file and line.
@@ -74,7 +73,7 @@ def write_page(
     tasks: dict[str, _Task] = {}
     allowed = [[run.folder.resolve(), *map(Path, trusted(run.about))] for run in runs]
     blobs: list[tuple[str, str]] = []
-    told = []
+    about_cells = []
     for number, run, done in cells:
         name = done.cell.task
         task = tasks.setdefault(name, _Task(run, name, folder))
@@ -84,14 +83,14 @@ def write_page(
             seen.add(row)
             if len(rows) < share:
                 rows.append(task.row(row))
-        blobs.append((f"c{len(told)}", _packed(rows)))
-        told.append(_told(number, list(tasks).index(name), done, seen, len(rows)))
+        blobs.append((f"c{len(about_cells)}", _packed(rows)))
+        about_cells.append(_about_cell(number, list(tasks).index(name), done, seen, len(rows)))
     _add_thumbnails(list(tasks.values()), thumbnails, [Path(one).resolve() for one in images], say)
     blobs += [(f"t{number}", _packed(task.tables())) for number, task in enumerate(tasks.values())]
     meta = {
         "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
         "tasks": [{"name": name, "title": task.title, "metric": task.metric} for name, task in tasks.items()],
-        "cells": told,
+        "cells": about_cells,
     }
     with replacing(folder / PAGE) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(_document(runs, links, figures, note, meta, blobs))
@@ -99,11 +98,11 @@ def write_page(
 
 
 class _Task:
-    """A task's texts, images, demonstrations and queries, each once and known by its place.
+    """A task's texts, images, demonstrations and queries, each stored once and referred to by its index.
 
     Attributes:
-        run, allowed: whose rows are being added; from which folders its images may be copied.
-        folders: from which each image may be copied: the data folders of the runs that name it.
+        run, allowed: the run whose rows are being added, and the folders from which its images may be copied.
+        folders: by image, the folders from which it may be copied: those of the runs that name it.
     """
 
     def __init__(self, run: EvaluationRun, name: str, folder: Path) -> None:
@@ -139,7 +138,7 @@ class _Task:
         ]
 
     def tables(self) -> dict[str, Any]:
-        """What rows refer to."""
+        """The tables that rows refer to."""
         return {
             "texts": list(self.texts),
             "images": list(self.images.values()),
@@ -154,7 +153,7 @@ class _Task:
         yield from dict.fromkeys(images[image] for _, _, image, *_ in examples if image is not None)
 
     def _example(self, table: dict[Any, list[Any]], one: Row, last: str | tuple[str, ...]) -> int:
-        """Its place in the table, whose rows are [place, id, image, asked, what is right]."""
+        """The example's index in the table, whose rows are [index, id, image, fields, right answers]."""
         asked, image = tuple(map(str, one.get("asked") or ())), one.get("image")
         key = (str(one.get("id")), None if image is None else str(image), asked, last)
         if key not in table:
@@ -176,7 +175,7 @@ class _Task:
         return self.places[file]
 
     def _chances(self, row: Row) -> list[list[float]] | None:
-        """[[label, probability]], the likeliest and the right one: the softmax over the labels that were written."""
+        """[[label, probability]] of the likeliest and the right labels: the softmax over the labels in the row."""
         scores = {label: finite(score) for label, score in (row.get("scores") or {}).items()}
         known = {label: score for label, score in scores.items() if score is not None}
         if not known:
@@ -184,14 +183,14 @@ class _Task:
         most = max(known.values())
         whole = sum(math.exp(score - most) for score in known.values())
         order = sorted(known, key=lambda label: -known[label])
-        # Two labels stay in their order, so that bars can be compared from card to card.
+        # Few labels keep their order, so that bars can be compared from card to card.
         shown = list(known) if len(known) <= LABELS else order[:LABELS]
         shown += [label for label in row.get("references") or [] if label in known and label not in shown]
         return [[self._text(label), round(math.exp(known[label] - most) / whole, 4)] for label in shown]
 
 
 def _share(counts: Sequence[int], items: int) -> int:
-    """How many of each cell's predictions fit: small cells leave room for large ones."""
+    """The most predictions per cell that fit; small cells leave room for large ones."""
     left = items
     for place, count in enumerate(sorted(counts)):
         cells = len(counts) - place
@@ -202,7 +201,7 @@ def _share(counts: Sequence[int], items: int) -> int:
 
 
 class _Seen:
-    """What is told of a cell's predictions together."""
+    """Statistics of a cell's predictions."""
 
     def __init__(self) -> None:
         self.queries = 0
@@ -217,15 +216,15 @@ class _Seen:
         self.referred |= bool(row.get("references"))
 
     def kind(self, metric: str) -> str:
-        """How a value reads: a share of right, as VQA accuracy; a score without an upper end, as CIDEr; a label
-        that is right or wrong where there is no value; or nothing to judge by."""
+        """How to show a value: "share" of 100, such as VQA accuracy; "score" without an upper limit, such as CIDEr;
+        "label", right or wrong, if there are no values; "none" without references."""
         if self.values:
             return "score" if max(self.values) > 100 or "cider" in metric.lower() else "share"
         return "label" if self.scored and self.referred else "none"
 
 
-def _told(run: int, task: int, done: CellResult, seen: _Seen, there: int) -> dict[str, Any]:
-    """What the page says of a cell before it unpacks it."""
+def _about_cell(run: int, task: int, done: CellResult, seen: _Seen, there: int) -> dict[str, Any]:
+    """What the page shows of a cell before it unpacks it."""
     cell = done.cell
     return {
         "run": run,
@@ -244,13 +243,13 @@ def _told(run: int, task: int, done: CellResult, seen: _Seen, there: int) -> dic
 
 
 def _found(path: str, run: EvaluationRun) -> Path:
-    """An image's file. A relative path is one from the run, or else from where the evaluation was called."""
+    """An image's file. A relative path is relative to the run, or else to the current directory."""
     there = run.folder / path
     return there if not os.path.isabs(path) and _is_there(there) else Path(path)
 
 
 def _link(path: Path, folder: Path) -> str:
-    """A URL relative to the page; "" for what cannot be one: a name with a NUL, another drive or machine."""
+    """A URL relative to the page; "" if there is none: a name with a NUL, another drive or machine."""
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:
@@ -259,7 +258,7 @@ def _link(path: Path, folder: Path) -> str:
 
 
 def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Puts small copies of the first images into the tables, the same number of every task."""
+    """Puts small copies of the first images into the tables, the same number for every task."""
     turns = zip_longest(*(task.paths() for task in tasks))
     queue = [(task, path) for turn in turns for task, path in zip(tasks, turn, strict=True) if path is not None]
     outside: list[Path] = []
@@ -272,7 +271,7 @@ def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], s
         try:
             image = load_image(file, frame=0)
         except ImageError:
-            continue  # its card says that it is not there
+            continue  # the card says that the image is missing
         image = image.copy()
         image.thumbnail((SIDE, SIDE))
         data = io.BytesIO()
@@ -280,8 +279,8 @@ def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], s
         task.images[path][2] = base64.b64encode(data.getvalue()).decode()
     if outside:
         say(
-            f"{len(outside)} pictures are not copied into the page, only linked: they are outside of the results "
-            f"directory and of the data folders of your own evaluations, such as {outside[0]}. If you trust the run: "
+            f"{len(outside)} images are linked and not copied into the page, such as {outside[0]}: they are outside of "
+            f"the results directory and of the data folders of your own evaluations. If you trust the run: "
             f"--images {outside[0].parent}"
         )
 
@@ -337,8 +336,8 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <div id="app"></div>
 <footer><p>Written by flamboyance {e(version("flamboyance"))}.</p></footer>
 """
-    told = json.dumps(meta, allow_nan=False).replace("<", "\\u003c")  # a script element ends at "</", quoted or not
-    yield f'<script type="application/json" id="meta">{told}</script>\n'
+    about = json.dumps(meta, allow_nan=False).replace("<", "\\u003c")  # a script element ends at "</", quoted or not
+    yield f'<script type="application/json" id="meta">{about}</script>\n'
     for name, data in blobs:
         yield f'<script type="text/plain" id="{name}">{data}</script>\n'
     yield f"<script>\n{''.join(scripts)}</script>\n</body>\n</html>\n"

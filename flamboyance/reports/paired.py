@@ -1,4 +1,4 @@
-"""Two runs' difference on the same queries: what they share, as hard and easy queries, does not blur it."""
+"""Two runs' difference on the same queries, which has a narrower interval than the difference of two means."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flamboyance.reports.evaluation_run import CellResult, EvaluationRun, TableR
 
 @dataclass(frozen=True)
 class Difference:
-    """Second run less the first, of a task asked in one way.
+    """The second run minus the first, for one task, mode and number of shots.
 
     Attributes:
         first, second: means over seeds; None where the runs cannot be compared.
         interval: 95 %, by the paired bootstrap over queries.
-        queries: asked by both.
-        why_not: what keeps the two from being compared; None where they are.
+        queries: number of queries that both asked.
+        why_not: why the two cannot be compared; None if they are.
     """
 
     task: str
@@ -37,10 +37,10 @@ class Difference:
 
 
 def compare(first: EvaluationRun, second: EvaluationRun, resamples: int = RESAMPLES) -> list[Difference]:
-    """Differences wherever both runs asked the same task with as many demonstrations, chosen in the same way.
+    """A difference for each task, mode and number of shots that both runs have.
 
-    A query's value is its mean over a run's seeds. Where the metric has no value for a query alone and there are two
-    labels (ROC AUC), the metric itself is computed of every resample.
+    A query's value is its mean over a run's seeds. A metric without values of single queries but with two labels (ROC
+    AUC) is computed for every resample.
     """
     others = {line.key: line for line in second.lines()}
     pairs = [(line, others[line.key]) for line in first.lines() if line.key in others]
@@ -53,7 +53,7 @@ def compare(first: EvaluationRun, second: EvaluationRun, resamples: int = RESAMP
 
 
 def _named(first: tuple[str, str], second: tuple[str, str]) -> str:
-    """Says that two runs measured by different metrics, each given as its name and variant."""
+    """A sentence about two different measures, each a metric's name and variant."""
     names = [f"{name or 'an unknown metric'}{f' ({variant})' if variant else ''}" for name, variant in (first, second)]
     return f"other metrics: {names[0]} and {names[1]}"
 
@@ -103,7 +103,7 @@ def _problem(rows: list[list[dict[str, Row]]], asked: list[set[str]]) -> str | N
 
 
 def _by_id(cell: CellResult) -> dict[str, Row]:
-    # The prompts and demonstrations of a large run need not be held.
+    # Without prompts and demonstrations, which take most of the memory of a large run.
     return {row["id"]: {key: row.get(key) for key in ("score", "scores", "references")} for row in cell.rows()}
 
 
@@ -114,8 +114,8 @@ def _values(cells: list[dict[str, Row]], ids: list[str]) -> np.ndarray | None:
 
 
 def _curve(cell: dict[str, Row], ids: list[str], labels: list[str] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """(queries,) log-odds of the first of two labels, and whether it is right. The area below the curve does not
-    depend on which of the two counts as positive."""
+    """Log-odds of the first of two labels and whether it is right, both (queries,). The area under the curve does not
+    depend on which label counts as positive."""
     if not labels or len(labels) != 2:
         return None
     odds, right = [], []
@@ -130,7 +130,7 @@ def _curve(cell: dict[str, Row], ids: list[str], labels: list[str] | None) -> tu
 
 
 def _mean_area(curves: list[tuple[np.ndarray, np.ndarray] | None], counts: np.ndarray) -> np.ndarray:
-    """(resamples,): ROC AUC times 100, the mean over seeds. counts: (resamples, queries), how often each was drawn."""
+    """100 × ROC AUC, mean over seeds (resamples,). counts: how often a query was drawn (resamples, queries)."""
     return np.mean([_area(*curve, counts) for curve in curves if curve is not None], axis=0)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 PAPERS = ("openflamingo", "flamingo")
 MODES = ("random", "rices")
 IMAGENET = "imagenet"
-# Queries of the splits that are asked here, by which other data under a benchmark's name are told from it.
+# Number of queries of each benchmark's splits; another number means other data under the benchmark's name.
 QUERIES = {
     "coco": (5_000,), "flickr30k": (1_000,), "vqav2": (214_354,), "ok_vqa": (5_046,), "textvqa": (5_000,),
     "vizwiz": (4_319,), "hateful_memes": (1_000, 500), "imagenet": (50_000,),
@@ -26,11 +26,11 @@ QUERIES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a published score stands, and what it was measured on.
+    """Where a published score is from, and what it was measured on.
 
     Attributes:
         paper: authors and title.
-        arxiv: its number there.
+        arxiv: the paper's number there.
         table: e.g. "Table 11".
         split: of the benchmark, e.g. "test-dev".
         metric: e.g. "VQA accuracy"; every score is in the unit that the paper prints (0 to 100; CIDEr times 100).
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The best model that was trained for a task, as OpenFlamingo's Table 8 lists it."""
+    """The best model fine-tuned for a task, from OpenFlamingo's Table 8."""
 
     method: str
     score: float
@@ -64,19 +64,19 @@ def find(name: str) -> str | None:
 
 
 def named(name: str) -> str:
-    """As `find`, but a name that means none is an error.
+    """As `find`, but an unknown name is an error.
 
     Raises:
-        ValueError: it names no published model; says which there are.
+        ValueError: no published model has this name; lists them.
     """
     model = find(name)
     if model is None:
-        raise ValueError(f"no published scores of {name!r}: there are those of {', '.join(models())}")
+        raise ValueError(f"no published scores of {name!r}; expected one of {', '.join(models())}")
     return model
 
 
 def counterpart(name: str) -> str | None:
-    """The Flamingo that an OpenFlamingo is compared with in its paper; 3B for 4B. A Flamingo is its own."""
+    """The Flamingo that the OpenFlamingo paper compares a model with (3B for 4B); a Flamingo itself."""
     model = find(name)
     return None if model is None else _model(model).get("counterpart", model)
 
@@ -93,7 +93,7 @@ def score(model: str, task: str, shots: int, mode: str = "random") -> tuple[floa
         mode: "random" or "rices".
 
     Returns:
-        None where the papers have no such score.
+        None if the papers have no such score.
 
     Raises:
         ValueError: no such model.
@@ -122,7 +122,7 @@ def imagenet(model: str) -> list[dict[str, Any]]:
 
 
 def source(model: str, task: str, mode: str = "random") -> Source | None:
-    """Where the scores of a model on a task stand; None where there are none."""
+    """Where the scores of a model on a task are from; None if there are none."""
     name, task = named(model), task_name(task)
     paper = _paper(name)
     there = (
@@ -130,25 +130,25 @@ def source(model: str, task: str, mode: str = "random") -> Source | None:
     )
     if not there:
         return None
-    told = paper["tasks"][task]
+    about = paper["tasks"][task]
     table = paper["tables"][IMAGENET if task == IMAGENET else mode]
-    return Source(paper["paper"], paper["arxiv"], table, told["split"], told["metric"])
+    return Source(paper["paper"], paper["arxiv"], table, about["split"], about["metric"])
 
 
 def fine_tuned(task: str) -> FineTuned | None:
-    """The fine-tuned state of the art that OpenFlamingo compares with: of 19 June 2023 (its Table 8)."""
+    """The fine-tuned state of the art of 19 June 2023, from OpenFlamingo's Table 8."""
     found = _read("fine_tuned")["tasks"].get(task_name(task))
     return None if found is None else FineTuned(found["method"], found["score"])
 
 
 def title(task: str) -> str | None:
-    """A task's name as papers print it; None for a task that none of them has."""
-    return next((told["title"] for told in _tasks(task)), None)
+    """A task's name as the papers print it; None for a task that no paper has."""
+    return next((about["title"] for about in _tasks(task)), None)
 
 
 def metric(task: str) -> str | None:
     """The metric that the papers use for a task; None for a task that no paper has."""
-    return next((told["metric"] for told in _tasks(task)), None)
+    return next((about["metric"] for about in _tasks(task)), None)
 
 
 def slips() -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def slips() -> tuple[str, ...]:
 
 
 def task_name(task: str) -> str:
-    """A task's name here: "ok_vqa" for "OK-VQA" or "okvqa"; a name that is not known stays as it is."""
+    """A task's name here: "ok_vqa" for "OK-VQA" or "okvqa"; an unknown name is returned as it is."""
     plain = {_plain(name): name for paper in PAPERS for name in _read(paper)["tasks"]}
     return (plain | {"flickr30": "flickr30k", "flickr": "flickr30k", "mscoco": "coco"}).get(_plain(task), task)
 

@@ -17,10 +17,10 @@ Key = tuple[str, str, int]  # task, mode, shots
 
 @dataclass(frozen=True)
 class Report:
-    """What runs say, side by side.
+    """Runs side by side.
 
     Attributes:
-        beside: published models whose scores stand beside the runs', as `published.models` names them.
+        beside: the published models to compare with, by their names in `published.models`.
     """
 
     runs: tuple[EvaluationRun, ...]
@@ -30,12 +30,12 @@ class Report:
 
     @property
     def comparable(self) -> bool:
-        """Whether published scores may stand beside: the data are the benchmarks', or a published model was named."""
+        """Whether published scores are shown: the data are the benchmarks', or a published model was named."""
         return bool(self.beside) or not other_data(self.runs)
 
     @property
     def keys(self) -> list[Key]:
-        """Of all runs' lines; tasks in the order of the first run that has them."""
+        """The keys of all runs' rows; tasks in the order of the first run that has them."""
         found = {key: None for lines in self.lines for key in lines}
         tasks = list(dict.fromkeys(task for task, _, _ in found))
         modes = list(dict.fromkeys(mode for _, mode, _ in found))
@@ -46,15 +46,15 @@ class Report:
         return named[0] if named else task
 
     def metric(self, task: str) -> str:
-        """Its name; several where the runs measured by different ones."""
+        """Its name; several if the runs differ."""
         return " / ".join(dict.fromkeys(name for name, _ in self.measures(task) if name))
 
     def measures(self, task: str) -> list[tuple[str, str]]:
-        """By what the runs measured a task, each once: metric and variant."""
+        """The metrics and variants by which the runs measured a task, without repetition."""
         return list(dict.fromkeys(run.measure(task) for run in self.runs if task in run.tasks))
 
     def like(self, tasks: Iterable[str]) -> list[list[str]]:
-        """Tasks in groups that all runs measured alike: only such values have a mean. Other tasks are in none."""
+        """Groups of tasks that all runs measured alike, so that their mean has a meaning."""
         groups: dict[tuple[str, str], list[str]] = {}
         for task in tasks:
             measures = self.measures(task)
@@ -67,12 +67,11 @@ def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None) ->
     """Puts runs side by side; two runs are also compared query by query.
 
     Args:
-        beside: names of published models; None: the runs' own where they are published, else OpenFlamingo-9B, if what
-            was asked are the benchmarks' own splits. Of these only those stand there that have a score of a task that
-            was asked.
+        beside: names of published models. None: the runs' own models if they are published, else OpenFlamingo-9B, if
+            the queries are the benchmarks' own splits. Models without a score for any task here are left out.
 
     Raises:
-        ValueError: a name is of no published model, or a file of a run is damaged.
+        ValueError: no published model has a name, or a file of a run is damaged.
         OSError: a finished cell's predictions are gone, and there are two runs.
     """
     names = [published.named(name) for name in beside] if beside is not None else default_beside(runs)
@@ -84,7 +83,7 @@ def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None) ->
 
 
 def of_cells(run: EvaluationRun, cells: Collection[Cell]) -> Report:
-    """A report on these cells of a run alone, without published scores beside them."""
+    """A report on some cells of a run, without published scores."""
     mine = replace(run, cells=tuple(one for one in run.cells if one.cell in cells), unfinished=())
     return build([mine], [])
 
@@ -101,18 +100,17 @@ def default_beside(runs: Sequence[EvaluationRun]) -> list[str]:
 
 
 def other_data(runs: Sequence[EvaluationRun]) -> list[str]:
-    """A sentence for each task that bears a benchmark's name and has another number of queries than its split, or
-    another metric."""
-    told: dict[str, str] = {}
+    """A sentence per task that has a benchmark's name, but not its number of queries or its metric."""
+    sentences: dict[str, str] = {}
     for run in runs:
         for task in run.named:
             whole, asked = published.QUERIES.get(task), run.asked(task)
             if whole and asked and asked not in whole:
-                told[task] = f"{run.title(task)} has {asked:,} queries here, the benchmark {whole[0]:,}"
+                sentences[task] = f"{run.title(task)} has {asked:,} queries here, the benchmark {whole[0]:,}"
             usual, metric = published.metric(task), run.metric(task)
             if usual and metric and not usual.startswith(metric):
-                told.setdefault(task, f"{run.title(task)} is measured by {metric} here, in the papers by {usual}")
-    return list(told.values())
+                sentences.setdefault(task, f"{run.title(task)} is measured by {metric} here, in the papers by {usual}")
+    return list(sentences.values())
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,9 @@ class Share:
     """Scores divided by a reference's, averaged over settings (tasks × numbers of shots), as OpenFlamingo's Figure 1.
 
     Attributes:
-        name: of a run, or of a published model, which has "(paper)" after it.
-        mean, std: over settings, the deviation of the population.
-        reference: what they are divided by.
+        name: of a run, or of a published model followed by "(paper)".
+        mean, std: over settings; the deviation is of the population.
+        reference: the model whose scores are the divisor.
     """
 
     name: str
@@ -134,10 +132,11 @@ class Share:
 
 
 def shares_of_flamingo(report: Report) -> list[Share]:
-    """Each run and OpenFlamingo of `beside` as a share of the Flamingo that it is compared with, whose demonstrations
-    are random always: the papers have none with RICES. All of a mode over the same settings: those that all runs with
-    that mode have. A run of a model that is not published is compared with the first published model's Flamingo. None
-    where runs asked other data than the benchmarks' and no published model was named.
+    """The shares of every run and of every OpenFlamingo in `beside`.
+
+    The divisor is the counterpart Flamingo with random demonstrations, since its papers have no such scores with RICES;
+    for an unpublished model it is the counterpart of the first published one. All shares of a mode are over the same
+    settings: those that all runs with this mode have. Empty if the report is not comparable.
     """
     found: list[Share] = []
     if not report.comparable:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flamboyance.files import replacing
 from flamboyance.reports import published
-from flamboyance.reports.evaluation_run import TableRow, finite, shown
+from flamboyance.reports.evaluation_run import TableRow, finite, printable
 from flamboyance.reports.report import USUAL, Report, Share, other_data, shares_of_flamingo
 
 MARKDOWN, CSV = "report.md", "scores.csv"
@@ -28,7 +28,7 @@ class Table:
     """Text in rows, as the terminal and Markdown show it.
 
     Attributes:
-        left: columns that are words; the others are numbers.
+        left: number of leading columns that hold text, aligned left; the others hold numbers.
         sections: groups of rows, with a line between them.
     """
 
@@ -40,7 +40,7 @@ class Table:
 
 
 def scores(report: Report) -> Table:
-    """Tasks × modes × shots: every run's mean (deviation) over seeds and interval, and what is published."""
+    """Tasks × modes × shots: every run's mean (deviation) over seeds and interval, and the published scores."""
     columns = ["task", "demonstrations", "shots"]
     for run in report.runs:
         columns += [run.name if len(report.runs) > 1 else "score", "95 %"]
@@ -59,7 +59,7 @@ def scores(report: Report) -> Table:
 
 
 def differences(report: Report) -> Table | None:
-    """The second run less the first; None unless there are two."""
+    """The second run minus the first; None unless there are two runs."""
     if len(report.runs) != 2:
         return None
     first, second = report.runs
@@ -69,32 +69,32 @@ def differences(report: Report) -> Table | None:
         rows = sections.setdefault((one.task, one.mode), [])
         head = (report.title(one.task), one.mode) if not rows else ("", "")
         sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
-        told = one.why_not or ("" if sure else "not clear")
+        remark = one.why_not or ("" if sure else "not clear")
         change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
         numbers = (_number(one.first), _number(one.second), change, _interval(one.interval, "+.1f"))
-        rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", told))
+        rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", remark))
     note = (
-        f"Difference: {second.name} less {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
-        "over queries. Not clear: the interval holds 0."
+        f"Difference: {second.name} minus {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
+        "over queries. Not clear: the interval contains 0."
     )
     if not report.differences:
-        note = "The runs have no task in common that was asked with as many demonstrations, chosen in the same way."
+        note = "The runs have no task in common with the same number of demonstrations, chosen in the same way."
     return Table("Difference", columns, 2, tuple(map(tuple, sections.values())), (note,))
 
 
 def unfinished(report: Report) -> list[str]:
-    """A sentence for each cell that is not done: it counts nowhere."""
-    told = []
+    """A sentence per unfinished cell; no score includes it."""
+    sentences = []
     for run in report.runs:
         for one in run.unfinished:
             asked = run.asked(one.cell.task)
             of = "" if asked is None else f" of {asked:,}"
-            told.append(shown(f"{run.name}: {one.cell}: {one.count():,}{of} queries answered"))
-    return told
+            sentences.append(printable(f"{run.name}: {one.cell}: {one.count():,}{of} queries answered"))
+    return sentences
 
 
 def facts(report: Report) -> list[str]:
-    """What was run: a line for each run."""
+    """A line per run: its model, date, protocol and machine."""
     lines = []
     for run in report.runs:
         about, model = run.about, run.about.get("model")
@@ -103,7 +103,7 @@ def facts(report: Report) -> list[str]:
         known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None]
         known += [f"{parameters:,} parameters" if isinstance(parameters, int) and parameters else None]
         known += [model.get("dtype"), *(machine.values() if isinstance(machine, dict) else [machine])]
-        lines.append(shown(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})"))
+        lines.append(printable(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})"))
     return lines
 
 
@@ -119,7 +119,7 @@ def share_sentence(share: Share) -> str:
 
 
 def write_csv(report: Report, file: Path) -> None:
-    """A line for each run, task, mode and number of shots, with the published scores beside it; all digits."""
+    """A line per run, task, mode and number of shots, with the published scores; all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *(f"{name}{part}" for name in report.beside for part in ("", " std"))])
@@ -139,8 +139,8 @@ def write_csv(report: Report, file: Path) -> None:
 
 
 def _cell(text: object) -> str:
-    """Text that a spreadsheet takes for text, and not for a formula."""
-    found = shown(text)
+    """Text that a spreadsheet does not take for a formula."""
+    found = printable(text)
     return f"'{found}" if found[:1] in ("=", "+", "-", "@") else found
 
 
@@ -151,7 +151,7 @@ def write_markdown(report: Report, pictures: Sequence[tuple[str, str]], file: Pa
 
 
 def markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
-    """The report as Markdown. pictures: (file beside it, what it shows)."""
+    """The report as Markdown. pictures: (file beside it, title)."""
     parts = [f"# Evaluation of {' and '.join(_plain(run.name) for run in report.runs)}"]
     parts += ["\n".join(f"- {_plain(fact)}" for fact in facts(report))]
     tables = [scores(report), *filter(None, [differences(report)])]
@@ -174,7 +174,7 @@ def _exact(value: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes for text."""
+    """Text with Markdown's special characters escaped."""
     flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in flat)
 
@@ -187,9 +187,7 @@ def _table(table: Table) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """A report on one run for programs: a row per task, way of choosing demonstrations and number of shots; what has no
-    value is null.
-    """
+    """A report on one run: a row per task, mode and number of shots; a missing value is null."""
     (run,), (lines,) = report.runs, report.lines
     rows = []
     for task, mode, shots in report.keys:
@@ -230,7 +228,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _published(name: str, task: str, mode: str, shots: int) -> str | None:
-    """As the table has it. Where there is none of a mode, that of random demonstrations, marked."""
+    """A published score with its deviation; if there is none for this mode, that of random demonstrations, marked."""
     found, mark = published.score(name, task, shots, mode), ""
     if found is None and mode != "random":
         found, mark = published.score(name, task, shots), BY_RANDOM
@@ -246,7 +244,7 @@ def _notes(report: Report) -> list[str]:
     ]
     tasks = list(dict.fromkeys(task for task, _, _ in report.keys))
     if any(BY_RANDOM in (_published(name, *key) or "") for name in report.beside for key in report.keys):
-        notes.append(f"{BY_RANDOM} With random demonstrations: nothing is published of that model with others.")
+        notes.append(f"{BY_RANDOM} With random demonstrations: the model has no published scores with others.")
     for task in tasks:
         if len(report.measures(task)) > 1:
             named = [f"{name}{f' ({variant})' if variant else ''}" for name, variant in report.measures(task)]
@@ -254,7 +252,7 @@ def _notes(report: Report) -> list[str]:
                 f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them."
             )
     if not report.beside and (other := other_data(report.runs)):
-        notes.append(f"No published scores beside: {'; '.join(other)}. --beside {USUAL} shows them all the same.")
+        notes.append(f"Published scores are not comparable: {'; '.join(other)}. --beside {USUAL} shows them anyway.")
     modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
     for name in report.beside:
         found = [one for task in tasks for mode in {*modes, "random"} if (one := published.source(name, task, mode))]

@@ -13,15 +13,15 @@ pipeline_tag: image-text-to-text
 
 # flamingo-mini
 
-A real, tiny Flamingo of {total:.1f} M parameters, made by `python -m scripts.pretrain_mini` from data that the
-repository makes itself: a CLIP tower ({vision:.2f} M) trained contrastively, a LLaMA language model ({language:.2f} M)
+A tiny Flamingo of {total:.1f} M parameters, made by `python -m scripts.pretrain_mini` from data that the
+scripts draw themselves: a CLIP tower ({vision:.2f} M) trained contrastively, a LLaMA language model ({language:.2f} M)
 trained on text alone, both then frozen; and the resampler, gated cross-attention and added tokens between them
-({trained:.2f} M), trained on interleaved documents. Outside its own little world it knows nothing.
+({trained:.2f} M), trained on interleaved documents. It knows nothing outside of its own small world.
 
 Its world: pictures of 64 × 64 pixels with one to three things in three columns (circle, square, triangle, cross, ring;
 red, green, blue, yellow, purple, cyan, white), and handwritten digits (scikit-learn's scans). It knows two sizes: a
-small thing's radius is 6 pixels, a large one's 10. It captions, answers questions, reads digits, and learns the meaning
-of a made-up word from demonstrations in its prompt.
+small object's radius is 6 pixels, a large one's 10. It captions, answers questions, reads digits, and learns what a
+made-up word means from demonstrations in its prompt.
 
 ## How it came to bind words, and what it cannot do
 
@@ -31,13 +31,13 @@ of a made-up word from demonstrations in its prompt.
   hand, and later the first to 0.5; and an auxiliary loss (`scripts/pretrain_mini/naming.py`) asked the first block to
   add the words for what a token sees to the residual stream. So flamingo-mini shows that the software works. It is no
   evidence that a model of this size learns in context from the papers' loss.
-- **It knows nothing outside its world.** For a photograph, another shape, or a thing of another size it still answers
-  in the words above, with full confidence. A word that its tokenizer does not have is read as unknown.
+- **It knows nothing outside its world.** For a photograph, another shape, or an object of another size it still
+  answers in the words above, with full confidence. A word outside of its vocabulary becomes the unknown token.
 - **More than eight demonstrations** were not in its training; beyond 16 its answers get worse.
 
 ## Prompts
 
-Lower and upper case are the same. Each entry ends in `<|endofchunk|>`; the query stops after the colon.
+Case does not matter. Each demonstration ends in `<|endofchunk|>`; the query ends after the colon.
 
 | task | prompt | answer |
 |---|---|---|
@@ -52,13 +52,13 @@ shape is the object on the left?` (`middle`, `right`), `what color is the SHAPE?
 `which digit is this?`.
 
 Made-up words are two syllables from `flamboyance/mini/world/words.py`; `made_up_words("test")` lists those that
-training never showed.
+were not in the training data.
 
 ## Measured
 
 On held-out scenes, the 360 held-out scans, and held-out made-up words: per cent right, with Wilson's 95 % interval.
-Binding is a choice between two words by `model.score`, after as many demonstrations of each (one shot shows one);
-the rest is greedy generation, right when the text is exactly right.
+Binding is a choice between two words by `model.score`, after the same number of demonstrations of each (one shot shows
+one of them). The other answers are generated greedily, and right only if the whole text is.
 
 {table}
 

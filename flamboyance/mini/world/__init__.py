@@ -1,6 +1,6 @@
-"""The world that flamingo-mini was trained in: scenes, what is said about them, and the words for it.
+"""The world that flamingo-mini was trained on: scenes, texts about them, and their vocabulary.
 
-Held-out pictures come from seeds, scans and made-up words of the "test" split.
+Held-out images come from other seeds, and from the scans and made-up words of the "test" split.
 """
 
 from flamboyance.mini.world.sayings import (

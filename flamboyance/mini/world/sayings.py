@@ -1,4 +1,4 @@
-"""What is said about scenes: captions, questions with their answers, and episodes that bind made-up words."""
+"""Texts about scenes: captions, questions with their answers, and episodes that bind made-up words."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def binding_episode(
 ) -> Episode:  # fmt: skip
     """Binds each of `classes` made-up words to a thing (a color and shape), a digit, a color, or a shape.
 
-    The `shots` demonstrations are shared out evenly over the words in random order; attributes that do not matter vary,
-    except, with probability `plain`, when the whole episode holds them still.
+    Each word gets the same number of the `shots` demonstrations, or one more, in random order. Irrelevant attributes
+    vary from image to image or, with probability `plain`, are the same in the whole episode.
 
     Args:
         kind: one of `BINDING_KINDS`.

@@ -1,7 +1,7 @@
 """The mini world: pictures with one to three things in three columns, and pictures of handwritten digits.
 
-Everything follows from a seed: a `Scene` holds all that its picture shows, noise included, so the same scene always
-renders to the same pixels. Digits are scikit-learn's 1,797 scans with a fixed split, 1,437 to train and 360 to test.
+A `Scene` has everything that its picture shows, noise included, so the same scene always renders to the same pixels.
+Digits are scikit-learn's 1,797 scans with a fixed split, 1,437 to train and 360 to test.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TRAINING_DIGITS = 1437
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what can be said of it, and its exact place and radius in pixels."""
+    """One object: its attributes, and its exact place and radius in pixels."""
 
     shape: str
     color: str
@@ -73,7 +73,7 @@ def scene(rng: np.random.Generator, count: int | None = None, **fixed: str) -> S
     """
     count = int(rng.integers(1, 4)) if count is None else count
     if not 0 <= count <= 3:
-        raise ValueError(f"a scene has 0 to 3 things, one in a column; count={count}")
+        raise ValueError(f"count={count}: expected 0 to 3 things, one per column")
     places = sorted(rng.permutation(3)[:count])
     return Scene(tuple(_thing(rng, int(place), fixed) for place in places), None, *_ground(rng))
 

@@ -1,7 +1,7 @@
-"""The words of the mini world: its vocabulary, its made-up words, and the tokenizer over both.
+"""The words of the mini world: its vocabulary, its made-up words, and the tokenizer for both.
 
-A made-up word is two syllables, `da` + `ki` -> `daki`, one token each. A fifth of the 1,560 pairs is held out:
-no training text holds them, so a test word is one that the language model has never read.
+A made-up word is two syllables, `da` + `ki` -> `daki`, one token each. A fifth of the 1,560 pairs is held out: they are
+in no training text, so the language model has never read a test word.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def made_up_words(split: Split) -> list[str]:
 
 
 def draw_words(rng: np.random.Generator, count: int, split: Split) -> list[str]:
-    """`count` made-up words that share no syllable in the same place, so that each can be told by either half."""
+    """`count` made-up words that share no syllable in the same place, so that either half identifies the word."""
     words: list[str] = []
     while len(words) < count:
         word = _WORDS[split][rng.integers(len(_WORDS[split]))]
