@@ -1,4 +1,4 @@
-"""Makes flamingo-mini from nothing: `python -m scripts.pretrain_mini`.
+"""Trains flamingo-mini from scratch: `python -m scripts.pretrain_mini`.
 
 Finished stages are kept, and an interrupted one is resumed.
 """

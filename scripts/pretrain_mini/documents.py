@@ -1,9 +1,8 @@
-"""What is said about scenes: captions, questions, binding episodes, and documents as lists of entries.
+"""Training documents: lists of entries with captions, questions or binding episodes.
 
-An entry is a picture and what follows it. For the Flamingo it reads `<image>Output:a red ring<|endofchunk|>`; for the
-language model, which sees text alone, words about the scene stand in for the picture: `large red ring left Output:a
-...;`. The strings after the picture are those of `flamboyance.templates`, so that the same prompts serve after
-training.
+An entry is an image and the text after it. The Flamingo reads `<image>Output:a red ring<|endofchunk|>`; the language
+model, which sees text alone, reads a description in place of the image: `large red ring left Output:a ...;`. The text
+after the image is that of `flamboyance.templates`, so that the same prompts work after training.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Source = Any  # where scenes come from: the module `scenes`, or anything with it
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture, the prompt after it, and the answer; `hint` names what matters about it, for plain descriptions."""
+    """An image, the prompt after it, and the answer; `hint` names the attribute that decides the answer."""
 
     scene: Scene
     prompt: str
@@ -34,13 +33,13 @@ class Entry:
 # ---- documents ------------------------------------------------------------------------------------------------------
 
 
-SIMPLE = ("color", "shape", "digit")  # one word says what matters
+SIMPLE = ("color", "shape", "digit")  # concepts of one word
 
 
 def binding_document(
     rng: np.random.Generator, split: Split, least: int, most: int, kinds: tuple[str, ...] = SIMPLE, **episode: Any
 ) -> list[Entry]:
-    """An episode as entries; the kinds differ only in what matters about a picture."""
+    """A binding episode as entries, of one of the kinds."""
     kind = kinds[rng.integers(len(kinds))]
     one = binding_episode(rng, int(rng.integers(least, most + 1)), kind, split, **episode)
     pairs = [*one.demonstrations, (one.query, one.answer)]
@@ -50,7 +49,7 @@ def binding_document(
 def caption_document(
     rng: np.random.Generator, split: Split, entries: int, count: int | None = None, source: Source = world
 ) -> list[Entry]:
-    """Captioned scenes, and digits one in four."""
+    """Captioned scenes; with probability 1/4 an entry is a digit."""
     found = []
     for _ in range(entries):
         one = source.digit_scene(rng, split) if rng.random() < 0.25 else source.scene(rng, count)
@@ -61,7 +60,7 @@ def caption_document(
 def question_document(
     rng: np.random.Generator, split: Split, entries: int, count: int | None = None, source: Source = world
 ) -> list[Entry]:
-    """Scenes with a question each, all kinds equally likely; digits one in eight."""
+    """Scenes with a question each, all kinds equally likely; with probability 1/8 an entry is a digit."""
     found = []
     for _ in range(entries):
         one, question = draw_question(rng, count=count, digits=0.125, split=split, source=source)
@@ -70,10 +69,10 @@ def question_document(
 
 
 def describe(entry: Entry, rng: np.random.Generator, bare: float, clutter: float = 0.3) -> str:
-    """Words that stand in for the picture.
+    """A description in place of the image.
 
-    In binding documents, with probability `bare`, only the attribute that matters; else others in any order beside it:
-    color and shape four times in five, size and column with probability `clutter`.
+    In binding documents it is, with probability `bare`, the deciding attribute alone. Otherwise it has others too, in
+    any order: color and shape with probability 0.8, size and column with probability `clutter`.
     """
     if entry.scene.digit is not None:
         return f"digit {entry.scene.digit.value}" if rng.random() < 0.5 else entry.scene.digit.value

@@ -1,7 +1,7 @@
 """Measures flamingo-mini on held-out data through the public interface: 0, 1, 2, 4 and 8 shots, with 95 % intervals.
 
-Held out are the scenes (by seed), 360 handwritten scans, and the made-up words. Demonstrations of digits and binding
-come from the held-out split too; what is in them was never trained on.
+The scenes (by seed), 360 handwritten scans, and the made-up words are held out. In binding episodes the demonstrations
+are held out too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Prompt = tuple[list[tuple[Scene, str]], tuple[Scene, str]]  # solved entries, th
 
 
 class Judge:
-    """Asks a model: `answers` generates, `choices` scores candidates."""
+    """Prompts a model: `answers` generates, `choices` scores candidates."""
 
     def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
         self.model, self.processor = model, processor
@@ -107,7 +107,7 @@ def captions(judge: Judge, count: int, shots: int, trials: int) -> Iterable[Row]
 
 
 def _attributes(text: str, scene: Scene) -> int:
-    """How many of the scene's sizes, colors and shapes the caption names in their places."""
+    """Number of the scene's sizes, colors and shapes that the caption has in the right places."""
     said = [part.split()[-3:] for part in text.replace(" and ", ", ").split(", ")]
     said += [[]] * (len(scene.things) - len(said))
     facts = [[thing.size, thing.color, thing.shape] for thing in scene.things]
@@ -153,7 +153,7 @@ def digit_reading(judge: Judge, shots: int, trials: int) -> Iterable[Row]:
 
 
 def binding(judge: Judge, shots: int, trials: int) -> Iterable[Row]:
-    """Two unseen made-up words, told apart by demonstrations; with two controls in which those say nothing."""
+    """A choice between two unseen made-up words, and two controls with uninformative demonstrations."""
     plain, shuffled, blanked = [], [], []
     for number, kind in enumerate(BINDING_KINDS):
         rng = _rng(4, number, shots)
@@ -181,7 +181,7 @@ def _binding_row(name: str, judge: Judge, episodes: list[Episode], shots: int) -
 
 
 def _shuffled(episodes: list[Episode], rng: np.random.Generator) -> list[Episode]:
-    """Each episode's demonstration pictures change places at random under their words: on average they say nothing."""
+    """Shuffles each episode's demonstration images against their words, so that they carry no information."""
     found = []
     for e in episodes:
         order = rng.permutation(len(e.demonstrations))
@@ -191,7 +191,7 @@ def _shuffled(episodes: list[Episode], rng: np.random.Generator) -> list[Episode
 
 
 def _blanked(episodes: list[Episode]) -> list[Episode]:
-    """The demonstrations' pictures show nothing but ground and noise."""
+    """Replaces the demonstrations' images by background and noise."""
     return [
         Episode(e.kind, [(Scene((), None, s.ground, s.noise), word) for s, word in e.demonstrations], e.query, e.answer,
                 e.candidates)
@@ -203,7 +203,7 @@ def _blanked(episodes: list[Episode]) -> list[Episode]:
 
 
 def glance(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, trials: int = 50) -> str:
-    """A few figures in passing, for the training log."""
+    """A few scores for the training log."""
     judge = Judge(model, processor)
     rows = [*captions(judge, 1, 0, trials), *captions(judge, 3, 0, trials), *question_answers(judge, 0, 2 * trials)]
     rows += digit_reading(judge, 0, trials)
@@ -214,7 +214,7 @@ def glance(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor
 
 
 def table(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, trials: int = 200) -> list[Row]:
-    """All tasks at all shots."""
+    """All tasks at all numbers of shots."""
     judge, rows = Judge(model, processor), []
     for shots in SHOTS:
         for count in (1, 2, 3):

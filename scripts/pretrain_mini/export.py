@@ -1,4 +1,4 @@
-"""Writes the trained Flamingo as a directory that stands alone, weights in half precision, and opens it again."""
+"""Writes the trained Flamingo as a self-contained directory with 16-bit weights, and opens it again."""
 
 from __future__ import annotations
 

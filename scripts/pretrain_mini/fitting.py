@@ -1,6 +1,6 @@
-"""One training loop for all three stages: AdamW, periodic checkpoints, resumed where it stopped.
+"""One training loop for all stages: AdamW and periodic checkpoints, from which a stopped run resumes.
 
-The learning rate warms up, stays, and falls to nothing over the last 40 % of the steps.
+The learning rate warms up, stays constant, and decays to zero over the last 40 % of the steps.
 """
 
 from __future__ import annotations

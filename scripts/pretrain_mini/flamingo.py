@@ -104,7 +104,7 @@ class Batches:
         return rows, scenes, {"input_ids": table[0].long(), "attention_mask": mask}, table[1], table[2]
 
     def spelled(self, step: int) -> float:
-        """Share of a binding document's pictures that have what matters written beside them."""
+        """Share of a binding document's images with the deciding attribute written next to them."""
         return 0.5 if any(first <= step < last for first, last in SPELLED) else 0.0
 
     def prompt(self, kind: str, entry: Entry) -> list[Token]:
@@ -150,7 +150,7 @@ def answer_loss(
 
 
 def glance(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> str:
-    """A few figures on held-out data, for the training log."""
+    """A few scores on held-out data, for the training log."""
     from scripts.pretrain_mini import evaluate  # it imports this file's neighbours
 
     model.eval()
@@ -160,7 +160,7 @@ def glance(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor
 
 
 def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """Trains, or goes on training, what is not frozen; a finished run's checkpoint is only read."""
+    """Trains the parameters that are not frozen, or resumes; a finished run's checkpoint is only read."""
     torch.manual_seed(0)
     model, processor = build(folder / "vision", folder / "language")
     batches = Batches(processor, Pool(model.vision))

@@ -1,9 +1,8 @@
 """Stage 2, the language model: a small LLaMA trained on text alone, then kept frozen.
 
-Its text has the shape that Flamingo documents will have once a picture stands where words about the scene stand here:
-captions, questions, lists, and episodes that bind made-up words. Answers follow from what precedes them, so the model
-learns to read a description out, to answer from it, and to match a new description with earlier ones and copy their
-word.
+Its text has the form of Flamingo documents, with descriptions in place of the images: captions, questions, lists, and
+episodes that bind made-up words. The answers follow from the preceding text, so the model learns to repeat a
+description, to answer from it, and to match a new description with earlier ones and copy their word.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def text_of(
 
 
 def repeated_list(rng: np.random.Generator) -> list[tuple[str, float]]:
-    """A few made-up words, said again and again in the same order: the plainest copying there is."""
+    """A few made-up words, repeated in the same order: the simplest form of copying."""
     line = ", ".join(draw_words(rng, int(rng.integers(3, 7)), "train")) + SEPARATOR
     return [(line, 0.0)] + [(line, 1.0)] * 3
 

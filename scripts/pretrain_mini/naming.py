@@ -1,12 +1,11 @@
-"""Stage 4: the Flamingo trains on, and its first block learns to name what it sees.
+"""Stage 4: the first block learns to name what it sees.
 
-After stage 3 captions come from the last blocks alone: the first two gates stay all but shut, and the language
-model's own matching of like places, which works from its first layer on, gets nothing to match. Binding a made-up
-word to a picture stays at chance, however long the training. So a second loss asks the first block, where it matters,
-to add to the token the words that name what the token sees: at the colon before a made-up word, the thing's color and
-shape, or the digit; at a question's word ("ring"), what else is said of the things it points to. The target is the
-language model's own embeddings, which its layers read at once. A last short run has documents of up to nine pictures,
-so that long prompts are no surprise.
+After stage 3 captions come from the last blocks alone. The first two gates stay almost shut, so the language model's
+induction layers, which begin at its first layer, have nothing to match, and binding a made-up word to an image stays at
+chance, however long the training. Here a second loss makes the first block add the words for what a token sees to that
+token's hidden state: at the colon before a made-up word, the object's color and shape, or the digit; at a question's
+word ("ring"), the other attributes of the objects that it refers to. The targets are the language model's own
+embeddings, which its layers can read. A last short run has documents of up to nine images, to train on long prompts.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def document(rng: np.random.Generator, pool: flamingo.Pool, longer: bool) -> tup
 
 
 def names(kind: str, entry: Entry, words: list[str]) -> list[tuple[str, ...]]:
-    """For each token of an entry's prompt the words that name what it sees; none where nothing is asked."""
+    """For each token of an entry's prompt, the words for what it sees; none where the loss is not applied."""
     found: list[tuple[str, ...]] = [()] * len(words)
     things, digit = entry.scene.things, entry.scene.digit
     if digit is not None:
@@ -64,7 +63,7 @@ def names(kind: str, entry: Entry, words: list[str]) -> list[tuple[str, ...]]:
 
 
 class Batches(flamingo.Batches):
-    """As stage 3's, with the words to be named at each token, and nothing written out."""
+    """As stage 3's batches, with the words to name at each token, and without written hints."""
 
     def spelled(self, step: int) -> float:
         return 0.0
@@ -97,7 +96,7 @@ def naming_loss(
 
 
 def train(folder: Path, steps: int = STEPS) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """Trains on from stage 3, or goes on training; a finished run's checkpoint is only read."""
+    """Continues from stage 3, or resumes; a finished run's checkpoint is only read."""
     model, processor = flamingo.train(folder)
     with torch.no_grad():
         model.cross_attention[0].attention_gate.fill_(OPENING)

@@ -16,7 +16,7 @@ SIZES = {1: 8000, 2: 4000, 3: 4000, "digit": 6000}
 
 
 class Pool:
-    """Stands in for `world` when documents are made: `scene` and `digit_scene` draw from what there is.
+    """A replacement for `world`: `scene` and `digit_scene` draw from precomputed scenes.
 
     Args:
         vision: the frozen tower, pixels (n, 3, 64, 64) -> patches (n, 64, 128).
@@ -65,6 +65,6 @@ class Pool:
     def digit_scene(self, rng: np.random.Generator, split: Split, value: str | None = None) -> Scene:
         """As `world.digit_scene`, for the training split alone."""
         if split != "train":
-            raise ValueError(f"the pool holds training digits alone; split={split!r}")
+            raise ValueError(f"split={split!r}: expected 'train', as the pool has training digits only")
         group = self._groups[("digit",) if value is None else ("digit", value)]
         return group[rng.integers(len(group))]

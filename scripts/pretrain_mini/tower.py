@@ -1,10 +1,9 @@
 """Stage 1, the vision tower: a small CLIP ViT trained contrastively against phrases and captions, then kept frozen.
 
-Two contrasts. Each patch against every phrase the world can say of one object ("large red ring left", "digit 3",
-"nothing"): all phrases that differ in a single attribute are among the negatives, which is what makes it learn shape
-and not only colour. And each picture's class token against the captions of its batch. The text tower is then discarded.
-A Flamingo reads the last block's patch tokens before the final LayerNorm, so the patches are trained, not only the
-class.
+There are two contrasts. Each patch is compared with every phrase for one object ("large red ring left", "digit 3",
+"nothing"); all phrases that differ in a single attribute are among the negatives, so that it learns shape and not only
+color. Each image's class token is compared with the captions of its batch. The text tower is then discarded. A Flamingo
+reads the last block's patch tokens before the final LayerNorm, so the patches are trained, not only the class token.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ class Contrast(nn.Module):
 
 
 def draw(rng: np.random.Generator, count: int, split: world.Split = "train") -> list[Scene]:
-    """A mix of scenes and, one in three, digits."""
+    """Scenes, about a third of them digits."""
     return [world.digit_scene(rng, split) if rng.random() < 0.33 else world.scene(rng) for _ in range(count)]
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from flamboyance.evaluation import metrics
-from flamboyance.evaluation.metrics.intervals import interval, interval_of_mean
+from flamboyance.evaluation.metrics.intervals import interval, interval_of_mean, wilson
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score
 
 
@@ -122,3 +123,9 @@ def test_vqa_accuracy_is_rounded_as_the_script_rounds() -> None:
     score = measure(metrics.VQA_ACCURACY, [answers, ("cat",) * 10, ("dog",) * 10], [Prediction("cat")] * 3)
     assert score.items == {"0": 60.0, "1": 100.0, "2": 0.0}
     assert score.value == 53.33
+
+
+@pytest.mark.parametrize("right, total", [(0, 64), (64, 64), (1, 3), (50, 100), (7, 8)])
+def test_wilsons_interval_is_scipys(right: int, total: int) -> None:
+    scipys = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    assert wilson(right, total) == pytest.approx((scipys.low, scipys.high), abs=1e-4)
