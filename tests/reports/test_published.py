@@ -127,7 +127,7 @@ def test_an_unknown_model_is_named() -> None:
 
 
 def test_the_released_models_are_the_published_ones() -> None:
-    from flamboyance.checkpoints.released import RELEASED
+    from flamboyance.names import RELEASED
 
     found = [published.find(name) for name in RELEASED]
     assert None not in found and len(set(found)) == 5
