@@ -143,7 +143,7 @@ def _check_texts(record: Record, place: str) -> None:
 def _image(table: Path, record: Record, place: str, outside: bool) -> Path:
     column = next((name for name in ("image", "file_name") if name in record), None)
     if column is None:
-        raise ValueError(f"{place} has the keys {', '.join(map(str, record)) or '(none)'}; expected image")
+        raise ValueError(f"{place} has no column 'image'; its columns are {', '.join(map(str, record)) or '(none)'}")
     name = record[column]
     if not isinstance(name, str) or not name.strip():
         shown = "empty" if name is None or isinstance(name, str) else _brief(name)
