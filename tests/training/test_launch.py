@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flamboyance.planning.cost import outlined
+from flamboyance.planning.cost import meta_model
 from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import find, resolve
 
@@ -85,7 +85,7 @@ def test_skypilot(stubs):
 def test_the_large_example_has_its_size():
     recipe = find(f"{ROOT / 'examples/recipes/flamingo_80b.py'}:flamingo_80b", RECIPES)
     run = resolve(recipe, ["output=x", "laion=a", "mmc4=b"])
-    model = outlined(run.outline(), run.training.precision)
+    model = meta_model(run.outline(), run.training.precision)
     total = sum(p.numel() for p in model.parameters())
     assert 70e9 < total < 80e9
     assert len(model.blocks) == 11
