@@ -16,15 +16,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from flamboyance import names
 from flamboyance.checkpoints import card, openflamingo, released
-from flamboyance.checkpoints.backbones import (
-    adapters_too,
-    check_backbones,
-    check_json,
-    check_language_model,
-    open_language_model,
-    opening,
-    place,
-)
 from flamboyance.checkpoints.directory import (
     WEIGHTS,
     absolute,
@@ -36,6 +27,15 @@ from flamboyance.checkpoints.directory import (
     settle_adapters,
     write_backbone,
     write_checkpoint,
+)
+from flamboyance.checkpoints.open_backbones import (
+    adapters_too,
+    check_backbones,
+    check_json,
+    check_language_model,
+    open_language_model,
+    opening,
+    place,
 )
 from flamboyance.checkpoints.preprocessing import follow_tower
 from flamboyance.configuration import FlamingoConfig

@@ -14,8 +14,18 @@ PACKAGE = Path(__file__).parent.parent / "flamboyance"
 # From the bottom to the top: a part (a module or a folder of the package) imports only parts that come before it.
 ORDER = (
     *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration", "templates", "files", "images"),
-    *("figure_style", "processes", "examples", "auto", "chat", "call_arguments"),
-    *("model", "checkpoints", "processing", "flamingo", "prompting", "few_shot", "compat", "convert", "catalog"),
+    *("figure_style", "processes", "examples", "auto", "chat", "processor_arguments"),
+    *(
+        "model",
+        "checkpoints",
+        "processing",
+        "flamingo",
+        "prompting",
+        "few_shot",
+        "compat",
+        "convert_checkpoint",
+        "catalog",
+    ),
     *("data", "training", "planning"),
     *("evaluation", "mini", "reports", "recipes"),
     *("__init__", "commands", "cli", "__main__"),

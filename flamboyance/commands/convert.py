@@ -22,7 +22,7 @@ def convert(arguments: argparse.Namespace) -> int:
     checkpoint, directory = Path(arguments.checkpoint), Path(arguments.directory)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
-    from flamboyance.convert import convert_file
+    from flamboyance.convert_checkpoint import convert_file
 
     named = {key: getattr(arguments, key) for key in ("model", "language", "vision", "tokenizer")}
     convert_file(checkpoint, directory, **named)

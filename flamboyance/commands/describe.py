@@ -14,8 +14,8 @@ from flamboyance.commands.arguments import add_model, at_least
 from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations
 from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_default, note_unknown_words
 from flamboyance.commands.output import Row, RowFile
+from flamboyance.commands.output_identity import Settings, demonstration_settings, model_settings
 from flamboyance.commands.progress import progress
-from flamboyance.commands.settings import Settings, demonstration_settings, model_settings
 from flamboyance.files import json_line
 
 EPILOG = """\

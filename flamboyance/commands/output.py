@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from flamboyance.commands.settings import Settings, describe_differences
+from flamboyance.commands.output_identity import Settings, describe_differences
 from flamboyance.files import escaped, json_line, naming, output_lock, read_json, replacing, write_json
 
 Row = dict[str, Any]

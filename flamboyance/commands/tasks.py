@@ -13,7 +13,7 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
     Raises:
         ValueError, OSError: a task is unknown, or its files are missing or wrong.
     """
-    from flamboyance.evaluation.tasks import TASKS, open_task, own
+    from flamboyance.evaluation.tasks import TASKS, open_task, user_data
 
     files: dict[str, dict[str, str]] = {}
     for given in arguments.file:
@@ -34,7 +34,7 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
                 raise ValueError(f"--data is missing: the folder that holds {base}/ with the benchmark's files")
             tasks.append(open_task(name, Path(arguments.data), files.get(base, {}), arguments.protocol))
         elif Path(name).exists():
-            own_data = own.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
+            own_data = user_data.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
             tasks.append(own_data)
         else:
             raise ValueError(f"{name} is neither a task ({', '.join(TASKS)}) nor an existing file or folder")

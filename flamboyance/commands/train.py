@@ -47,10 +47,10 @@ def train(arguments: argparse.Namespace) -> int:
         if _is_first_rank():
             raise
         return 2  # the first rank reports the mistake
-    from flamboyance.training import files, loop
+    from flamboyance.training import loop, run_directory
 
     directory = loop.train(run, command=["flamboyance", "train", arguments.recipe, *arguments.settings])
-    return _print(files.usage(directory))
+    return _print(run_directory.usage(directory))
 
 
 def _is_first_rank() -> bool:

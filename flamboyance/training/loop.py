@@ -23,11 +23,12 @@ from flamboyance.files import output_lock
 from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import TrainingConfig, check
-from flamboyance.training.files import explaining_full_disk, export, identity, write_settings
 from flamboyance.training.logging import Log
-from flamboyance.training.optimizer import make_optimizer, rate_at
+from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.run import TrainingRun
+from flamboyance.training.run_directory import explaining_full_disk, export, identity, write_settings
+from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Stepper, StepResult
 from flamboyance.training.throughput import Meter
@@ -188,7 +189,7 @@ class Trainer:
         for _ in range(self.config.gradient_accumulation_steps):
             items.append(next(self.loader))
             self.meter.waited += self.loader.waited
-        rate = rate_at(step - 1, self.config)
+        rate = learning_rate_at(step - 1, self.config)
         try:
             result = self.stepper(items, rate)
         except torch.OutOfMemoryError as error:

@@ -1,8 +1,7 @@
-"""AdamW, its weight decay, and the learning rate of each step."""
+"""AdamW, and its weight decay."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -19,18 +18,6 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainingConfig) 
     rest = [p for p in trained.values() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
-
-
-def rate_at(step: int, config: TrainingConfig) -> float:
-    """Learning rate of optimizer step `step`, counted from 0: it rises over `warmup_steps`, stays constant, and decays
-    over the last `decay_fraction` of all steps to `learning_rate * min_lr_factor`."""
-    rise = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.schedule == "constant":
-        return config.learning_rate * rise
-    first = max(config.warmup_steps, round(config.steps * (1 - config.decay_fraction)))
-    progress = min(max((step - first) / max(config.steps - first, 1), 0.0), 1.0)
-    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.learning_rate * rise * (config.min_lr_factor + (1 - config.min_lr_factor) * left)
 
 
 def state_tensors(

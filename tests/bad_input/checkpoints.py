@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM
 
 from flamboyance import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.convert import convert_file
+from flamboyance.convert_checkpoint import convert_file
 from flamboyance.images import ImageProcessor
 from tests.bad_input import case
 from tests.tiny import tiny_tokenizer

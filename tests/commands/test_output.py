@@ -109,7 +109,7 @@ def test_overwrite_starts_anew(models, photos, tmp_path, capsys) -> None:
 
 
 def test_a_backbone_outside_of_the_directory_is_part_of_the_model(tmp_path) -> None:
-    from flamboyance.commands.settings import directory_digest
+    from flamboyance.commands.output_identity import directory_digest
 
     (tmp_path / "model").mkdir()
     (tmp_path / "language").mkdir()
@@ -124,7 +124,7 @@ def test_a_backbone_outside_of_the_directory_is_part_of_the_model(tmp_path) -> N
 
 
 def test_large_files_are_told_apart_by_samples(tmp_path, monkeypatch) -> None:
-    from flamboyance.commands import settings
+    from flamboyance.commands import output_identity as settings
 
     monkeypatch.setattr(settings, "WHOLE", 1000)
     monkeypatch.setattr(settings, "SAMPLE", 10)

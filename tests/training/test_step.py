@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from flamboyance.data.batch import Batch
 from flamboyance.processes import World
-from flamboyance.training.optimizer import make_optimizer, rate_at
+from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, checkpoint_activations, set_precision
+from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.step import Stepper, SummedCrossEntropy, summed_loss
 from tests.model.families import FAMILIES, make
 from tests.training.batches import SOURCES, item, normalized, training
@@ -187,14 +188,14 @@ def model_states(model) -> list[dict]:
 
 def test_learning_rates():
     config = replace(training(), learning_rate=1.0, warmup_steps=10, steps=110, schedule="cosine", min_lr_factor=0.1)
-    assert rate_at(0, config) == pytest.approx(0.1)
-    assert rate_at(9, config) == pytest.approx(1.0)
-    assert rate_at(60, config) == pytest.approx(0.55)  # half way from the end of the warm-up
-    assert rate_at(110, config) == pytest.approx(0.1)
+    assert learning_rate_at(0, config) == pytest.approx(0.1)
+    assert learning_rate_at(9, config) == pytest.approx(1.0)
+    assert learning_rate_at(60, config) == pytest.approx(0.55)  # half way from the end of the warm-up
+    assert learning_rate_at(110, config) == pytest.approx(0.1)
     late = replace(config, schedule="linear", decay_fraction=0.5, min_lr_factor=0.0)
-    assert [rate_at(s, late) for s in (20, 55, 110)] == pytest.approx([1.0, 1.0, 0.0])
-    assert rate_at(82, late) == pytest.approx(1 - 27 / 55)
-    assert rate_at(10_000, replace(config, schedule="constant")) == 1.0
+    assert [learning_rate_at(s, late) for s in (20, 55, 110)] == pytest.approx([1.0, 1.0, 0.0])
+    assert learning_rate_at(82, late) == pytest.approx(1 - 27 / 55)
+    assert learning_rate_at(10_000, replace(config, schedule="constant")) == 1.0
 
 
 def test_what_decays():

@@ -15,8 +15,9 @@ from flamboyance.model import vision
 from flamboyance.processes import World, world
 from flamboyance.training import parallel as parallelism
 from flamboyance.training.checkpoint import Checkpoints
-from flamboyance.training.optimizer import make_optimizer, rate_at
+from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
+from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.step import Stepper
 from tests.model.families import images, make, pad_left, prompt
 from tests.training.batches import item, normalized, training
@@ -73,7 +74,7 @@ def run(
             found["said"] = readable.generate(**inputs, pixel_values=pixels, max_new_tokens=4, do_sample=False).tolist()
     for step in range(steps):
         numbers = range(step * BATCHES + here.rank, (step + 1) * BATCHES, here.size)
-        outcome = stepper([item(n) for n in numbers], rate_at(step, config))
+        outcome = stepper([item(n) for n in numbers], learning_rate_at(step, config))
         found["loss"].append(outcome.loss)
         found["norm"].append(outcome.gradient_norm)
     if folder:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks.karpathy import caption_task, in_folder
-from flamboyance.evaluation.tasks.reading import Record, number_or_text, value
+from flamboyance.evaluation.tasks.official_files import Record, number_or_text, value
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task, TaskFile
+from flamboyance.evaluation.tasks.official_files import check, file_name, number_or_text, unique, value
 from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO
-from flamboyance.evaluation.tasks.reading import check, file_name, number_or_text, unique, value
 from flamboyance.files import Record, read_json_lines
 from flamboyance.templates import Template
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task, TaskFile
-from flamboyance.evaluation.tasks.reading import images_in, some
+from flamboyance.evaluation.tasks.official_files import images_in, some
 from flamboyance.files import read_json, read_lines
 from flamboyance.images import SUFFIXES
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN

@@ -8,8 +8,7 @@ from pathlib import Path
 from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task
-from flamboyance.evaluation.tasks.protocols import separator
-from flamboyance.evaluation.tasks.reading import (
+from flamboyance.evaluation.tasks.official_files import (
     Record,
     check,
     file_name,
@@ -17,6 +16,7 @@ from flamboyance.evaluation.tasks.reading import (
     records,
     value,
 )
+from flamboyance.evaluation.tasks.protocols import separator
 from flamboyance.files import read_json
 
 Place = Callable[[Record, str], tuple[str, Path]]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
+from flamboyance.evaluation.tasks.official_files import Record, listed, value
 from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO
-from flamboyance.evaluation.tasks.reading import Record, listed, value
 from flamboyance.evaluation.tasks.vqa import Question
 from flamboyance.files import read_json
 

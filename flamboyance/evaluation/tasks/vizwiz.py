@@ -9,8 +9,8 @@ from pathlib import Path
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Metric, Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
+from flamboyance.evaluation.tasks.official_files import Record, file_name, listed, value
 from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO
-from flamboyance.evaluation.tasks.reading import Record, file_name, listed, value
 from flamboyance.evaluation.tasks.vqa import Question
 from flamboyance.files import read_json
 

@@ -19,8 +19,7 @@ from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.metrics.vqa import submitted_answer
 from flamboyance.evaluation.task import Example, Metric, Prediction, Task
-from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator, shown_answer
-from flamboyance.evaluation.tasks.reading import (
+from flamboyance.evaluation.tasks.official_files import (
     Record,
     check,
     is_plain_name,
@@ -31,6 +30,7 @@ from flamboyance.evaluation.tasks.reading import (
     unique,
     value,
 )
+from flamboyance.evaluation.tasks.protocols import OPENFLAMINGO, separator, shown_answer
 from flamboyance.files import read_json
 
 MAX_NEW_TOKENS = 5

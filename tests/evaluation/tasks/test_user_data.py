@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flamboyance import templates
-from flamboyance.evaluation.tasks import own
+from flamboyance.evaluation.tasks import user_data
 from flamboyance.templates import Template
 from tests.evaluation.tasks.files import picture, put
 
@@ -26,44 +26,46 @@ def jsonl(folder, *records):
 
 
 def test_labels(folder):
-    task = own.load(csv(folder, "image, label,note", "a.jpg,dog,x", "b.jpg,cat,y", "in/c.png, dog ,z"))
+    task = user_data.load(csv(folder, "image, label,note", "a.jpg,dog,x", "b.jpg,cat,y", "in/c.png, dog ,z"))
     assert task.name == "mine" and task.labels == ("cat", "dog")
     assert task.template == templates.classification and task.support == task.queries
     assert [one.references for one in task.queries] == [("dog",), ("cat",), ("dog",)]
     assert task.queries[2].image == folder / "in" / "c.png"
-    assert task.metric.name == own.metrics.TOP_1.name
+    assert task.metric.name == user_data.metrics.TOP_1.name
 
 
 def test_labels_with_questions(folder):
-    task = own.load(csv(folder, "image,question,label", "a.jpg,Is it?,yes", "b.jpg,Is it?,no"), protocol="openflamingo")
+    task = user_data.load(
+        csv(folder, "image,question,label", "a.jpg,Is it?,yes", "b.jpg,Is it?,no"), protocol="openflamingo"
+    )
     assert task.labels == ("no", "yes") and task.template == templates.vqa and task.separator == "\n"
     assert task.queries[0].asked == ("Is it?",)
 
 
 def test_captions(folder):
-    task = own.load(jsonl(folder, {"image": "a.jpg", "captions": ["A.", "B."]}, {"image": "b.jpg", "text": "C."}))
+    task = user_data.load(jsonl(folder, {"image": "a.jpg", "captions": ["A.", "B."]}, {"image": "b.jpg", "text": "C."}))
     assert [(one.answer, one.references) for one in task.queries] == [("A.", ("A.", "B.")), ("C.", ("C.",))]
-    assert task.metric is own.metrics.CIDER and task.labels is None
+    assert task.metric is user_data.metrics.CIDER and task.labels is None
 
 
 def test_answers_by_exact_match(folder):
-    task = own.load(csv(folder, "image,question,answer", 'a.jpg,"What, then?",a dog'))
+    task = user_data.load(csv(folder, "image,question,answer", 'a.jpg,"What, then?",a dog'))
     assert task.queries[0].asked == ("What, then?",) and task.queries[0].references == ("a dog",)
-    assert task.metric is own.metrics.EXACT_MATCH
+    assert task.metric is user_data.metrics.EXACT_MATCH
     assert task.post_process(" a dog, a cat ") == "a dog, a cat"
 
 
 def test_ten_answers_by_vqa_accuracy(folder):
     answers = ["b"] * 4 + ["a"] * 6
-    task = own.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers}))
-    assert task.metric is own.metrics.VQA_ACCURACY_OFFICIAL and task.max_new_tokens == 5
+    task = user_data.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers}))
+    assert task.metric is user_data.metrics.VQA_ACCURACY_OFFICIAL and task.max_new_tokens == 5
     assert task.queries[0].references == tuple(answers) and task.queries[0].answer == "a"
-    nine = own.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers[:9]}))
-    assert nine.metric is own.metrics.EXACT_MATCH
+    nine = user_data.load(jsonl(folder, {"image": "a.jpg", "question": "Q?", "answers": answers[:9]}))
+    assert nine.metric is user_data.metrics.EXACT_MATCH
 
 
 def test_numbers_may_be_labels(folder):
-    assert own.load(jsonl(folder, {"image": "a.jpg", "label": 7}, {"image": "b.jpg", "label": 10})).labels == (
+    assert user_data.load(jsonl(folder, {"image": "a.jpg", "label": 7}, {"image": "b.jpg", "label": 10})).labels == (
         "10",
         "7",
     )
@@ -71,13 +73,13 @@ def test_numbers_may_be_labels(folder):
 
 def test_support_from_another_file(folder):
     shown = put(folder / "shown.csv", "image,label\nin/c.png,bird\n")
-    task = own.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)
+    task = user_data.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)
     assert [one.answer for one in task.support] == ["bird"] and task.labels == ("bird", "dog")
 
 
 def test_a_template_names_columns(folder):
     file = csv(folder, "image,where,label", "a.jpg,left,dog", "b.jpg,right,cat")
-    task = own.load(file, template=Template("<image>On the {where} is a {animal}"))
+    task = user_data.load(file, template=Template("<image>On the {where} is a {animal}"))
     assert task.template.demonstration(*task.support[0].asked, task.support[0].answer).startswith(
         "<image>On the left is a dog"
     )
@@ -86,14 +88,14 @@ def test_a_template_names_columns(folder):
 def test_a_folder_of_labels(tmp_path):
     for name in ("pets/dog/1.jpg", "pets/dog/more/2.jpg", "pets/cat/1.jpg", "pets/.hidden.jpg"):
         picture(tmp_path / name)
-    task = own.load(tmp_path / "pets")
+    task = user_data.load(tmp_path / "pets")
     assert task.name == "pets" and [one.answer for one in task.queries] == ["cat", "dog", "dog"]
 
 
 def test_a_folder_of_texts(folder):
     for name in ("a.txt", "b.txt", "in/c.txt"):
         put(folder / name, f"text of {name}\n")
-    task = own.load(folder)
+    task = user_data.load(folder)
     assert [one.answer for one in task.queries] == ["text of a.txt", "text of b.txt", "text of in/c.txt"]
 
 
@@ -101,17 +103,17 @@ def test_images_outside_of_the_folder(folder):
     picture(folder.parent / "secret.jpg")
     file = csv(folder, "image,label", "a.jpg,dog", "../secret.jpg,cat")
     with pytest.raises(ValueError, match=r"line 3.*\.\./secret\.jpg.*outside.*mine\.csv"):
-        own.load(file)
-    assert len(own.load(file, outside=True).queries) == 2
+        user_data.load(file)
+    assert len(user_data.load(file, outside=True).queries) == 2
     link = folder / "link.jpg"
     link.symlink_to(folder.parent / "secret.jpg")
     with pytest.raises(ValueError, match=r"link\.jpg.*outside"):
-        own.load(csv(folder, "image,label", "link.jpg,dog"))
+        user_data.load(csv(folder, "image,label", "link.jpg,dog"))
 
 
 def test_bytes_before_a_spreadsheets_csv(folder):
     (folder / "mine.csv").write_bytes(b"\xef\xbb\xbfimage,label\r\na.jpg,dog\r\nb.jpg,cat\r\n")
-    assert own.load(folder / "mine.csv").labels == ("cat", "dog")
+    assert user_data.load(folder / "mine.csv").labels == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_bytes_before_a_spreadsheets_csv(folder):
 )
 def test_bad_csv(folder, lines, message):
     with pytest.raises(ValueError, match=message):
-        own.load(csv(folder, *lines) if lines else put(folder / "mine.csv", ""))
+        user_data.load(csv(folder, *lines) if lines else put(folder / "mine.csv", ""))
 
 
 @pytest.mark.parametrize(
@@ -154,23 +156,23 @@ def test_bad_csv(folder, lines, message):
 def test_bad_jsonl(folder, line, message):
     file = put(folder / "mine.jsonl", json.dumps({"image": "a.jpg", "text": "A."}) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=message):
-        own.load(file)
+        user_data.load(file)
 
 
 def test_what_is_not_there(folder, tmp_path_factory):
     with pytest.raises(FileNotFoundError, match=r"line 2.*z\.jpg"):
-        own.load(csv(folder, "image,label", "z.jpg,dog"))
+        user_data.load(csv(folder, "image,label", "z.jpg,dog"))
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
-        own.load("nothing.csv")
+        user_data.load("nothing.csv")
     with pytest.raises(ValueError, match=r"mine\.txt.*\.csv"):
-        own.load(put(folder / "mine.txt", "image,label"))
+        user_data.load(put(folder / "mine.txt", "image,label"))
     with pytest.raises(ValueError, match="no image"):
-        own.load(tmp_path_factory.mktemp("empty"))
+        user_data.load(tmp_path_factory.mktemp("empty"))
     with pytest.raises(OSError, match=r"a\.jpg.*a\.txt"):
-        own.load(folder)
+        user_data.load(folder)
 
 
 def test_support_of_another_kind(folder):
     shown = put(folder / "shown.csv", "image,text\nin/c.png,bird\n")
     with pytest.raises(ValueError, match=r"shown\.csv.*'label'.*mine\.csv"):
-        own.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)
+        user_data.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)

@@ -20,8 +20,8 @@ from flamboyance import templates
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Example, Task
 from flamboyance.evaluation.tasks import vqa
+from flamboyance.evaluation.tasks.official_files import Record, check, value
 from flamboyance.evaluation.tasks.protocols import check_protocol, separator, shown_answer
-from flamboyance.evaluation.tasks.reading import Record, check, value
 from flamboyance.images.listing import Row, image_rows
 from flamboyance.templates import Template
 

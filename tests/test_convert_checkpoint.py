@@ -7,7 +7,7 @@ import torch
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, names
 from flamboyance.checkpoints import released
-from flamboyance.convert import convert_file
+from flamboyance.convert_checkpoint import convert_file
 from tests.checkpoints.golden import golden
 
 
