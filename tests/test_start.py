@@ -1,6 +1,7 @@
 """Starting: help and mistakes come at once, public names are imported when they are used, Ctrl-C is one line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,11 @@ def test_registration_waits_for_the_auto_class() -> None:
     assert python(code) == "False False\n"
 
 
+def _heed_interrupts() -> None:
+    """Processes that a shell starts in the background ignore SIGINT, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("turned_into", ["KeyboardInterrupt", "ImportError('x')", "RuntimeError('x')", None])
 def test_interrupt_during_imports_is_one_line(tmp_path: Path, turned_into: str | None) -> None:
     """The interrupt reaches a module while it is imported, which may make another error of it, or drop it."""
@@ -116,7 +122,8 @@ def test_interrupt_during_imports_is_one_line(tmp_path: Path, turned_into: str |
     (tmp_path / "a.png").write_bytes(b"")
     command = [sys.executable, "-m", "flamboyance", "caption", str(tmp_path / "a.png"), "--model", "mini"]
     found = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": found})
+    env = os.environ | {"PYTHONPATH": found}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=env, preexec_fn=_heed_interrupts)
     assert (run.returncode, run.stderr.splitlines()[-1]) == (130, "flamboyance: interrupted")
     assert "Traceback" not in run.stderr
 

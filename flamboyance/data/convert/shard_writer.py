@@ -29,11 +29,12 @@ def check_settings(output: Path, settings: dict[str, Any], name: str = "conversi
     """
     output.mkdir(parents=True, exist_ok=True)
     file = output / name
-    if file.is_file() and (before := read_json(file)) != settings:
+    if not file.is_file():
+        write_json(file, settings, indent=None)
+    elif (before := read_json(file)) != settings:
         changed = [key for key in sorted(before | settings) if before.get(key) != settings.get(key)]
         shown = ", ".join(f"{key}={before.get(key)} instead of {settings.get(key)}" for key in changed)
         raise ValueError(f"the tars in {output} were made with {shown}; give those values, or another folder")
-    write_json(file, settings, indent=None)
 
 
 def batches(items: Iterator[Item], size: int) -> Iterator[Iterator[Item]]:
