@@ -8,7 +8,7 @@ few rows. The processor's type alone chooses the library, never a timing, so tha
 | --- | --- | --- |
 | AVX-512 of AMD's | oneDNN, packed | PyTorch's own (oneDNN), packed |
 | AVX-512 of others' | PyTorch's own (MKL) | PyTorch's own (oneDNN), packed |
-| AVX2 at most | oneDNN, packed; gradients by MKL | few rows by PyTorch's own, others in float32 by oneDNN |
+| AVX2 at most | few rows by oneDNN, packed; others and gradients by MKL | few rows by PyTorch's own, others as float32 |
 | less (SSE4.1) | PyTorch's own (MKL) | few rows by PyTorch's own, others in float32 |
 | other processors (ARM) | PyTorch's own | PyTorch's own |
 
@@ -41,6 +41,7 @@ from torch.autograd.function import once_differentiable
 _one_at_a_time = threading.RLock()  # threads that both find a weight packed
 PACKED_FOR = 16  # rows; oneDNN's blocks are the same from two on
 SMALLEST = 2**16  # elements of a weight, below which the longer way to oneDNN costs more than it saves
+ONEDNN_ROWS = 256  # with AVX2 alone, at most; of more, MKL multiplies a plain weight faster
 WIDENED_FROM = 8  # rows; of fewer, in bfloat16, a weight's conversion takes longer than PyTorch's loops
 AT_ONCE = 2**20  # elements of a weight that are converted at a time; they stay in a processor's cache
 
@@ -189,7 +190,11 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.numel() > 0
         and not torch.compiler.is_compiling()  # it chooses for itself
         and (
-            (x.dtype == torch.float32 and onednn_is_faster())
+            (
+                x.dtype == torch.float32
+                and onednn_is_faster()
+                and (x[..., 0].numel() <= ONEDNN_ROWS or instruction_set() != "AVX2")
+            )
             or (x.dtype == torch.bfloat16 and x[..., 0].numel() >= WIDENED_FROM and bfloat16_is_slow())
         )
         and not torch.is_autocast_enabled("cpu")

@@ -206,3 +206,12 @@ def test_a_model_is_adopted_and_stays_what_it_is(used):
         assert torch.allclose(same(x), wanted, atol=1e-6)
     assert isinstance(pickle.loads(pickle.dumps(model[0])), Linear)
     assert len(used) == 4
+
+
+@pytest.mark.parametrize("rows, by_onednn", [(256, 1), (257, 0)])
+def test_many_rows_are_left_to_mkl_with_avx2_alone(used, monkeypatch, rows, by_onednn):
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "instruction_set", lambda: "AVX2")
+    x, weight = torch.randn(rows, 24), torch.randn(40, 24)
+    assert torch.allclose(linear(x, weight), x @ weight.t(), atol=1e-5)
+    assert len(used) == by_onednn
