@@ -8,7 +8,7 @@ few rows. The processor's type alone chooses the library, never a timing, so tha
 | --- | --- | --- |
 | AVX-512 of AMD's | oneDNN, packed | PyTorch's own (oneDNN), packed |
 | AVX-512 of others' | PyTorch's own (MKL) | PyTorch's own (oneDNN), packed |
-| AVX2 at most | few rows by oneDNN, packed; others and gradients by MKL | few rows by PyTorch's own, others as float32 |
+| AVX2 at most | few rows by oneDNN, packed; others and gradients by MKL | few rows by PyTorch's own, others float32 |
 | less (SSE4.1) | PyTorch's own (MKL) | few rows by PyTorch's own, others in float32 |
 | other processors (ARM) | PyTorch's own | PyTorch's own |
 
