@@ -1,14 +1,14 @@
 """The embedded model: flamingo-mini, whose weights are in the package."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from __future__ import annotations
 
-import torch
-from transformers.utils import logging
+from typing import TYPE_CHECKING
 
 from flamboyance import names
-from flamboyance.flamingo import FlamingoForConditionalGeneration
-from flamboyance.processing import FlamingoProcessor
+
+if TYPE_CHECKING:
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
 
 DIRECTORY = names.EMBEDDED_DIRECTORY
 
@@ -19,23 +19,23 @@ def load_mini() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     Raises:
         OSError: this installation lacks the weights.
     """
+    # For start-up time: the mini world's modules, which need no torch, are in this folder too.
+    import torch
+    from transformers.utils import logging
+
+    from flamboyance.flamingo import FlamingoForConditionalGeneration
+    from flamboyance.processing import FlamingoProcessor
+
     directory = names.check_embedded()
     processor = FlamingoProcessor.from_pretrained(directory, local_files_only=True)
-    with _without_bars():
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # 11 MB load at once
+    try:
         model = FlamingoForConditionalGeneration.from_pretrained(
             str(directory), dtype=torch.float32, local_files_only=True
         )
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     model.tokenizer = processor.tokenizer
     return model.eval(), processor
-
-
-@contextmanager
-def _without_bars() -> Generator[None]:
-    """Hides transformers' progress bars: 11 MB load at once."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
