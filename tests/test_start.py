@@ -28,7 +28,7 @@ from flamboyance.cli import COMMANDS, main
 cases = [[], ["--help"], ["--version"], ["captoin"], ["caption"], ["caption", "a.png", "--beems", "3"]]
 cases += [["caption", "gone.png"], ["caption", ".", "--output", "out.txt"], ["classify", "x", "--labels", "cat"]]
 cases += [[*one.name.split(), "--help"] for one in COMMANDS]
-cases += [["train", recipe, "--help"] for recipe in ("mini", "finetune", "openflamingo-9b")]
+cases += [["train", recipe, "--help"] for recipe in ("finetune", "openflamingo-9b")]
 cases += [["train"], ["train", "finetun", "output=x"], ["train", "finetune", "output"], ["plan", "finetun"]]
 cases += [["train", "finetune", "data=x", "output=y", "stepz=3"], ["train", "mini", "output=y", "steps=many"]]
 for case in cases:
@@ -41,6 +41,17 @@ for case in cases:
         assert name not in sys.modules, (case, name)
 """
     python(code)
+
+
+def test_help_of_mini_imports_neither_torch_nor_transformers() -> None:
+    code = """
+import contextlib, io, sys
+from flamboyance.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as page:
+    main(["train", "mini", "--help"])
+print("steps" in page.getvalue(), *({"torch", "transformers"} & set(sys.modules)))
+"""
+    assert python(code).split() == ["True"]
 
 
 def cpu_time(*command: str) -> float:

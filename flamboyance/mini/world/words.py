@@ -6,11 +6,12 @@ in no training text, so the language model has never read a test word.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Split = Literal["train", "test"]
 
@@ -65,6 +66,10 @@ def draw_words(rng: np.random.Generator, count: int, split: Split) -> list[str]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A lower-casing word tokenizer that puts `<s>` before a text and spells captions back as they went in."""
+    # For start-up time: the words alone need neither.
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     plain = [*COLORS, *SHAPES, *SIZES, *COLUMNS, *COUNTS, *DIGITS, *_OTHER, *_PUNCTUATION]
     pieces = [PAD, BEGIN, UNKNOWN, *plain, *SYLLABLES, *("##" + syllable for syllable in SYLLABLES)]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
