@@ -13,12 +13,13 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flamboyance.checkpoints import openflamingo
+from flamboyance.checkpoints.preprocessing import image_processor_of
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.hub import options as reachable
 from flamboyance.images import ImageProcessor
 from flamboyance.model.cache import given
 from flamboyance.model.media import Media
-from flamboyance.processing import FlamingoProcessor, image_processor_of
+from flamboyance.processing import FlamingoProcessor
 
 
 class OpenFlamingo(FlamingoForConditionalGeneration):

@@ -10,9 +10,10 @@ from transformers import AutoTokenizer
 from flamboyance.checkpoints import openflamingo, released
 from flamboyance.checkpoints.directory import absolute, warn_if_shut, write_checkpoint
 from flamboyance.checkpoints.openflamingo import Checkpoint
+from flamboyance.checkpoints.preprocessing import image_processor_of
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.hub import options as reachable
-from flamboyance.processing import FlamingoProcessor, image_processor_of
+from flamboyance.processing import FlamingoProcessor
 
 
 def convert_file(

@@ -51,9 +51,7 @@ from flamboyance.processing import FlamingoProcessor, complete
 class FlamingoForConditionalGeneration(GenerativeFlamingo):
     """A Flamingo model (Alayrac et al. 2022, figure 3), with the interface of transformers' models.
 
-    Three parts train: `resampler`, `cross_attention` (one gated block before each of the language model's
-    `cross_attention_layers`) and `added_tokens`. `vision` and `language_model` are frozen until they are unfrozen or
-    given adapters; their trainable parameters are then saved too.
+    FlamingoModel says what its parts are, and which of them train.
 
     Args:
         config: sizes and names.

@@ -23,7 +23,7 @@ from flamboyance import processor_arguments as arguments
 from flamboyance.chat import read_chats
 from flamboyance.checkpoints import released
 from flamboyance.checkpoints.open_backbones import check_json, opening
-from flamboyance.checkpoints.preprocessing import image_processor_of as image_processor_of
+from flamboyance.checkpoints.preprocessing import image_processor_of
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, write_json, write_text
 from flamboyance.hub import options as reachable

@@ -72,7 +72,7 @@ class FlamingoAnswers:
         """The text that follows each prompt. All prompts are of one task."""
         inputs = self._inputs(prompts)
         options = {"max_new_tokens": prompts[0].task.max_new_tokens, "num_beams": self.beams}
-        with self._timed("answer"):
+        with timed(self.seconds, "answer", self.model.device):
             return generate_texts(self.model, self.processor, inputs, **options, length_penalty=0.0, do_sample=False)
 
     @torch.inference_mode()
@@ -81,7 +81,7 @@ class FlamingoAnswers:
         task."""
         candidates = [self._label_tokens(prompts[0], label) for label in prompts[0].task.labels or ()]
         inputs = self._inputs(prompts)
-        with self._timed("answer"):
+        with timed(self.seconds, "answer", self.model.device):
             scores = self.model.score(**inputs, candidates=candidates, normalize="mean", batch_size=ROWS)
         return scores.tolist()
 
@@ -92,7 +92,7 @@ class FlamingoAnswers:
         return completion_tokens(self.processor, template, template.query(*prompt.query.asked), label)
 
     def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        with self._timed("media"):
+        with timed(self.seconds, "media", self.model.device):
             media = self.cache.media([prompt.images for prompt in prompts])
         prefix = self._shared_prefix(prompts)
         texts = [prompt.text if prefix is None else prompt.after_demonstrations for prompt in prompts]
@@ -110,19 +110,21 @@ class FlamingoAnswers:
             self._prefix = None
         if self._prefix is None and (again or len(prompts) > 1):
             ids = torch.tensor(self.processor.tokenize([text])[0], device=self.model.device)
-            with self._timed("media"):
+            with timed(self.seconds, "media", self.model.device):
                 media = self.cache.media([list(images)]) if images else None
-            with self._timed("answer"):
+            with timed(self.seconds, "answer", self.model.device):
                 self._prefix = Prefix.of(self.model, ids, media)
         return self._prefix
 
-    @contextmanager
-    def _timed(self, what: str) -> Generator[None]:
-        began = time.perf_counter()
-        yield
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds[what] += time.perf_counter() - began
+
+@contextmanager
+def timed(seconds: dict[str, float], what: str, device: torch.device) -> Generator[None]:
+    """Adds the time that the block takes to `seconds[what]`; waits for a CUDA device first."""
+    began = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds[what] += time.perf_counter() - began
 
 
 def context_of(config: PreTrainedConfig) -> int | None:

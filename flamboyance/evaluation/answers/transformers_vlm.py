@@ -7,10 +7,8 @@ without a chat template gets the plain prompt, with its own token for each image
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import defaultdict
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from flamboyance.evaluation.answers.flamingo import context_of
+from flamboyance.evaluation.answers.flamingo import context_of, timed
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Example
 from flamboyance.images import load_image
@@ -93,7 +91,7 @@ class TransformersAnswers:
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
         """The answer to each prompt."""
         inputs = self._inputs([self._text(prompt) for prompt in prompts], prompts)
-        with self._timed("answer"):
+        with timed(self.seconds, "answer", self.model.device):
             out = self.model.generate(
                 **inputs,
                 max_new_tokens=prompts[0].task.max_new_tokens,
@@ -118,14 +116,14 @@ class TransformersAnswers:
             raise ValueError(f"the label {label!r} adds no token to a prompt, so it has no probability; remove it")
         inputs = self._inputs([text + label for text in texts], prompts)
         longest = int(new.max())
-        with self._timed("answer"):
+        with timed(self.seconds, "answer", self.model.device):
             logits = self.model(**inputs).logits[:, -longest - 1 : -1].float().log_softmax(-1)
         picked = logits.gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0].cpu()
         in_label = torch.arange(longest) >= longest - new[:, None]
         return (picked * in_label).sum(1) / new
 
     def _inputs(self, texts: list[str], prompts: Sequence[Prompt]) -> BatchFeature:
-        with self._timed("media"):
+        with timed(self.seconds, "media", self.model.device):
             read: dict[Path, Any] = {i: load_image(i) for i in dict.fromkeys(i for p in prompts for i in p.images)}
             images = [[read[image] for image in prompt.images] for prompt in prompts]
             # A chat template writes the tokens that begin a text itself.
@@ -145,14 +143,6 @@ class TransformersAnswers:
     def _turn(self, prompt: Prompt, example: Example, shown: bool) -> dict[str, Any]:
         text = {"type": "text", "text": prompt.task.request(example)}
         return {"role": "user", "content": [{"type": "image"}, text] if shown else [text]}
-
-    @contextmanager
-    def _timed(self, what: str) -> Generator[None]:
-        began = time.perf_counter()
-        yield
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds[what] += time.perf_counter() - began
 
 
 def _assistant(answer: str) -> dict[str, Any]:

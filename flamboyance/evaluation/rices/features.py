@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flamboyance.checkpoints.preprocessing import image_processor_of
 from flamboyance.evaluation.data_folders import user_cache
 from flamboyance.evaluation.rices.feature_store import Features, Store, digest, stamp
 from flamboyance.files import write_json
 from flamboyance.images import ImageError, ImageProcessor
 from flamboyance.model.vision import VisionTower
-from flamboyance.processing import image_processor_of
 
 VERSION = 1  # increased when the results of `VisionTower.embed` change
 ROWS, SECONDS = 8192, 60.0  # a part is written after so many rows or so much time; a kill loses at most one part
