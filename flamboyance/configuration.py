@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 import flamboyance.configuration_mosaic_gpt  # noqa: F401  registers the family of MPT-1B
 
-RESAMPLER = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4, "max_frames": None}
+RESAMPLER = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4, "max_frames": None, "width": None}
 CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 4}
 LIBRARIES = ("transformers", "openclip", "timm")
 _HEADS = ("num_attention_heads", "head_dim")
@@ -21,6 +21,7 @@ MOST = {
     "latents": 100_000,
     "ff_mult": 1000,
     "max_frames": 1_000_000,
+    "width": MOST_WIDTH,
 }
 
 ADDED_TOKENS = ["<|endofchunk|>", "<image>", "<PAD>"]
@@ -36,9 +37,12 @@ class FlamingoConfig(PreTrainedConfig):
         language: hub id or directory of the language model; relative paths are relative to the checkpoint's directory.
         text_config: the language model's own configuration.
         cross_attn_every_n_layers: a gated cross-attention block precedes layer i of the language model if (i + 1) is a
-            multiple of this. Older files, and older callers, name it `interval`.
+            multiple of this. Default: 1; None where `cross_attention_layers` are given. Older files, and older callers,
+            name it `interval`.
+        cross_attention_layers: instead of that spacing, the layers that a block precedes, counted from 0.
         decoder_layers: dotted name of the language model's list of layers; None: found by its length.
-        resampler: depth, heads, dim_head, latents, ff_mult, max_frames (None: no time embeddings).
+        resampler: depth, heads, dim_head, latents, ff_mult, max_frames (None: no time embeddings), width (of the
+            latents; None: the tower's).
         cross_attention: heads, dim_head, ff_mult.
         base_vocab_size: number of tokens of the language model's tokenizer; added tokens have the next ids.
         added_tokens: the tokens with their own trained rows, in the order of their ids.
@@ -55,7 +59,7 @@ class FlamingoConfig(PreTrainedConfig):
         vision_width: int = 1024,
         language: str | None = None,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        cross_attn_every_n_layers: int = 1,
+        cross_attn_every_n_layers: int | None = None,
         decoder_layers: str | None = None,
         resampler: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
@@ -64,10 +68,10 @@ class FlamingoConfig(PreTrainedConfig):
         image_token_id: int = 50278,
         eoc_token_id: int = 50277,
         pad_token_id: int = 50279,
+        cross_attention_layers: list[int] | None = None,
         **kwargs: Any,
     ):
-        cross_attn_every_n_layers = kwargs.pop("interval", cross_attn_every_n_layers)
-        _bounded("cross_attn_every_n_layers", cross_attn_every_n_layers, MOST_LAYERS, " of layers")
+        every = kwargs.pop("interval", cross_attn_every_n_layers)
         if isinstance(text_config, dict):
             text_config = _config_of(text_config)
         check_text_config(text_config)
@@ -79,7 +83,9 @@ class FlamingoConfig(PreTrainedConfig):
         self.vision = vision or {"library": "transformers", "name": None, "pretrained": None, "config": None}
         self.vision_width = vision_width
         self.language = language
-        self.cross_attn_every_n_layers = cross_attn_every_n_layers
+        self.cross_attn_every_n_layers, self.cross_attention_layers = _placement(
+            every, cross_attention_layers, text_config
+        )
         self.decoder_layers = decoder_layers
         self.resampler = _sizes("resampler", RESAMPLER, resampler)
         self.cross_attention = _sizes("cross_attention", CROSS_ATTENTION, cross_attention)
@@ -98,10 +104,7 @@ class FlamingoConfig(PreTrainedConfig):
         if text is not None:
             sizes = f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers"
             parts.append(f"language={self.language!r} ({sizes})")
-        parts += [
-            f"{self.cross_attn_every_n_layers=}".removeprefix("self."),
-            f"{self.resampler['latents']} latents per image",
-        ]
+        parts += [self.placement, f"{self.resampler['latents']} latents per image"]
         return f"{type(self).__name__}({', '.join([*parts, f'{self.vocab_size} tokens'])})"
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
@@ -112,6 +115,38 @@ class FlamingoConfig(PreTrainedConfig):
         text = copy.copy(self.text_config)
         text.vocab_size = self.vocab_size
         return text
+
+    @property
+    def placement(self) -> str:
+        """The setting that says which layers have a block before them, as `name=value`."""
+        if self.cross_attention_layers is None:
+            return f"cross_attn_every_n_layers={self.cross_attn_every_n_layers}"
+        return f"cross_attention_layers={self.cross_attention_layers}"
+
+    def layers_with_blocks(self, depth: int) -> list[int]:
+        """The layers, of a language model with `depth` layers, that have a gated cross-attention block before them.
+
+        Raises:
+            ValueError: there are none, or one of them does not exist.
+        """
+        if self.cross_attention_layers is not None:
+            if self.cross_attention_layers[-1] >= depth:
+                raise ValueError(
+                    f"{self.placement}: there is no layer {self.cross_attention_layers[-1]}; expected layers from 0 to "
+                    f"{depth - 1}, since the language model has {depth}"
+                )
+            return list(self.cross_attention_layers)
+        layers = _every(self.cross_attn_every_n_layers or 1, depth)
+        if not layers:
+            raise ValueError(
+                f"{self.placement} leaves no layer to put a block before: the language model has {depth} layers"
+            )
+        return layers
+
+    @property
+    def media_width(self) -> int:
+        """Width of the latents that an image becomes."""
+        return self.resampler["width"] or self.vision_width
 
     @property
     def vocab_size(self) -> int:
@@ -143,6 +178,35 @@ def _sizes(name: str, defaults: dict[str, Any], given: dict[str, Any] | None) ->
             f"{name}: {sizes['heads']} heads of dim_head={sizes['dim_head']}; expected a width of at most {MOST_WIDTH}"
         )
     return sizes
+
+
+def _every(spacing: int, depth: int) -> list[int]:
+    """The layers i of `depth` for which (i + 1) is a multiple of the spacing."""
+    return list(range(spacing - 1, depth, spacing))
+
+
+def _placement(spacing: Any, layers: Any, text_config: Any) -> tuple[int | None, list[int] | None]:
+    """`cross_attn_every_n_layers` and `cross_attention_layers`, checked; one of them is None, unless they agree."""
+    if layers is None:
+        spacing = 1 if spacing is None else spacing
+    if spacing is not None:
+        _bounded("cross_attn_every_n_layers", spacing, MOST_LAYERS, " of layers")
+    if layers is None:
+        return spacing, None
+    whole = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
+    if not whole or not layers or len(set(layers)) < len(layers) or not 0 <= min(layers) <= max(layers) < MOST_LAYERS:
+        raise ValueError(
+            f"cross_attention_layers={layers!r}; expected the numbers of different layers of the language model, "
+            "counted from 0, as in [0, 1, 2, 4, 8]"
+        )
+    layers = sorted(layers)
+    depth = max(layers) + 1 if text_config is None else text_config.num_hidden_layers
+    if spacing is not None and layers != _every(spacing, depth):
+        raise ValueError(
+            f"cross_attn_every_n_layers={spacing} and cross_attention_layers={layers} say different things of "
+            f"{depth} layers; expected one of them"
+        )
+    return spacing, layers
 
 
 def _bounded(name: str, value: Any, most: int, of: str = "", least: int = 1) -> None:

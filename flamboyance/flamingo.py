@@ -75,7 +75,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         processor: Any,
         *,
         vision_pretrained: str | None = None,
-        cross_attn_every_n_layers: int = 1,
+        cross_attn_every_n_layers: int | None = None,
+        cross_attention_layers: list[int] | None = None,
         decoder_layers: str | None = None,
         resampler: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
@@ -92,7 +93,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language: hub id or directory of any causal language model.
             processor: a FlamingoProcessor with the language model's tokenizer; it determines the ids of added tokens.
                 If it has no image processor, it gets the tower's.
-            cross_attn_every_n_layers, decoder_layers, resampler, cross_attention: as in FlamingoConfig.
+            cross_attn_every_n_layers, cross_attention_layers, decoder_layers, resampler, cross_attention: as in
+                FlamingoConfig.
             dtype: of all parts; "auto": that of the language model's files.
             trained_dtype: of the trainable parameters, if another one: float32 to train further.
             language_options: passed to the language model's from_pretrained (device_map, quantization_config, …).
@@ -113,6 +115,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language=language,
             text_config=language_model.config.get_text_config(decoder=True),
             cross_attn_every_n_layers=every,
+            cross_attention_layers=cross_attention_layers,
             decoder_layers=decoder_layers,
             resampler=resampler,
             cross_attention=cross_attention,

@@ -154,9 +154,8 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(
                 f"{source} {problem} {min(keys)}{more}. This model has blocks before layers "
-                f"{model.cross_attention_layers} (cross_attn_every_n_layers="
-                f"{model.config.cross_attn_every_n_layers}): is the "
-                "checkpoint for another cross_attn_every_n_layers or language model?"
+                f"{model.cross_attention_layers} ({model.config.placement}): is the checkpoint for another "
+                f"{model.config.placement.partition('=')[0]} or language model?"
             )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:

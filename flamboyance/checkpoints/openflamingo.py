@@ -88,9 +88,7 @@ class Checkpoint:
         for name in names.RELEASED:
             config = released.config_for(name)
             text = config.text_config
-            blocks = tuple(
-                range(config.cross_attn_every_n_layers - 1, text.num_hidden_layers, config.cross_attn_every_n_layers)
-            )
+            blocks = tuple(config.layers_with_blocks(text.num_hidden_layers))
             expected = (blocks, text.hidden_size, config.vision_width)
             same = expected == (self.block_layers, self.width, self.vision_width)
             if same and self.layers in (None, released.LAYERS.get(text.model_type)):
@@ -317,8 +315,16 @@ def export(model: Any, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
         whole: gathers a tensor that is spread over devices.
 
     Raises:
-        ValueError: the model has trainable parameters that the reference has no place for.
+        ValueError: the model has trainable parameters that the reference has no place for, or blocks where it has none.
     """
+    layers = model.cross_attention_layers
+    spaced = layers == list(range(layers[0], layers[-1] + 1, layers[0] + 1))
+    if not spaced or model.resampler.projection is not None:
+        raise ValueError(
+            f"OpenFlamingo has no model with {model.config.placement} and latents of width {model.config.media_width} "
+            f"of patches of width {model.config.vision_width}: its blocks are before every n-th layer, and its latents "
+            "as wide as the patches. Save with save_pretrained"
+        )
     names, parameters = reference_names(model), model.own_parameters()
     tables = {id(table.weight) for table in names.tables.values()}
     others = sorted(name for name, t in model.kept_tensors().items() if name not in parameters and id(t) not in tables)
@@ -365,7 +371,7 @@ def _check_layout(model: Any, checkpoint: Checkpoint, layers: str) -> None:
     width, blocks = model.config.text_config.hidden_size, model.cross_attention_layers
     for what, given, expected in (
         ("decoder layers called lang_encoder.", checkpoint.layers, layers),
-        ("cross_attn_every_n_layers = ", checkpoint.cross_attn_every_n_layers, model.config.cross_attn_every_n_layers),
+        ("cross_attn_every_n_layers = ", checkpoint.cross_attn_every_n_layers, blocks[0] + 1),
         (f"a language model of width (by {checkpoint.width_key}) ", checkpoint.width, width),
         ("a vision tower of width (by perceiver.latents) ", checkpoint.vision_width, model.config.vision_width),
         ("a language model with its last block before layer ", max(checkpoint.block_layers, default=None), blocks[-1]),

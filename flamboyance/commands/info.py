@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 from flamboyance.commands.arguments import add_model
@@ -105,13 +106,13 @@ def parts(model: Any) -> list[Part]:
     ids = range(config.base_vocab_size, config.base_vocab_size + len(config.added_tokens))
     layers = _ranges(model.cross_attention_layers)
     trained = set(model.trained_parameters())
-    every = f"cross_attn_every_n_layers={config.cross_attn_every_n_layers}"
-    blocks = f"{len(model.cross_attention_layers)} blocks, before layers {layers} ({every})"
+    every = "" if config.cross_attention_layers else f" ({config.placement})"
+    blocks = f"{len(model.cross_attention_layers)} blocks, before layers {layers}{every}"
     tokens = ", ".join(f"{token} {number}" for token, number in zip(config.added_tokens, ids, strict=True))
     lm = f"{language.num_hidden_layers} layers of width {language.hidden_size}"
     described = {
         "vision": f"{tower}: patches of width {config.vision_width}",
-        "resampler": f"{sizes['depth']} layers, {sizes['latents']} latents per image",
+        "resampler": f"{sizes['depth']} layers, {sizes['latents']} latents of width {config.media_width} per image",
         "cross_attention": blocks,
         "added_tokens": tokens,
         "language_model": f"{language.model_type} {config.language or ''}: {lm}",
@@ -136,7 +137,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     """`0–23` for a run, `3, 7, …, 31` for steps."""
     if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}–{numbers[-1]}"
-    if len(numbers) > 4:
+    if len(numbers) > 4 and len({after - before for before, after in pairwise(numbers)}) == 1:
         return f"{numbers[0]}, {numbers[1]}, …, {numbers[-1]}"
     return ", ".join(map(str, numbers))
 

@@ -18,7 +18,12 @@ def fingerprint(model: Any) -> str:
     """16 hexadecimal digits over everything that determines results: every parameter and buffer in its precision, the
     configuration, and the active adapters. Reads all weights once, at the speed of memory."""
     config = _portable(model.config.to_dict())
-    config["interval"] = config.pop("cross_attn_every_n_layers")  # its name in the fingerprints of saved files
+    # As in the fingerprints of saved files, which are older than these settings.
+    config["interval"] = config.pop("cross_attn_every_n_layers")
+    if config["cross_attention_layers"] is None:
+        del config["cross_attention_layers"]
+    if config["resampler"]["width"] is None:
+        del config["resampler"]["width"]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(adapters.tensors(model).items()):
         mark = Mark.of(tensor)

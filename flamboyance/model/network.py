@@ -77,15 +77,10 @@ class FlamingoModel(TrainableModel):
 
         self.resampler = PerceiverResampler(config.vision_width, **config.resampler)
         _, layers = language.find_decoder_layers(language_model, config.decoder_layers)
-        self.cross_attention_layers = [i for i in range(len(layers)) if (i + 1) % config.cross_attn_every_n_layers == 0]
-        if not self.cross_attention_layers:
-            raise ValueError(
-                f"cross_attn_every_n_layers={config.cross_attn_every_n_layers} leaves no layer to put a block before: "
-                f"the language model has {len(layers)} layers"
-            )
+        self.cross_attention_layers = config.layers_with_blocks(len(layers))
         width = config.text_config.get_text_config(decoder=True).hidden_size
         blocks = [
-            GatedCrossAttentionBlock(width, config.vision_width, **config.cross_attention)
+            GatedCrossAttentionBlock(width, config.media_width, **config.cross_attention)
             for _ in self.cross_attention_layers
         ]
         self.cross_attention = nn.ModuleList(blocks)

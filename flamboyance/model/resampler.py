@@ -71,13 +71,15 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Patches of M media -> `latents` vectors each, at the tower's width.
+    """Patches of M media -> `latents` vectors each.
 
     Args:
-        dim: width of the patches, and of the latents.
+        dim: width of the patches.
         depth, heads, dim_head, latents, ff_mult: sizes; the defaults are OpenFlamingo's.
         max_frames: number of learned time embeddings; None for a model of still images (OpenFlamingo's). For a video of
             more frames they are interpolated linearly (Flamingo, appendix B.1.3).
+        width: of the latents and everything inside; None: that of the patches (OpenFlamingo's). Where they differ, one
+            projection precedes the layers.
     """
 
     def __init__(
@@ -89,15 +91,20 @@ class PerceiverResampler(nn.Module):
         latents: int = 64,
         ff_mult: int = 4,
         max_frames: int | None = None,
+        width: int | None = None,
     ):
         super().__init__()
+        self.projection = None if width in (None, dim) else Linear(dim, width)
+        dim = width or dim
         self.latents = nn.Parameter(torch.randn(latents, dim))
         self.time_embeddings = nn.Parameter(torch.randn(max_frames, dim)) if max_frames else None
         self.layers = nn.ModuleList(ResamplerLayer(dim, heads, dim_head, ff_mult) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """patches (M, F, P, D) -> latents (M, L, D)."""
+        """patches (M, F, P, Dv) -> latents (M, L, D)."""
+        if self.projection is not None:
+            patches = self.projection(patches)
         if self.time_embeddings is not None:
             patches = patches + stretched(self.time_embeddings, patches.shape[1])[:, None]
         patches = patches.flatten(1, 2)

@@ -36,10 +36,11 @@ class ModelFlops:
     def of(cls, model: Any) -> ModelFlops:
         resampler, head = model.resampler, model.get_output_embeddings()
         latents, patches = len(resampler.latents), model.vision.patches or 0
-        to_kv = _weights(layer.attention.to_kv for layer in resampler.layers)
+        of_patches = [layer.attention.to_kv for layer in resampler.layers]
+        to_kv = _weights(of_patches if resampler.projection is None else [*of_patches, resampler.projection])
         keys_values = _weights(block.attention.to_kv for block in model.blocks)
         image = 2 * _weights([model.vision]) * patches
-        image += 6 * (_weights([resampler]) * latents + to_kv * patches + keys_values * latents)
+        image += 6 * (_weights(resampler.layers) * latents + to_kv * patches + keys_values * latents)
         token = 4 * _weights(decoder_layers(model)) + 6 * (_weights(model.blocks) - keys_values)
         return cls(token, image, 4 * sum(p.numel() for p in head.parameters() if p.ndim > 1))
 
