@@ -37,7 +37,7 @@ def test_padded_batch_equals_single_rows(models, family):
     together = generate(model, **pad_left(rows), pixel_values=pixels, media_counts=counts)
     for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
         alone = model(torch.tensor([row]), pixel_values=pixels[i : i + 1, :count])
-        assert_close(batch.logits[i, -len(row) :], alone.logits[0], atol=2e-5, rtol=1e-4)
+        assert_close(batch.logits[i, -len(row) :], alone.logits[0], atol=1e-4, rtol=1e-4)
         new = generate(model, input_ids=torch.tensor([row]), pixel_values=pixels[i : i + 1, :count])
         assert together[i].tolist() == new[0].tolist()
 
@@ -63,7 +63,7 @@ def test_cached_equals_uncached(models, family):
             ).logits
         )
     real = mask.bool()
-    assert_close(torch.cat(steps, 1)[real], whole[real], atol=2e-5, rtol=1e-4)
+    assert_close(torch.cat(steps, 1)[real], whole[real], atol=1e-4, rtol=1e-4)
     cached, plain = (generate(model, **inputs, media=media, use_cache=use) for use in (True, False))
     assert cached.tolist() == plain.tolist()
 
@@ -170,7 +170,7 @@ def test_33_images_in_one_prompt(models):
     finally:
         for hook in hooks:
             hook.remove()
-    assert_close(logits[:, :VOCABULARY], out[:, :VOCABULARY], atol=2e-5, rtol=1e-4)
+    assert_close(logits[:, :VOCABULARY], out[:, :VOCABULARY], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def test_direct_cached_forward_sees_the_newest_image(models):
     start = Media(media.latents, media.keys_values, ((0, 1),))
     cache = model(torch.tensor([first]), media=start, use_cache=True).past_key_values
     new = model(torch.tensor([second]), media=media, past_key_values=cache).logits
-    assert_close(new, whole, atol=2e-5, rtol=1e-4)
+    assert_close(new, whole, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -231,7 +231,7 @@ def test_rows_without_images_and_text_alone(models):
     inputs = pad_left([with_image, without])
     mixed = model(**inputs, pixel_values=images(1, 0), media_counts=[1, 0]).logits
     alone = model(torch.tensor([without])).logits
-    assert_close(mixed[1, -len(without) :], alone[0], atol=2e-5, rtol=1e-4)
+    assert_close(mixed[1, -len(without) :], alone[0], atol=1e-4, rtol=1e-4)
     together = generate(model, **inputs, pixel_values=images(1, 0), media_counts=[1, 0])
     assert together[1].tolist() == generate(model, input_ids=torch.tensor([without]))[0].tolist()
 

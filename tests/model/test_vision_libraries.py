@@ -95,7 +95,8 @@ def test_timm_grids(name):
         grid = reference.forward_features(images)  # (n, C, H, W)
     features = tower(images)
     assert features.shape == (2, 25, tower.width) and tower.patches is None
-    torch.testing.assert_close(features[:, 7], grid[:, :, 1, 2])  # row 1, column 2 of 5 x 5
+    # Row 1, column 2 of 5 x 5. The layout in memory differs, so a processor may sum in another order.
+    torch.testing.assert_close(features[:, 7], grid[:, :, 1, 2], atol=1e-4, rtol=1e-4)
     assert tower(pixels(1, side=96)).shape[1] == 9
 
 

@@ -107,7 +107,7 @@ def test_scores(answers, tmp_path):
             both = alone(answers, text + label, prompt.images)
             new = both["input_ids"].shape[1] - alone(answers, text, prompt.images)["input_ids"].shape[1]
             logits = answers.model(**both).logits[0, -new - 1 : -1].log_softmax(-1)
-            assert score == pytest.approx(logits.gather(1, both["input_ids"][0, -new:, None]).mean().item(), abs=1e-5)
+            assert score == pytest.approx(logits.gather(1, both["input_ids"][0, -new:, None]).mean().item(), abs=1e-4)
 
 
 def test_lengths_count_images(answers, tmp_path):
