@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from flamboyance.model import adapters
 from flamboyance.model.generation import GenerativeFlamingo
 from flamboyance.model.linear import plain
 from flamboyance.model.trainable import OWN
-from flamboyance.model.vision import VisionTower
+from flamboyance.model.vision import VisionTower, chosen_settings
 from flamboyance.processing import FlamingoProcessor, complete
 
 
@@ -75,6 +75,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         processor: Any,
         *,
         vision_pretrained: str | None = None,
+        image_size: int | None = None,
+        feature_levels: Sequence[int] | None = None,
         cross_attn_every_n_layers: int | None = None,
         cross_attention_layers: list[int] | None = None,
         decoder_layers: str | None = None,
@@ -90,6 +92,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
 
         Args:
             vision, vision_pretrained: a hub id or directory; or an OpenCLIP name and its tag; or `timm/<name>`.
+            image_size, feature_levels: of timm's towers, as in VisionTower.from_pretrained.
             language: hub id or directory of any causal language model.
             processor: a FlamingoProcessor with the language model's tokenizer; it determines the ids of added tokens.
                 If it has no image processor, it gets the tower's.
@@ -107,7 +110,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language_model = open_language_model(language, dtype=dtype, **options)
         with opening("vision", vision):
             hub = reachable(vision, hub) | {"dtype": language_model.dtype}
-            tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **hub)
+            chosen: dict[str, Any] = {"image_size": image_size, "feature_levels": feature_levels}
+            tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **chosen, **hub)
         follow_tower(processor, tower.spec)
         config = FlamingoConfig(
             vision=tower.spec,
@@ -196,7 +200,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         pretrained, library = config.vision["pretrained"], config.vision["library"]
         with opening("vision", vision):
             hub = reachable(vision, hub) | {"dtype": language_model.dtype}
-            tower = VisionTower.from_pretrained(vision, pretrained, library, **hub)
+            tower = VisionTower.from_pretrained(vision, pretrained, library, **chosen_settings(config.vision), **hub)
         if tower.width != config.vision_width:
             raise ValueError(
                 f"vision tower {vision} has width {tower.width}; the checkpoint was trained for width "
@@ -321,8 +325,9 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             write_backbone(lambda target: adapters.save_base(self.language_model, target), directory / "language")
             config.language = "./language"
             written.append("language")
-        movable = adapters.base(self.vision).spec["library"] == "transformers"
-        local = include is None and _is_elsewhere(vision, directory)
+        pretrained = config.vision["pretrained"]
+        movable = adapters.base(self.vision).spec["library"] != "openclip"
+        local = include is None and (_is_elsewhere(vision, directory) or (pretrained and os.path.isfile(pretrained)))
         if include or (movable and local) or not vision:
             write_backbone(adapters.base(self.vision).save_pretrained, directory / "vision")
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)

@@ -59,6 +59,7 @@ def open_encoder(arguments: argparse.Namespace, local_rank: int) -> Any:
     from flamboyance import catalog
     from flamboyance.commands.models import device_of
     from flamboyance.evaluation.rices.features import Encoder
+    from flamboyance.model.vision import chosen_settings
 
     logging.disable_progress_bar()
     device = device_of(arguments.device, local_rank)
@@ -67,7 +68,8 @@ def open_encoder(arguments: argparse.Namespace, local_rank: int) -> Any:
     if arguments.tower_pretrained:
         raise ValueError("--tower-pretrained needs --tower, whose weights it names")
     spec, processor = catalog.resolve(arguments.model).tower()
-    return Encoder.open(spec["name"], spec["pretrained"], spec["library"], processor, device)
+    settings = chosen_settings(spec)
+    return Encoder.open(spec["name"], spec["pretrained"], spec["library"], processor, device, **settings)
 
 
 def warn_broken(features: Any, most: int = 20) -> None:

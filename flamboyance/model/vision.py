@@ -9,7 +9,7 @@ Shapes: n images, C H W pixels, P patches, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class VisionTower(nn.Module):
         elif spec["library"] == "openclip":
             self.width, self.image_size, self.patches = vision_libraries.openclip_geometry(model)
         else:
-            self.width, self.image_size, self.patches = vision_libraries.timm_geometry(model)
+            self.width, self.image_size, self.patches = vision_libraries.timm_geometry(model, spec["config"])
         use_packed_linear(self)
         freeze(self)
         self.eval()
@@ -72,6 +72,8 @@ class VisionTower(nn.Module):
         local_files_only: bool = False,
         dtype: torch.dtype | str | None = None,
         projection: bool = False,
+        image_size: int | None = None,
+        feature_levels: Sequence[int] | None = None,
     ) -> VisionTower:
         """Loads a tower with its weights.
 
@@ -84,13 +86,18 @@ class VisionTower(nn.Module):
             dtype: of the weights; None or "auto": that of the files.
             projection: load the projection of CLIP's pooled feature too, if the files have it; `embed` uses it. Only
                 for transformers' CLIP; towers of other libraries have it always.
+            image_size: the side of the images in pixels, if another one than the tower's own; only of timm's towers.
+            feature_levels: timm's `out_indices`: the feature maps of a convolutional tower, the finest first. Finer
+                ones are averaged to the coarsest grid, and all are joined in one patch's channels. None: the last one.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name, weights that lack some of the tower's, or settings that it does not take.
             ImportError: the library is not installed.
         """
         spec = _identify(str(name), pretrained, library)
         options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        if image_size is not None or feature_levels is not None:
+            spec = _adjusted(spec, image_size, feature_levels)
         if spec["library"] == "transformers":
             config = vision_transformers.read_config(spec["name"], **options)
             if spec["config"] is not None:
@@ -123,14 +130,15 @@ class VisionTower(nn.Module):
             return vision_transformers.features(self.model, pixels)
         if self.spec["library"] == "openclip":
             return vision_libraries.openclip_features(self.model, pixels)
-        return vision_libraries.timm_features(self.model, pixels)
+        return vision_libraries.timm_features(self.model, pixels, "feature_levels" in self.spec["config"])
 
     def embed(self, pixels: Tensor) -> Tensor:
         """pixels (n, C, H, W), normalised -> one vector per image (n, D), float32, of length 1.
 
         The vector is the one by which the library compares images: CLIP's pooled feature, projected if the tower has
         the projection (see from_pretrained); SigLIP's pooled feature; the class token of DINOv2 and ViT; OpenCLIP's
-        `encode_image`; timm's feature before the classifier. D may differ from `width`. Raises as `forward` does.
+        `encode_image`; timm's feature before the classifier, or the mean patch of several feature levels. D may differ
+        from `width`. Raises as `forward` does.
         """
         return self._in_turns(pixels, self._embedded)
 
@@ -140,6 +148,8 @@ class VisionTower(nn.Module):
             pooled = pooled if self.projection is None else self.projection(pooled)
         elif self.spec["library"] == "openclip":
             pooled = vision_libraries.openclip_pooled(self.model, pixels)
+        elif "feature_levels" in self.spec["config"]:
+            pooled = self._features(pixels).mean(1)
         else:
             pooled = vision_libraries.timm_pooled(self.model, pixels)
         return nn.functional.normalize(pooled.float(), dim=-1)
@@ -157,17 +167,21 @@ class VisionTower(nn.Module):
             return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the tower as a transformers directory, without adapters, for a checkpoint that includes its backbones.
+        """Writes the tower as a directory of its library, without adapters, for a checkpoint that includes its
+        backbones.
 
         Raises:
-            ValueError: the tower is from another library; such towers are opened by name.
+            ValueError: OpenCLIP's towers are opened by name.
         """
-        if self.spec["library"] != "transformers":
+        if self.spec["library"] == "openclip":
             raise ValueError(
-                f"vision tower {self.spec['name']} is from {self.spec['library']}, which has no directory format; save "
-                "with include_backbones=False, so that the tower is opened by its name"
+                f"vision tower {self.spec['name']} is from openclip, which has no directory format for it; save with "
+                "include_backbones=False, so that the tower is opened by its name"
             )
-        adapters.save_base(self.model, directory)
+        if self.spec["library"] == "timm":
+            vision_libraries.timm_save(self.model, Path(directory))
+        else:
+            adapters.save_base(self.model, directory)
 
     def train(self, mode: bool = True) -> VisionTower:
         """Frozen parts stay in evaluation mode: no dropout, no running statistics."""
@@ -191,12 +205,43 @@ class VisionTower(nn.Module):
             )
 
 
-def tower_spec(name: str, pretrained: str | None = None, library: str | None = None) -> dict[str, Any]:
+def tower_spec(
+    name: str,
+    pretrained: str | None = None,
+    library: str | None = None,
+    image_size: int | None = None,
+    feature_levels: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """The `spec` of a tower, without loading its weights: {"library", "name", "pretrained", "config"}.
 
-    Reads the tower's configuration; that of OpenAI's towers is built in.
+    Reads the tower's configuration; that of OpenAI's towers is built in. Arguments as of `VisionTower.from_pretrained`.
     """
-    return _complete(_identify(str(name), pretrained, library))
+    spec = _identify(str(name), pretrained, library)
+    if image_size is not None or feature_levels is not None:
+        spec = _adjusted(spec, image_size, feature_levels)
+    return _complete(spec)
+
+
+def chosen_settings(spec: dict[str, Any]) -> dict[str, Any]:
+    """The image_size and feature_levels with which `VisionTower.from_pretrained` opens a tower of this spec again."""
+    config = spec["config"]
+    if spec["library"] != "timm" or config is None:
+        return {}
+    return {"image_size": config["image_size"], "feature_levels": config.get("feature_levels")}
+
+
+def _adjusted(spec: dict[str, Any], image_size: int | None, feature_levels: Sequence[int] | None) -> dict[str, Any]:
+    """A spec with another image size or feature levels than the library's."""
+    if spec["library"] != "timm":
+        given = "image_size" if image_size is not None else "feature_levels"
+        raise ValueError(
+            f"vision tower {spec['name']}: {given} is for timm's towers; one of {spec['library']} takes images and "
+            "gives features as it was trained to; leave the setting out"
+        )
+    changed: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
+    if feature_levels is not None:
+        changed["feature_levels"] = list(feature_levels)
+    return dict(spec, config=vision_libraries.timm_config(spec) | changed)
 
 
 def tower_preprocessing(spec: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +286,7 @@ def _library_of(name: str, pretrained: str | None, directory: bool) -> str:
         path = Path(name)
         if (path / "open_clip_config.json").is_file() and not (path / "config.json").is_file():
             return "openclip"
-        return "transformers"
+        return "timm" if vision_libraries.is_timm_directory(path) else "transformers"
     if name.startswith(("timm/", "hf_hub:timm/", "hf-hub:timm/")):
         return "timm"
     if pretrained is not None or name.startswith(("hf-hub:", "local-dir:")):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -86,7 +91,7 @@ def openclip_config(spec: dict[str, Any]) -> dict[str, Any]:
 def openclip_geometry(visual: Any) -> tuple[int, int, int | None]:
     """(width, image side, patches): as `vision_transformers.geometry`."""
     if hasattr(visual, "trunk"):
-        return timm_geometry(visual.trunk)
+        return timm_geometry(visual.trunk, {})
     side = _side(visual.image_size)
     if hasattr(visual, "conv1") and hasattr(visual, "transformer"):
         rows, columns = visual.grid_size
@@ -148,6 +153,9 @@ def _openclip_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
 
 # --- timm
 
+TIMM_WEIGHTS = "model.safetensors"  # of a directory
+UNDERSCORED = re.compile(r"^(\w+)_(\d+)\.")  # FeatureListNet's name of `stages.0`
+
 
 def timm_load(
     spec: dict[str, Any], cache_dir: str | None = None, local_files_only: bool = False
@@ -156,44 +164,127 @@ def timm_load(
     timm = _library("timm", "timm", spec["name"])
     if local_files_only:
         _refuse_offline(spec, "timm")
-    timm_config(spec)  # raises ValueError for an unknown name
+    cfg = _timm_cfg(spec)  # raises ValueError for an unknown name
     name, tag = _timm_name(spec["name"]), spec["pretrained"]
-    options: dict[str, Any] = {}
+    chosen = spec["config"] or {}  # image_size and feature_levels
+    options = _timm_options(cfg, chosen)
+    weights = Path(tag) if tag is not None and Path(tag).is_file() else Path(spec["name"]) / TIMM_WEIGHTS
+    if "feature_levels" in chosen and weights.is_file():
+        # timm loads what a file has for a part of its model, and leaves the rest random.
+        model = _timm_create(timm, spec["name"], name, False, **options)
+        _load_all(timm, model, weights)
+        return model, _timm_preprocessing(cfg) | chosen
     if tag is not None and Path(tag).is_file():
         options["pretrained_cfg_overlay"] = {"file": tag}
     elif tag is not None:
         name = f"{name.split('.')[0]}.{tag}"
-    model = timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir, **options)
-    return model, _timm_preprocessing(model.pretrained_cfg)
+    model = _timm_create(timm, spec["name"], name, True, cache_dir=cache_dir, **options)
+    return model, _timm_preprocessing(model.pretrained_cfg) | chosen
 
 
 def timm_build(spec: dict[str, Any]) -> nn.Module:
     """A timm model without weights."""
     timm = _library("timm", "timm", spec["name"])
-    return timm.create_model(_timm_name(spec["name"]), pretrained=False, num_classes=0)
+    options = _timm_options(_timm_cfg(spec), spec["config"])
+    return _timm_create(timm, spec["name"], _timm_name(spec["name"]), False, **options)
+
+
+def _timm_options(cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """timm's options for another image size than that of the tower's `cfg`, and for feature levels."""
+    options: dict[str, Any] = {}
+    own = _side(cfg["input_size"][-2:])
+    if cfg.get("fixed_input_size") and chosen.get("image_size", own) != own:
+        options["img_size"] = chosen["image_size"]  # of a ViT, whose positions timm resamples
+    if "feature_levels" in chosen:
+        return options | {"features_only": True, "out_indices": tuple(chosen["feature_levels"])}
+    return options | {"num_classes": 0}
+
+
+def _timm_create(timm: Any, given: str, name: str, pretrained: bool, **options: Any) -> Any:
+    levels = options.get("out_indices")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except (AssertionError, IndexError, AttributeError) as error:
+        if levels is None:
+            raise
+        raise ValueError(
+            f"vision tower {given}: no feature levels {', '.join(map(str, levels))}; expected numbers from 0 up, in "
+            "rising order, of timm's features_only models, such as 3,4 for the last two grids of an EfficientNet"
+        ) from error
+
+
+def _load_all(timm: Any, model: Any, file: Path) -> None:
+    """Loads a file of weights that may have more than the model, as those of a classifier.
+
+    Raises:
+        ValueError: it lacks some of the model's.
+    """
+    state = timm.models.load_state_dict(str(file), use_ema=False)
+    inner = getattr(model, "model", model)  # of FeatureGetterNet
+    names = {name: name if name in state else UNDERSCORED.sub(r"\1.\2.", name) for name in inner.state_dict()}
+    lacking = [name for name in names.values() if name not in state and not name.endswith("num_batches_tracked")]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ValueError(
+            f"the weights {file} lack {min(lacking)}{more}, which would be random; is it this tower's file?"
+        )
+    inner.load_state_dict({name: state[given] for name, given in names.items() if given in state}, strict=False)
+
+
+def timm_save(model: Any, directory: Path) -> None:
+    """Writes the model as timm's `local-dir:` opens it: config.json and model.safetensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    inner = getattr(model, "model", model)  # of FeatureGetterNet
+    known = model.pretrained_cfg
+    preprocessing = {key: known[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")}
+    preprocessing |= {"fixed_input_size": known.get("fixed_input_size", False), "num_classes": 0}
+    about = {"architecture": known["architecture"], "num_classes": 0, "pretrained_cfg": preprocessing}
+    (directory / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}
+    save_file(tensors, directory / TIMM_WEIGHTS, metadata={"format": "pt"})
+
+
+def is_timm_directory(directory: Path) -> bool:
+    """Whether a directory's config.json is one of timm's."""
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "architecture" in values and "model_type" not in values
 
 
 def timm_config(spec: dict[str, Any]) -> dict[str, Any]:
+    return _timm_preprocessing(_timm_cfg(spec))
+
+
+def _timm_cfg(spec: dict[str, Any]) -> dict[str, Any]:
+    """timm's own description of a model, by its name or in its directory."""
     timm = _library("timm", "timm", spec["name"])
     name = _timm_name(spec["name"])
     if name.startswith("local-dir:"):
-        return _timm_preprocessing(timm.create_model(name, pretrained=False).pretrained_cfg)
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False).pretrained_cfg
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if cfg is None:
         raise ValueError(f"vision tower {spec['name']}: not a model of timm; timm.list_models() names them")
-    return _timm_preprocessing(cfg.to_dict())
+    return cfg.to_dict()
 
 
-def timm_geometry(model: Any) -> tuple[int, int, int | None]:
+def timm_geometry(model: Any, config: dict[str, Any]) -> tuple[int, int, int | None]:
     """(width, image side, patches): as `vision_transformers.geometry`."""
+    if "feature_levels" in config:
+        return sum(model.feature_info.channels()), config["image_size"], None
     embed = getattr(model, "patch_embed", None)
     if _is_vit(model) and embed is not None:
         return model.num_features, _side(embed.img_size), embed.num_patches
-    return model.num_features, _side(model.pretrained_cfg["input_size"][-2:]), None
+    return model.num_features, config.get("image_size") or _side(model.pretrained_cfg["input_size"][-2:]), None
 
 
-def timm_features(model: Any, pixels: Tensor) -> Tensor:
-    """Pixels (n, C, H, W) -> (n, P, D): a ViT's patches before its final norm, a CNN's last grid by rows."""
+def timm_features(model: Any, pixels: Tensor, levels: bool = False) -> Tensor:
+    """Pixels (n, C, H, W) -> (n, P, D): a ViT's patches before its final norm, a CNN's last grid by rows, or the grids
+    of several levels, joined."""
+    if levels:
+        return joined(model(pixels), channels_last=str(getattr(model, "output_fmt", "")).endswith("NHWC"))
     if _is_vit(model):
         return model.forward_intermediates(pixels, indices=1, norm=False, output_fmt="NLC", intermediates_only=True)[-1]
     grid = model.forward_features(pixels)
@@ -204,6 +295,14 @@ def timm_features(model: Any, pixels: Tensor) -> Tensor:
         f"vision tower: {type(model).__name__} of timm gives features {tuple(grid.shape)}; expected "
         "a grid (CNNs) or a ViT with forward_intermediates"
     )
+
+
+def joined(grids: Sequence[Tensor], channels_last: bool = False) -> Tensor:
+    """Feature maps (n, C, H, W), or (n, H, W, C), of several resolutions -> (n, P, sum of C): finer ones are averaged
+    to the coarsest grid, whose P cells come by rows."""
+    grids = [grid.permute(0, 3, 1, 2) for grid in grids] if channels_last else grids
+    height, width = min(((grid.shape[2], grid.shape[3]) for grid in grids), key=lambda sides: sides[0] * sides[1])
+    return torch.cat([F.adaptive_avg_pool2d(grid, (height, width)) for grid in grids], dim=1).flatten(2).transpose(1, 2)
 
 
 def timm_pooled(model: Any, pixels: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
     if not parallel.world.first:
         return directory
     frozen = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in trained)
-    small = frozen < SMALL and not parallel.sharded and model.vision.spec["library"] == "transformers"
+    small = frozen < SMALL and not parallel.sharded and model.vision.spec["library"] != "openclip"
     # A sharded backbone is only named. Of the others, large ones that are local directories are copied too.
     model.save_pretrained(
         directory, include_backbones=small or (False if parallel.sharded else None), state_dict=trained

@@ -115,6 +115,63 @@ def test_timm_vit_and_weights_from_a_file(tmp_path):
     assert set(tower_preprocessing(tower.spec)) == {"image_size", "mean", "std", "resize"}
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_feature_levels_of_timm_are_averaged_to_the_coarsest_grid(name, tmp_path):
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    whole = randomise(timm.create_model(name, num_classes=7)).eval()
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    opened = {"pretrained": str(tmp_path / "weights.safetensors"), "image_size": 64}
+    tower = VisionTower.from_pretrained(f"timm/{name}", **opened, feature_levels=(2, 3))
+    images = pixels(side=64)
+    reductions = [info["reduction"] for info in whole.feature_info[2:4]]
+    with torch.no_grad():
+        fine, coarse = whole.forward_intermediates(images, indices=[2, 3], intermediates_only=True)
+    assert [64 // grid.shape[2] for grid in (fine, coarse)] == reductions
+    features = tower(images)
+    assert (tower.width, tower.image_size) == (fine.shape[1] + coarse.shape[1], 64) == (features.shape[2], 64)
+    cells, factor = coarse.shape[2], fine.shape[2] // coarse.shape[2]
+    pooled = fine.unflatten(3, (cells, factor)).unflatten(2, (cells, factor)).mean((3, 5))
+    cell = features[:, cells + 1] if cells > 1 else features[:, 0]  # row 1, column 1
+    at = 1 if cells > 1 else 0
+    expected = torch.cat([pooled[:, :, at, at], coarse[:, :, at, at]], dim=1)
+    torch.testing.assert_close(cell, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tower.embed(images), torch.nn.functional.normalize(features.mean(1), dim=-1))
+    assert tower_preprocessing(tower.spec)["image_size"] == 64
+
+    tower.save_pretrained(tmp_path / "saved")
+    again = VisionTower.from_pretrained(str(tmp_path / "saved"), image_size=64, feature_levels=[2, 3])
+    assert again.spec["library"] == "timm" and tower_preprocessing(again.spec) == tower_preprocessing(tower.spec)
+    torch.testing.assert_close(again(images), features)
+    with torch.device("meta"):
+        empty = VisionTower.from_config(json.loads(json.dumps(tower.spec)))
+    assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in tower.state_dict().items()}
+
+
+def test_weights_that_lack_a_part_of_a_tower_are_refused(tmp_path):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model("test_efficientnet").state_dict()
+    torch.save({k: v for k, v in state.items() if not k.startswith("blocks.2.")}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"part\.pth lack blocks\.2\..* more"):
+        VisionTower.from_pretrained("timm/test_efficientnet", str(tmp_path / "part.pth"), feature_levels=[2])
+
+
+def test_levels_that_a_tower_does_not_have_are_refused():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="no feature levels 9; expected numbers from 0"):
+        VisionTower.from_config(tower_spec("timm/test_efficientnet", feature_levels=[9]))
+    with pytest.raises(ValueError, match="feature_levels is for timm's towers; one of transformers"):
+        tower_spec("openai/clip-vit-large-patch14", feature_levels=[1])
+
+
+def test_another_size_of_a_timm_vit(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(randomise(timm.create_model("test_vit", num_classes=1000)).state_dict(), tmp_path / "vit.pth")
+    tower = VisionTower.from_pretrained("timm/test_vit", str(tmp_path / "vit.pth"), image_size=96)
+    assert tower(pixels(side=96)).shape == (2, 36, 64) and tower.image_size == 96
+
+
 @pytest.mark.parametrize(
     "name, pretrained, options, message",
     [

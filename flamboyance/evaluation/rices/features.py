@@ -55,6 +55,7 @@ class Encoder:
         library: str | None = None,
         processor: ImageProcessor | None = None,
         device: str | torch.device = "cpu",
+        **settings: Any,
     ) -> Encoder:
         """Loads a tower by its name, as `VisionTower.from_pretrained`, with CLIP's projection if its files hold it.
 
@@ -63,8 +64,9 @@ class Encoder:
 
         Args:
             processor: default: the preprocessing in the tower's directory, or else that of its kind.
+            settings: `vision.chosen_settings` of a model's tower.
         """
-        tower = VisionTower.from_pretrained(name, pretrained, library, projection=True).float().to(device)
+        tower = VisionTower.from_pretrained(name, pretrained, library, projection=True, **settings).float().to(device)
         return cls(tower, processor or image_processor_of(tower.spec))
 
     @cached_property
