@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flamboyance.mini import load_mini as load_mini
     from flamboyance.model.media import Media as Media
     from flamboyance.processing import FlamingoProcessor as FlamingoProcessor
+    from flamboyance.reports.attention import attention_maps as attention_maps
 
     __version__: str
 
@@ -29,6 +30,7 @@ _DEFINED_IN = {
     "FlamingoForConditionalGeneration": "flamingo",
     "FlamingoProcessor": "processing",
     "Media": "model.media",
+    "attention_maps": "reports.attention",
     "create_model_and_transforms": "compat",
     "load_mini": "mini",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "FlamingoProcessor",
     "Media",
     "__version__",
+    "attention_maps",
     "create_model_and_transforms",
     "examples",
     "load_mini",

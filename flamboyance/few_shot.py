@@ -191,6 +191,20 @@ class FewShotTask:
             media = prefix.before(media)
         return prompt_inputs(self.model, self.processor, queries, media, prefix)
 
+    def prompt(self, query: Any) -> tuple[str, list[Any]]:
+        """The whole prompt of a query, demonstrations included: its text, and its images.
+
+        Args:
+            query: as one of `__call__`.
+
+        Raises:
+            ValueError: the task was loaded from a directory, which holds no images.
+        """
+        if self._made_with is not None:
+            raise ValueError("this task was loaded without its images; make it again from its demonstrations")
+        [(image, *fields)] = self._queries([query])
+        return "".join([*self.texts, self.template.query(*fields)]), [*self._images, image]
+
     # Files ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:

@@ -77,6 +77,16 @@ class ImageProcessor:
         mean, std = (torch.tensor(value, device=levels.device).view(3, 1, 1) for value in (self.mean, self.std))
         return levels.float().div_(255).sub_(mean).div_(std)
 
+    def seen(self, image: Any) -> Image.Image:
+        """The part of an image that remains after the crop, with the image's own pixels."""
+        image = load_image(image)
+        height, width = self._resized(*image.size)
+        if not self.crop:
+            return image
+        left, top, right, bottom = _centre_box(height, width, *self.crop)
+        x, y = image.width / width, image.height / height
+        return image.crop((round(left * x), round(top * y), round(right * x), round(bottom * y)))
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if not isinstance(self.size, int):
             return self.size

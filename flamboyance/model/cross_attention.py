@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flamboyance.model.linear import Linear
 from flamboyance.model.media import ImageAttentionLayout
-from flamboyance.model.resampler import FeedForward, attend
+from flamboyance.model.resampler import FeedForward, attend, attention_weights
 
 
 class MaskedCrossAttention(nn.Module):
@@ -44,6 +44,14 @@ class MaskedCrossAttention(nn.Module):
         out = attend(layout.to_blocks(q).transpose(1, 2), keys, values)
         return self.to_out(layout.from_blocks(out.transpose(1, 2), x.shape[0], x.shape[1]))
 
+    def weights(self, x: Tensor, keys: Tensor, layout: ImageAttentionLayout) -> Tensor:
+        """How much each token attends to each latent: x (R, T, D), keys (M, H, L, K) -> (R, H, T, L), as `forward`
+        attends. They add up to 1 over the latents; those of a token without an image are zero."""
+        q = layout.to_blocks(self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        keys = keys if layout.image_of_block is None else keys[layout.image_of_block]
+        shares = attention_weights(q, keys).transpose(1, 2)
+        return layout.from_blocks(shares, x.shape[0], x.shape[1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
 
 class GatedCrossAttentionBlock(GradientCheckpointingLayer):
     """Cross-attention, then a feed-forward; each is multiplied by a tanh gate that starts at zero.
@@ -59,9 +67,17 @@ class GatedCrossAttentionBlock(GradientCheckpointingLayer):
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, x: Tensor, keys: Tensor | None, values: Tensor | None, layout: ImageAttentionLayout | None
+        self,
+        x: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        layout: ImageAttentionLayout | None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (R, T, D) -> (R, T, D). layout None: no token has an image."""
+        """x (R, T, D) -> (R, T, D). layout None: no token has an image. The attention weights (R, H, T, L) are appended
+        to `weights`, if it is given and a token has an image."""
         if layout is not None:
+            if weights is not None and keys is not None:
+                weights.append(self.attention.weights(x, keys, layout))
             x = x + self.attention(x, keys, values, layout) * self.attention_gate.tanh()
         return x + self.feed_forward(x) * self.feed_forward_gate.tanh()

@@ -49,7 +49,10 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
             kwargs: everything `GenerationMixin.generate` takes.
 
         Returns:
-            (B·sequences, T + new tokens), prompt included, or transformers' output object on request.
+            (B·sequences, T + new tokens), prompt included, or transformers' output object on request
+            (return_dict_in_generate). With output_attentions it has `.cross_attentions` too: for each new token a tuple
+            as `forward` returns it, (rows, H, T, L) for the first one and (rows, H, 1, L) for the others. They belong
+            to the step that chose the token. The rows of beam search are those of the step; `.beam_indices` leads back.
         """
         attention_mask = self._mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts)
@@ -65,6 +68,11 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         if cache is None and plain:
             cache = empty(self.config.text_config, room=sequences == 1)
         looks_ahead = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
+        if looks_ahead and options.get("output_attentions"):
+            raise ValueError(
+                "output_attentions: not supported with assistant_model and prompt_lookup_num_tokens, which compute "
+                "several tokens in a step; leave them out"
+            )
         if looks_ahead and is_recurrent(empty(self.config.text_config) if cache is None else cache):
             raise ValueError(
                 f"{type(self.language_model).__name__} has a recurrent state, which cannot drop rejected tokens; "
@@ -83,8 +91,23 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressTokens(self._never_generated(), input_ids.device))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
+        steps: list[Any] = []
+        if options.get("output_attentions"):
+            kwargs["attention_steps"] = steps
         generate: Any = super().generate
-        return generate(input_ids=input_ids, logits_processor=processors, **kwargs)
+        out = generate(input_ids=input_ids, logits_processor=processors, **kwargs)
+        if steps and options.get("return_dict_in_generate"):
+            out["cross_attentions"] = tuple(steps)
+        return out
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Keeps the cross-attention of each step, which transformers does for encoder-decoders alone."""
+        if "attention_steps" in model_kwargs:
+            model_kwargs["attention_steps"].append(outputs.cross_attentions)
+        update: Any = super()._update_model_kwargs_for_generation
+        return update(outputs, model_kwargs, *args, **kwargs)
 
     def read_prompts(
         self, new_ids: Tensor, attention_mask: Tensor | None, media: Media | None, images_seen: Tensor, cache: Any
@@ -134,6 +157,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         *,
         images_seen: Tensor,
         cache: Any = None,
+        attention_steps: list[Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         prepare: Any = super().prepare_inputs_for_generation

@@ -99,6 +99,7 @@ class Conditioning:
     layout: ImageAttentionLayout | None
     added: AddedTokens
     keep: int | Tensor  # the last `keep` positions, 0 for all; or (K,) positions, row·T + t
+    weights: list[Tensor] | None = None  # the blocks append their attention weights here, one after another
 
 
 class _Traced(threading.local):
@@ -159,7 +160,7 @@ class BlockHook:
         if on.layout is not None and on.media is not None:
             keys, values = (moved(t, self.block) for t in on.media.keys_values[self.number])
             layout = on.layout.to(self.block.attention_gate.device)
-        x = self.block(x, keys, values, layout).to(hidden)
+        x = self.block(x, keys, values, layout, on.weights).to(hidden)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
 
@@ -297,6 +298,11 @@ def accepted(language_model: nn.Module, options: dict[str, Any]) -> dict[str, An
     """The options that the language model's forward takes."""
     known = arguments(language_model)
     return {k: v for k, v in options.items() if k in known}
+
+
+def returns_attentions(language_model: nn.Module) -> bool:
+    """Whether the language model's layers return their attention weights on request. Fused attention has none."""
+    return unwrapped(language_model).config.get_text_config(decoder=True)._attn_implementation == "eager"
 
 
 def cache_option(language_model: nn.Module, cache: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, CausalLMOutputWithPast
 
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family of MPT-1B
 from flamboyance import checks
@@ -28,7 +28,7 @@ from flamboyance.model.cross_attention import GatedCrossAttentionBlock
 from flamboyance.model.finite import is_finite
 from flamboyance.model.media import Media, Spans, count_seen, decoding_layout, prefill_layout, rows_of, traced_layout
 from flamboyance.model.recurrent import one_by_one
-from flamboyance.model.resampler import PerceiverResampler
+from flamboyance.model.resampler import PerceiverResampler, rollout
 from flamboyance.model.trainable import TrainableModel, freeze
 from flamboyance.model.vision import VisionTower
 
@@ -268,6 +268,23 @@ class FlamingoModel(TrainableModel):
         self._check_finite("latents", latents)
         return self._keys_values(latents, rows_of(media_counts))
 
+    @torch.no_grad()
+    def patch_shares(self, pixel_values: Tensor) -> Tensor:
+        """How much of each patch is in each latent, by the resampler's attention (`resampler.rollout`).
+
+        Args:
+            pixel_values: packed media (M, F, C, H, W).
+
+        Returns:
+            (M, L, F·P). The patches are those of the tower, row by row, frame after frame; `vision.grid` has their
+            number of rows and columns.
+        """
+        patches = self._patches(pixel_values)
+        if patches is None:
+            raise ValueError("pixel_values holds no media; expected one or more: (M, F, C, H, W)")
+        home = self.resampler.latents
+        return rollout(self.resampler.weights(patches.to(home.device, home.dtype)))
+
     def _keys_values(self, latents: Tensor, rows: Any) -> Media:
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
         return Media(latents, pairs, rows)
@@ -322,7 +339,7 @@ class FlamingoModel(TrainableModel):
         num_items_in_batch: Tensor | int | None = None,
         cache: Any = None,
         **outputs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | CausalLMOutputWithCrossAttentions:
         """Next-token logits, and the loss when labels are given.
 
         Args:
@@ -341,11 +358,14 @@ class FlamingoModel(TrainableModel):
             return_dict: accepted for transformers' callers; the result is always an output object.
             num_items_in_batch: the summed loss is divided by this number, instead of by this call's number of labels,
                 when gradients are accumulated over several calls, as by transformers' Trainer.
-            outputs: output_hidden_states, output_attentions: of the language model's layers. (MPT returns no
-                attentions, because its attention is fused.)
+            outputs: output_hidden_states: of the language model's layers. output_attentions: the attention weights of
+                every gated block as `.cross_attentions`, and those of the language model's layers as `.attentions`:
+                None where its attention is fused, as it is unless attn_implementation is "eager", and always for MPT.
 
         Returns:
-            `.logits` (R, T, V) or those kept, `.loss`, `.past_key_values`.
+            `.logits` (R, T, V) or those kept, `.loss`, `.past_key_values`; on request `.cross_attentions`, for each of
+            the `cross_attention_layers` (R, H, T, L): how much a token attends to each latent of its image. They are
+            zero for a token without an image.
 
         Raises:
             ValueError: a row has another number of `<image>` tokens than of images; ids are not in the vocabulary; or
@@ -367,7 +387,13 @@ class FlamingoModel(TrainableModel):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             position_ids = position_ids + self._first_position
+        weights: list[Tensor] | None = [] if outputs.pop("output_attentions", None) else None
         if past and input_ids.shape[1] > 1 and is_recurrent(past_key_values):
+            if weights is not None:
+                raise ValueError(
+                    f"output_attentions with {input_ids.shape[1]} new tokens after a recurrent state, which takes them "
+                    "one by one; give the whole text without a cache, or one token"
+                )
             if images_seen is None:
                 images_seen = count_seen(input_ids, self.config.image_token_id, media, past)
             known: dict[str, Any] = {CACHE: past_key_values}
@@ -382,13 +408,16 @@ class FlamingoModel(TrainableModel):
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
         if self._inputs_by_layer:
             options |= language.inputs_by_layer(self.language_model, input_ids, self.config.base_vocab_size)
-        with language.conditioned(language.Conditioning(media, layout, self.added_tokens, logits_to_keep)):
+        outputs = {name: value for name, value in outputs.items() if name != "cache_position" and value}
+        if weights is not None and language.returns_attentions(self.language_model):
+            outputs["output_attentions"] = True
+        with language.conditioned(language.Conditioning(media, layout, self.added_tokens, logits_to_keep, weights)):
             out = adapters.called(self.language_model)(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
                 attention_mask=attention_mask,
                 **language.cache_option(self.language_model, past_key_values),
                 **options,
-                **{name: value for name, value in outputs.items() if name != "cache_position" and value},
+                **outputs,
             )
         logits = out.logits[..., : self.config.vocab_size]
         logits = logits if past_key_values is not None else logits.contiguous()  # a decode step copies no logits
@@ -396,7 +425,18 @@ class FlamingoModel(TrainableModel):
         rest: dict[str, Any] = {name: out.get(name) for name in (CACHE, "hidden_states", "attentions")}
         if use_cache is False:
             rest[CACHE] = past_key_values  # some families return one all the same
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
+        if weights is None:
+            return CausalLMOutputWithPast(loss=loss, logits=logits, **rest)
+        seen = tuple(weights) or self._no_attention(input_ids)
+        return CausalLMOutputWithCrossAttentions(loss=loss, logits=logits, cross_attentions=seen, **rest)
+
+    def _no_attention(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """The cross-attention of texts without an image."""
+        shape = (*input_ids.shape, len(self.resampler.latents))
+        return tuple(
+            block.attention_gate.new_zeros(shape)[:, None].repeat(1, block.attention.heads, 1, 1)
+            for block in self.blocks
+        )
 
     def check_length(self, length: int, attention_mask: Tensor | None = None, new: int = 0) -> None:
         """Checks that texts fit the language model's positions.

@@ -3,6 +3,8 @@
 Shape letters: M media, F frames, P patches, L latents, D width, H heads, K width of a head.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """The weights by which `attend` sums: q (M, H, Q, K), k (M, H, S, K) -> (M, H, Q, S)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+
+
 class PerceiverAttention(nn.Module):
     """Latents attend to the patches of their medium and to themselves."""
 
@@ -51,12 +59,20 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
         """patches (M, F·P, D), latents (M, L, D) -> (M, L, D)."""
+        out = attend(*self._queries_keys_values(patches, latents))
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+    def weights(self, patches: Tensor, latents: Tensor) -> Tensor:
+        """How much each latent attends to each patch, and then to each latent: (M, H, L, F·P + L)."""
+        q, k, _ = self._queries_keys_values(patches, latents)
+        return attention_weights(q, k)
+
+    def _queries_keys_values(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = self.norm_latents(latents)
         context = torch.cat([self.norm_media(patches), latents], dim=1)
         q = self.to_q(latents).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = attend(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return q, k, v
 
 
 class ResamplerLayer(nn.Module):
@@ -103,15 +119,55 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches (M, F, P, Dv) -> latents (M, L, D)."""
+        patches, latents = self._start(patches)
+        for layer in self.layers:
+            latents = layer(patches, latents)
+        return self.norm(latents)
+
+    def weights(self, patches: Tensor) -> list[Tensor]:
+        """The attention weights of each layer, as PerceiverAttention.weights: patches (M, F, P, Dv) ->
+        (M, H, L, F·P + L) each."""
+        patches, latents = self._start(patches)
+        found = []
+        for layer in self.layers:
+            attention = layer.attention
+            assert isinstance(attention, PerceiverAttention)
+            found.append(attention.weights(patches, latents))
+            latents = layer(patches, latents)
+        return found
+
+    def _start(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, F, P, Dv) -> patches (M, F·P, D) with their times, and the latents before the first layer (M, L, D)."""
         if self.projection is not None:
             patches = self.projection(patches)
         if self.time_embeddings is not None:
             patches = patches + stretched(self.time_embeddings, patches.shape[1])[:, None]
         patches = patches.flatten(1, 2)
-        latents = self.latents.expand(len(patches), -1, -1)
-        for layer in self.layers:
-            latents = layer(patches, latents)
-        return self.norm(latents)
+        return patches, self.latents.expand(len(patches), -1, -1)
+
+
+def rollout(weights: Sequence[Tensor]) -> Tensor:
+    """The share of each patch in each latent after the last layer: attention rollout (Abnar & Zuidema 2020, section 3).
+
+    Attention and the residual connection count half each. With the weights of layer i, the mean of its heads, split
+    into those for patches Pᵢ (L, F·P) and those for latents Aᵢ (L, L):
+
+        R₀ = 0,   Rᵢ = ½ Rᵢ₋₁ + ½ (Pᵢ + Aᵢ Rᵢ₋₁)
+
+    A row's sum is less than 1; the rest is the latent that was learned, which holds nothing of the image.
+
+    Args:
+        weights: (M, H, L, F·P + L) of each layer, as PerceiverResampler.weights returns them.
+
+    Returns:
+        (M, L, F·P), float32.
+    """
+    media, _, latents, keys = weights[0].shape
+    shares = torch.zeros(media, latents, keys - latents, device=weights[0].device)
+    for layer in weights:
+        to_patches, to_latents = layer.float().mean(1).split([keys - latents, latents], dim=-1)
+        shares = (shares + to_patches + to_latents @ shares) / 2
+    return shares
 
 
 def stretched(time_embeddings: Tensor, frames: int) -> Tensor:

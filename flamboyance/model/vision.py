@@ -166,6 +166,20 @@ class VisionTower(nn.Module):
             patches = (self.patches or 64) * pixels.shape[2] * pixels.shape[3] / self.image_size**2
             return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])
 
+    def grid(self, patches: int, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the P patches of an image of this height and width in pixels; the patches are square.
+
+        Raises:
+            ValueError: so many patches do not form a grid of that shape.
+        """
+        rows = max(1, round((patches * height / width) ** 0.5))
+        if patches % rows:
+            raise ValueError(
+                f"vision tower {self.spec['name']}: {patches} patches of an image of {height}x{width} pixels do not "
+                "form a grid of squares"
+            )
+        return rows, patches // rows
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the tower as a directory of its library, without adapters, for a checkpoint that includes its
         backbones.
