@@ -112,8 +112,9 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments). Returns the exit status.
 
-    0: done. 1: done, but no image could be read. 2: a mistake in the arguments or files, reported in one line.
-    130: interrupted with Ctrl-C. 141: the reader of the output closed it, as `head` does. 143: ended by SIGTERM.
+    0: done. 1: done in part: no image could be read, or the budget was spent. 2: a mistake in the arguments or files,
+    or a server that refuses, reported in one line. 130: interrupted with Ctrl-C. 141: the reader of the output closed
+    it, as `head` does. 143: ended by SIGTERM.
     """
     debug = False
     for name in ("stdout", "stderr"):

@@ -9,6 +9,7 @@ import flamboyance
 torch.set_num_threads(1)
 for name in dir(flamboyance):
     getattr(flamboyance, name)
-for name in ("commands.evaluate", "evaluation.flamingo", "evaluation.run", "evaluation.tasks.own", "training.loop"):
+for name in ("commands.evaluate", "evaluation.answers.flamingo", "evaluation.run", "training.loop"):
     import_module(f"flamboyance.{name}")
+import_module("flamboyance.evaluation.tasks.user_data")
 import_module("tests.training.tiny_run")

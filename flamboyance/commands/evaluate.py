@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import platform
 import sys
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,10 @@ from flamboyance.commands.tasks import read_tasks
 if TYPE_CHECKING:
     from flamboyance.evaluation.run import Settings
     from flamboyance.evaluation.task import Task
+    from flamboyance.processes import World
 
+BEAMS, CONCURRENCY, TIMEOUT = 3, 8, 300
+NO_TOWER = "RICES needs a vision tower: give --tower, for example openai/clip-vit-large-patch14"
 NAMES = "coco flickr30k vqav2 ok_vqa textvqa vizwiz hateful_memes imagenet"
 EPILOG = f"""\
 tasks:
@@ -34,6 +34,7 @@ examples:
   flamboyance evaluate birds.csv --shots 0,4,8
   flamboyance evaluate coco vqav2 --data benchmarks/ --model openflamingo/OpenFlamingo-3B-vitl-mpt1b --queries 1000
   flamboyance evaluate all --data benchmarks/ --demonstrations random,rices --output runs/9b --model …
+  flamboyance evaluate birds.csv --model http://localhost:8000/v1 --shots 0,4 --output runs/served
   torchrun --nproc-per-node 8 -m flamboyance.cli evaluate all --data benchmarks/ --output runs/9b --model …
 
 The same command resumes a run that was stopped, on any number of processes.
@@ -59,11 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol", choices=("papers", "openflamingo"), default="papers",
         help="openflamingo: as its published tables were made, errors included (default: papers)",
     )  # fmt: skip
-    group.add_argument("--beams", type=at_least(1), default=3, metavar="N", help="default: 3")
+    group.add_argument("--beams", type=at_least(1), metavar="N", help="default: 3; a served model has none")
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="NAME|DIR",
-        help="a Flamingo, as in other commands, or any image-text-to-text model of transformers (default: mini)",
+        "--model", metavar="NAME|DIR|URL",
+        help="a Flamingo, as in other commands, or any image-text-to-text model of transformers (default: mini); or "
+        "the address of a server with OpenAI's API, such as http://localhost:8000/v1",
     )  # fmt: skip
     group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
@@ -72,6 +74,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--media-gb", type=float, default=2.0, metavar="X", help="memory for encoded images (default: %(default)s)"
     )
     group.add_argument("--media-folder", metavar="DIR", help="keep encoded images there between runs")
+    group = parser.add_argument_group("served models (--model URL)")
+    group.add_argument("--name", metavar="NAME", help="the model's name there (default: the only one)")
+    group.add_argument(
+        "--key-variable", metavar="NAME", help="the environment's variable that holds the key (default: OPENAI_API_KEY)"
+    )
+    group.add_argument("--concurrency", type=at_least(1), metavar="N", help="requests at a time (default: 8)")
+    group.add_argument("--timeout", type=at_least(1), metavar="SECONDS", help="of one attempt (default: 300)")
+    group.add_argument(
+        "--max-requests", type=at_least(1), metavar="N", help="stop after so many; the same command resumes"
+    )
+    group.add_argument(
+        "--max-tokens", type=at_least(1), metavar="N", help="stop after so many tokens of prompts and answers"
+    )
+    group.add_argument(
+        "--labels-by", choices=("logprobs", "schema", "text"),
+        help="how a label is chosen (default: the first of these that the server offers)",
+    )  # fmt: skip
     add_tower(parser)
 
 
@@ -84,8 +103,20 @@ def _words(given: str) -> tuple[str, ...]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate a model."""
-    settings, tasks, first = answer(arguments)
+    """Evaluate a model; 1 if the budget was spent before all queries were answered."""
+    from flamboyance.evaluation.answers.budget import BudgetSpentError
+    from flamboyance.reports.evaluation_run import read_run
+
+    try:
+        settings, tasks, first = answer(arguments)
+    except BudgetSpentError as spent:
+        run = read_run(Path(arguments.output))
+        done = sum(one.count() for one in (*run.cells, *run.unfinished))
+        print(
+            f"flamboyance: {spent}. {done:,} answers are in {arguments.output}; the same command resumes",
+            file=sys.stderr,
+        )
+        return 1
     if first:
         show(settings, tasks, arguments.json)
     return 0
@@ -98,33 +129,41 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
         The settings, the tasks, and whether this is the first process.
     """
     from flamboyance.commands.progress import progress
+    from flamboyance.evaluation.about import describe
     from flamboyance.evaluation.run import Settings, evaluate
     from flamboyance.processes import world
 
     # Files are checked before a model is loaded.
     tasks = read_tasks(arguments)
+    endpoint = check_endpoint(arguments)
     settings = Settings(
         Path(arguments.output), arguments.shots, arguments.demonstrations, arguments.seeds, arguments.queries,
-        arguments.batch_size, arguments.protocol,
+        # A server batches by itself: while some requests are waited for, others are under way.
+        2 * (arguments.concurrency or CONCURRENCY) if endpoint else arguments.batch_size, arguments.protocol,
     )  # fmt: skip
     settings.check(tasks)
     by_default = arguments.model is None
     arguments.model = model_name(arguments)
     with world() as here:
         features = build_features(arguments, tasks, settings, here)
-        answers = open_answers(arguments, here)
-        if by_default and here.first:
-            note_default()
-        about = describe(arguments, tasks, answers)
-        whole = sum(
-            len(here.share(range(settings.query_count(task)))) for task in tasks for _ in settings.cells(task.name)
-        )
-        with progress(whole, "queries", here.first) as advance:
-            evaluate(
-                tasks, answers, settings, about, features, here,
-                say=lambda line: print(line, flush=True, file=sys.stderr if arguments.json else sys.stdout),
-                advance=advance,
-            )  # fmt: skip
+        with opened_answers(arguments, here) as answers:
+            if by_default and here.first:
+                note_default()
+            fixed = {
+                "beams": None if endpoint else arguments.beams or BEAMS, "tower": arguments.tower,
+                "tower_pretrained": arguments.tower_pretrained,
+            }  # fmt: skip
+            name = answers.name if endpoint else arguments.model
+            about = describe(tasks, answers, settings, name, ["flamboyance", *sys.argv[1:]], fixed)
+            whole = sum(
+                len(here.share(range(settings.query_count(task)))) for task in tasks for _ in settings.cells(task.name)
+            )
+            with progress(whole, "queries", here.first) as advance:
+                evaluate(
+                    tasks, answers, settings, about, features, here,
+                    say=lambda line: print(line, flush=True, file=sys.stderr if arguments.json else sys.stdout),
+                    advance=advance,
+                )  # fmt: skip
         return settings, tasks, here.first
 
 
@@ -152,6 +191,60 @@ def show(settings: Settings, tasks: Sequence[Task], as_json: bool) -> None:
     )
 
 
+ENDPOINT = ("name", "key_variable", "concurrency", "timeout", "max_requests", "max_tokens", "labels_by")
+
+
+def check_endpoint(arguments: argparse.Namespace) -> bool:
+    """Whether a served model is asked.
+
+    Raises:
+        ValueError: options do not go together.
+    """
+    from flamboyance.evaluation.answers.http_client import checked_url, is_address
+
+    if arguments.model is None or not is_address(arguments.model):
+        given = [name for name in ENDPOINT if getattr(arguments, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is for a served model: give its address as --model URL")
+        return False
+    checked_url(arguments.model)
+    if arguments.beams is not None:
+        raise ValueError("--beams is for a model that is computed here; a server decides itself: remove it")
+    if "rices" in arguments.demonstrations and not arguments.tower:
+        raise ValueError(NO_TOWER)
+    return True
+
+
+@contextmanager
+def opened_answers(arguments: argparse.Namespace, here: World) -> Generator[Any]:
+    """The model that answers: a Flamingo, one of transformers, or a served one."""
+    from flamboyance.evaluation.answers.http_client import is_address
+
+    if not is_address(arguments.model):
+        yield open_answers(arguments, here)
+        return
+    from flamboyance.evaluation.answers.budget import Budget
+    from flamboyance.evaluation.answers.endpoint import EndpointAnswers
+    from flamboyance.evaluation.answers.reply_cache import FOLDER
+
+    if here.size > 1:
+        raise ValueError("a served model is asked by one process: start one, with --concurrency requests at a time")
+    answers = EndpointAnswers.open(
+        arguments.model, arguments.name, arguments.key_variable, Budget(arguments.max_requests, arguments.max_tokens),
+        arguments.timeout or TIMEOUT, replies=Path(arguments.output) / FOLDER,
+        concurrency=arguments.concurrency or CONCURRENCY, labels_by=arguments.labels_by,
+    )  # fmt: skip
+    try:
+        yield answers
+    finally:
+        answers.close()
+        budget = answers.client.budget
+        print(
+            f"flamboyance: {budget.sent:,} requests, {budget.used:,} tokens; {answers.known:,} answers were known",
+            file=sys.stderr,
+        )
+
+
 def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     """The model that answers: a Flamingo, or one of transformers."""
     from flamboyance import catalog
@@ -161,13 +254,15 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     if catalog.resolve(arguments.model).is_flamingo():
         model, processor = models.load(arguments.model, arguments.device, arguments.dtype, here.local_rank)
         return FlamingoAnswers(
-            model, processor, arguments.beams, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
+            model, processor, arguments.beams or BEAMS, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
             arguments.media_folder and Path(arguments.media_folder),
         )  # fmt: skip
     from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 
     place = models.device_of(arguments.device, here.local_rank)
-    return TransformersAnswers.open(arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams)
+    return TransformersAnswers.open(
+        arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams or BEAMS
+    )
 
 
 def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings: Any, here: Any) -> dict[str, Any]:
@@ -186,7 +281,7 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     if not images:
         return {}
     if not arguments.tower and not catalog.resolve(arguments.model).is_flamingo():
-        raise ValueError("RICES needs a vision tower: give --tower, for example openai/clip-vit-large-patch14")
+        raise ValueError(NO_TOWER)
     encoder = open_encoder(arguments, here.local_rank)
     cache = Path(arguments.features) if arguments.features else default_cache()
     whole = list(dict.fromkeys(image for some in images.values() for image in some))
@@ -202,51 +297,3 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
         if task.name in found:
             settings.check_features(task, found[task.name])
     return found
-
-
-def describe(arguments: argparse.Namespace, tasks: Sequence[Any], answers: Any) -> dict[str, Any]:
-    """The content of run.json."""
-    from flamboyance.evaluation import data_folders
-
-    packages = ("flamboyance", "torch", "transformers", "scikit-learn", "pillow", "numpy")
-    return {
-        "command": ["flamboyance", *sys.argv[1:]],
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": {"name": arguments.model, **answers.describe()},
-        "protocol": arguments.protocol,
-        "data": data_folders.sealed(data_folders.of_tasks(tasks)),
-        "fixed": {"beams": arguments.beams, "queries": arguments.queries, "tower": arguments.tower,
-                  "tower_pretrained": arguments.tower_pretrained},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "machine": {"processor": platform.processor() or platform.machine(), "device": str(answers.model.device)},
-        "settings": {
-            "shots": list(arguments.shots), "demonstrations": list(arguments.demonstrations),
-            "seeds": list(arguments.seeds), "batch_size": arguments.batch_size,
-        },
-        "tasks": {
-            task.name: {
-                "title": task.title, "metric": task.metric.name, "support": len(task.support),
-                "queries": len(task.queries), "labels": task.labels and list(task.labels), "content": content(task),
-                **({"variant": task.metric.variant} if task.metric.variant else {}),
-            }
-            for task in tasks
-        },
-    }  # fmt: skip
-
-
-def content(task: Any) -> str:
-    """A digest of a task's examples, which does not depend on their folder."""
-    digest = hashlib.sha256()
-    for part in (task.support, task.queries):
-        for one in part:
-            digest.update(
-                repr((one.id, one.image.name, one.answer, one.asked, one.references)).encode("utf-8", "replace")
-            )
-    return digest.hexdigest()[:16]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

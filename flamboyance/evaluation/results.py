@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,8 +47,12 @@ class Cell:
         return output / self.task / f"{self.shots}-{self.mode}-{self.seed}"
 
 
-def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[float] | None) -> Row:
-    """The line of predictions.jsonl for one query."""
+def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[float] | None, labels_by: str = "") -> Row:
+    """The line of predictions.jsonl for one query.
+
+    Args:
+        labels_by: how a label was chosen, if not by the log-probability of each.
+    """
     by_label = None if scores is None else dict(zip(prompt.task.labels or (), scores, strict=True))
     if by_label is not None and len(by_label) > MOST_LABELS:
         by_label = dict(sorted(by_label.items(), key=lambda pair: -pair[1])[:BEST])
@@ -69,6 +74,7 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
         "generated": generated,
         "answer": answer,
         "scores": by_label,
+        **({"labels_by": labels_by} if labels_by else {}),
         "references": list(query.references),
         "score": None,
         "dropped": prompt.dropped,
@@ -170,7 +176,8 @@ def _problem(row: object) -> str | None:
 _NUMBER, _NOTHING = (float, int), type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,), "image": (str, _NOTHING), "prompt": (str,), "demonstrations": (list,), "generated": (str, _NOTHING),
-    "answer": (str, _NOTHING), "scores": (dict, _NOTHING), "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
+    "labels_by": (str,), "answer": (str, _NOTHING),
+    "scores": (dict, _NOTHING), "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
 }  # fmt: skip
 
 
@@ -236,7 +243,7 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
         )
     predictions = [answers[one.id] for one in examples]
     measured = _measured(task, examples, predictions)
-    dropped = 0
+    dropped, ways = 0, Counter[str]()
     with (
         replacing(folder / "predictions.jsonl") as part,
         open(part, "w", encoding="utf-8") as written,
@@ -249,6 +256,7 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
             found = json.loads(files[file].readline())
             found["score"] = None if measured is None else measured.items.get(example.id)
             dropped += found["dropped"]
+            ways.update([found["labels_by"]] if found.get("labels_by") else [])
             written.write(_json_line(found))
     if task.test_server is not None:
         _write(folder / "test_server.json", task.test_server(examples, predictions))
@@ -263,6 +271,7 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
         "interval": None if measured is None else _ends(measured.interval),
         "queries": len(examples),
         "dropped": dropped,
+        **({"labels_by": dict(ways)} if ways else {}),
         "seconds": seconds,
     }
     _write(folder / "score.json", score)
@@ -328,7 +337,8 @@ def _write(file: Path, content: object) -> None:
 
 
 def begin(output: Path, about: Row) -> None:
-    """Writes run.json, or resumes the run that the directory holds.
+    """Writes run.json, or resumes the run that the directory holds. A run without an answer is none: its model or
+    server was wrong.
 
     Raises:
         ValueError: that run has another model, protocol or data.
@@ -350,13 +360,18 @@ def begin(output: Path, about: Row) -> None:
                     {k: v for k, v in each.items() if k in new and k in (old or {})} for each in (old or {}, new)
                 )
                 about["tasks"] = (before.get("tasks") or {}) | about["tasks"]
-            if old != new:
+            if old != new and _answered(output):
                 raise ValueError(
                     f"{output} holds an evaluation with another {name}: {_difference(old, new)}. Give another "
                     "--output, or the same settings as before, to resume that run"
                 )
     output.mkdir(parents=True, exist_ok=True)
     _write(file, about)
+
+
+def _answered(output: Path) -> bool:
+    """Whether a directory holds predictions or scores."""
+    return any(next(output.glob(f"*/*/{name}"), None) for name in ("predictions*.jsonl", "score.json"))
 
 
 def _difference(old: object, new: object) -> str:

@@ -11,19 +11,20 @@ import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from flamboyance.evaluation import results, shots
+from flamboyance.evaluation.answers.budget import BudgetSpentError
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import Cell
 from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
-from flamboyance.evaluation.task import Task
+from flamboyance.evaluation.task import Choice, Task
 from flamboyance.files import output_lock
 from flamboyance.processes import World
 
@@ -36,10 +37,26 @@ class Answers(Protocol):
     context: int | None
     seconds: defaultdict[str, float]
 
+    @property
+    def place(self) -> str: ...
+    def describe(self) -> dict[str, Any]: ...
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]: ...
     def ahead(self, prompts: Sequence[Prompt]) -> None: ...
     def generate(self, prompts: Sequence[Prompt]) -> list[str]: ...
+
+
+@runtime_checkable
+class ScoresLabels(Protocol):
+    """A model that gives the log-probability of any text after a prompt."""
+
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]: ...
+
+
+@runtime_checkable
+class ChoosesLabels(Protocol):
+    """A model that chooses one of the task's labels in a way of its own; see EndpointAnswers."""
+
+    def choose(self, prompts: Sequence[Prompt]) -> list[Choice]: ...
 
 
 @dataclass(frozen=True)
@@ -242,7 +259,13 @@ def _answer_share(
             batches = _batches(todo[start : start + WINDOW], answers, settings.batch_size)
             for batch, following in zip(batches, [*batches[1:], []], strict=True):
                 answers.ahead(following)
-                rows.append(_answer(batch, answers, cell.seed, settings.protocol))
+                try:
+                    rows.append(_answer(batch, answers, cell.seed, settings.protocol))
+                except BudgetSpentError:
+                    for prompt in batch:  # those whose answers have come cost nothing
+                        with suppress(BudgetSpentError):
+                            rows.append(_answer([prompt], answers, cell.seed, settings.protocol))
+                    raise
                 advance(len(batch))
     finally:
         rows.close()
@@ -280,32 +303,55 @@ def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
         generated = answers.generate(batch)
         texts = [task.post_process(task.template.parse(text)) for text in generated]
         return [results.row(*one, None) for one in zip(batch, generated, texts, strict=True)]
-    scores = _scores(batch, answers, seed, protocol)
-    for prompt, each in zip(batch, scores, strict=True):
-        if np.isnan(each).any():  # argmax would give the first label
+    choices = _choices(batch, answers, seed, protocol)
+    for prompt, one in zip(batch, choices, strict=True):
+        if one.scores is not None and np.isnan(one.scores).any():  # argmax would give the first label
             raise ValueError(
                 f"{task.name}, query {prompt.query.id!r}: the labels' log-probabilities are NaN. If the weights are "
                 "not damaged, numbers exceed float16's 65,504: use --dtype bfloat16 or float32"
             )
-    best = [task.labels[int(np.argmax(each))] for each in scores]
-    return [results.row(prompt, None, label, each) for prompt, label, each in zip(batch, best, scores, strict=True)]
+        if one.scores is None and task.metric.name == "ROC AUC":
+            raise ValueError(
+                f"{task.name} is measured by ROC AUC, which needs log-probabilities of the labels, and the model gives "
+                f"none for query {prompt.query.id!r}"
+            )
+    return [
+        results.row(prompt, one.generated, one.label, one.scores, one.by)
+        for prompt, one in zip(batch, choices, strict=True)
+    ]
 
 
-def _scores(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[list[float]]:
-    """Log-probabilities of the labels, averaged over `task.permutations` orders of the demonstrations."""
+def _choices(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[Choice]:
+    """The label for each prompt, by log-probabilities that are averaged over `task.permutations` orders of the
+    demonstrations; of the given order alone where the model gives none."""
     orders = [
         shots.permutations(len(prompt.demonstrations), prompt.task.permutations, seed, prompt.query.id, protocol)
         for prompt in batch
     ]
-    turns = [
-        [p.in_order(o[turn]) for p, o in zip(batch, orders, strict=True) if turn < len(o)]
-        for turn in range(max(map(len, orders)))
-    ]
-    totals = np.zeros((len(batch), len(batch[0].task.labels or ())))
-    for turn, prompts in enumerate(turns):
-        places = [i for i, o in enumerate(orders) if turn < len(o)]
-        totals[places] += np.array(answers.score(prompts))
-    return (totals / np.array([[len(o)] for o in orders])).tolist()
+    found: list[list[Choice]] = [[] for _ in batch]
+    for turn in range(max(map(len, orders))):
+        places = [i for i, o in enumerate(orders) if turn < len(o) and all(c.scores is not None for c in found[i])]
+        if places:
+            prompts = [batch[i].in_order(orders[i][turn]) for i in places]
+            for i, choice in zip(places, _chosen(prompts, answers), strict=True):
+                found[i].append(choice)
+    return [_mean(prompt.task.labels or (), choices) for prompt, choices in zip(batch, found, strict=True)]
+
+
+def _chosen(prompts: list[Prompt], answers: Answers) -> list[Choice]:
+    if isinstance(answers, ChoosesLabels):
+        return answers.choose(prompts)
+    assert isinstance(answers, ScoresLabels)
+    return [Choice("", None, tuple(scores), "") for scores in answers.score(prompts)]
+
+
+def _mean(labels: Sequence[str], choices: list[Choice]) -> Choice:
+    """One choice of those in several orders of the demonstrations."""
+    scored = [np.array(choice.scores) for choice in choices if choice.scores is not None]
+    if not scored or (len(choices) == 1 and choices[0].label):
+        return choices[0]
+    mean = np.sum(scored, axis=0) / len(scored)
+    return replace(choices[0], label=labels[int(np.argmax(mean))], scores=tuple(mean.tolist()))
 
 
 def _line(task: Task, cell: Cell, score: results.Row) -> str:

@@ -42,6 +42,23 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The label that a model chose which does not score each label by itself, such as a served one.
+
+    Attributes:
+        label: one of the task's labels, or the whole text if it gives none.
+        generated: the model's text.
+        scores: a log-probability for each of the task's labels; None if the model gives none.
+        by: how the label was chosen, in a word, such as "logprobs" or "text".
+    """
+
+    label: str
+    generated: str | None
+    scores: tuple[float, ...] | None
+    by: str
+
+
+@dataclass(frozen=True)
 class Score:
     """The score of a set of answers.
 

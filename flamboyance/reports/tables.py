@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,11 @@ def facts(report: Report) -> list[str]:
         parameters, machine = model.get("parameters"), about.get("machine")
         known = [about.get("date"), f"protocol {about['protocol']}" if about.get("protocol") else None]
         known += [f"{parameters:,} parameters" if isinstance(parameters, int) and parameters else None]
-        known += [model.get("dtype"), *(machine.values() if isinstance(machine, dict) else [machine])]
+        known += [
+            model.get("dtype"),
+            model.get("kind"),
+            *(machine.values() if isinstance(machine, dict) else [machine]),
+        ]
         lines.append(printable(f"{run.model}: {', '.join(str(one) for one in known if one)} ({run.folder})"))
     return lines
 
@@ -251,6 +256,7 @@ def _notes(report: Report) -> list[str]:
             notes.append(
                 f"{report.title(task)}: the runs are measured by {' and by '.join(named)}; do not compare them."
             )
+    notes += _label_notes(report)
     if not report.beside and (other := other_data(report.runs)):
         notes.append(f"Published scores are not comparable: {'; '.join(other)}. --beside {USUAL} shows them anyway.")
     modes = [mode for mode in published.MODES if any(mode == m for _, m, _ in report.keys)] or ["random"]
@@ -259,6 +265,30 @@ def _notes(report: Report) -> list[str]:
         tables = sorted({one.table for one in found})
         splits = [f"{report.title(t)} {one.split}" for t in tasks if (one := published.source(name, t))]
         notes.append(f"{name}: arXiv {found[0].arxiv}, {'; '.join(tables)}. Measured on {', '.join(splits)}.")
+    return notes
+
+
+_WAYS = {
+    "logprobs": "the server's log-probabilities of the tokens that the labels differ in",
+    "schema": "an answer confined to the labels by a JSON schema",
+    "text": "the label that a plain answer gives, if it gives one",
+    "scores": "the function's scores of the labels",
+}
+
+
+def _label_notes(report: Report) -> list[str]:
+    """How the labels of each run and task were chosen, if not by the log-probability of each whole label."""
+    notes = []
+    for run in report.runs:
+        ways: dict[str, Counter[str]] = {}
+        for one in run.cells:
+            found = (one.score or {}).get("labels_by")
+            if isinstance(found, dict):
+                counts = {str(way): int(finite(number) or 0) for way, number in found.items()}
+                ways.setdefault(one.cell.task, Counter()).update(counts)
+        for task, counts in ways.items():
+            number = " and ".join(f"{count:,} by {_WAYS.get(way, way)}" for way, count in counts.most_common())
+            notes.append(printable(f"{run.name}, {report.title(task)}: labels were chosen {number}."))
     return notes
 
 

@@ -59,6 +59,11 @@ class FlamingoAnswers:
         parameters = sum(p.numel() for p in self.model.parameters())
         return {"fingerprint": fingerprint(self.model), "parameters": parameters, "dtype": str(self.model.dtype)[6:]}
 
+    @property
+    def place(self) -> str:
+        """The device that computes."""
+        return str(self.model.device)
+
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """The number of tokens of each prompt."""
         return [len(ids) for ids in self.processor.tokenize([prompt.text for prompt in prompts])]

@@ -74,6 +74,11 @@ class TransformersAnswers:
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
+    @property
+    def place(self) -> str:
+        """The device that computes."""
+        return str(self.model.device)
+
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """The number of tokens of each prompt, with those of its images."""
         if self._image_tokens is None and prompts:

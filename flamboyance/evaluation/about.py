@@ -1,0 +1,70 @@
+"""What run.json says of an evaluation: the model, the settings, the data and the versions."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flamboyance.evaluation import data_folders
+from flamboyance.evaluation.results import Row
+from flamboyance.evaluation.run import Answers, Settings
+from flamboyance.evaluation.task import Task
+
+PACKAGES = ("flamboyance", "torch", "transformers", "scikit-learn", "pillow", "numpy")
+
+
+def describe(
+    tasks: Sequence[Task], answers: Answers, settings: Settings, model: str, command: Sequence[str], fixed: Row
+) -> Row:
+    """The content of run.json.
+
+    Args:
+        model: the model's name.
+        command: what was called.
+        fixed: further settings that a resumed run must have in common with this one.
+    """
+    return {
+        "command": list(command),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": {"name": model, **answers.describe()},
+        "protocol": settings.protocol,
+        "data": data_folders.sealed(data_folders.of_tasks(tasks)),
+        "fixed": {"queries": settings.queries, **fixed},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "machine": {"processor": platform.processor() or platform.machine(), "device": answers.place},
+        "settings": {
+            "shots": list(settings.shots), "demonstrations": list(settings.modes),
+            "seeds": list(settings.seeds), "batch_size": settings.batch_size,
+        },
+        "tasks": {task.name: _task(task) for task in tasks},
+    }  # fmt: skip
+
+
+def _task(task: Task) -> Row:
+    found: dict[str, Any] = {
+        "title": task.title, "metric": task.metric.name, "support": len(task.support), "queries": len(task.queries),
+        "labels": task.labels and list(task.labels), "content": content(task),
+    }  # fmt: skip
+    return found | ({"variant": task.metric.variant} if task.metric.variant else {})
+
+
+def content(task: Task) -> str:
+    """A digest of a task's examples, which does not depend on their folder."""
+    digest = hashlib.sha256()
+    for part in (task.support, task.queries):
+        for one in part:
+            digest.update(
+                repr((one.id, one.image.name, one.answer, one.asked, one.references)).encode("utf-8", "replace")
+            )
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
