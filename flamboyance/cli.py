@@ -13,10 +13,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType, FunctionType
 from typing import Any, NamedTuple, NoReturn
 
 from flamboyance.checks import printable
@@ -166,8 +168,14 @@ def _signals() -> Generator[list[int]]:
     """
     noted: list[int] = []
     process = os.getpid()
+    dropped_one = False
 
-    def note(number: int, frame: Any) -> NoReturn:
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal dropped_one
+        if number == signal.SIGINT and dropped_one:
+            if _within(unraisable, frame):  # raised there, it would be dropped again: the next one is raised
+                return
+            dropped_one = False
         if number == signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if os.getpid() != process:  # a forked process, which its parent ends
@@ -176,11 +184,18 @@ def _signals() -> Generator[list[int]]:
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def unraisable(dropped: Any) -> None:
+        nonlocal dropped_one
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            # Later, from elsewhere: raised here, it would be dropped again.
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+            dropped_one = True
+            threading.Thread(target=send_again, daemon=True).start()
         else:
             hook(dropped)
+
+    def send_again() -> None:
+        time.sleep(0.01)
+        while dropped_one:
+            os.kill(process, signal.SIGINT)
+            time.sleep(0.1)
 
     # Other threads cannot handle signals, and a handler that is already set stays. Other ranks than the first may wait
     # in an exchange, where no Python code runs: SIGTERM ends them as the system does.
@@ -197,9 +212,16 @@ def _signals() -> Generator[list[int]]:
     try:
         yield noted
     finally:
+        dropped_one = False
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
+
+
+def _within(function: FunctionType, frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _write_names(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -1,6 +1,7 @@
-"""What every test runs under: one thread per worker, and no network."""
+"""What every test runs under: one thread per worker, no network, and modules that are compiled once."""
 
 import os
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,12 @@ import pytest
 # Set before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Where this is set, as in many containers, each new process of a test would compile torch and transformers again, which
+# takes longer than everything else in its start.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+sys.dont_write_bytecode = False
 
-import torch
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
