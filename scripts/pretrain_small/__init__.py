@@ -1,0 +1,1 @@
+"""How flamingo-small was trained and measured."""

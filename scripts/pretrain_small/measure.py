@@ -1,0 +1,251 @@
+"""Measures flamingo-small on what was held out: one table of shots, with 95 % intervals, controls and baselines.
+
+    python -m scripts.pretrain_small.measure --model small --world WORLD --output measured.json
+
+WORLD is the folder that `python -m scripts.small_world` writes. A row is a file of WORLD/evaluation, shown in one way:
+
+- as given;
+- shuffled: the demonstrations' images change places, so that no text belongs to its image but by chance;
+- blank: the demonstrations' images are gray;
+- blind: the query's image is gray too.
+
+Beside it are two baselines without a language model. They answer with the class whose demonstrations are most similar
+to the query: by the tower's features (the mean over the cells), or by 16 × 16 pixels.
+
+Finished rows are in the output file at once. The same command goes on after the last of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog
+from flamboyance.evaluation.answers.media_cache import MediaCache
+from flamboyance.evaluation.metrics.intervals import wilson
+from flamboyance.files import read_json, write_json
+from flamboyance.images import load_image
+from flamboyance.prompting import completion_tokens, generate_texts, prompt_inputs
+from flamboyance.templates import Template
+
+SHOTS = (0, 1, 2, 4, 8, 16)
+SHOTS_OF_FIVE = (0, 5, 10, 20)  # of five classes, each as often as the others
+WORDS = "words-"  # files whose answer is one of their candidates; the other answers are written freely
+TEMPLATE = Template("<image> {text}")
+AS_GIVEN, CONTROLS = "as given", ("shuffled", "blank", "blind")
+MOST_TOKENS = 12
+PIXELS = 16
+
+Shown = Sequence[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A query with its demonstrations. `candidates` is empty where the answer is written freely."""
+
+    shown: Shown
+    query: Path
+    answer: str
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `right` of `total` trials of a task, shown in one way, at a number of shots."""
+
+    task: str
+    way: str
+    shots: int
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.right, self.total)
+
+
+def trials(world: Path, task: str, most: int) -> list[Trial]:
+    """The first trials of a file of episodes, or of images to name."""
+    rows = [json.loads(line) for line in (world / "evaluation" / f"{task}.jsonl").read_text("utf-8").splitlines()]
+    if rows and "query" not in rows[0]:
+        order = np.random.default_rng(0).permutation(len(rows))[:most]
+        return [Trial((), world / rows[i]["image"], rows[i]["text"]) for i in order]
+    return [
+        Trial(
+            [(world / shown["image"], shown["text"]) for shown in row["demonstrations"]],
+            world / row["query"]["image"],
+            row["answer"],
+            tuple(row["candidates"]) if task.startswith(WORDS) else (),
+        )
+        for row in rows[:most]
+    ]
+
+
+def derangement(length: int, rng: np.random.Generator) -> list[int]:
+    """An order in which nothing is at its own place, where there is one."""
+    order = rng.permutation(length)
+    return [int(order[(place + 1) % length]) for place in np.argsort(order)]
+
+
+def changed(trial: Trial, way: str, gray: Path, number: int) -> Trial:
+    """The trial as a control shows it."""
+    images, texts = [image for image, _ in trial.shown], [text for _, text in trial.shown]
+    if way == "shuffled":
+        images = [images[i] for i in derangement(len(images), np.random.default_rng(number))]
+    elif way in ("blank", "blind"):
+        images = [gray] * len(images)
+    query = gray if way == "blind" else trial.query
+    return Trial(list(zip(images, texts, strict=True)), query, trial.answer, trial.candidates)
+
+
+class Judge:
+    """Answers trials with a model. Every image is encoded once."""
+
+    def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, batch: int = 16):
+        self.model, self.processor, self.batch = model, processor, batch
+        self.cache = MediaCache(model, processor)
+
+    def right(self, trials: Sequence[Trial]) -> int:
+        """How many of the trials are answered correctly."""
+        free = [trial for trial in trials if not trial.candidates]
+        chosen = sum(self._choice(trial) == trial.answer for trial in trials if trial.candidates)
+        for start in range(0, len(free), self.batch):
+            some = free[start : start + self.batch]
+            options = {"max_new_tokens": MOST_TOKENS, "num_beams": 1, "do_sample": False}
+            said = generate_texts(self.model, self.processor, self._inputs(some), **options)
+            chosen += sum(text.strip() == trial.answer for text, trial in zip(said, some, strict=True))
+        return chosen
+
+    def _choice(self, trial: Trial) -> str:
+        """The likeliest candidate, its end included: else a long one would lose to its own beginning."""
+        end = [self.processor.eoc_token_id]
+        query = TEMPLATE.query()
+        tokens = [completion_tokens(self.processor, TEMPLATE, query, text) + end for text in trial.candidates]
+        scores = self.model.score(**self._inputs([trial]), candidates=tokens)
+        return trial.candidates[int(scores.argmax())]
+
+    def _inputs(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        media = self.cache.media([[*(image for image, _ in trial.shown), trial.query] for trial in trials])
+        texts = [
+            "".join(TEMPLATE.demonstration(text) for _, text in trial.shown) + TEMPLATE.query() for trial in trials
+        ]
+        return prompt_inputs(self.model, self.processor, texts, media)
+
+
+class Nearest:
+    """Answers with the text whose demonstrations are most similar to the query: the mean cosine similarity to each
+    text's two nearest."""
+
+    def __init__(self, vector: Callable[[Path], np.ndarray]):
+        self._vector, self._kept = vector, {}
+
+    def _of(self, image: Path) -> np.ndarray:
+        if image not in self._kept:
+            vector = self._vector(image)
+            self._kept[image] = vector / max(float(np.linalg.norm(vector)), 1e-9)
+        return self._kept[image]
+
+    def right(self, trials: Sequence[Trial]) -> int:
+        return sum(self._answer(trial) == trial.answer for trial in trials)
+
+    def _answer(self, trial: Trial) -> str | None:
+        near: dict[str, list[float]] = defaultdict(list)
+        for image, text in trial.shown:
+            near[text].append(float(self._of(image) @ self._of(trial.query)))
+        return max(near, key=lambda text: np.mean(sorted(near[text])[-2:]), default=None)
+
+
+def pixels(image: Path) -> np.ndarray:
+    """(768,) float32, of mean 0."""
+    small = np.asarray(load_image(image).resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float32).ravel()
+    return small - small.mean()
+
+
+def tower_features(
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor
+) -> Callable[[Path], np.ndarray]:
+    @torch.no_grad()
+    def features(image: Path) -> np.ndarray:
+        frames = processor.prepare(image).pixels  # (1, C, H, W)
+        return model.vision(frames).mean(1)[0].numpy()
+
+    return features
+
+
+def measured(
+    judges: dict[str, Judge | Nearest], world: Path, tasks: Sequence[str], most: int, gray: Path, done: Sequence[Row]
+) -> Iterator[Row]:
+    """The rows of the tasks, except those in `done`. The judge named "model" is shown the controls too."""
+    known = {(row.task, row.way, row.shots) for row in done}
+    plan = []
+    for task in tasks:
+        given = trials(world, task, most)
+        longest = max((len(trial.shown) for trial in given), default=0)
+        shots = [n for n in (SHOTS_OF_FIVE if "5way" in task else SHOTS) if n <= longest]
+        plan += [(task, given, AS_GIVEN, n, judges["model"]) for n in shots]
+        plan += [(task, given, way, n, judges["model"]) for way in CONTROLS for n in shots if n]
+        plan += [(task, given, way, n, judges[way]) for way in judges if way != "model" for n in shots if n]
+    left = [row for row in plan if (row[0], row[2], row[3]) not in known]
+    for task, given, way, n, judge in track(left, "rows"):
+        cut = [Trial(trial.shown[:n], trial.query, trial.answer, trial.candidates) for trial in given]
+        shown = [changed(trial, way, gray, number) for number, trial in enumerate(cut)]
+        yield Row(task, way, n, judge.right(shown), len(shown))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line per task and way, a column per number of shots."""
+    shots = sorted({row.shots for row in rows})
+    lines = [f"| | | {' | '.join(f'{n} shots' for n in shots)} |", f"|---|---|{'---:|' * len(shots)}"]
+    for task, way in dict.fromkeys((row.task, row.way) for row in rows):
+        cells = []
+        for n in shots:
+            found = [row for row in rows if (row.task, row.way, row.shots) == (task, way, n)]
+            low, high = found[0].interval if found else (0.0, 0.0)
+            cells.append(f"{found[0].share:.0%} ({low:.0%}–{high:.0%})" if found else "")
+        lines.append(f"| {task} | {way} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", required=True, help="a name, or a directory")
+    parser.add_argument("--world", type=Path, required=True, help="the folder that scripts.small_world wrote")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file; the table is written beside it")
+    parser.add_argument("--tasks", help="comma-separated files of WORLD/evaluation (default: all)")
+    parser.add_argument("--trials", type=int, default=200, help="trials per row (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    model, processor = catalog.resolve(given.model).open()
+    model.pack()
+    files = sorted(file.stem for file in (given.world / "evaluation").glob("*.jsonl"))
+    tasks = given.tasks.split(",") if given.tasks else [task for task in files if not task.endswith("support")]
+    gray = given.output.with_suffix(".gray.png")
+    Image.new("RGB", (128, 128), (128, 128, 128)).save(gray)
+    judges: dict[str, Judge | Nearest] = {
+        "model": Judge(model, processor),
+        "nearest by features": Nearest(tower_features(model, processor)),
+        "nearest by pixels": Nearest(pixels),
+    }
+    done = [Row(**row) for row in read_json(given.output)["rows"]] if given.output.exists() else []
+    for row in measured(judges, given.world, tasks, given.trials, gray, done):
+        done.append(row)
+        write_json(given.output, {"model": given.model, "rows": [asdict(row) for row in done]})
+    given.output.with_suffix(".md").write_text(table(done), encoding="utf-8")
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()
