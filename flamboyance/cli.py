@@ -96,6 +96,11 @@ COMMANDS = (
         "train a model: flamboyance train RECIPE key=value",
         "flamboyance train finetune data=photos/ output=run",
     ),
+    Command(
+        "serve",
+        "answer over HTTP as OpenAI's chat completions do, with few-shot tasks by name",
+        "flamboyance serve --model mini --port 8000",
+    ),
     Command("completion", "print the script that completes this command in a shell", "flamboyance completion bash"),
 )
 

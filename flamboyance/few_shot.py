@@ -271,17 +271,37 @@ class FewShotTask:
             template = Template(**(task["template"] | {"stops": tuple(task["template"]["stops"])}))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{directory / 'task.json'} is damaged: its template is not valid ({error!r})") from error
+        if not task["texts"]:
+            return cls(model, processor, (), template)
+        prefix = _read_prefix(directory / "prefix.safetensors", model)
+        [ids] = processor.tokenize(["".join(task["texts"])])
+        if ids != prefix.ids.tolist():
+            raise ValueError(
+                f"the task in {directory} was computed with another tokenizer: it splits the demonstrations into "
+                "other tokens. Give the processor that the task was made with"
+            )
+        return cls.of_prefix(model, processor, template, task["texts"], prefix, found)
+
+    @classmethod
+    def of_prefix(
+        cls,
+        model: FlamingoForConditionalGeneration,
+        processor: FlamingoProcessor,
+        template: Template,
+        texts: Sequence[str],
+        prefix: Prefix,
+        made_with: str | None = None,
+    ) -> "FewShotTask":
+        """A task whose demonstrations are computed already.
+
+        Args:
+            texts: the demonstrations, as the template writes them.
+            prefix: what `model` computed of them.
+            made_with: the model's fingerprint, if it is known.
+        """
         self = cls(model, processor, (), template)
-        self.texts = task["texts"]
-        if self.texts:
-            self._prefix = _read_prefix(directory / "prefix.safetensors", model)
-            [ids] = processor.tokenize(["".join(self.texts)])
-            if ids != self._prefix.ids.tolist():
-                raise ValueError(
-                    f"the task in {directory} was computed with another tokenizer: it splits the demonstrations into "
-                    "other tokens. Give the processor that the task was made with"
-                )
-            self._stamp, self._made_with = stamp(model), found
+        self.texts, self._prefix, self._stamp = list(texts), prefix, stamp(model)
+        self._made_with = fingerprint(model) if made_with is None else made_with
         return self
 
 

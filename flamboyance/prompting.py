@@ -98,7 +98,7 @@ def prompt_inputs(
     if prefix is None:
         rows = processor.tokenize(list(queries))
     else:
-        rows = [[*prefix.ids.tolist(), *ids] for ids in _tokens_after_a_chunk(processor, queries)]
+        rows = [[*prefix.ids.tolist(), *ids] for ids in tokens_after_a_chunk(processor, queries)]
     inputs: dict[str, Any] = {name: tensor.to(model.device) for name, tensor in processor.pad(rows).items()}
     inputs["media"] = media
     if prefix is not None:
@@ -124,7 +124,7 @@ def completion_tokens(processor: FlamingoProcessor, template: Template, query: s
     return processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
 
 
-def _tokens_after_a_chunk(processor: FlamingoProcessor, queries: Sequence[str]) -> list[list[int]]:
+def tokens_after_a_chunk(processor: FlamingoProcessor, queries: Sequence[str]) -> list[list[int]]:
     """The tokens of each text where it follows `<|endofchunk|>`. Tokenizers split a text at such a token before all
     else, so what comes before it has no influence."""
     rows = processor.tokenize([END_OF_CHUNK_TOKEN + query for query in queries], add_special_tokens=False)

@@ -86,8 +86,13 @@ class Template:
         """The answer in the text that a model generated after a query: up to the first stop, without `drop`."""
         stops = "|".join(map(re.escape, (END_OF_CHUNK_TOKEN, *self.stops)))
         answer = re.split(stops, generated, maxsplit=1)[0].strip()
-        answer = answer.removesuffix(self._around_answer()[1].format().strip())
+        answer = answer.removesuffix(self.ending)
         return answer.translate(dict.fromkeys(map(ord, self.drop))).strip()
+
+    @property
+    def ending(self) -> str:
+        """The text after the answer in a demonstration, without white space around it."""
+        return self._around_answer()[1].format().strip()
 
     def _around_answer(self) -> tuple[str, str]:
         """The pattern before and after its answer."""

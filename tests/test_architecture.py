@@ -27,7 +27,7 @@ ORDER = (
         "catalog",
     ),
     *("data", "training", "planning"),
-    *("evaluation", "mini", "reports", "recipes"),
+    *("evaluation", "mini", "reports", "serving", "recipes"),
     *("__init__", "commands", "cli", "__main__"),
 )
 

@@ -6,6 +6,8 @@ open_flamingo's constructor downloads. Everything else is what happens on the re
 
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +23,12 @@ from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
 from flamboyance.names import released
 from tests.published import save_backbones
+from tests.serving.server import Running, data_url, running
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ANSWERS = "text"  # the language of a block that shows what the block before it prints
+SERVER = "http://127.0.0.1:8000"  # in the blocks of docs/serving.md
 
 
 def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
@@ -85,13 +89,37 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbones: dict[str,
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def served() -> Iterator[Running]:
+    """What `flamboyance serve --model mini` starts, with the page's task."""
+    with running(*flamboyance.load_mini()) as server:
+        shots = [{"image": data_url(image), "text": text} for image, text in flamboyance.examples.demonstrations]
+        assert server.ask("POST", "/v1/tasks", {"name": "shapes", "demonstrations": shots})[0] == 201
+        yield server
+
+
 @pytest.mark.parametrize("code, printed", list(python_blocks()))
 def test_a_python_block_runs_and_prints_what_the_page_shows(
-    code: str, printed: str | None, reader: Path, capsys: pytest.CaptureFixture[str]
+    code: str,
+    printed: str | None,
+    reader: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if SERVER in code:
+        code = code.replace(SERVER, request.getfixturevalue("served").url)
     exec(compile(code, "block", "exec"), {"__name__": "block"})
     if printed is not None:
         assert capsys.readouterr().out == printed
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_uploads_the_task_of_the_page(served: Running) -> None:
+    (code,) = [code for _, language, code in blocks(ROOT / "docs" / "serving.md") if "curl" in code]
+    served.ask("DELETE", "/v1/tasks/shapes")
+    folder = Path(flamboyance.__file__).parent / "examples"
+    run = subprocess.run(["bash", "-ec", code.replace(SERVER, served.url)], cwd=folder, capture_output=True, check=True)
+    assert b'"demonstrations":2' in run.stdout, run.stdout
 
 
 def commands() -> Iterator[Any]:

@@ -9,7 +9,7 @@ Shape letters: R rows of text, H heads, T tokens, K width of a head.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -63,6 +63,26 @@ class RoomyLayer(DynamicLayer):
         layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
         layer.keys, layer.values = keys, values
         layer._make_room(0, times)
+        return layer
+
+    @classmethod
+    def aligned(cls, parts: Pairs, width: int) -> RoomyLayer:
+        """The rows of all parts (R, H, T, K), in order, as a layer of `width` tokens: the last ones of longer parts,
+        and shorter ones behind zeros, which masks hide."""
+        layer = cls()
+        room = []
+        for tensors in zip(*parts, strict=True):
+            first = tensors[0]
+            rows = sum(map(len, tensors))
+            buffer = first.new_empty(rows, first.shape[1], width + ROOM, first.shape[3])
+            for target, tensor in zip(buffer.split([len(t) for t in tensors]), tensors, strict=True):
+                own = min(tensor.shape[2], width)
+                target[:, :, : width - own] = 0
+                target[:, :, width - own : width] = tensor[:, :, tensor.shape[2] - own :]
+            room.append(buffer)
+        layer.dtype, layer.device, layer.is_initialized = room[0].dtype, room[0].device, True
+        layer._room = (room[0], room[1])
+        layer.keys, layer.values = (buffer[:, :, :width] for buffer in room)
         return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -207,6 +227,18 @@ def roomy() -> DynamicCache:
     """An empty cache with room to grow."""
     cache = DynamicCache()
     cache.layer_class_to_replicate = RoomyLayer
+    return cache
+
+
+def aligned(parts: Sequence[Sequence[tuple[Tensor, Tensor]]], width: int) -> DynamicCache:
+    """A cache of rows of any number of tokens, which end together; its masks hide what is before shorter ones.
+
+    Args:
+        parts: for each group of rows, and each layer, keys and values (R, H, T, K); T differs between groups.
+        width: tokens of the cache. Of longer rows the last ones are kept.
+    """
+    cache = roomy()
+    cache.layers = [RoomyLayer.aligned(layer, width) for layer in zip(*parts, strict=True)]
     return cache
 
 

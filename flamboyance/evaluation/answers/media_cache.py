@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from flamboyance.files import replacing
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageError, load_image
 from flamboyance.model.fingerprint import fingerprint
+from flamboyance.model.kept_media import KeptMedia, apart
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
 
@@ -48,10 +48,9 @@ class MediaCache:
         folder: Path | None = None,
     ):
         self.model, self.processor = model, processor
-        self.most_bytes, self.folder = most_bytes, folder
+        self.folder = folder
         self.encoded = 0
-        self._kept: OrderedDict[Path, Media] = OrderedDict()
-        self._bytes = 0
+        self._kept: KeptMedia[Path] = KeptMedia(most_bytes)
         self._decoding: dict[Path, Future[Tensor]] = {}
         self._contents: dict[Path, tuple[bytes, bytes]] = {}  # file -> its stamp, and a hash of its content
         self._threads = ThreadPoolExecutor(DECODERS)
@@ -84,11 +83,8 @@ class MediaCache:
             some = missing[start : start + AT_ONCE]
             fresh |= dict(zip(some, self._encode(some), strict=True))
         values = [fresh[image] if image in fresh else self._kept[image] for image in places]
-        for image in places:
-            if image in self._kept:
-                self._kept.move_to_end(image)
         for image, value in fresh.items():
-            self._keep(image, value)
+            self._kept.keep(image, value)
         rows = tuple(tuple(places[image] for image in row) for row in prompts)
         return Media.join(values, rows)
 
@@ -109,11 +105,11 @@ class MediaCache:
             if len(new) == len(images):
                 for image, value in zip(images, made.latents, strict=True):
                     self._store(image, value)
-                return _apart(made)
+                return apart(made)
             for i, value in zip(new, made.latents, strict=True):
                 self._store(images[i], value)
                 latents[i] = value
-        return _apart(self.model.media_of(torch.stack([one for one in latents if one is not None]), [1] * len(images)))
+        return apart(self.model.media_of(torch.stack([one for one in latents if one is not None]), [1] * len(images)))
 
     def _pixels(self, image: Path) -> Tensor:
         future = self._decoding.pop(image, None)
@@ -124,13 +120,6 @@ class MediaCache:
             return self.processor.image_processor(load_image(image))
         except ImageError as error:
             raise ImageError(f"{image}: {error}") from error
-
-    def _keep(self, image: Path, value: Media) -> None:
-        size = _size(value)
-        self._bytes += size
-        self._kept[image] = value
-        while self._bytes > self.most_bytes and self._kept:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
 
     # Files -----------------------------------------------------------------------------------------------------
 
@@ -164,20 +153,3 @@ class MediaCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as part:
                 save_file({"latents": latents.contiguous()}, part)
-
-
-def _apart(media: Media) -> list[Media]:
-    """One Media per image, whose memory can be freed separately."""
-    return [
-        Media(
-            media.latents[i : i + 1].clone(),
-            tuple((k[i : i + 1].clone(), v[i : i + 1].clone()) for k, v in media.keys_values),
-            ((0,),),
-        )
-        for i in range(len(media.latents))
-    ]
-
-
-def _size(media: Media) -> int:
-    tensors = [media.latents, *(t for pair in media.keys_values for t in pair)]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-from flamboyance.evaluation.answers.media_cache import MediaCache, _size
+from flamboyance.evaluation.answers.media_cache import MediaCache
 from flamboyance.images import ImageError
+from flamboyance.model.kept_media import size
 from tests.evaluation.small_tasks import draw, tiny_answers
 
 
@@ -45,10 +46,10 @@ def test_the_same_media_whatever_is_kept(tiny, images, most):
 
 
 def test_what_is_kept_is_bounded(tiny, images):
-    one = _size(MediaCache(tiny.model, tiny.processor).media([images[:1]]))
+    one = size(MediaCache(tiny.model, tiny.processor).media([images[:1]]))
     cache = MediaCache(tiny.model, tiny.processor, most_bytes=3.5 * one)
     cache.media([images])
-    assert len(cache._kept) == 3 and cache._bytes == 3 * one
+    assert len(cache._kept) == 3 and cache._kept.bytes == 3 * one
     cache.media([images[3:4]])  # used again: the next to go is another
     cache.media([images[:1]])
     assert cache.encoded == 7

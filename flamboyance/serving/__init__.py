@@ -1,0 +1,1 @@
+"""The server of `flamboyance serve`: OpenAI's chat completions over a Flamingo."""

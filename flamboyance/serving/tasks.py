@@ -1,0 +1,174 @@
+"""Few-shot tasks by name: uploaded once, their demonstrations computed once, and used by any number of requests."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flamboyance import templates
+from flamboyance.few_shot import FewShotTask
+from flamboyance.model.media import Media
+from flamboyance.prompting import Prefix
+from flamboyance.serving.batching import Engine, Picture
+from flamboyance.serving.errors import ApiError, bad
+from flamboyance.serving.protocol import TemplateBody
+from flamboyance.templates import IMAGE_TOKEN, Template
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+TEMPLATES: dict[str, Template] = {name: value for name, value in vars(templates).items() if isinstance(value, Template)}
+
+
+@dataclass(frozen=True)
+class StoredTask:
+    """A task that is ready.
+
+    Attributes:
+        created: seconds since 1970.
+    """
+
+    name: str
+    template: Template
+    prefix: Prefix | None
+    texts: tuple[str, ...]
+    created: int
+
+    def described(self, model: str) -> dict[str, Any]:
+        return {
+            "id": self.name,
+            "object": "task",
+            "created": self.created,
+            "model": f"{model}:{self.name}",
+            "template": {"pattern": self.template.pattern, "stops": list(self.template.stops)},
+            "fields": list(self.template.fields),
+            "demonstrations": len(self.texts),
+            "prefix_tokens": 0 if self.prefix is None else len(self.prefix.ids),
+        }
+
+
+def read_template(given: TemplateBody) -> Template:
+    """
+    Raises:
+        ApiError: it is neither the name of a template nor a valid pattern.
+    """
+    if given.pattern in TEMPLATES:
+        return TEMPLATES[given.pattern]
+    if given.pattern.count(IMAGE_TOKEN) != 1:
+        known = ", ".join(TEMPLATES)
+        raise bad("template", f"template {given.pattern!r:.200}: expected one {IMAGE_TOKEN} in it, or one of {known}")
+    try:
+        return Template(given.pattern, tuple(given.stops), given.drop, given.strip)
+    except ValueError as error:
+        raise bad("template", str(error)) from None
+
+
+class TaskStore:
+    """The tasks of a server.
+
+    Args:
+        folder: where tasks are kept between runs, one directory each, as FewShotTask.save writes them; None: nowhere.
+            Servers may share it: a task that another one has stored is loaded when it is asked for.
+    """
+
+    def __init__(self, engine: Engine, most: int, folder: Path | None = None):
+        self.engine, self.most, self.folder = engine, most, folder
+        self._tasks: dict[str, StoredTask] = {}
+        self._adding: set[str] = set()
+        self._lock = threading.Lock()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.iterdir()):
+                if NAME.fullmatch(path.name) and (path / "task.json").is_file():
+                    self._load(path.name)
+
+    def __iter__(self):
+        return iter(sorted(self._tasks.values(), key=lambda task: task.name))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def find(self, name: str) -> StoredTask:
+        """
+        Raises:
+            ApiError: 404.
+        """
+        task = self._tasks.get(name)
+        if self.folder is not None and NAME.fullmatch(name):
+            there = (self.folder / name / "task.json").is_file()
+            if task is None and there:
+                try:
+                    task = self._load(name)
+                except ValueError:
+                    raise ApiError(409, f"the stored task {name!r} was made with another model", "model") from None
+            elif task is not None and not there:  # another server has deleted it
+                self._tasks.pop(name, None)
+                task = None
+        if task is None:
+            raise ApiError(404, f"there is no task {name!r}", "model", "task_not_found")
+        return task
+
+    def add(self, name: str, template: Template, shots: Sequence[tuple[Picture, tuple[str, ...]]]) -> StoredTask:
+        """Computes and stores a task; `shots` are images with the values of the template's fields.
+
+        Raises:
+            ApiError: the name is not valid or in use, the texts cannot be in a prompt, or there are too many tasks.
+        """
+        if not NAME.fullmatch(name):
+            raise bad("name", f"name is {name!r:.100}; expected 1 to 64 letters, digits, '.', '_' and '-'")
+        with self._lock:
+            taken = name in self._tasks or name in self._adding
+            if taken or (self.folder is not None and (self.folder / name).exists()):
+                raise ApiError(409, f"there is a task {name!r} already; delete it first", "name", "task_exists")
+            if len(self._tasks) + len(self._adding) >= self.most:
+                raise ApiError(409, f"there are {self.most} tasks already; delete one first", None, "too_many_tasks")
+            self._adding.add(name)
+        try:
+            stored = self.engine.call(lambda: self._make(name, template, shots)).result()
+            self._tasks[name] = stored
+            return stored
+        finally:
+            self._adding.discard(name)
+
+    def delete(self, name: str) -> None:
+        """
+        Raises:
+            ApiError: 404.
+        """
+        self.find(name)
+        self._tasks.pop(name, None)
+        if self.folder is not None:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _make(self, name: str, template: Template, shots: Sequence[tuple[Picture, tuple[str, ...]]]) -> StoredTask:
+        """In the engine's thread."""
+        model, processor = self.engine.model, self.engine.processor
+        try:
+            texts = [template.demonstration(*values) for _, values in shots]
+            (ids,) = processor.tokenize(["".join(texts)])
+            model.check_length(len(ids), new=1)
+            media = Media.join(self.engine.encode([picture for picture, _ in shots]), (tuple(range(len(shots))),))
+            prefix = Prefix.of(model, torch.tensor(ids, device=model.device), media)
+        except (ValueError, TypeError) as error:
+            raise bad("demonstrations", str(error)) from None
+        if self.folder is not None:
+            FewShotTask.of_prefix(model, processor, template, texts, prefix).save(self.folder / name)
+        return StoredTask(name, template, prefix, tuple(texts), int(time.time()))
+
+    def _load(self, name: str) -> StoredTask:
+        assert self.folder is not None
+        path = self.folder / name
+
+        def load() -> StoredTask:
+            task = FewShotTask.load(path, self.engine.model, self.engine.processor)
+            created = int((path / "task.json").stat().st_mtime)
+            return StoredTask(name, task.template, task.prefix, tuple(task.texts), created)
+
+        self._tasks[name] = stored = self.engine.call(load).result()
+        return stored
