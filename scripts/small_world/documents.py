@@ -1,0 +1,177 @@
+"""Training documents in tar shards: captions, topics and episodes, which `flamboyance.data.formats.user_data` reads.
+
+A record is `KEY.json` with a text and the names of its images, and `KEY.0.jpg`, `KEY.1.jpg`, … beside it. An image
+file has the same bytes in every document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flamboyance.data.convert.shard_writer import Fields, check_settings, json_bytes, write_shard
+from flamboyance.templates import Template
+from scripts.small_world import captions, episodes
+from scripts.small_world.concepts import Concept, kinds_of, pluralize
+from scripts.small_world.episodes import Shelf
+from scripts.small_world.madeup import Words
+from scripts.small_world.pictures import TRAIN
+from scripts.small_world.scenes import Scene
+from scripts.small_world.variants import Variant, random_for
+
+PATTERN = "<image>{text}"
+"""A picture and the text after it, in all documents: `Template(PATTERN)` writes the same prompts for a model. With
+"<image>Output:{text}" a text follows the words of `flamboyance.templates.caption`."""
+
+PER_SHARD = 1000  # documents
+SINGLE = 0.4  # share of the caption documents with one picture
+SCENES = 0.25  # share of the pictures in caption documents that are scenes, where there are any
+ONE_STYLE = 0.5  # share of the caption documents with several pictures whose captions are all of one style
+UNCOUNTED = {"food", "sport", "medicine", "clothing", "stationery", "electronics", "sky"}  # kinds
+MOST_CAPTIONS, MOST_TOPIC = 5, 6  # pictures of a document
+
+Part = tuple[str, str]  # an image file, and the text after it
+
+
+@dataclass(frozen=True)
+class Material:
+    """What documents are made of: all of it may be trained on."""
+
+    folder: Path
+    concepts: Sequence[Concept]
+    variants: Sequence[Variant]
+    scenes: Sequence[Scene]
+    words: Words
+
+    def __post_init__(self) -> None:
+        held_out = {concept.name for concept in self.concepts if concept.split != TRAIN}
+        held_out |= {variant.file for variant in self.variants if variant.split != TRAIN}
+        if held_out:
+            raise ValueError(f"held out, and so not for training documents: {', '.join(sorted(held_out)[:5])}")
+
+    @classmethod
+    def of_training(
+        cls,
+        folder: Path,
+        concepts: Sequence[Concept],
+        variants: Sequence[Variant],
+        scenes: Sequence[Scene],
+        words: Words,
+    ) -> Material:
+        """The part of a world that may be trained on."""
+        kept = [concept for concept in concepts if concept.split == TRAIN]
+        return cls(folder, kept, [v for v in variants if v.split == TRAIN], scenes, words)
+
+
+def write_documents(
+    material: Material, counts: dict[str, int], seed: int, progress: Callable[[int], None]
+) -> dict[str, int]:
+    """Writes the missing shards of `captions/`, `topics/` and `episodes/`; the same arguments give the same bytes.
+
+    Args:
+        counts: documents by the name of the set.
+
+    Raises:
+        ValueError: a folder's shards were made with other settings.
+    """
+    writers = {"captions": _captions(material), "topics": _topics(material), "episodes": _episodes(material)}
+    for name, count in counts.items():
+        if not count:
+            continue
+        folder = material.folder / name
+        settings = {"documents": count, "seed": seed, "pattern": PATTERN, "per_shard": PER_SHARD}
+        settings |= {"variants": len(material.variants), "scenes": len(material.scenes)}
+        check_settings(folder, settings, "made.json")
+        for shard in range(-(-count // PER_SHARD)):
+            file = folder / f"{name}-{shard:05d}.tar"
+            numbers = range(shard * PER_SHARD, min((shard + 1) * PER_SHARD, count))
+            if not file.is_file():
+                write_shard(file, _records(material, name, writers[name], numbers, seed))
+            progress(len(numbers))
+    return counts
+
+
+Writer = Callable[[np.random.Generator], tuple[str, list[Part]]]  # a document: the text before it, and its parts
+
+
+def _records(material: Material, name: str, writer: Writer, numbers: range, seed: int) -> Iterator[tuple[str, Fields]]:
+    for number in numbers:
+        opening, parts = writer(random_for(seed, name, number))
+        yield f"{number:08d}", record(material.folder, opening, parts)
+
+
+def record(folder: Path, opening: str, parts: Sequence[Part]) -> Fields:
+    """The files of a document."""
+    template = Template(PATTERN, strip=False)
+    text = opening + "".join(template.demonstration(text) for _, text in parts)
+    names = [f"{place}.jpg" for place in range(len(parts))]
+    images = {name: (folder / file).read_bytes() for name, (file, _) in zip(names, parts, strict=True)}
+    return {"json": json_bytes({"text": text, "images": names}), **images}
+
+
+def _captions(material: Material) -> Writer:
+    concepts = {concept.name: concept for concept in material.concepts}
+    shelf = Shelf(material.variants, material.concepts)
+
+    def part(style: str, rng: np.random.Generator) -> Part:
+        if material.scenes and rng.random() < SCENES:
+            scene = material.scenes[int(rng.integers(len(material.scenes)))]
+            return scene.file, captions.scene_caption(scene, concepts, rng)
+        name = shelf.names[int(rng.integers(len(shelf.names)))]
+        of = shelf.of(name)
+        variant = of[int(rng.integers(len(of)))]
+        return variant.file, captions.caption(style, concepts[name], variant, rng)
+
+    def write(rng: np.random.Generator) -> tuple[str, list[Part]]:
+        count = 1 if rng.random() < SINGLE else int(rng.integers(2, MOST_CAPTIONS + 1))
+        style = captions.draw_style(rng) if rng.random() < ONE_STYLE else None
+        return "", [part(style or captions.draw_style(rng), rng) for _ in range(count)]
+
+    return write
+
+
+def _topics(material: Material) -> Writer:
+    """Documents of one kind: "Animals.", then pictures, each with a sentence on what it shows."""
+    shelf = Shelf(material.variants, material.concepts)
+    kinds = {kind: [c for c in of if c.name in shelf.names] for kind, of in kinds_of(material.concepts).items()}
+    kinds = {kind: of for kind, of in kinds.items() if len(of) >= 2}
+    sizes = np.array([len(of) for of in kinds.values()], float)
+
+    def write(rng: np.random.Generator) -> tuple[str, list[Part]]:
+        kind = list(kinds)[int(rng.choice(len(kinds), p=sizes / sizes.sum()))]
+        count = min(int(rng.integers(3, MOST_TOPIC + 1)), len(kinds[kind]))
+        parts = []
+        for place in rng.choice(len(kinds[kind]), size=count, replace=False):
+            concept = kinds[kind][place]
+            of = shelf.of(concept.name)
+            variant = of[int(rng.integers(len(of)))]
+            parts.append((variant.file, _sentence(concept, variant, rng)))
+        return f"{captions.capital(_many(kind))}.", parts
+
+    return write
+
+
+def _sentence(concept: Concept, variant: Variant, rng: np.random.Generator) -> str:
+    first = f"This is {concept.phrase}." if rng.random() < 0.5 else f"{captions.capital(concept.phrase)}."
+    seen = captions.picture_of(concept, variant, rng)
+    first = first if rng.random() < 0.8 else f"{captions.capital(seen)}."
+    gloss = captions.gloss_of(concept) or captions.kind_of(concept)
+    more = captions.fact_of(concept, rng) if rng.random() < 0.3 else ""
+    return " ".join(filter(None, (first, gloss, more)))
+
+
+def _many(kind: str) -> str:
+    return kind if kind in UNCOUNTED else pluralize(kind)
+
+
+def _episodes(material: Material) -> Writer:
+    shelf = Shelf(material.variants, material.concepts)
+
+    def write(rng: np.random.Generator) -> tuple[str, list[Part]]:
+        entries = episodes.training_document(shelf, material.words, rng)
+        return "", [(entry.variant.file, entry.text) for entry in entries]
+
+    return write
