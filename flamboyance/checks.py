@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+SCHEMES = {"int8": 8, "int4": 4}  # bits of a weight
+
 
 def brief(value: Any) -> str:
     """A value for a message, in at most 80 characters; of an array its shape, of other large objects the type."""
@@ -33,6 +35,17 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number is None or number < least:
         raise ValueError(f"{name}={brief(value)}: expected a whole number, {least} or more")
     return number
+
+
+def scheme(quantize: object) -> str | None:
+    """The value of `quantize=`, which names how the weights of frozen parts are kept.
+
+    Raises:
+        ValueError: an unknown scheme.
+    """
+    if quantize is not None and quantize not in SCHEMES:
+        raise ValueError(f"quantize={brief(quantize)}: expected {' or '.join(map(repr, SCHEMES))}, or None")
+    return None if quantize is None else str(quantize)
 
 
 def listed(name: str, value: Any, of: str, example: str) -> list[Any]:

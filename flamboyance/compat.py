@@ -140,6 +140,7 @@ def create_model_and_transforms(
     freeze_lm_embeddings: bool = False,
     cache_dir: str | None = None,
     gradient_checkpointing: bool = False,
+    quantize: str | None = None,
 ) -> tuple[OpenFlamingo, ImageProcessor, PreTrainedTokenizerBase]:
     """open_flamingo's constructor: model (fp32), image processor, tokenizer.
 
@@ -151,6 +152,7 @@ def create_model_and_transforms(
         use_local_files: do not use the network.
         decoder_layers_attr_name: dotted name of the list of decoder layers; None: found by its length.
         freeze_lm_embeddings: freeze the rows of the added tokens too.
+        quantize: "int8" or "int4": the backbones' linear layers keep their weights in 8 or 4 bits.
     """
     hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": use_local_files}
     tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path, **reachable(tokenizer_path, hub))
@@ -162,6 +164,7 @@ def create_model_and_transforms(
         cross_attn_every_n_layers=cross_attn_every_n_layers,
         decoder_layers=decoder_layers_attr_name,
         dtype=torch.float32,
+        quantize=quantize,
         **hub,
     )
     if freeze_lm_embeddings:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 import flamboyance.configuration_mosaic_gpt  # noqa: F401  registers the family of MPT-1B
+from flamboyance import checks
 
 RESAMPLER = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4, "max_frames": None, "width": None}
 CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 4}
@@ -47,6 +48,7 @@ class FlamingoConfig(PreTrainedConfig):
         base_vocab_size: number of tokens of the language model's tokenizer; added tokens have the next ids.
         added_tokens: the tokens with their own trained rows, in the order of their ids.
         image_token_id, eoc_token_id, pad_token_id: ids of `<image>`, `<|endofchunk|>` and the padding token.
+        quantize: "int8" or "int4": the precision of the backbones' linear layers; None: that of the model.
     """
 
     model_type = "flamingo"
@@ -69,6 +71,7 @@ class FlamingoConfig(PreTrainedConfig):
         eoc_token_id: int = 50277,
         pad_token_id: int = 50279,
         cross_attention_layers: list[int] | None = None,
+        quantize: str | None = None,
         **kwargs: Any,
     ):
         every = kwargs.pop("interval", cross_attn_every_n_layers)
@@ -93,6 +96,7 @@ class FlamingoConfig(PreTrainedConfig):
         self.added_tokens = added
         self.image_token_id = image_token_id
         self.eoc_token_id = eoc_token_id
+        self.quantize = checks.scheme(quantize)
         # The language model may tie its head to its table; this class ties nothing.
         kwargs.update(tie_word_embeddings=False, pad_token_id=pad_token_id, eos_token_id=eoc_token_id)
         super().__init__(**kwargs)

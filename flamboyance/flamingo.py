@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from flamboyance import names
+from flamboyance import checks, names
 from flamboyance.checkpoints import card, openflamingo, released
 from flamboyance.checkpoints.directory import (
     WEIGHTS,
@@ -84,6 +84,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         cross_attention: dict[str, Any] | None = None,
         dtype: torch.dtype | str = "auto",
         trained_dtype: torch.dtype | None = None,
+        quantize: str | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
         **language_options: Any,
@@ -100,6 +101,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
                 FlamingoConfig.
             dtype: of all parts; "auto": that of the language model's files.
             trained_dtype: of the trainable parameters, if another one: float32 to train further.
+            quantize: "int8" or "int4": the backbones' linear layers keep their weights in 8 or 4 bits.
             language_options: passed to the language model's from_pretrained (device_map, quantization_config, …).
         """
         every = language_options.pop("interval", cross_attn_every_n_layers)  # the older name
@@ -107,9 +109,9 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         with opening("language", language):
             options = adapters_too(reachable(language, hub)) | language_options
-            language_model = open_language_model(language, dtype=dtype, **options)
+            language_model = open_language_model(language, dtype=dtype, quantize=quantize, **options)
         with opening("vision", vision):
-            hub = reachable(vision, hub) | {"dtype": language_model.dtype}
+            hub = reachable(vision, hub) | {"dtype": language_model.dtype, "quantize": quantize}
             chosen: dict[str, Any] = {"image_size": image_size, "feature_levels": feature_levels}
             tower = VisionTower.from_pretrained(vision, pretrained=vision_pretrained, **chosen, **hub)
         follow_tower(processor, tower.spec)
@@ -128,6 +130,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             image_token_id=processor.image_token_id,
             eoc_token_id=processor.eoc_token_id,
             pad_token_id=processor.pad_token_id,
+            quantize=quantize,
         )
         check_backbones(tower, language_model)
         model = cls(config, vision=tower, language_model=language_model)
@@ -146,6 +149,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         tokenizer: str | None = None,
         dtype: torch.dtype | str = "auto",
         trained_dtype: torch.dtype | None = None,
+        quantize: str | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
         revision: str | None = None,
@@ -160,16 +164,18 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language, vision: hub ids or directories of the backbones, if not those that the checkpoint names.
             dtype: of all parts; "auto": that of the language model's files.
             trained_dtype: of the trainable parameters, if another one: float32 to train further.
+            quantize: "int8" or "int4": the backbones' linear layers keep their weights in 8 or 4 bits. Weights are
+                quantized one by one as they are read. None: as the checkpoint was saved.
             language_options: passed to the language model's from_pretrained (device_map, quantization_config, …).
 
         Raises:
-            ValueError: the checkpoint is not a Flamingo, or does not fit its backbones.
+            ValueError: the checkpoint is not a Flamingo, does not fit its backbones, or is quantized otherwise.
         """
         name = names.resolve(pretrained_model_name_or_path)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         if name.kind == "released":
             parts = {"checkpoint": checkpoint, "tokenizer": tokenizer, "language": language, "vision": vision}
-            precision = {"dtype": dtype, "trained_dtype": trained_dtype}
+            precision = {"dtype": dtype, "trained_dtype": trained_dtype, "quantize": quantize}
             hub_file = {"token": token, "revision": revision}
             return cls._from_released(name.name, parts, hub, hub_file, **precision, **language_options)
         if checkpoint or tokenizer:
@@ -180,6 +186,12 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # older transformers' Auto classes pass the requested dtype here
         config = read_config(directory) if config is None else copy.deepcopy(config)
+        if config.quantize and quantize not in (None, config.quantize):
+            raise ValueError(
+                f"quantize={quantize!r}: {directory} is quantized to {config.quantize} already; leave quantize out, or "
+                "open the original model"
+            )
+        quantize = config.quantize = checks.scheme(quantize) or config.quantize
         check_json(directory)
         tensors, about = read_weights(directory / WEIGHTS)
         stored = dtype == "auto"
@@ -195,11 +207,11 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language_options["token"] = token
         with opening("language", language := config.language):
             options = adapters_too(reachable(language, hub)) | language_options
-            language_model = open_language_model(language, dtype=dtype, **options)
+            language_model = open_language_model(language, dtype=dtype, quantize=quantize, **options)
         check_language_model(config, language_model)
         pretrained, library = config.vision["pretrained"], config.vision["library"]
         with opening("vision", vision):
-            hub = reachable(vision, hub) | {"dtype": language_model.dtype}
+            hub = reachable(vision, hub) | {"dtype": language_model.dtype, "quantize": quantize}
             tower = VisionTower.from_pretrained(vision, pretrained, library, **chosen_settings(config.vision), **hub)
         if tower.width != config.vision_width:
             raise ValueError(

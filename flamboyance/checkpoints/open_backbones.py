@@ -9,18 +9,23 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig, check_text_config
 from flamboyance.files import read_json
+from flamboyance.model import quantization, quantized_linear
 from flamboyance.model.finite import check_finite
 from flamboyance.model.language import find_decoder_layers
 
 
-def open_language_model(name: str, **options: Any) -> PreTrainedModel:
+def open_language_model(name: str, quantize: str | None = None, **options: Any) -> PreTrainedModel:
     """A language model, with all of its weights.
 
+    Args:
+        quantize: the scheme of its linear layers. Each weight is quantized as it is read.
+
     Raises:
-        ValueError: the files lack weights, as in a directory that was copied in part, which would be random; or they
-            are damaged, or state sizes that no model has.
+        ValueError: the language model is quantized otherwise; or the files lack weights, as in a directory that was
+            copied in part, which would be random; or they are damaged, or state sizes that no model has.
     """
     options.setdefault("trust_remote_code", False)  # else transformers asks, on the terminal, whether to run the code
     check_json(Path(name))
@@ -31,9 +36,18 @@ def open_language_model(name: str, **options: Any) -> PreTrainedModel:
         pass
     else:
         check_text_config(config.get_text_config(decoder=True))
+        stored = getattr(config, "quantization_config", None)
+        quantization.check_again(quantize, stored, name)
+        if checks.scheme(quantize) and not stored:
+            if "quantization_config" in options:
+                raise ValueError(f"quantize={quantize!r} and quantization_config are both given; give one of them")
+            options["quantization_config"] = quantization.QuantizationConfig(str(quantize))
     loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     model, report = loaded
     parameters = {parameter for parameter, _ in model.named_parameters()}
+    parameters |= {
+        f"{path}.{tensor}" for path, _ in quantized_linear.layers(model) for tensor in quantized_linear.TENSORS
+    }
     if lacking := sorted(parameters & set(report["missing_keys"])):
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ValueError(

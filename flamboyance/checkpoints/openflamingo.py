@@ -24,7 +24,7 @@ from flamboyance import names
 from flamboyance.checkpoints import released
 from flamboyance.checkpoints.directory import warn_if_shut
 from flamboyance.checkpoints.torch_file import read_torch_file
-from flamboyance.model import language, linear
+from flamboyance.model import language, linear, quantized_linear
 from flamboyance.model.finite import check_finite
 
 # This package's names, and the reference's.
@@ -227,6 +227,7 @@ def reference_names(model: Any) -> ReferenceNames:
 
     modules = {id(m): name for name, m in lm.named_modules()}
     frozen = {f"lang_encoder.{name}": p for name, p in lm.named_parameters(remove_duplicate=False)}
+    quantized = {f"lang_encoder.{path}.weight" for path, _ in quantized_linear.layers(lm)}
     table, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     head_key = f"lang_encoder.{OLD_HEADS.get(lm.config.model_type, modules[id(head)])}"
     weights = {f"lang_encoder.{modules[id(table)]}.weight": ("added_tokens.embedding", table.weight)}
@@ -240,7 +241,7 @@ def reference_names(model: Any) -> ReferenceNames:
         aliases = [name for name, p in frozen.items() if p is weight]
         aliases += ["lang_encoder.lm_head.weight"] if rows == "added_tokens.head" else []
         tables[key] = Table(rows, weight, tuple(name for name in aliases if name not in weights))
-    return ReferenceNames(layers, parameters, tables, set(frozen))
+    return ReferenceNames(layers, parameters, tables, frozen.keys() | quantized)
 
 
 def translate(model: Any, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+from flamboyance.checks import SCHEMES
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -42,11 +44,20 @@ def add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
         help="mini (embedded; the default), a directory, or a released name such as "
         "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
     )
+    add_quantize(group)
     if device:
         group.add_argument("--device", choices=DEVICES, default="auto", help="default: cuda where there is one, or cpu")
         group.add_argument(
             "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on CUDA, float32 elsewhere"
         )
+
+
+def add_quantize(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--quantize",
+        choices=tuple(SCHEMES),
+        help="keep the frozen parts' weights in 8 or 4 bits (default: as they were saved)",
+    )
 
 
 def add_tasks(parser: argparse.ArgumentParser, help: str) -> None:

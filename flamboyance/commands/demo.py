@@ -41,6 +41,7 @@ def demo(arguments: argparse.Namespace) -> int:
     settings = ["--data", str(data), "--shots", SHOTS, "--demonstrations", "random,rices", "--seeds", "0"]
     settings += ["--beams", "1", "--features", str(folder / "features"), "--output", str(folder)]
     settings += ["--model", name, "--device", arguments.device, "--dtype", arguments.dtype]
+    settings += ["--quantize", arguments.quantize] if arguments.quantize else []
     with _one_thread(name == MINI):
         evaluate.answer(_parsed(evaluate, [*TASKS, *settings]))
     note = _note(name)

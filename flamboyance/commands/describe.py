@@ -128,6 +128,7 @@ def settings_of(job: Job) -> Settings:
         "command": arguments.command.name,
         "model": model_settings(model_name(arguments)),
         "dtype": str(dtype).removeprefix("torch."),
+        **({"quantize": arguments.quantize} if arguments.quantize else {}),
         "demonstrations": demonstration_settings(arguments.demonstrations, job.demonstrations),
         **job.settings,
         "flamboyance": flamboyance.__version__,
@@ -207,7 +208,7 @@ def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
     from flamboyance.few_shot import FewShotTask
 
     arguments = job.arguments
-    model, processor = load(model_name(arguments), arguments.device, arguments.dtype)
+    model, processor = load(model_name(arguments), arguments.device, arguments.dtype, quantize=arguments.quantize)
     if arguments.model is None:
         note_default()
     texts = [text for _, *fields in job.demonstrations for text in fields]

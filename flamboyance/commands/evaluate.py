@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.commands.arguments import DEVICES, DTYPES, add_tasks, add_tower, at_least, numbers
+from flamboyance.commands.arguments import DEVICES, DTYPES, add_quantize, add_tasks, add_tower, at_least, numbers
 from flamboyance.commands.models import model_name, note_default
 from flamboyance.commands.tasks import read_tasks
 
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
+    add_quantize(group)
     group.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="prompts per batch (default: 8)")
     group.add_argument(
         "--media-gb", type=float, default=2.0, metavar="X", help="memory for encoded images (default: %(default)s)"
@@ -252,13 +253,19 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
 
     if catalog.resolve(arguments.model).is_flamingo():
-        model, processor = models.load(arguments.model, arguments.device, arguments.dtype, here.local_rank)
+        model, processor = models.load(
+            arguments.model, arguments.device, arguments.dtype, here.local_rank, arguments.quantize
+        )
         return FlamingoAnswers(
             model, processor, arguments.beams or BEAMS, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
             arguments.media_folder and Path(arguments.media_folder),
         )  # fmt: skip
     from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 
+    if arguments.quantize:
+        raise ValueError(
+            f"--quantize {arguments.quantize} is for Flamingos, and {arguments.model} is none; leave it out"
+        )
     place = models.device_of(arguments.device, here.local_rank)
     return TransformersAnswers.open(
         arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams or BEAMS

@@ -10,8 +10,13 @@ from flamboyance import catalog
 from flamboyance.catalog import MINI as MINI
 
 
-def load(name: str, device: str = "auto", dtype: str = "auto", local_rank: int | None = None) -> tuple[Any, Any]:
+def load(
+    name: str, device: str = "auto", dtype: str = "auto", local_rank: int | None = None, quantize: str | None = None
+) -> tuple[Any, Any]:
     """The model and its processor, on the device and in the precision that `device_of` and `dtype_of` give.
+
+    Args:
+        quantize: the scheme of its backbones' weights; None: as the model was saved.
 
     Raises:
         ValueError: the device is not available.
@@ -22,7 +27,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto", local_rank: int |
     logging.disable_progress_bar()  # the command's own bar counts images
     place = device_of(device, local_rank)
     kind = dtype_of(dtype, place)
-    model, processor = catalog.resolve(name).open(dtype=kind)
+    model, processor = catalog.resolve(name).open(dtype=kind, quantize=quantize)
     return model.to(device=place, dtype=kind).eval().pack(), processor
 
 

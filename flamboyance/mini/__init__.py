@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 DIRECTORY = names.EMBEDDED_DIRECTORY
 
 
-def load_mini() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+def load_mini(quantize: str | None = None) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """flamingo-mini in float32 on the CPU, and its processor. Needs no network.
+
+    Args:
+        quantize: "int8" or "int4": the backbones' linear layers keep their weights in 8 or 4 bits.
 
     Raises:
         OSError: this installation lacks the weights.
@@ -32,7 +35,7 @@ def load_mini() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     logging.disable_progress_bar()  # 11 MB load at once
     try:
         model = FlamingoForConditionalGeneration.from_pretrained(
-            str(directory), dtype=torch.float32, local_files_only=True
+            str(directory), dtype=torch.float32, quantize=quantize, local_files_only=True
         )
     finally:
         if bars:

@@ -24,6 +24,8 @@ def fingerprint(model: Any) -> str:
         del config["cross_attention_layers"]
     if config["resampler"]["width"] is None:
         del config["resampler"]["width"]
+    if config["quantize"] is None:
+        del config["quantize"]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(adapters.tensors(model).items()):
         mark = Mark.of(tensor)

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, Cau
 import flamboyance.model.mosaic_gpt  # noqa: F401  registers the family of MPT-1B
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.model import adapters, attention, families, language, linear, pixels
+from flamboyance.model import adapters, attention, families, language, linear, pixels, quantization
 from flamboyance.model.backbone import prepare_backbone
 from flamboyance.model.cache import NAME as CACHE
 from flamboyance.model.cache import given, is_recurrent
@@ -68,9 +68,11 @@ class FlamingoModel(TrainableModel):
         super().__init__(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
+            if config.quantize:
+                quantization.quantize_layers(language_model, config.quantize)
         families.check(language_model)
         prepare_backbone(language_model)
-        self.vision = VisionTower.from_config(config.vision) if vision is None else vision
+        self.vision = VisionTower.from_config(config.vision, config.quantize) if vision is None else vision
         self.language_model = language_model
         freeze(self.vision)
         freeze(self.language_model)

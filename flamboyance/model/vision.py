@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flamboyance.configuration import check_vision
-from flamboyance.model import adapters, vision_libraries, vision_transformers
+from flamboyance.model import adapters, quantization, vision_libraries, vision_transformers
 from flamboyance.model.linear import use_packed_linear
 from flamboyance.model.trainable import freeze, train_trainable
 
@@ -53,14 +53,19 @@ class VisionTower(nn.Module):
         self.eval()
 
     @classmethod
-    def from_config(cls, spec: dict[str, Any]) -> VisionTower:
-        """Builds a tower without its weights from a `spec` (or `tower_spec`), also on the meta device."""
+    def from_config(cls, spec: dict[str, Any], quantize: str | None = None) -> VisionTower:
+        """Builds a tower without its weights from a `spec` (or `tower_spec`), also on the meta device. `quantize`: the
+        scheme of its linear layers."""
         spec = _complete(spec)
         if spec["library"] == "transformers":
-            return cls(vision_transformers.build(spec["config"]), spec)
-        if spec["library"] == "openclip":
-            return cls(vision_libraries.openclip_build(spec), spec)
-        return cls(vision_libraries.timm_build(spec), spec)
+            model = vision_transformers.build(spec["config"])
+        elif spec["library"] == "openclip":
+            model = vision_libraries.openclip_build(spec)
+        else:
+            model = vision_libraries.timm_build(spec)
+        if quantize and spec["library"] != "timm":
+            quantization.quantize_layers(model, quantize)
+        return cls(model, spec)
 
     @classmethod
     def from_pretrained(
@@ -74,6 +79,7 @@ class VisionTower(nn.Module):
         projection: bool = False,
         image_size: int | None = None,
         feature_levels: Sequence[int] | None = None,
+        quantize: str | None = None,
     ) -> VisionTower:
         """Loads a tower with its weights.
 
@@ -89,9 +95,12 @@ class VisionTower(nn.Module):
             image_size: the side of the images in pixels, if another one than the tower's own; only of timm's towers.
             feature_levels: timm's `out_indices`: the feature maps of a convolutional tower, the finest first. Finer
                 ones are averaged to the coarsest grid, and all are joined in one patch's channels. None: the last one.
+            quantize: "int8" or "int4": the scheme of its linear layers. Towers of timm, most of whose weights are those
+                of convolutions, stay as they are.
 
         Raises:
-            ValueError: an unknown name, weights that lack some of the tower's, or settings that it does not take.
+            ValueError: an unknown name, weights that lack some of the tower's, settings that it does not take, or
+                a tower that is quantized otherwise.
             ImportError: the library is not installed.
         """
         spec = _identify(str(name), pretrained, library)
@@ -104,12 +113,15 @@ class VisionTower(nn.Module):
                 config["hidden_act"] = spec["config"]["hidden_act"]  # OpenAI's towers: QuickGELU
             spec["config"] = config
             check_vision(spec)
+            quantization.check_again(quantize, config.get("quantization_config"), spec["name"])
             module, linear = vision_transformers.load(
-                spec["name"], config, dtype=dtype, projection=projection, **options
+                spec["name"], config, dtype=dtype, projection=projection, quantize=quantize, **options
             )
             return cls(module, spec, linear)
         load = vision_libraries.openclip_load if spec["library"] == "openclip" else vision_libraries.timm_load
         model, spec["config"] = load(spec, **options)
+        if quantize and spec["library"] != "timm":
+            quantization.quantize_layers(model, quantize)
         return cls(model if dtype in (None, "auto") else model.to(_torch_dtype(dtype)), spec)
 
     @property

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from flamboyance.model.quantization import QuantizationConfig
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -111,22 +113,25 @@ def load(
     local_files_only: bool = False,
     dtype: torch.dtype | str | None = None,
     projection: bool = False,
+    quantize: str | None = None,
 ) -> tuple[nn.Module, nn.Linear | None]:
     """A tower with the weights of a hub name or directory, and CLIP's projection if there is one.
 
     Args:
         projection: load the projection of CLIP's pooled feature, into the space that it shares with text.
+        quantize: "int8" or "int4": the scheme of its linear layers.
 
     Raises:
         ValueError: weights are missing in the files.
     """
     family = family_of(config, name)
-    hub = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    if quantize and "quantization_config" not in config:
+        hub["quantization_config"] = QuantizationConfig(quantize)
     linear = None
     if projection and config["model_type"] == "clip_vision_model":
-        width = AutoConfig.from_pretrained(
-            name, **hub
-        ).projection_dim  # a whole CLIP's, which may differ from its tower's
+        # A whole CLIP's width may differ from its tower's.
+        width = AutoConfig.from_pretrained(name, cache_dir=cache_dir, local_files_only=local_files_only).projection_dim
         hf_config = AutoConfig.for_model(**config | {"projection_dim": width})
         with _no_report():
             module, missing = _load("CLIPVisionModelWithProjection", name, hf_config, dtype, **hub)

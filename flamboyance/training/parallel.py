@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from flamboyance.model.language import find_decoder_layers
+from flamboyance.model.quantized_linear import layers as quantized_layers
 from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
 
@@ -30,9 +31,11 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def quantized(language_model: Any) -> bool:
-    """Whether its weights are packed, by any library."""
+    """Whether its weights are packed by another library. (Our own quantized weights are buffers, which stay as they are
+    when a model is cast, and which FSDP leaves whole.)"""
     packed = any(not p.is_floating_point() for p in language_model.parameters())
-    return packed or bool(getattr(language_model, "is_quantized", False))
+    foreign = getattr(language_model, "is_quantized", False) and not quantized_layers(language_model)
+    return packed or bool(foreign)
 
 
 def set_precision(model: Any, precision: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flamboyance.model.quantized_linear import QuantizedLinear
 from flamboyance.processes import World
 from flamboyance.training import hardware
 from flamboyance.training.parallel import decoder_layers
@@ -48,7 +49,8 @@ class ModelFlops:
 def _weights(modules: Iterable[nn.Module]) -> int:
     """Number of elements of the matrices in the modules, without embeddings."""
     layers = [layer for module in modules for layer in module.modules() if not isinstance(layer, nn.Embedding)]
-    return sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.ndim > 1)
+    plain = sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.ndim > 1)
+    return plain + sum(q.in_features * q.out_features for q in layers if isinstance(q, QuantizedLinear))
 
 
 class Meter:

@@ -16,6 +16,7 @@ from flamboyance.evaluation.answers.media_cache import MediaCache
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.fingerprint import fingerprint
+from flamboyance.model.quantized_linear import count
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.prompting import Prefix, completion_tokens, generate_texts, prompt_inputs
 
@@ -56,8 +57,9 @@ class FlamingoAnswers:
 
     def describe(self) -> dict[str, Any]:
         """The entries by which run.json names the model."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return {"fingerprint": fingerprint(self.model), "parameters": parameters, "dtype": str(self.model.dtype)[6:]}
+        about = {"fingerprint": fingerprint(self.model), "parameters": count(self.model)}
+        scheme = self.model.config.quantize
+        return about | {"dtype": str(self.model.dtype)[6:]} | ({"quantize": scheme} if scheme else {})
 
     @property
     def place(self) -> str:
