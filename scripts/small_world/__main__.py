@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flamboyance.commands.progress import progress
 from scripts.small_world import world
+from scripts.small_world.variants import Counts
 
 
 def main() -> None:
@@ -19,8 +20,7 @@ def main() -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="the world's folder")
     add("--cache", type=Path, metavar="DIR", help="where packages are unpacked (.packages in the world's folder)")
     add("--limit", type=int, metavar="N", help="the first N concepts only")
-    add("--variants", type=int, default=8, metavar="K", help="variants of a training picture (8)")
-    add("--held-out-variants", type=int, default=4, metavar="K", help="variants of another picture (4)")
+    add("--variants", type=int, default=8, metavar="K", help="variants of a picture that is trained on (8)")
     add("--scenes", type=int, default=12_000, metavar="N", help="pictures of one to three things (12000)")
     add("--captions", type=int, default=60_000, metavar="N", help="caption documents (60000)")
     add("--topics", type=int, default=10_000, metavar="N", help="documents around a kind (10000)")
@@ -30,8 +30,7 @@ def main() -> None:
     add("--ship", type=Path, metavar="DIR", help="also copy the pictures that the package ships (flamboyance/small)")
     given = parser.parse_args()
     settings = world.Settings(
-        variants=given.variants,
-        held_out_variants=given.held_out_variants,
+        variants=Counts(trained=given.variants),
         scenes=given.scenes,
         documents={"captions": given.captions, "topics": given.topics, "episodes": given.episodes},
         seed=given.seed,

@@ -1,13 +1,14 @@
 """Training documents in tar shards: captions, topics and episodes, which `flamboyance.data.formats.user_data` reads.
 
-A record is `KEY.json` with a text and the names of its images, and `KEY.0.jpg`, `KEY.1.jpg`, … beside it. An image
-file has the same bytes in every document.
+A record is `KEY.json`, with a text and its images as `data:` URLs. An image has the same bytes in every document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,9 @@ class Material:
         return cls(folder, kept, [v for v in variants if v.split == TRAIN], scenes, words)
 
 
-def write_documents(
-    material: Material, counts: dict[str, int], seed: int, progress: Callable[[int], None]
-) -> dict[str, int]:
-    """Writes the missing shards of `captions/`, `topics/` and `episodes/`; the same arguments give the same bytes.
+def write_documents(material: Material, counts: Mapping[str, int], seed: int, progress: Callable[[int], None]) -> None:
+    """Writes the missing shards of `captions/`, `topics/` and `episodes/`, in turn; the same arguments give the same
+    bytes. A larger number that is a multiple of `PER_SHARD` adds shards to those that are there.
 
     Args:
         counts: documents by the name of the set.
@@ -78,20 +78,20 @@ def write_documents(
         ValueError: a folder's shards were made with other settings.
     """
     writers = {"captions": _captions(material), "topics": _topics(material), "episodes": _episodes(material)}
+    shards = []
     for name, count in counts.items():
-        if not count:
-            continue
-        folder = material.folder / name
-        settings = {"documents": count, "seed": seed, "pattern": PATTERN, "per_shard": PER_SHARD}
+        settings = {"seed": seed, "pattern": PATTERN, "per_shard": PER_SHARD}
         settings |= {"variants": len(material.variants), "scenes": len(material.scenes)}
-        check_settings(folder, settings, "made.json")
-        for shard in range(-(-count // PER_SHARD)):
-            file = folder / f"{name}-{shard:05d}.tar"
-            numbers = range(shard * PER_SHARD, min((shard + 1) * PER_SHARD, count))
-            if not file.is_file():
-                write_shard(file, _records(material, name, writers[name], numbers, seed))
-            progress(len(numbers))
-    return counts
+        settings |= {"documents": count} if count % PER_SHARD else {}
+        if count:
+            check_settings(material.folder / name, settings, "made.json")
+        shards += [(shard, name) for shard in range(-(-count // PER_SHARD))]
+    for shard, name in sorted(shards):
+        file = material.folder / name / f"{name}-{shard:05d}.tar"
+        numbers = range(shard * PER_SHARD, min((shard + 1) * PER_SHARD, counts[name]))
+        if not file.is_file():
+            write_shard(file, _records(material, name, writers[name], numbers, seed))
+        progress(len(numbers))
 
 
 Writer = Callable[[np.random.Generator], tuple[str, list[Part]]]  # a document: the text before it, and its parts
@@ -100,16 +100,16 @@ Writer = Callable[[np.random.Generator], tuple[str, list[Part]]]  # a document: 
 def _records(material: Material, name: str, writer: Writer, numbers: range, seed: int) -> Iterator[tuple[str, Fields]]:
     for number in numbers:
         opening, parts = writer(random_for(seed, name, number))
-        yield f"{number:08d}", record(material.folder, opening, parts)
+        template = Template(PATTERN, strip=False)
+        text = opening + "".join(template.demonstration(text) for _, text in parts)
+        # Not files beside the JSON: a tar member costs more time than its content, to write and to read.
+        images = [_data_url(f"{material.folder}/{file}") for file, _ in parts]
+        yield f"{number:08d}", {"json": json_bytes({"text": text, "images": images})}
 
 
-def record(folder: Path, opening: str, parts: Sequence[Part]) -> Fields:
-    """The files of a document."""
-    template = Template(PATTERN, strip=False)
-    text = opening + "".join(template.demonstration(text) for _, text in parts)
-    names = [f"{place}.jpg" for place in range(len(parts))]
-    images = {name: (folder / file).read_bytes() for name, (file, _) in zip(names, parts, strict=True)}
-    return {"json": json_bytes({"text": text, "images": names}), **images}
+@cache
+def _data_url(file: str) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(Path(file).read_bytes()).decode()
 
 
 def _captions(material: Material) -> Writer:

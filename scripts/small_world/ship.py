@@ -9,13 +9,21 @@ from pathlib import Path
 
 from flamboyance.files import json_line, write_text
 from scripts.small_world.artists import PHOTOGRAPH
-from scripts.small_world.concepts import Concept, rank
+from scripts.small_world.concepts import Concept
 from scripts.small_world.pictures import HELD_OUT_ARTIST, HELD_OUT_CONCEPT, HELD_OUT_PHOTOGRAPH, Picture
 from scripts.small_world.variants import Variant
 
-NEW = 6  # held-out concepts, with every variant of the held-out artist: made-up words are bound to them
-KNOWN = 12  # concepts that were trained on, drawn by the held-out artist
-PHOTOGRAPHS = 10
+# Chosen by eye.
+NEW = ("elephant", "fox", "penguin", "strawberry", "tractor", "violin")  # held-out concepts, for made-up words
+SHOWN = 3  # variants of each, by the held-out artist
+KNOWN = (  # concepts that were trained on, drawn by the held-out artist
+    *("banana", "bicycle", "butterfly", "giraffe", "guitar", "hedgehog"),
+    *("owl", "pizza", "rocket", "sailboat", "sunflower", "volcano"),
+)
+PHOTOGRAPHS = (  # held out
+    *("castle", "cat", "church", "crab", "dog", "duck"),
+    *("giraffe", "hammer", "horse", "koala", "moose", "windmill"),
+)
 
 
 def ship(
@@ -43,20 +51,12 @@ def ship(
 
 
 def _chosen(concepts: dict[str, Concept], variants: Sequence[Variant]) -> Iterator[Variant]:
-    """In an order that looks random: of each kind at most one held-out and one known concept."""
-
-    def spread(names: set[str], count: int) -> list[str]:
-        kinds: dict[str, str] = {}
-        for name in sorted(names, key=rank):
-            kinds.setdefault(concepts[name].kind, name)
-        return sorted(kinds.values(), key=rank)[:count]
-
-    drawn = [v for v in variants if v.split == HELD_OUT_ARTIST and v.collection == "twemoji" and "-2" not in v.picture]
-    new = spread({v.concept for v in drawn if concepts[v.concept].split != "train"}, NEW)
-    known = spread({v.concept for v in drawn if concepts[v.concept].split == "train"}, KNOWN)
-    yield from (v for name in new for v in drawn if v.concept == name)
-    yield from (v for name in known for v in drawn if v.concept == name and v.variant == 0)
+    wrong = [name for name in NEW if name in concepts and concepts[name].split == "train"]
+    if wrong:
+        raise ValueError(f"trained on, and so not new: {', '.join(wrong)}; choose other concepts in {__file__}")
+    drawn = [v for v in variants if v.split == HELD_OUT_ARTIST and v.picture.rpartition("-")[2] != "2"]
+    yield from (v for v in drawn if v.concept in NEW and v.variant < SHOWN)
+    yield from (v for v in drawn if v.concept in KNOWN and v.variant == 0)
     held_out = (HELD_OUT_PHOTOGRAPH, HELD_OUT_CONCEPT)
     seen = [v for v in variants if v.style == PHOTOGRAPH and v.variant == 0 and v.split in held_out]
-    one_each = {v.concept: v for v in sorted(seen, key=lambda v: rank(v.picture))}
-    yield from [one_each[name] for name in sorted(one_each, key=rank)][:PHOTOGRAPHS]
+    yield from {v.concept: v for v in seen if v.concept in PHOTOGRAPHS}.values()  # one of each

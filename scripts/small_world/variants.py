@@ -16,7 +16,8 @@ from PIL import Image
 
 from flamboyance.files import json_line, read_json_lines, replacing, write_text
 from scripts.small_world.artists import PHOTOGRAPH
-from scripts.small_world.pictures import SPLITS, TRAIN, Picture
+from scripts.small_world.concepts import Concept
+from scripts.small_world.pictures import SPLITS, TEST_ONLY, TRAIN, Picture
 
 SIZE = 128  # pixels
 QUALITY = 90  # of the JPEG files
@@ -49,6 +50,26 @@ class Variant:
     split: str
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Variants per picture.
+
+    Attributes:
+        trained: of pictures that are trained on.
+        new: of held-out concepts. One artist drew most of them once, and an episode shows each several times.
+        others: of what is only asked for.
+    """
+
+    trained: int = 8
+    new: int = 8
+    others: int = 3
+
+    def of(self, picture: Picture, concept: Concept) -> int:
+        if picture.split == TRAIN:
+            return self.trained
+        return self.new if concept.split != TRAIN and picture.split != TEST_ONLY else self.others
+
+
 def random_for(seed: int, *parts: object) -> np.random.Generator:
     """A generator that depends on the seed and the parts alone."""
     digest = blake2b(repr((seed, *parts)).encode(), digest_size=16).digest()
@@ -58,16 +79,15 @@ def random_for(seed: int, *parts: object) -> np.random.Generator:
 def make_variants(
     folder: Path,
     pictures: Sequence[Picture],
-    kinds: Mapping[str, str],
-    counts: Mapping[str, int],
+    concepts: Mapping[str, Concept],
+    counts: Counts,
     seed: int,
     progress: Callable[[int], None],
 ) -> list[Variant]:
     """Writes the missing variants of all pictures, and `variants.jsonl`.
 
     Args:
-        kinds: of each concept.
-        counts: variants per picture, by split.
+        concepts: by name.
     """
     scenery = load_scenery(folder, pictures)
     for split, collection in {(picture.split, picture.collection) for picture in pictures}:
@@ -75,15 +95,15 @@ def make_variants(
     made = []
     for picture in sorted(pictures, key=lambda picture: SPLITS.index(picture.split)):
         image: Image.Image | None = None
-        for number in range(counts[picture.split]):
+        for number in range(counts.of(picture, concepts[picture.concept])):
             file = f"variants/{picture.split}/{picture.id}.{number}.jpg"
             if not (folder / file).is_file():
                 image = Image.open(folder / picture.file).convert("RGBA") if image is None else image
                 if number == 0:
                     drawn = plain(image, picture.style)
                 else:
-                    mirrored, rng = kinds[picture.concept] not in NOT_MIRRORED, random_for(seed, picture.id, number)
-                    drawn = vary(image, picture.style, mirrored, scenery, rng)
+                    mirrored = concepts[picture.concept].kind not in NOT_MIRRORED
+                    drawn = vary(image, picture.style, mirrored, scenery, random_for(seed, picture.id, number))
                 write_jpeg(folder / file, drawn)
             made.append(
                 Variant(
@@ -115,11 +135,6 @@ def load_scenery(folder: Path, pictures: Sequence[Picture]) -> list[Image.Image]
             image = Image.open(folder / picture.file).convert("RGB")
             scenery.append(image.resize((image.width // 4, image.height // 4), Image.Resampling.BOX))
     return scenery
-
-
-def counts_of(train: int, held_out: int) -> dict[str, int]:
-    """Variants per picture, by split."""
-    return {split: train if split == TRAIN else held_out for split in SPLITS}
 
 
 def plain(image: Image.Image, style: str) -> Image.Image:

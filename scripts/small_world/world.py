@@ -17,9 +17,10 @@ from scripts.small_world.documents import Material, write_documents
 from scripts.small_world.evaluation import TRIALS, write_evaluation
 from scripts.small_world.madeup import Words
 from scripts.small_world.packages import BY_NAME, fetch
-from scripts.small_world.pictures import Picture
+from scripts.small_world.pictures import Picture, load_pictures
 from scripts.small_world.sheet import MOST_ROWS, write_sheet
 from scripts.small_world.ship import ship
+from scripts.small_world.variants import Counts
 from scripts.small_world.words import Annotations, WordNet
 
 Progress = Callable[[int | None, str], AbstractContextManager[Callable[[int], None]]]
@@ -78,14 +79,13 @@ class Settings:
     """How much is made.
 
     Attributes:
-        variants: of each picture that is trained on; `held_out_variants` of the others.
+        variants: of each picture.
         documents: by set: captions, topics, episodes.
         held_out: concepts that are held out.
         trials: episodes of an evaluation file.
     """
 
-    variants: int = 8
-    held_out_variants: int = 4
+    variants: Counts = field(default_factory=Counts)
     scenes: int = 12_000
     documents: dict[str, int] = field(default_factory=dict)
     held_out: int = concepts.HELD_OUT
@@ -105,6 +105,8 @@ def build(
 ) -> str:
     """Makes what is missing of the world, and returns its counts as Markdown, which `counts.md` has too.
 
+    Pictures are drawn if `pictures.jsonl` is missing.
+
     Raises:
         ValueError: the folder was made with other settings.
         ImportError: resvg-py is not installed.
@@ -112,26 +114,25 @@ def build(
     # The number of variants may grow: the first ones stay.
     fixed = {"concepts": len(known), "held_out": settings.held_out, "seed": settings.seed}
     check_settings(folder, fixed, "made.json")
-    pictures = draw(folder, known, originals, settings.held_out, progress)
-    known = concepts.load_concepts(folder / "concepts.jsonl")
+    if not (folder / "pictures.jsonl").is_file():  # it is written when all pictures are
+        draw(folder, known, originals, settings.held_out, progress)
+    pictures, known = load_pictures(folder), concepts.load_concepts(folder / "concepts.jsonl")
     by_name = {concept.name: concept for concept in known}
-    counts = variants.counts_of(settings.variants, settings.held_out_variants)
-    kinds = {concept.name: concept.kind for concept in known}
     with progress(len(pictures), "variants") as advance:
-        made = variants.make_variants(folder, pictures, kinds, counts, settings.seed, advance)
+        made = variants.make_variants(folder, pictures, by_name, settings.variants, settings.seed, advance)
     with progress(settings.scenes, "scenes") as advance:
         drawn = scenes.make_scenes(folder, pictures, by_name, settings.scenes, settings.seed, advance)
     words = Words(dictionary, known)
     tested = write_evaluation(folder, known, made, words, settings.seed, settings.trials)
-    material = Material.of_training(folder, known, made, drawn, words)
-    with progress(sum(settings.documents.values()), "documents") as advance:
-        write_documents(material, settings.documents, settings.seed, advance)
     if sheet is not None:
         for start in range(0, len(known), MOST_ROWS):
             name = sheet if start == 0 else sheet.with_stem(f"{sheet.stem}-{start}")
             write_sheet(name, folder, known, pictures, made, start)
     if shipped is not None:
         ship(shipped, folder, known, pictures, made)
+    material = Material.of_training(folder, known, made, drawn, words)
+    with progress(sum(settings.documents.values()), "documents") as advance:
+        write_documents(material, settings.documents, settings.seed, advance)
     documents = settings.documents | {f"evaluation/{name}": rows for name, rows in tested.items()}
     tables = [summary.pictures_table(pictures), summary.kinds_table(known)]
     text = "\n".join([*tables, summary.totals_table(known, made, len(drawn), documents)])

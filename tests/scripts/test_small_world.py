@@ -76,8 +76,7 @@ def silent(total, what):
 
 
 SETTINGS = world.Settings(
-    variants=3,
-    held_out_variants=2,
+    variants=variants.Counts(trained=3, new=3, others=2),
     scenes=8,
     documents={"captions": 30, "topics": 10, "episodes": 30},
     held_out=2,
@@ -119,7 +118,7 @@ def test_a_world_is_the_same_again_and_resumes(built, tmp_path):
     assert {path: (built / path).read_bytes() for path in files} == files
     victims = [next(tmp_path.rglob(f"{kind}")) for kind in ("captions*.tar", "*.jpg", "*.png")]
     kept = next(tmp_path.glob("episodes/*.tar")).stat().st_mtime_ns
-    for victim in victims:
+    for victim in [*victims, tmp_path / "pictures.jsonl"]:
         victim.unlink()
     build(tmp_path)
     assert all(p.read_bytes() == files[p.relative_to(tmp_path)] for p in victims)
@@ -434,6 +433,17 @@ def test_notice_names_every_package():
     assert notice.notice() in text
     trained = [p for p in packages.PACKAGES if p.use != "test-only"]
     assert not any("GPL" in p.licence or "-SA" in p.licence for p in trained)
+
+
+def test_shipped_pictures_are_free():
+    folder = ROOT / "flamboyance" / "small"
+    rows = [row for _, row in read_json_lines(folder / "pictures.jsonl")]
+    assert 30 <= len(rows) <= 60
+    assert {row["file"] for row in rows} == {f"pictures/{p.name}" for p in (folder / "pictures").iterdir()}
+    assert {row["licence"] for row in rows} <= {"CC-BY-4.0", "CC0-1.0", "public domain"}
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".jpg", ".jsonl")) < 400_000
+    for row in rows:
+        assert Image.open(folder / row["file"]).size == (128, 128) and row["credit"]
 
 
 def test_documents_refuse_what_is_held_out(built):
