@@ -94,7 +94,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         Args:
             vision, vision_pretrained: a hub id or directory; or an OpenCLIP name and its tag; or `timm/<name>`.
             image_size, feature_levels: of timm's towers, as in VisionTower.from_pretrained.
-            language: hub id or directory of any causal language model.
+            language: hub id or directory of any causal language model; a GGUF file; or `package:NAME`, an installed
+                Python package with weights.
             processor: a FlamingoProcessor with the language model's tokenizer; it determines the ids of added tokens.
                 If it has no image processor, it gets the tower's.
             cross_attn_every_n_layers, cross_attention_layers, decoder_layers, resampler, cross_attention: as in
@@ -419,8 +420,8 @@ def _given(name: str, tensor: Tensor, state: Mapping[str, Tensor] | None) -> Ten
 
 
 def _is_elsewhere(name: str | None, directory: Path) -> bool:
-    """Whether a backbone is a local directory outside of the one that is written."""
-    return bool(name) and os.path.isdir(str(name)) and not Path(str(name)).is_relative_to(os.path.abspath(directory))
+    """Whether a backbone is a local directory or file outside of the one that is written."""
+    return bool(name) and os.path.exists(str(name)) and not Path(str(name)).is_relative_to(os.path.abspath(directory))
 
 
 AutoModelForImageTextToText.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)

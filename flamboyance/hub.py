@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+PACKAGE = "package:"  # begins the name of a model whose weights are files of an installed Python package
 TIMEOUT = 5.0  # seconds for the one request
 KEPT = {True: 300.0, False: 5.0}  # seconds for which its outcome is kept
 
@@ -37,5 +38,7 @@ def within_reach() -> bool:
 def options(name: str | os.PathLike[str] | None, hub: dict[str, Any]) -> dict[str, Any]:
     """`hub` with local_files_only=True if `name` is no local file and the hub is out of reach."""
     if hub.get("local_files_only") or name is None or os.path.exists(os.path.expanduser(name)):
+        return hub
+    if os.fspath(name).startswith(PACKAGE):
         return hub
     return hub | {"local_files_only": not within_reach()}

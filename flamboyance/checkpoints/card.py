@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from flamboyance.files import write_text
+from flamboyance.hub import PACKAGE
 from flamboyance.model import adapters
 from flamboyance.model.quantized_linear import count
 
@@ -34,7 +35,7 @@ def text(model: Any, config: Any, kept: Mapping[str, Tensor], written: set[str])
     """The text of the card: the model's parts, their sizes, and how to open it."""
     spec = adapters.base(model.vision).spec
     names = {"vision": config.vision["name"], "language": config.language}
-    bases = [name for name in names.values() if name and not name.startswith((".", "/"))]
+    bases = [name for name in names.values() if name and not name.startswith((".", "/", PACKAGE))]
     head = [f"license: {license}"] if (license := _license(model.source)) else []
     head += ["library_name: flamboyance", "pipeline_tag: image-text-to-text"]
     head += ["base_model:", *(f"- {name}" for name in bases)] if bases else []
@@ -120,6 +121,8 @@ def _context(config: Any) -> str:
 def _home(name: str | None, written: bool) -> str:
     if written or not name or name.startswith("."):
         return "in this directory"
+    if name.startswith(PACKAGE):
+        return f"of the Python package `{name.removeprefix(PACKAGE)}`"
     return f"`{name}`" if not name.startswith("/") else "a local directory, which is not here"
 
 

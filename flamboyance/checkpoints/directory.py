@@ -57,8 +57,9 @@ def resolve(name: str | None, directory: Path) -> str:
 
 
 def absolute(name: str) -> str:
-    """A hub id unchanged, a directory as its absolute path, since a checkpoint may be opened from another folder."""
-    return os.path.abspath(name) if os.path.isdir(name) else name
+    """A hub id or a package's name unchanged, a directory or a file as its absolute path, since a checkpoint may be
+    opened from another folder."""
+    return os.path.abspath(name) if os.path.isdir(name) or name.endswith(".gguf") else name
 
 
 def portable(name: str | None, directory: Path) -> str | None:

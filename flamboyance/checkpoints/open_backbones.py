@@ -1,15 +1,26 @@
 """Opens the frozen backbones by name, checks them, and places the other parts on their devices."""
 
+import copy
+import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from flamboyance import checks
+from flamboyance import checks, names
 from flamboyance.configuration import FlamingoConfig, check_text_config
 from flamboyance.files import read_json
 from flamboyance.model import quantization, quantized_linear
@@ -18,20 +29,25 @@ from flamboyance.model.language import find_decoder_layers
 
 
 def open_language_model(name: str, quantize: str | None = None, **options: Any) -> PreTrainedModel:
-    """A language model, with all of its weights.
+    """A language model, with all of its weights. Those of a GGUF file are dequantised here, once.
 
     Args:
+        name: as `names.language_model` takes it.
         quantize: the scheme of its linear layers. Each weight is quantized as it is read.
+        options: of `AutoModelForCausalLM.from_pretrained`. dtype "auto" is float32 for a GGUF file.
 
     Raises:
         ValueError: the language model is quantized otherwise; or the files lack weights, as in a directory that was
             copied in part, which would be random; or they are damaged, or state sizes that no model has.
+        ImportError: a GGUF file, and the packages that read it are not installed.
     """
     options.setdefault("trust_remote_code", False)  # else transformers asks, on the terminal, whether to run the code
-    check_json(Path(name))
-    shared = ("cache_dir", "local_files_only", "revision", "token", "subfolder", "trust_remote_code")
+    place = _place(name)
+    if place.gguf is not None:
+        return _open_gguf(place, quantize, options)
+    check_json(Path(place.name))
     try:
-        config = AutoConfig.from_pretrained(name, **{key: options[key] for key in shared if key in options})
+        config = _config(place, options)
     except OSError:  # reported below, or a directory with an adapter alone
         pass
     else:
@@ -42,7 +58,7 @@ def open_language_model(name: str, quantize: str | None = None, **options: Any) 
             if "quantization_config" in options:
                 raise ValueError(f"quantize={quantize!r} and quantization_config are both given; give one of them")
             options["quantization_config"] = quantization.QuantizationConfig(str(quantize))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
     model, report = loaded
     parameters = {parameter for parameter, _ in model.named_parameters()}
     parameters |= {
@@ -55,6 +71,75 @@ def open_language_model(name: str, quantize: str | None = None, **options: Any) 
             "its config.json that of these weights?"
         )
     return model
+
+
+def language_config(name: str, **options: Any) -> PreTrainedConfig:
+    """The configuration of a language model's decoder, without its weights."""
+    return _config(_place(name), options).get_text_config(decoder=True)
+
+
+def _config(place: names.Place, options: dict[str, Any]) -> PreTrainedConfig:
+    shared = ("cache_dir", "local_files_only", "revision", "token", "subfolder", "trust_remote_code")
+    given = {key: options[key] for key in shared if key in options} | _gguf(place)
+    return AutoConfig.from_pretrained(place.name, **given)
+
+
+def open_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a language model. `options`: of `AutoTokenizer.from_pretrained`."""
+    place = _place(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(place.name, **_gguf(place), **options)
+    if place.gguf is not None:
+        # transformers gives the tokenizer of every GGUF file the special tokens of some family; those that the file
+        # does not have would get ids beyond the model's table.
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        own = [token for token in state["added_tokens"] if token["id"] < len(state["model"]["vocab"])]
+        if len(own) < len(state["added_tokens"]):
+            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": own}))
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _place(name: str) -> names.Place:
+    """Where a language model is, if it can be read here."""
+    place = names.language_model(name)
+    lacking = [package for package in ("gguf", "accelerate") if not find_spec(package)] if place.gguf else []
+    if lacking:
+        raise ImportError(
+            f"{name} is a GGUF file, which needs {' and '.join(lacking)}: pip install {' '.join(lacking)}"
+        )
+    return place
+
+
+def _gguf(place: names.Place) -> dict[str, Any]:
+    return {} if place.gguf is None else {"gguf_file": place.gguf}
+
+
+def _open_gguf(place: names.Place, quantize: str | None, options: dict[str, Any]) -> PreTrainedModel:
+    """The model of a GGUF file. Quantized again by our scheme, if one is given."""
+    dtype = options.get("dtype")
+    options = options | {"gguf_file": place.gguf, "dtype": torch.float32 if dtype in (None, "auto") else dtype}
+    model, report = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
+    if lacking := sorted(report["missing_keys"]):
+        raise ValueError(f"{place.gguf} lacks {lacking[0]} of {len(lacking)} weights, which would be random")
+    made = _plain(model)
+    if checks.scheme(quantize):
+        quantization.quantize_layers(made, str(quantize))
+    return made
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, as if its weights had never been quantised: transformers refuses to save the other one."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        made = type(model)(config)
+    made.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():  # also those that no state has
+        owner, _, leaf = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(leaf, buffer, persistent=name in model.state_dict())
+    made.tie_weights()
+    made.generation_config = model.generation_config
+    return made.eval()
 
 
 def check_json(directory: Path) -> None:
@@ -77,6 +162,8 @@ def opening(part: str, name: str) -> Generator[None]:
     """Names the part that could not be opened, which libraries often do not."""
     try:
         yield
+    except names.UnknownModelError:
+        raise
     except OSError as error:
         reason = " ".join(str(error).split())
         raise OSError(

@@ -15,6 +15,7 @@ import torch
 
 from flamboyance.checkpoints import openflamingo
 from flamboyance.files import replacing, write_json
+from flamboyance.hub import PACKAGE
 from flamboyance.model import linear
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
@@ -70,9 +71,10 @@ def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
     frozen = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in trained)
     small = frozen < SMALL and not parallel.sharded and model.vision.spec["library"] != "openclip"
     # A sharded backbone is only named. Of the others, large ones that are local directories are copied too.
-    model.save_pretrained(
-        directory, include_backbones=small or (False if parallel.sharded else None), state_dict=trained
-    )
+    # A package's language model is on the machine of everyone who installs the package.
+    packaged = str(model.config.language).startswith(PACKAGE)
+    include = False if parallel.sharded else (small and not packaged) or None
+    model.save_pretrained(directory, include_backbones=include, state_dict=trained)
     processor.save_pretrained(directory)
     if reference is not None:
         with replacing(directory / "checkpoint.pt") as part, open(part, "wb") as file:
