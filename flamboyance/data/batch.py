@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class TrainingExample:
         input_ids: (T,) long.
         labels: (T,) long, -100 where nothing is predicted; not shifted.
         images_seen: (T,) long, the image that each token attends to, counted from 1; 0: none.
-        images: (N, C, H, W) uint8, resized and cropped, in order of appearance.
+        images: (N, C, H, W) uint8, resized and cropped, in order of appearance; or (N, P, D) float16, their features.
     """
 
     input_ids: Tensor
@@ -32,7 +33,7 @@ class Batch:
 
     Attributes:
         input_ids, attention_mask, labels, images_seen: (B, T) long.
-        images: (M, C, H, W) uint8, those of row 0 first.
+        images: (M, C, H, W) uint8, those of row 0 first; or (M, P, D) float16, the tower's features of them.
         media_counts: number of images per row.
     """
 
@@ -47,6 +48,15 @@ class Batch:
     def targets(self) -> int:
         """Number of tokens in the loss."""
         return int((self.labels[:, 1:] != -100).sum())
+
+    def rows(self, rows: list[int]) -> Batch:
+        """Some of the rows, without the columns that are padding in all of them."""
+        width = int(self.attention_mask[rows].sum(1).max())
+        starts = [0, *accumulate(self.media_counts)]
+        images = [image for row in rows for image in range(starts[row], starts[row + 1])]
+        tables = ("input_ids", "attention_mask", "labels", "images_seen")
+        cut = {name: getattr(self, name)[rows, :width] for name in tables}
+        return replace(self, **cut, images=self.images[images], media_counts=tuple(self.media_counts[r] for r in rows))
 
     def to(self, device: torch.device | str) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,11 @@ class Document:
     text: str
     images: tuple[bytes, ...]
     learned: Literal["all", "after_image"]
+
+
+def digest(image: bytes) -> str:
+    """Identifies an image file by its content, so that the file may be renamed or moved."""
+    return blake2b(image, digest_size=16).hexdigest()
 
 
 HELD_OUT = "held out"

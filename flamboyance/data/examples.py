@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flamboyance.data.batch import TrainingExample
 from flamboyance.data.documents import Document, Rejected, Source
+from flamboyance.data.features import FeatureTable
 from flamboyance.data.formats.interleaved import Interleaved
 from flamboyance.files import TEXT_LIMIT
 from flamboyance.images import ImageError, ImageProcessor, ImageTooLargeError, load_image
@@ -33,6 +34,7 @@ class WorkerProcessor:
         eos_token_id: of the end of a text; None where the tokenizer has none.
         prefix: ids that the tokenizer puts before a text (a BOS, or none).
         suffix: number of ids that it puts after a text.
+        features: the tower's features of all images, if they were computed before; images are then not decoded.
     """
 
     tokenizer: Any
@@ -43,9 +45,10 @@ class WorkerProcessor:
     eos_token_id: int | None
     prefix: tuple[int, ...]
     suffix: int
+    features: FeatureTable | None = None
 
     @classmethod
-    def of(cls, processor: FlamingoProcessor) -> WorkerProcessor:
+    def of(cls, processor: FlamingoProcessor, features: FeatureTable | None = None) -> WorkerProcessor:
         """Raises TypeError for an image processor that is not Flamboyance's: it gives no 8-bit levels."""
         images = processor.image_processor
         if not isinstance(images, ImageProcessor):
@@ -63,6 +66,7 @@ class WorkerProcessor:
             eos_token_id=processor.tokenizer.eos_token_id,
             prefix=tuple(prefix),
             suffix=len(suffix),
+            features=features,
         )
 
     def tokens(self, text: str) -> np.ndarray:
@@ -103,10 +107,13 @@ def make_example(
         seen, learned = ahead if ahead[1][1:].any() else (seen, learned)
     if not learned[1:].any():  # no token predicts the first one
         raise Rejected("nothing to learn")
-    images = []
-    for image in document.images[first : first + count]:
-        levels = processor.levels(image, source)
-        images.append(levels.flip(-1) if rng.random() < source.flip else levels)
+    chosen, images = document.images[first : first + count], []
+    if processor.features is not None:
+        images = [processor.features.of(image, rng) for image in chosen]
+    else:
+        for image in chosen:
+            levels = processor.levels(image, source)
+            images.append(levels.flip(-1) if rng.random() < source.flip else levels)
     return TrainingExample(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(np.where(learned, ids, IGNORED)),

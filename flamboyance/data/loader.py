@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from flamboyance.data.batch import Batch, collate
 from flamboyance.data.documents import Rejected, Source
 from flamboyance.data.examples import WorkerProcessor, make_example
+from flamboyance.data.features import FeatureTable
 from flamboyance.data.shards import expand
 from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
 from flamboyance.data.worker import (
@@ -53,6 +54,7 @@ class Loader:
             followed. With another number, or if a source's shards have changed, reading continues at shards that no
             stream had begun; the rest of begun shards, and the records in shuffle buffers, are skipped.
         pin_memory: put batches into page-locked memory, if CUDA is available.
+        features: the tower's features, in the place of decoded images.
 
     Raises:
         ValueError: shards that are not found, or a state that lacks ranks. While iterating: a source without usable
@@ -72,6 +74,7 @@ class Loader:
         ranks: int = 1,
         state: dict[str, Any] | None = None,
         pin_memory: bool = False,
+        features: FeatureTable | None = None,
     ) -> None:
         if not sources or seed < 0 or workers < 0 or not 0 <= rank < ranks:
             raise ValueError(
@@ -92,7 +95,7 @@ class Loader:
         # torch takes the next item from its first worker, so that gets the stream whose turn it is.
         turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
         dataset = _Batches(
-            sources, shards, WorkerProcessor.of(processor), seed, self._per_rank * ranks, turns, self._states
+            sources, shards, WorkerProcessor.of(processor, features), seed, self._per_rank * ranks, turns, self._states
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's advice on the number of cores

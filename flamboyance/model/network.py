@@ -309,13 +309,23 @@ class FlamingoModel(TrainableModel):
         media: Media | None,
         pixel_values: Tensor | None,
         media_counts: Tensor | Sequence[int] | None,
+        patches: Tensor | None = None,
     ) -> Media | None:
         if media is not None and not isinstance(media, Media):
             raise ValueError(f"media is {checks.brief(media)}; expected a Media, as model.encode_media makes it")
-        if media is None and pixel_values is not None:
+        given_as = [
+            name
+            for name, value in (("media", media), ("pixel_values", pixel_values), ("patches", patches))
+            if value is not None
+        ]
+        if len(given_as) > 1:
+            raise ValueError(f"{' and '.join(given_as)} are both given; expected one of them")
+        if pixel_values is not None:
             media = self.encode_media(pixel_values, media_counts)
-        elif media is not None and pixel_values is not None:
-            raise ValueError("media and pixel_values are both given; expected one of them")
+        elif patches is not None:
+            if media_counts is None:
+                raise ValueError("patches are given without media_counts; expected the number of media of each row")
+            media = self.resample(patches, [int(count) for count in media_counts])
         if media is not None and len(input_ids) % max(len(media.rows), 1):
             raise ValueError(
                 f"input_ids has {len(input_ids)} rows for media of {len(media.rows)} prompts; expected a multiple"
@@ -340,6 +350,7 @@ class FlamingoModel(TrainableModel):
         return_dict: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         cache: Any = None,
+        patches: Tensor | None = None,
         **outputs: Any,
     ) -> CausalLMOutputWithPast | CausalLMOutputWithCrossAttentions:
         """Next-token logits, and the loss when labels are given.
@@ -348,6 +359,7 @@ class FlamingoModel(TrainableModel):
             input_ids: (R, T). With past_key_values, the new tokens only.
             attention_mask: (R, past + T), 1 for real tokens; padding may be on either side.
             pixel_values, media_counts: as in `encode_media`; or
+            patches, media_counts: the tower's features of all media, as in `resample`; or
             media: of B prompts, R a multiple of B. With past_key_values: all media of the conversation so far, those
                 of the new `<image>` tokens last.
             labels: (R, T), -100 for tokens that are not predicted; shifted here. The loss is their mean cross-entropy.
@@ -379,7 +391,7 @@ class FlamingoModel(TrainableModel):
             raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation")
         check_ids(input_ids)
         past_key_values = given(past_key_values, cache)
-        media = self._media(input_ids, media, pixel_values, media_counts)
+        media = self._media(input_ids, media, pixel_values, media_counts, patches)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         self.check_length(past + input_ids.shape[1], attention_mask)
         # Reading ids waits for the device: not while decoding, nor for callers that counted their images.

@@ -20,6 +20,7 @@ SUMMARIES = {
     "openflamingo-4b": "OpenFlamingo-4B: CLIP ViT-L/14 and RedPajama-3B, a block before every second layer.",
     "openflamingo-4b-instruct": "OpenFlamingo-4B (Instruct): the same with RedPajama-3B Instruct.",
     "openflamingo-9b": "OpenFlamingo-9B: CLIP ViT-L/14 and MPT-7B, a block before every fourth layer.",
+    "new": "Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.",
     "finetune": "Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.",
 }
 """The first lines of the recipes' docstrings."""
@@ -28,9 +29,9 @@ SUMMARIES = {
 def __getattr__(name: str) -> Any:
     if name != "RECIPES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flamboyance.recipes import finetune, mini, openflamingo
+    from flamboyance.recipes import finetune, mini, new, openflamingo
 
-    value = {"mini": mini.mini, **openflamingo.RECIPES, "finetune": finetune.finetune}
+    value = {"mini": mini.mini, **openflamingo.RECIPES, "new": new.new, "finetune": finetune.finetune}
     globals()["RECIPES"] = value
     return value
 

@@ -121,7 +121,8 @@ def resolve(recipe: Recipe, given: Iterable[str]) -> TrainingRun:
     return dataclasses.replace(run, training=dataclasses.replace(training, sources=_sources(training.sources, dotted)))
 
 
-_EXAMPLES = {"output": "runs/first", "data": "photos/"}
+_EXAMPLES = {"output": "runs/first", "data": "photos/", "vision": "google/siglip2-base-patch16-224"}
+_EXAMPLES |= {"language": "Qwen/Qwen3-0.6B"}
 
 
 def _split(given: Iterable[str]) -> dict[str, str]:

@@ -6,17 +6,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from flamboyance.data.batch import collate
-from flamboyance.data.documents import Document, Record, Rejected
-from flamboyance.data.examples import WorkerProcessor, make_example
+from flamboyance.data.documents import Document, Record
 from flamboyance.data.formats.user_data import read_record
 from flamboyance.few_shot import FewShotTask
 from flamboyance.images import load_image
 from flamboyance.recipes.training_split import TrainingSplit, documents, read_digests
+from flamboyance.recipes.validation import mean_loss
 from flamboyance.templates import IMAGE_TOKEN, Template
-from flamboyance.training.step import summed_loss
 
 if TYPE_CHECKING:
     from flamboyance.flamingo import FlamingoForConditionalGeneration
@@ -31,7 +28,7 @@ def evaluate(
     """ "loss": the mean over the tokens of the held-out documents; "exact": the fraction of their texts that the model
     generates word for word, of the documents that are one image with a text, or with a question and its answer."""
     held_out = _held_out(source, read_digests(source.held_out))
-    figures = {"loss": _loss(model, processor, source, [document for _, document in held_out])}
+    figures = {"loss": mean_loss(model, processor, source, [document for _, document in held_out])}
     correct = _exact(model, processor, source, [record for record, _ in held_out])
     return figures | ({"exact": float(np.mean(correct))} if correct else {})
 
@@ -39,27 +36,6 @@ def evaluate(
 @lru_cache(maxsize=1)  # reads all of the data; called several times in a run
 def _held_out(source: TrainingSplit, _: frozenset[str]) -> list[tuple[Record, Document]]:
     return documents(source, True)
-
-
-@torch.no_grad()
-def _loss(
-    model: FlamingoForConditionalGeneration,
-    processor: FlamingoProcessor,
-    source: TrainingSplit,
-    held_out: list[Document],
-) -> float:
-    worker, examples = WorkerProcessor.of(processor), []
-    for document in held_out:
-        try:
-            examples.append(make_example(document, source, worker, np.random.default_rng(0)))
-        except Rejected:  # an image that cannot be decoded
-            continue
-    total, targets = 0.0, 0
-    for start in range(0, len(examples), BATCH):
-        batch = collate(examples[start : start + BATCH], processor.pad_token_id)
-        total += float(summed_loss(model, batch, worker.images.normalized, model.device))
-        targets += batch.targets
-    return total / targets if targets else float("nan")
 
 
 def _exact(

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flamboyance.data.documents import HELD_OUT, Document, Record, Rejected
+from flamboyance.data.documents import HELD_OUT, Document, Record, Rejected, digest
 from flamboyance.data.formats.user_data import UserData, read_record
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
@@ -44,11 +43,6 @@ class TrainingSplit(UserData):
         if self.held_out and not read_digests(self.held_out).isdisjoint(map(digest, images)):
             raise Rejected(HELD_OUT)
         return self.to_document(content, images)
-
-
-def digest(image: bytes) -> str:
-    """Identifies an image file by its content, so that the file may be renamed or moved."""
-    return blake2b(image, digest_size=16).hexdigest()
 
 
 @cache

@@ -43,6 +43,13 @@ class TrainingConfig:
         max_skipped_steps: the run stops after this many steps in a row with a non-finite gradient.
         evaluate_every: steps between the recipe's evaluations; 0: never.
         track: trackers to log to beside log.jsonl: "tensorboard", "wandb", "trackio".
+        export_every: steps between exports of the model so far, to `models/step-…`; 0: only at the end.
+        cache_features: compute the frozen tower's features of all images once, before the first step, and train on
+            those: neither decoding nor the tower then costs anything. Takes 2 bytes per number on the disk.
+        feature_augmentations: variants of each image in the cache, one of which is drawn at each use; the first is the
+            image itself, the others are cropped, turned and coloured a little differently.
+        feature_cache: directory of the cache, which other runs may share; "": `features` in the output.
+        feature_cache_gb: the cache's largest size.
         export_openflamingo: also write `checkpoint.pt` in OpenFlamingo's layout at the end.
     """
 
@@ -72,6 +79,11 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     max_skipped_steps: int = 10
     evaluate_every: int = 0
+    export_every: int = 0
+    cache_features: bool = False
+    feature_augmentations: int = 1
+    feature_cache: str = ""
+    feature_cache_gb: float = 50.0
     track: tuple[str, ...] = ()
     export_openflamingo: bool = False
 
@@ -90,8 +102,10 @@ def check(config: TrainingConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)!r}: expected one of {', '.join(get_args(kind))}")
     if unknown := set(config.track) - set(TRACKERS):
         raise ValueError(f"track={min(unknown)!r}: expected some of {', '.join(TRACKERS)}; log.jsonl is always written")
-    at_least_0 = ("warmup_steps", "workers", "evaluate_every", "max_grad_norm", "weight_decay", "learning_rate")
+    at_least_0 = ("warmup_steps", "workers", "evaluate_every", "export_every", "max_grad_norm", "weight_decay")
+    at_least_0 += ("learning_rate",)
     at_least_1 = ("steps", "gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
+    at_least_1 += ("feature_augmentations",)
     for name, least in (dict.fromkeys(at_least_0, 0) | dict.fromkeys((*at_least_1, "prefetch"), 1)).items():
         if getattr(config, name) < least:
             raise ValueError(f"{name}={getattr(config, name)}: expected {least} or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 MIB = 2**20
 
@@ -55,6 +56,16 @@ KINDS = {
         Hardware("B200-180GB", 2250e12, 75e12, 183359 * MIB, 8e12, 900e9, 50e9),
     )
 }
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32: it has an NVIDIA GPU, or a processor with
+    instructions for it. Does not import torch."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        flags = ""
+    return Path("/proc/driver/nvidia/version").exists() or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def find(name: str) -> Hardware:

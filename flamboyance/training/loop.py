@@ -23,6 +23,7 @@ from flamboyance.files import output_lock
 from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import TrainingConfig, check
+from flamboyance.training.features import prepare_features
 from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
@@ -113,12 +114,13 @@ class Trainer:
         self.optimizer = make_optimizer(self.trained, config)
         self.checkpoints = Checkpoints(output / "checkpoints", here, config.keep_checkpoints, identity(self.model))
         states = self.checkpoints.load(self.trained, self.optimizer)
+        features = prepare_features(self.model.vision, self.processor, config, here) if config.cache_features else None
         self.first = states[0]["step"] if states else 0
         self.skipped = states[0]["skipped"] if states else 0
         self.loader = Loader(
             config.sources, self.processor, seed=config.seed, workers=config.workers, prefetch=config.prefetch,
             rank=here.rank, ranks=here.size, state=merge_states([s["data"] for s in states]) if states else None,
-            pin_memory=here.device.type == "cuda",
+            pin_memory=here.device.type == "cuda", features=features,
         )  # fmt: skip
         self.stepper = Stepper(self.parallel, self.optimizer, config, self.processor.image_processor.normalized)
         self.meter = Meter(self.model, here, config.precision)
@@ -149,6 +151,8 @@ class Trainer:
                 self._finish_checkpoint()
             if stop and step < config.steps:
                 self._stop(step, stop)
+            if config.export_every and step % config.export_every == 0 and step < config.steps:
+                self.say(f"model: {export(self.parallel, self.processor, config, step)}")
         self._finish_checkpoint()
         self._say_left_out(figures.get("dropped", {}))
 

@@ -56,10 +56,15 @@ def explaining_full_disk(output: Path) -> Generator[None]:
         ) from error
 
 
-def export(parallel: Parallel, processor: Any, config: TrainingConfig) -> Path:
+def export(parallel: Parallel, processor: Any, config: TrainingConfig, step: int | None = None) -> Path:
     """Writes the trained model for `from_pretrained`, together with its backbones if they are small. Every rank must
-    call this; the first one writes."""
-    directory, model = Path(config.output) / EXPORT, parallel.model
+    call this; the first one writes.
+
+    Args:
+        step: the number of steps taken, for a model in the middle of a run.
+    """
+    name = EXPORT if step is None else f"{EXPORT}s/step-{step:08d}"
+    directory, model = Path(config.output) / name, parallel.model
     trained = {}
     for name, tensor in model.kept_tensors().items():
         whole = parallel.whole(linear.plain(tensor).detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
 
 Item = dict[str, Batch]  # a batch of every source
+AT_ONCE = 256  # tokens that a CPU multiplies as fast as any larger number
+WORTH = 0.95  # of the tokens, padding included, that another part of a batch must leave: each has a cost of its own
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,50 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
     target = batch.labels[rows, tokens + 1]
     seen = batch.images_seen  # stays on the CPU, where the layout of attention is computed
     batch = batch.to(device)
+    cached = batch.images.is_floating_point()
+    media = {"patches": batch.images[:, None]} if cached else {"pixel_values": normalize(batch.images)[:, None]}
     logits = call(
         batch.input_ids,
         batch.attention_mask,
-        pixel_values=normalize(batch.images)[:, None],
+        **media,
         media_counts=batch.media_counts,
         images_seen=seen,
         logits_to_keep=_to_device(keep, device),
         use_cache=False,
     ).logits
     return SummedCrossEntropy.apply(logits, _to_device(target, device))
+
+
+def by_length(batch: Batch, most: int = 4) -> list[Batch]:
+    """The rows of a batch in a few batches of similar lengths, so that little is computed for padding.
+
+    A row's loss does not depend on its batch, so the sum of their losses is that of the whole batch. Each part has
+    `AT_ONCE` tokens or more, of which matrices are multiplied as fast as of all.
+    """
+    lengths = batch.attention_mask.sum(1).tolist()
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+    def padded(first: int, end: int) -> int:
+        return lengths[order[first]] * (end - first)
+
+    # The cheapest cuts of the rows in the order of their lengths, by dynamic programming over their number.
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    found = None
+    for _ in range(most):
+        longer: dict[int, tuple[int, list[int]]] = {}
+        for start, (cost, cuts) in best.items():
+            for end in range(start + 1, len(order) + 1):
+                size = padded(start, end)
+                whole = start == 0 and end == len(order)
+                if (size >= AT_ONCE or whole) and (end not in longer or cost + size < longer[end][0]):
+                    longer[end] = cost + size, [*cuts, end]
+        best = longer
+        if len(order) in best and (found is None or best[len(order)][0] < WORTH * found[0]):
+            found = best[len(order)]
+    assert found is not None
+    if len(found[1]) == 1:
+        return [batch]
+    return [batch.rows(sorted(order[start:end])) for start, end in pairwise([0, *found[1]])]
 
 
 def _to_device(table: Tensor, device: torch.device) -> Tensor:
@@ -123,14 +160,18 @@ class Stepper:
         sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
         for i, item in enumerate(items):
             for j, name in enumerate(names):
-                last = i == len(items) - 1 and j == len(names) - 1
-                with self.parallel.backward(last):
-                    with self._precision():
-                        loss = summed_loss(self.parallel.call, item[name], self.normalize, world.device)
-                    # Gradients are averaged over ranks, but the loss is the mean over the tokens of all ranks.
-                    scale = self.config.sources[name].weight * world.size / counts[j]
-                    (loss * scale).backward()
-                sums[j] += loss.detach()
+                # Ranks of a sharded model must call it equally often; and a GPU computes a whole batch at once.
+                alone = world.size == 1 and world.device.type == "cpu"
+                parts = by_length(item[name]) if alone else [item[name]]
+                for k, part in enumerate(parts):
+                    last = i == len(items) - 1 and j == len(names) - 1 and k == len(parts) - 1
+                    with self.parallel.backward(last):
+                        with self._precision():
+                            loss = summed_loss(self.parallel.call, part, self.normalize, world.device)
+                        # Gradients are averaged over ranks, but the loss is the mean over the tokens of all ranks.
+                        scale = self.config.sources[name].weight * world.size / counts[j]
+                        (loss * scale).backward()
+                    sums[j] += loss.detach()
         norm = self._apply(rate)
         means = [s / c for s, c in zip(world.sum(sums.tolist()), counts, strict=True)]
         losses = dict(zip(names, means, strict=True))

@@ -1,0 +1,171 @@
+"""`train new`: any tower and any language model, from the command to a model that captions."""
+
+import json
+from base64 import b64encode
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from flamboyance import catalog
+from flamboyance.cli import main
+from flamboyance.model.vision_libraries import timm_save
+from flamboyance.planning.cost import meta_model
+from flamboyance.recipes.arguments import resolve
+from flamboyance.recipes.new import named, new
+from flamboyance.training.loop import train
+from tests.model.zoo import tiny_config
+from tests.tiny import tiny_tokenizer
+from tests.training.tiny_run import COLORS, jpeg
+
+TOWER = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+}
+SIZES = [
+    *("resampler_depth=1", "resampler_heads=2", "resampler_dim_head=8", "resampler_width=16", "latents=4"),
+    *("cross_attention_heads=2", "cross_attention_dim_head=8", "cross_attention_layers=0,1,3"),
+]
+RUN = ["workers=0", "threads=1", "learning_rate=0.01", "schedule=constant", "warmup_steps=1", "precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random towers and language models, as directories, and data."""
+    home = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    SiglipVisionModel(SiglipVisionConfig(**TOWER, image_size=16)).save_pretrained(home / "siglip")
+    Siglip2VisionModel(Siglip2VisionConfig(**TOWER, num_patches=4)).save_pretrained(home / "siglip2")
+    timm = pytest.importorskip("timm")
+    timm_save(timm.create_model("test_efficientnet"), home / "timm")
+    for family in ("qwen3", "qwen3_5_text"):
+        AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(home / family)
+        tiny_tokenizer().save_pretrained(str(home / family))
+    (home / "captions").mkdir()
+    lines = {"captions/captions-000": [], "episodes": [], "held": []}
+    for number in range(12):
+        color = list(COLORS)[number % 3]
+        image = b64encode(jpeg(color, number)).decode()
+        other = b64encode(jpeg(color, 50 + number)).decode()
+        lines["captions/captions-000"].append({"image": image, "text": f"a {color} square"})
+        text = f"<image>a {color} circle<image>a {color} circle"
+        lines["episodes" if number < 9 else "held"].append({"images": [image, other], "text": text})
+    for name, rows in lines.items():
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return home
+
+
+def settings(parts: Path, output: Path, vision: str = "siglip", language: str = "qwen3") -> list[str]:
+    data = f"{parts}/captions/*.jsonl,{parts}/episodes.jsonl"
+    given = [f"output={output}", f"vision={parts / vision}", f"language={parts / language}", f"data={data}"]
+    return [*given, "weights=1,0.5", "batch_size=3", f"validation={parts / 'held.jsonl'}", *SIZES, *RUN]
+
+
+def losses(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("vision, language", [("siglip", "qwen3"), ("siglip2", "qwen3_5_text")])
+def test_from_the_command_to_a_caption(vision: str, language: str, parts: Path, tmp_path: Path, capsys) -> None:
+    given = [*settings(parts, tmp_path / "run", vision, language), "steps=4", "validate_every=2", "export_every=2"]
+    assert main(["train", "new", *given]) == 0
+    rows = losses(tmp_path / "run")
+    assert [row["step"] for row in rows if "evaluation/loss" in row] == [0, 2, 4]
+    for row in rows:
+        if "evaluation/loss" in row:
+            assert row["evaluation/perplexity"] == pytest.approx(np.exp(row["evaluation/loss"]))
+    step = rows[-1]
+    assert step["loss"] == pytest.approx(step["loss/captions"] + 0.5 * step["loss/episodes"])
+    model, processor = catalog.resolve(tmp_path / "run" / "model").open()
+    assert model.cross_attention_layers == [0, 1, 3] and model.config.media_width == 16
+    assert any(block.attention_gate.item() for block in model.blocks)
+    middle, _ = catalog.resolve(tmp_path / "run" / "models" / "step-00000002").open()
+    assert not torch.equal(middle.resampler.latents, model.resampler.latents)
+    (tmp_path / "red.jpg").write_bytes(jpeg("red", 77))
+    capsys.readouterr()
+    assert main(["caption", str(tmp_path / "red.jpg"), "--model", str(tmp_path / "run" / "model")]) == 0
+    assert "red.jpg" in capsys.readouterr().out
+    assert processor.image_processor.image_size == (16, 16)
+
+
+def test_resuming_is_exact(parts: Path, tmp_path: Path) -> None:
+    for steps in (2, 4):
+        train(resolve(new, [*settings(parts, tmp_path / "halves"), f"steps={steps}"]))
+    train(resolve(new, [*settings(parts, tmp_path / "once"), "steps=4"]))
+    halves, once = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("halves", "once"))
+    assert halves.keys() == once.keys() and all(torch.equal(halves[name], once[name]) for name in once)
+
+
+def test_features_of_the_tower_computed_before_give_the_same_losses(parts: Path, tmp_path: Path) -> None:
+    given = ["image_size=64", "feature_levels=2,3", "steps=3"]
+    for run, more in (("plain", []), ("cached", ["cache_features=true"])):
+        train(resolve(new, [*settings(parts, tmp_path / run, "timm"), *given, *more]))
+    plain, cached = losses(tmp_path / "plain"), losses(tmp_path / "cached")
+    for one, other in zip(plain, cached, strict=True):
+        if "loss" in one:
+            assert other["loss"] == pytest.approx(one["loss"], rel=2e-3) and other["images"] == one["images"]
+    model, _ = catalog.resolve(tmp_path / "cached" / "model").open()  # the tower's directory is in it
+    assert model.vision.spec["config"]["feature_levels"] == [2, 3] and model.vision.image_size == 64
+    patches = model.vision(torch.zeros(1, 3, 64, 64)).shape[1]
+    (directory,) = (tmp_path / "cached" / "features").iterdir()
+    # 12 pictures, and 9 more in the episodes: each is stored once.
+    assert (directory / "digests.bin").stat().st_size == 16 * 21
+    assert (directory / "features.bin").stat().st_size == 2 * 21 * patches * model.vision.width
+    with pytest.raises(ValueError, match=r"features cannot be mirrored; give captions\.flip=0"):
+        train(
+            resolve(new, [*settings(parts, tmp_path / "flip"), "steps=1", "cache_features=true", "captions.flip=0.5"])
+        )
+
+
+def test_a_second_stage_begins_with_the_first(parts: Path, tmp_path: Path) -> None:
+    train(resolve(new, [*settings(parts, tmp_path / "first"), "steps=2"]))
+    first = catalog.resolve(tmp_path / "first" / "model").model()
+    given = [s for s in settings(parts, tmp_path / "second") if s not in SIZES]
+    run = resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "steps=2"])
+    second, _ = run.build()
+    assert second.config.resampler == first.config.resampler and second.cross_attention_layers == [0, 1, 3]
+    for name, tensor in first.own_parameters().items():
+        assert torch.equal(second.own_parameters()[name], tensor)
+    with pytest.raises(ValueError, match="has shape"):
+        resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "latents=5"]).build()
+
+
+def test_added_rows_begin_as_the_language_models_own(parts: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, processor = resolve(new, settings(parts, tmp_path / "run")).build()
+    table = model.get_input_embeddings().weight
+    row = processor.eoc_token_id - processor.base_vocab_size
+    assert torch.equal(model.added_tokens.embedding[row], table[processor.tokenizer.eos_token_id])
+    assert not any(block.attention_gate.item() for block in model.blocks)
+
+
+def test_the_outline_is_the_models_own_configuration(parts: Path, tmp_path: Path) -> None:
+    run = resolve(new, settings(parts, tmp_path / "run"))
+    made, outlined = run.build()[0].config, run.outline()
+    assert outlined.to_dict() | {"dtype": None} == made.to_dict() | {"dtype": None}
+    assert sum(p.numel() for p in meta_model(outlined).parameters()) > 0
+
+
+def test_sizes_follow_the_language_model(parts: Path, tmp_path: Path) -> None:
+    small = resolve(new, [s for s in settings(parts, tmp_path / "run") if s not in SIZES]).outline()
+    assert small.resampler["latents"] == 16 and small.cross_attention["ff_mult"] == 1
+    assert small.cross_attn_every_n_layers == 1 and small.media_width == 24
+
+
+def test_sources_are_named_after_their_files() -> None:
+    given = ["world/captions-{00000..00009}.tar", "world/captions/*.tar", "photos/", "a.jsonl", "*.tar"]
+    assert list(named(given)) == ["captions", "captions2", "photos", "a", "data"]
+    with pytest.raises(ValueError, match=r"weights=1\.0: expected 2"):
+        new(output="x", vision="x", language="x", data=("a", "b"), weights=(1.0,))

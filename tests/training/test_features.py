@@ -1,0 +1,121 @@
+"""Features of the frozen tower on the disk: the tower's own, whatever happened while they were written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flamboyance.data.documents import Rejected
+from flamboyance.data.features import FeatureTable
+from flamboyance.data.formats.user_data import UserData
+from flamboyance.images import ImageProcessor, load_image
+from flamboyance.processes import World
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.features import prepare_features
+from tests.training.tiny_run import COLORS, jpeg
+
+RNG = np.random.default_rng(0)
+FILES = ("digests.bin", "features.bin")
+
+
+class Tower(nn.Module):
+    """4 patches of width 3: the means of the quarters of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+        self.spec = {"library": "none", "name": "x", "pretrained": None, "config": {}}
+        self.seen = 0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.seen += len(pixels)
+        return nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(2).transpose(1, 2) * self.weight
+
+
+class Processor:
+    image_processor = ImageProcessor.clip(16)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[bytes]:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    found = [jpeg(list(COLORS)[number % 3], number) for number in range(40)]
+    for number, content in enumerate([*found, found[0], b"no image"]):  # one twice, one damaged
+        (folder / f"{number:02}.jpg").write_bytes(content)
+        (folder / f"{number:02}.txt").write_text("a square")
+    return found
+
+
+def made(tmp_path: Path, tower: Tower, **settings: Any) -> FeatureTable:
+    sources = {"photos": UserData(shards=str(tmp_path / "photos"), batch_size=1)}
+    config = TrainingConfig(output=str(tmp_path / "run"), sources=dict(sources), steps=1, **settings)
+    return prepare_features(tower, Processor(), config, World())
+
+
+def expected(picture: bytes) -> Tensor:
+    images = Processor.image_processor
+    return Tower()(images.normalized(images.levels(load_image(picture))[None]))[0]
+
+
+def test_an_images_features_are_the_towers(pictures: list[bytes], tmp_path: Path) -> None:
+    tower = Tower()
+    table = made(tmp_path, tower)
+    assert table.count == 40 and table.shape == (4, 3) and tower.seen == 41  # and one to learn the shape
+    for picture in pictures:
+        torch.testing.assert_close(table.of(picture, RNG).float(), expected(picture), atol=2e-3, rtol=2e-3)
+    with pytest.raises(Rejected, match="no features"):
+        table.of(b"another image", RNG)
+    again = made(tmp_path, tower)
+    assert again.directory == table.directory and tower.seen == 42
+
+
+@pytest.mark.parametrize("digests, features", [(16 * 7, 24 * 9 + 5), (16 * 7 + 3, 24 * 8), (0, 11), (16 * 12, 24 * 10)])
+def test_what_a_crash_left_is_cut_off_and_completed(
+    digests: int, features: int, pictures: list[bytes], tmp_path: Path
+) -> None:
+    directory = made(tmp_path, Tower()).directory
+    for name, size in zip(FILES, (digests, features), strict=True):
+        content = (directory / name).read_bytes()[:size]
+        (directory / name).write_bytes(content + b"?" * (size % 8))
+    tower = Tower()
+    table = made(tmp_path, tower)
+    assert table.count == 40 and tower.seen == 1 + 40 - min(digests // 16, features // 24)
+    for picture in pictures:
+        torch.testing.assert_close(table.of(picture, RNG).float(), expected(picture), atol=2e-3, rtol=2e-3)
+
+
+def test_variants_are_drawn_and_are_always_the_same(pictures: list[bytes], tmp_path: Path) -> None:
+    table = made(tmp_path, Tower(), feature_augmentations=3)
+    drawn = torch.stack([table.of(pictures[0], np.random.default_rng(seed)) for seed in range(40)]).float()
+    different = drawn.flatten(1).unique(dim=0)
+    assert len(different) == 3
+    assert (different - expected(pictures[0]).flatten()).abs().max(1).values.min() < 2e-3
+    other = made(tmp_path, Tower(), feature_augmentations=3, feature_cache=str(tmp_path / "other"))
+    assert all((table.directory / name).read_bytes() == (other.directory / name).read_bytes() for name in FILES)
+    assert made(tmp_path, Tower()).directory != table.directory
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_cache_has_a_bound(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="features of 10 images fill feature_cache_gb="):
+        made(tmp_path, Tower(), feature_cache_gb=2.5e-7)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_trained_tower_has_no_cache(tmp_path: Path) -> None:
+    tower = Tower().requires_grad_(True)
+    with pytest.raises(ValueError, match="the vision tower is trained"):
+        made(tmp_path, tower)
+
+
+def test_other_weights_and_preprocessing_are_kept_apart(pictures: list[bytes], tmp_path: Path) -> None:
+    first, other = Tower(), Tower()
+    other.weight.data.fill_(3.0)
+    assert made(tmp_path, first).directory != made(tmp_path, other).directory
+    about = json.loads((made(tmp_path, first).directory / "about.json").read_text())
+    assert about["width"] == 3 and about["preprocessing"]["mean"]
