@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +60,12 @@ def open_language_model(name: str, quantize: str | None = None, **options: Any) 
             options["quantization_config"] = quantization.QuantizationConfig(str(quantize))
     loaded: Any = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
     model, report = loaded
+    _check_complete(model, report, name)
+    return model
+
+
+def _check_complete(model: PreTrainedModel, report: dict[str, Any], name: str) -> None:
+    """Refuses a model whose files lacked weights: those would be random."""
     parameters = {parameter for parameter, _ in model.named_parameters()}
     parameters |= {
         f"{path}.{tensor}" for path, _ in quantized_linear.layers(model) for tensor in quantized_linear.TENSORS
@@ -70,7 +76,6 @@ def open_language_model(name: str, quantize: str | None = None, **options: Any) 
             f"the weights of {name} lack {lacking[0]}{more}, which would be random; is the directory complete, and is "
             "its config.json that of these weights?"
         )
-    return model
 
 
 def language_config(name: str, **options: Any) -> PreTrainedConfig:
@@ -118,8 +123,7 @@ def _open_gguf(place: names.Place, quantize: str | None, options: dict[str, Any]
     dtype = options.get("dtype")
     options = options | {"gguf_file": place.gguf, "dtype": torch.float32 if dtype in (None, "auto") else dtype}
     model, report = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
-    if lacking := sorted(report["missing_keys"]):
-        raise ValueError(f"{place.gguf} lacks {lacking[0]} of {len(lacking)} weights, which would be random")
+    _check_complete(model, report, str(place.gguf))
     made = _plain(model)
     if checks.scheme(quantize):
         quantization.quantize_layers(made, str(quantize))
