@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 _context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 if hasattr(os, "fork"):
     _context.set_forkserver_preload(["tests.preloaded"])
@@ -62,6 +64,35 @@ class Child:
     @property
     def printed(self) -> str:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+
+def python(code: str, *arguments: str | Path, log: Path) -> str:
+    """What `python -c CODE ARGUMENTS` prints, in a process that has imported everything before. What an import does is
+    not seen in it."""
+    child = Child(_run, code, [str(argument) for argument in arguments], log=log)
+    assert child.wait(600) == 0, child.printed
+    return child.printed
+
+
+def _run(code: str, arguments: list[str]) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})
+
+
+def ranks(function: Callable[..., Any], *arguments: Any, log: Path) -> str:
+    """Calls of a function in two processes that come together as those of torchrun do; what both have printed."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent has one
+    both = [Child(_rank, rank, store.port, function, arguments, log=log.with_suffix(f".{rank}")) for rank in range(2)]
+    assert [one.wait(600) for one in both] == [0, 0], "\n".join(one.printed[-3000:] for one in both)
+    return "".join(one.printed for one in both)
+
+
+def _rank(rank: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2")
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    return function(*arguments)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], log: Path) -> None:

@@ -19,6 +19,7 @@ import flamboyance as fl
 from flamboyance import names, templates
 from flamboyance.images import ImageError, ImageProcessor
 from flamboyance.processing import FlamingoProcessor
+from tests.processes import python
 from tests.test_processing import byte_level, picture, word_level
 from tests.tiny import save_tiny_flamingo
 
@@ -276,8 +277,6 @@ def test_options_of_chats_that_do_not_go_together(processor: FlamingoProcessor) 
 
 OPENED = """
 import sys, json
-if sys.argv[3] == "first":
-    import flamboyance
 from transformers import AutoProcessor
 import flamboyance, torch
 from PIL import Image
@@ -294,13 +293,18 @@ print(json.dumps({
 """
 
 
-def opened(directory: Path | str, processor: FlamingoProcessor, order: str = "first") -> None:
-    """AutoProcessor opens the directory in a new process as this processor."""
+def opened(directory: Path | str, processor: FlamingoProcessor, log: Path | None = None) -> None:
+    """AutoProcessor opens the directory in another process as this processor; without a log in one that imports
+    AutoProcessor first, and then Flamboyance."""
     chat = [asked("what?"), answered("a cat"), asked("what?")]
-    arguments = [str(directory), json.dumps(chat), order]
-    done = subprocess.run([sys.executable, "-c", OPENED, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    arguments = [str(directory), json.dumps(chat)]
+    if log:
+        printed = python(OPENED, *arguments, log=log)
+    else:
+        done = subprocess.run([sys.executable, "-c", OPENED, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    found = json.loads(printed.splitlines()[-1])
     image = Image.effect_mandelbrot((20, 20), (-3, -2.5, 2, 2.5), 100)
     inputs = processor(["<image>a cat<|endofchunk|><image>a", "<image>a"], [image, image, image])
     assert found["ids"] == inputs.input_ids.tolist() and found["counts"] == [2, 1]
@@ -316,7 +320,7 @@ def test_auto_processor_opens_what_was_saved_in_a_new_process(tmp_path: Path) ->
     own = "{% for message in messages %}{{ message['role'] }} {% endfor %}"
     processor = FlamingoProcessor(ImageProcessor((8, 6), None, (0.4, 0.5, 0.6)), tokenizer, chat_template=own)
     assert processor.save_pretrained(tmp_path) == [str(tmp_path / "processor_config.json")]
-    opened(tmp_path, processor)
+    opened(tmp_path, processor, tmp_path / "log")
     again = FlamingoProcessor.from_pretrained(tmp_path)
     assert again.chat_template == own and again.tokenizer.chat_template == tokenizer.chat_template
     assert again.image_processor == processor.image_processor
@@ -325,7 +329,7 @@ def test_auto_processor_opens_what_was_saved_in_a_new_process(tmp_path: Path) ->
 def test_auto_processor_opens_models_of_earlier_versions(tiny: Path, tmp_path: Path) -> None:
     embedded, processor = names.EMBEDDED_DIRECTORY, FlamingoProcessor.from_pretrained("mini")
     assert isinstance(processor, ProcessorMixin)
-    opened(embedded, processor, "last")
+    opened(embedded, processor)
     old = shutil.copytree(tiny, tmp_path / "old")
     for name in ("processor_config.json", "chat_template.jinja"):
         (old / name).unlink()

@@ -1,7 +1,6 @@
 """PEFT adapters and unfrozen backbones: they train, they are saved, and they open equal, in a new process too."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from flamboyance.checkpoints import openflamingo
 from flamboyance.model import linear
 from flamboyance.model.adapters import tensors
 from flamboyance.model.vision import VisionTower
+from tests.processes import python
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo
 
 open_model = FlamingoForConditionalGeneration.from_pretrained
@@ -196,7 +196,7 @@ def test_what_trained_opens_equal(trained, tiny, place, tmp_path):
     assert load_file(tmp_path / "language" / "model.safetensors").keys() == beneath, "no more and no less than before"
 
 
-def test_what_trained_opens_equal_in_a_new_process(trained):
+def test_what_trained_opens_equal_in_a_new_process(trained, tmp_path):
     directory, _ = trained
     code = """
 import sys
@@ -208,9 +208,8 @@ for directory in sorted(Path(sys.argv[1]).iterdir()):
     wanted = load_file(directory / "wanted.safetensors")["logits"]
     print(directory.name, (logits(open_model(directory)) - wanted).abs().max().item() < 1e-5)
 """
-    run = subprocess.run([sys.executable, "-c", code, directory], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert dict(line.split() for line in run.stdout.splitlines()) == dict.fromkeys(PLACES, "True")
+    printed = python(code, directory, log=tmp_path / "log")
+    assert {f"{name} True" for name in PLACES} <= set(printed.splitlines()), printed
 
 
 @pytest.mark.parametrize("place", ["unfrozen_tower", "on_tower", "within_tower"])

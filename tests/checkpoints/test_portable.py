@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ import flamboyance as fl
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, flamingo
 from flamboyance.checkpoints import card
 from tests.checkpoints.test_adapters import logits, on_tower, train_a_little
+from tests.processes import python
 from tests.tiny import save_tiny_flamingo
 
 open_model = FlamingoForConditionalGeneration.from_pretrained
@@ -56,7 +55,8 @@ def test_a_fine_tune_of_the_embedded_model_opens_elsewhere(mini, tmp_path):
     assert names_a_path(tmp_path / "saved", tmp_path, package) == []
     shutil.move(tmp_path / "saved", tmp_path / "moved")
     code = """
-import sys
+import os, sys
+os.chdir(sys.argv[2])
 import torch
 import flamboyance as fl
 from PIL import Image
@@ -66,16 +66,13 @@ inputs = processor(text=["<image>Output:"], images=[[Image.new("RGB", (64, 64), 
 with torch.no_grad():
     print(model(**inputs).logits.double().sum().item())
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "moved"], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert run.returncode == 0, run.stderr
+    printed = python(code, tmp_path / "moved", tmp_path, log=tmp_path / "log")
     from PIL import Image
 
     inputs = mini.processor(text=["<image>Output:"], images=[[Image.new("RGB", (64, 64), (200, 30, 40))]])
     with torch.no_grad():
         wanted = mini(**inputs).logits.double().sum().item()
-    assert float(run.stdout) == pytest.approx(wanted, rel=1e-5)
+    assert float(printed.splitlines()[-1]) == pytest.approx(wanted, rel=1e-5)
     assert front_matter(tmp_path / "moved")["license"] == "apache-2.0"
 
 

@@ -1,8 +1,6 @@
 """Tokens that users add: rows of their own beside the language model's frozen tables."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.checkpoints import openflamingo
 from flamboyance.images import ImageProcessor
 from tests.model.families import PAD, VOCABULARY, images, make, prompt
+from tests.processes import python
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo, tiny_tokenizer
 
 BEFORE = VOCABULARY + 3
@@ -124,7 +123,7 @@ def test_saved_and_opened_in_another_process(tmp_path):
     given = processor(text=["a <left> cat <right>"])
     with torch.no_grad():
         wanted = model(**given).logits
-    subprocess.run([sys.executable, "-c", CODE, str(tmp_path / "saved"), str(tmp_path / "found.pt")], check=True)
+    python(CODE, tmp_path / "saved", tmp_path / "found.pt", log=tmp_path / "log")
     ids, logits, names = torch.load(tmp_path / "found.pt")
     assert torch.equal(ids, given["input_ids"]) and ids.max() == model.config.vocab_size - 1
     assert torch.equal(logits, wanted)

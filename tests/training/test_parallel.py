@@ -1,8 +1,5 @@
 """Two real processes (gloo) train as one does, for tied and untied language models, added tokens and all."""
 
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -12,13 +9,12 @@ from torch.testing import assert_close
 from flamboyance.processes import World
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.optimizer import make_optimizer
+from tests.processes import ranks
 from tests.training import worker
 from tests.training.batches import training
 
 STEPS = 50
 FAMILIES = {"opt": "tied", "llama": "untied"}
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-LAUNCH += ["--rdzv-endpoint", "localhost:0", "-m", "tests.training.worker"]
 MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
 SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
 EVALUATED = ["fsdp:opt:evaluated:short", "fsdp:llama:evaluated:bf16:short"]
@@ -29,11 +25,8 @@ SAVED = ["ddp:opt:saved:short", "fsdp:opt:saved:short", "hybrid:llama:saved:shor
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("two") / "found.pt"
-    command = [*LAUNCH, str(STEPS), str(path), *MAIN, *SHORT, *EVALUATED, QUANTIZED, *SAVED]
-    process = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    ways = (*MAIN, *SHORT, *EVALUATED, QUANTIZED, *SAVED)
+    ranks(worker.main, [str(STEPS), str(path), *ways], log=path.with_suffix(".log"))
     return {**torch.load(path), "folder": path.parent}
 
 

@@ -1,8 +1,5 @@
 """transformers' own Trainer on a Flamingo: it trains, evaluates, resumes, and its checkpoints open."""
 
-import subprocess
-import sys
-
 import peft
 import pytest
 import torch
@@ -12,6 +9,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from tests.checkpoints.test_adapters import logits, on_language
+from tests.processes import python
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo
 
 ROWS = [
@@ -139,14 +137,8 @@ from tests.checkpoints.test_adapters import logits, open_model
 found = logits(open_model(sys.argv[1]))
 print((found - load_file(sys.argv[2])["logits"]).abs().max().item())
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code, checkpoint, tmp_path / "wanted.safetensors"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 1e-5
+    printed = python(code, checkpoint, tmp_path / "wanted.safetensors", log=tmp_path / "log")
+    assert float(printed.splitlines()[-1]) < 1e-5
 
 
 def test_the_best_model_is_loaded_at_the_end(tiny, rows, tmp_path):

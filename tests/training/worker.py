@@ -1,4 +1,4 @@
-"""Run by torchrun: trains tiny models for some steps, every way, and rank 0 writes losses, norms and parameters.
+"""Run by every rank: trains tiny models for some steps, every way, and rank 0 writes losses, norms and parameters.
 
 torchrun --nproc-per-node 2 -m tests.training.worker 50 out.pt ddp:opt fsdp:opt fsdp:llama:checkpointed:short
 """
@@ -120,8 +120,8 @@ def one_thread():
         yield here
 
 
-if __name__ == "__main__":
-    steps, path, *ways = sys.argv[1:]
+def main(arguments: list[str]) -> None:
+    steps, path, *ways = arguments
     with one_thread() as here:
         found = {}
         for way in ways:
@@ -134,3 +134,7 @@ if __name__ == "__main__":
             found[way] = run(here, kind, family, 8 if "short" in flags else int(steps), **options)
         if here.first:
             torch.save(found, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
