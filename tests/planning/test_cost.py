@@ -62,8 +62,8 @@ def test_memory_is_that_of_real_tensors(family, checkpointed):
 @pytest.mark.parametrize("family", [*PUBLISHED, "qwen3", "gemma3_text"])
 def test_every_family_can_be_traced_as_on_a_gpu(family):
     config = make(family).config
-    plain = trace(config, SMALL, device="cuda", precision="bf16")
-    checkpointed = trace(config, SMALL, device="cuda", precision="bf16", checkpoint_activations=True)
+    plain = trace(config, SMALL[:1], device="cuda", precision="bf16")
+    checkpointed = trace(config, SMALL[:1], device="cuda", precision="bf16", checkpoint_activations=True)
     assert 0 < checkpointed.temporary < plain.temporary <= plain.peak
     assert checkpointed.total > plain.total
 

@@ -296,18 +296,19 @@ def large_run(folder: Path, queries: int, shots: int = 8) -> WrittenRun:
     return run
 
 
-def test_ten_thousand_queries(tmp_path: Path) -> None:
-    run = large_run(tmp_path, 10_000)
+@pytest.mark.parametrize("queries", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_queries(tmp_path: Path, queries: int) -> None:
+    run = large_run(tmp_path, queries)
     began = time.process_time()
     page = written(run)
     assert time.process_time() - began < 20
     size = (tmp_path / "vqav2" / "8-random-0" / "predictions.jsonl").stat().st_size
-    assert size > 15e6 and (tmp_path / "index.html").stat().st_size < 1.5e6
-    assert len(page.rows()) == page.meta["cells"][0]["there"] == 10_000
+    assert size > 1500 * queries and (tmp_path / "index.html").stat().st_size < 150 * queries
+    assert len(page.rows()) == page.meta["cells"][0]["there"] == queries
     run.cell("vqav2", 0, rows=[row("a"), row("b")])
     few = written(run, items=102)
     assert [cell["there"] for cell in few.meta["cells"]] == [2, 100]
-    assert few.meta["cells"][1]["queries"] == 10_000 and len(few.part("c1")) == 100
+    assert few.meta["cells"][1]["queries"] == queries and len(few.part("c1")) == 100
 
 
 # -- in a browser
@@ -333,7 +334,7 @@ def in_a_browser(page: Path, script: str, place: str = "") -> dict[str, Any]:
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE % script), encoding="utf-8")
     command = [CHROMIUM or "", "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000"]
     command += [f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", probed.resolve().as_uri() + place]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     match = re.search(r'<pre id="told">(.*?)</pre>', dom, flags=re.DOTALL)
     assert match, dom[-2000:]
     return json.loads(html.unescape(match[1]))
