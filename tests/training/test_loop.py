@@ -329,7 +329,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_loses_no_step(run, tmp_pa
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), number)
-            time.sleep(60)
+            time.sleep(600)
         return {"fine": 1}
 
     began = time.monotonic()
@@ -337,7 +337,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_loses_no_step(run, tmp_pa
     with pytest.raises(Interrupted) as stopped:
         train(replace(run(6), evaluate=evaluate, training=settings))
     assert (stopped.value.code, stopped.value.step) == (128 + number, 3)
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300
     train(run(6))
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(7))
 
@@ -347,13 +347,13 @@ def test_a_signal_while_shards_are_made_ends_it_at_once(run, tmp_path, capsys, n
     def prepare():
         with replacing(tmp_path / "run" / "shard.tar"):
             os.kill(os.getpid(), number)
-            time.sleep(60)
+            time.sleep(600)
 
     before = signal.getsignal(number)
     began = time.monotonic()
     with pytest.raises(raised) as stopped:
         train(replace(run(2), prepare=prepare))
-    assert time.monotonic() - began < 30 and signal.getsignal(number) == before
+    assert time.monotonic() - began < 300 and signal.getsignal(number) == before
     assert os.listdir(tmp_path / "run") == [".lock"]  # nothing half written
     if number == signal.SIGTERM:
         assert stopped.value.code == 143 and "the same command resumes" in capsys.readouterr().err

@@ -11,14 +11,14 @@ from flamboyance.processes import fresh_part
 
 @pytest.fixture
 def store():
-    return dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+    return dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300))
 
 
 def meet(store, ranks: int) -> list:
     """Every rank from a thread of its own, the first one last."""
 
     def come(rank: int):
-        return fresh_part(dist.TCPStore("localhost", store.port, timeout=timedelta(seconds=20)), rank, ranks, 20)
+        return fresh_part(dist.TCPStore("localhost", store.port, timeout=timedelta(seconds=300)), rank, ranks, 300)
 
     with ThreadPoolExecutor(ranks) as pool:
         later = [pool.submit(come, rank) for rank in range(1, ranks)]

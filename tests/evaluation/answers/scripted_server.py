@@ -147,7 +147,7 @@ def serving(answer: Callable[[Reply], str | Reply] = by_content) -> Iterator[Scr
         server.server_close()
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     """Waits for a condition of another thread or process."""
     end = time.monotonic() + seconds
     while not condition():

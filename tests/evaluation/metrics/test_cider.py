@@ -76,6 +76,6 @@ def test_karpathys_test_split_takes_seconds() -> None:
     words = "a man woman dog red blue street plays with the ball on grass near two small cars".split()
     captions = [" ".join(words[(i * j + j) % len(words)] for j in range(1, 12)) + "." for i in range(30_000)]
     references = {image: captions[5 * image : 5 * image + 5] for image in range(5_000)}
-    began = time.monotonic()
+    began = time.process_time()
     cider(references, {image: captions[25_000 + image] for image in references})
-    assert time.monotonic() - began < 30  # 2 s by itself; the machine may be busy
+    assert time.process_time() - began < 30  # it takes 2 s

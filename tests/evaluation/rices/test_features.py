@@ -242,20 +242,22 @@ def test_parts_are_written_by_number_and_by_time(tmp_path, encoder, images, monk
     torch.testing.assert_close(found.take(found.rows(images)).float(), plain(encoder, images), atol=1e-3, rtol=1e-3)
 
 
-def slow_build(tower: str, cache: Path, folder: Path, seconds: float) -> None:
-    """Two images a part; says so in the log after each image."""
+def slow_build(tower: str, cache: Path, folder: Path, seconds: float, last: int = 10) -> None:
+    """Two images a part; says so in the log after each image, and waits to be killed after the last one."""
     features.ROWS = 2
 
     def advance(count: int) -> None:
+        nonlocal last
         print("done", flush=True)
-        time.sleep(seconds)
+        last -= count
+        time.sleep(seconds if last > 0 else 600)
 
     build(sorted(folder.glob("*.png")), Encoder.open(tower), cache, batch_size=2, advance=advance)
 
 
 def test_a_killed_build_goes_on(tmp_path, encoder, tower, images):
     cache = tmp_path / "cache"
-    run = Child(slow_build, tower, cache, images[0].parent, 0.3, log=tmp_path / "log")
+    run = Child(slow_build, tower, cache, images[0].parent, 0.0, 6, log=tmp_path / "log")
     while run.printed.count("done") < 6 and run.poll() is None:
         time.sleep(0.01)
     assert run.kill() == -signal.SIGKILL
@@ -292,7 +294,7 @@ def test_a_damaged_part_is_named(tmp_path, encoder, images):
 
 
 def test_two_builds_at_once(tmp_path, encoder, tower, images):
-    given = (tower, tmp_path / "cache", images[0].parent, 0.02)
+    given = (tower, tmp_path / "cache", images[0].parent, 0.02, 20)
     both = [Child(slow_build, *given, log=tmp_path / f"log{number}") for number in range(2)]
     assert [one.wait(600) for one in both] == [0, 0]
     found = build(images, encoder, tmp_path / "cache")
@@ -325,6 +327,8 @@ def test_reading_goes_on_ahead_of_the_tower(monkeypatch):
     started: list[str] = []
     reads = features._ahead(lambda path: started.append(path) or path, [str(i) for i in range(100)], 2, 8)
     assert next(reads) == "0"
-    time.sleep(0.1)
+    end = time.monotonic() + 300
+    while len(started) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
     assert 1 < len(started) <= 9
     assert list(reads) == [str(i) for i in range(1, 100)]
