@@ -122,7 +122,8 @@ def _open_gguf(place: names.Place, quantize: str | None, options: dict[str, Any]
     """The model of a GGUF file. Quantized again by our scheme, if one is given."""
     dtype = options.get("dtype")
     options = options | {"gguf_file": place.gguf, "dtype": torch.float32 if dtype in (None, "auto") else dtype}
-    model, report = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
+    model, report = loaded
     _check_complete(model, report, str(place.gguf))
     made = _plain(model)
     if checks.scheme(quantize):
