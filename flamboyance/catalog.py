@@ -51,23 +51,27 @@ class Entry(names.Name):
             raise
         return values.get("model_type") == "flamingo"
 
-    def config(self, **options: Any) -> FlamingoConfig:
+    def config(self, quantize: str | None = None, **options: Any) -> FlamingoConfig:
         """The configuration. No weights are read or downloaded.
 
         Args:
+            quantize: the scheme of the frozen parts' weights; None: as the model was saved.
             options: cache_dir, local_files_only, revision, token, of the hub.
 
         Raises:
-            OSError, ValueError: there is no such model, or it is not a Flamingo.
+            OSError, ValueError: there is no such model, it is not a Flamingo, or it is quantized otherwise.
         """
         if self.kind == "released":
             from flamboyance.checkpoints import released
 
-            return released.config_for(self.name)
-        from flamboyance.checkpoints.directory import read_config
+            config = released.config_for(self.name)
+        else:
+            from flamboyance.checkpoints.directory import read_config
 
-        with self._named():
-            return read_config(self.files(**options))
+            with self._named():
+                config = read_config(self.files(**options))
+        config.choose_scheme(quantize, self.name)
+        return config
 
     def outline(self, **options: Any) -> FlamingoForConditionalGeneration:
         """The model without weights, on the meta device: it takes no memory. `options`: as for `config`."""

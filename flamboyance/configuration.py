@@ -111,6 +111,19 @@ class FlamingoConfig(PreTrainedConfig):
         parts += [self.placement, f"{self.resampler['latents']} latents per image"]
         return f"{type(self).__name__}({', '.join([*parts, f'{self.vocab_size} tokens'])})"
 
+    def choose_scheme(self, quantize: str | None, name: Any) -> None:
+        """Sets `quantize`, if one is given, of a model that is named in errors.
+
+        Raises:
+            ValueError: an unknown scheme, or the model is quantized otherwise.
+        """
+        if self.quantize and checks.scheme(quantize) not in (None, self.quantize):
+            raise ValueError(
+                f"quantize={quantize!r}: {name} is quantized to {self.quantize} already; leave quantize out, or open "
+                "the original model"
+            )
+        self.quantize = checks.scheme(quantize) or self.quantize
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's configuration with the Flamingo's vocabulary: generation creates the cache from it, and
         older versions of transformers read the width of the logits from it."""

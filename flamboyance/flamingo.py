@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from flamboyance import checks, names
+from flamboyance import names
 from flamboyance.checkpoints import card, openflamingo, released
 from flamboyance.checkpoints.directory import (
     WEIGHTS,
@@ -187,12 +187,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # older transformers' Auto classes pass the requested dtype here
         config = read_config(directory) if config is None else copy.deepcopy(config)
-        if config.quantize and quantize not in (None, config.quantize):
-            raise ValueError(
-                f"quantize={quantize!r}: {directory} is quantized to {config.quantize} already; leave quantize out, or "
-                "open the original model"
-            )
-        quantize = config.quantize = checks.scheme(quantize) or config.quantize
+        config.choose_scheme(quantize, directory)
+        quantize = config.quantize
         check_json(directory)
         tensors, about = read_weights(directory / WEIGHTS)
         stored = dtype == "auto"

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
-from flamboyance.commands.arguments import add_model
+from flamboyance.commands.arguments import DTYPES, add_model, at_least
 from flamboyance.commands.models import model_name
 
 EPILOG = "Released models are not downloaded.\n"
@@ -37,22 +37,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="MODEL", help="same as --model")
     parser.add_argument("--json", action="store_true", help="parts, parameters, bytes, gates and versions as JSON")
     add_model(parser, device=False)
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--dtype", choices=DTYPES[1:], help="of what is not quantized (default: that of the trained part)"
+    )
+    group.add_argument("--shots", type=at_least(0), default=4, metavar="N", help="of the counted prompt (default: 4)")
+    group.add_argument(
+        "--kind", metavar="KIND", help="whether it fits: T4, L4, RTX4090, …, as for `plan`; cpu; a memory such as 16GB"
+    )
 
 
 def info(arguments: argparse.Namespace) -> int:
     """Print a table of a model's parts, and its gates if its weights are on this machine."""
+    from flamboyance.planning.inference import inference_memory
+    from flamboyance.training.hardware import find as find_hardware
+
     name = arguments.name or model_name(arguments)
     if arguments.name and arguments.model and arguments.name != arguments.model:
         raise ValueError(f"two models are named, {arguments.name} and --model {arguments.model}; give one")
-    model, gates = outline(name)
+    model, gates = outline(name, arguments.quantize, arguments.dtype)
+    hardware = find_hardware(arguments.kind or "cpu")
+    figures, table = as_json(name, model, gates), _table(name, parts(model))
+    weights = _memory(model)
+    needed = inference_memory(model, arguments.shots, hardware)
     if arguments.json:
-        print(json.dumps(as_json(name, model, gates), indent=1))
+        memory = asdict(needed) | {"tensors": needed.tensors, "total": needed.total, "capacity": hardware.memory}
+        figures["inference"] = {"shots": arguments.shots, "kind": hardware.name, **memory}
+        print(json.dumps(figures, indent=1))
         return 0
     from rich.console import Console
 
     console = Console()
-    console.print(_table(name, parts(model)))
-    console.print(_memory(model))
+    console.print(table)
+    console.print(weights)
+    console.print(_inference(needed, arguments.shots, hardware, bool(arguments.kind)))
     if gates:
         console.print(_gates(model.cross_attention_layers, gates))
     else:
@@ -60,20 +78,27 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def outline(name: str) -> tuple[Any, Gates | None]:
-    """The model without weights, in the precision of its trained ones; and its gates if those are on this machine."""
+def outline(name: str, quantize: str | None = None, dtype: str | None = None) -> tuple[Any, Gates | None]:
+    """The model without weights, and its gates if its weights are on this machine.
+
+    Args:
+        quantize: the scheme of the frozen parts' weights; None: as the model was saved.
+        dtype: name of the precision of the others; None: that of the trained ones.
+    """
+    import torch
+
     from flamboyance import catalog
     from flamboyance.checkpoints.directory import WEIGHTS, read_weights
     from flamboyance.model.adapters import canonical
 
     entry = catalog.resolve(name)
-    model = entry.outline()
+    model = entry.outline(quantize=quantize)
     if entry.kind == "released":
-        return model, None
+        return model.to(getattr(torch, dtype or "float32")), None
     trained = {canonical(tensor): value for tensor, value in read_weights(entry.files() / WEIGHTS)[0].items()}
     blocks = [f"cross_attention.{number}" for number in range(len(model.cross_attention))]
     gates = [(float(trained[f"{b}.attention_gate"]), float(trained[f"{b}.feed_forward_gate"])) for b in blocks]
-    return model.to(trained["resampler.latents"].dtype), gates
+    return model.to(getattr(torch, dtype) if dtype else trained["resampler.latents"].dtype), gates
 
 
 def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
@@ -121,15 +146,18 @@ def parts(model: Any) -> list[Part]:
 
 
 def _part(name: str, what: str, module: Any, trained: set[str]) -> Part:
+    from flamboyance.model.quantized_linear import count, layers
+
     parameters = dict(module.named_parameters())
+    kinds = {str(p.dtype).removeprefix("torch.") for p in parameters.values()}
     tensors = [*parameters.values(), *module.buffers()]
     return Part(
         name,
         what,
-        sum(p.numel() for p in parameters.values()),
+        count(module),
         sum(p.numel() for key, p in parameters.items() if f"{name}.{key}" in trained),
         sum(t.numel() * t.element_size() for t in tensors),
-        ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})),
+        ", ".join(sorted(kinds | {f"int{layer.bits}" for _, layer in layers(module)})),
     )
 
 
@@ -164,11 +192,32 @@ def _table(title: str, rows: Sequence[Part]) -> Any:
 
 
 def _memory(model: Any) -> str:
-    total = sum(p.numel() for p in model.parameters())
+    tensors = [*model.parameters(), *model.buffers()]
+    whole = sum(t.numel() for t in tensors if t.dtype == model.dtype)
+    packed = (
+        sum(t.numel() * t.element_size() for t in tensors if t.dtype != model.dtype) if model.config.quantize else 0
+    )
     trained = sum(p.numel() for p in model.trained_parameters().values())
-    weights = f"Weights take {_size(4 * total)} as float32, {_size(2 * total)} as bfloat16."
+    weights = f"Weights take {_size(packed + 4 * whole)} as float32, {_size(packed + 2 * whole)} as bfloat16."
+    if model.config.quantize:
+        weights = f"With {model.config.quantize} for the frozen linear layers, w{weights[1:]}"
     adam = f"Training with Adam adds {_size(12 * trained)}: gradients and two moments of the trainable parameters."
     return f"{weights}\n{adam}"
+
+
+def _inference(needed: Any, shots: int, hardware: Any, asked: bool) -> str:
+    from flamboyance.planning.inference import TEXT
+
+    prompt = f"{shots + 1} images and {TEXT * (shots + 1)} tokens"
+    said = (
+        f"Answering a prompt of {shots} shots ({prompt}, greedy) needs {_size(needed.tensors)}: weights "
+        f"{_size(needed.weights)}, cache and images {_size(needed.kept)}, activations {_size(needed.working)}."
+    )
+    if not asked:
+        return said
+    fits = "fits" if needed.total <= hardware.memory else "does not fit"
+    beside = f"{_size(needed.reserve)} for driver and libraries and {_size(needed.fragments)} between blocks"
+    return f"{said}\nWith {beside} that is {_size(needed.total)}: it {fits} {hardware.name}, {_size(hardware.memory)}."
 
 
 def _gates(layers: Sequence[int], gates: Sequence[tuple[float, float]]) -> Any:

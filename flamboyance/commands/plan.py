@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = "H100-80GB, H200-141GB, A100-80GB, A100-40GB, L40S-48GB, RTX4090-24GB, B200-180GB, or cpu: this machine"
+    kinds = "H100-80GB, H200-141GB, A100-80GB, A100-40GB, L40S-48GB, L4-24GB, T4-16GB, RTX4090-24GB, B200-180GB, "
+    kinds += "cpu: this machine, or a main memory such as 16GB"
     parser.add_argument("recipe", metavar="RECIPE", help="as for `train`")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="as for `train`; shards may be left out")
     parser.add_argument("--gpus", type=numbers(1), default=(1,), metavar="N[,N…]", help="how many; a line for each")

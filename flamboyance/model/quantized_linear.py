@@ -11,7 +11,7 @@ precision. They keep that precision when the model is cast.
 Activations are never rounded more than the model's own precision rounds them. On a CPU, a part of the weight that fits
 its caches is converted to float32 at a time, and multiplied there: the whole weight is never in memory, and decoding
 reads a quarter (an eighth) of float32's bytes. In bfloat16, few rows are multiplied by PyTorch's own kernel for 8-bit
-weights. Elsewhere the layer's weight is converted at each call, and freed.
+weights. Other devices convert larger parts.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from flamboyance.model.linear import AT_ONCE, bfloat16_is_slow
 
 GROUPS = (128, 64, 32, 16)  # columns with a common scale in int4: the first of these that divides the row
 KERNEL_ROWS = 8  # bfloat16 rows that PyTorch's kernel multiplies faster than a converted weight
+AT_ONCE_ELSEWHERE = 2**22  # elements of a weight that are converted at a time on other devices than a CPU
 TENSORS = ("qweight", "scales", "zeros")
 
 
@@ -89,7 +90,7 @@ class QuantizedLinear(nn.Linear):
         return integers
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
+        if not input.is_meta and torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         if torch.compiler.is_compiling():
             out = F.linear(input, self.dequantized(input.dtype))
@@ -105,31 +106,27 @@ class QuantizedLinear(nn.Linear):
 
     def product(self, x: Tensor) -> Tensor:
         """x (…, K) -> x · weightᵀ (…, N), in the precision of x."""
-        if x.device.type != "cpu":
-            return F.linear(x, self.dequantized(x.dtype))
         rows = x.reshape(-1, self.in_features)
-        few = x.dtype == torch.bfloat16 and len(rows) <= KERNEL_ROWS and self.bits == 8
+        few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(rows) <= KERNEL_ROWS and self.bits == 8
         out = torch._weight_int8pack_mm(rows, self.qweight, self.scales[:, 0]) if few else self._by_parts(rows)
         return out.view(*x.shape[:-1], self.out_features)
 
     def _by_parts(self, rows: Tensor) -> Tensor:
-        out, given = rows.new_empty(len(rows), self.out_features), rows.to(_computing(rows.dtype))
+        out, given = rows.new_empty(len(rows), self.out_features), rows.to(_computing(rows))
         for part in self._parts():
             out[:, part] = F.linear(given, self._part(part).to(given.dtype))
         return out
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """The gradient (…, N) of the product -> that of its input (…, K)."""
-        if gradient.device.type != "cpu":
-            return gradient @ self.dequantized(gradient.dtype)
-        rows = gradient.reshape(-1, self.out_features).to(_computing(gradient.dtype))
+        rows = gradient.reshape(-1, self.out_features).to(_computing(gradient))
         out = rows.new_zeros(len(rows), self.in_features)
         for part in self._parts():
             out.addmm_(rows[:, part], self._part(part).to(rows.dtype))
         return out.to(gradient.dtype).view(*gradient.shape[:-1], self.in_features)
 
     def _parts(self) -> list[slice]:
-        step = max(1, AT_ONCE // self.in_features)
+        step = max(1, (AT_ONCE if self.qweight.device.type == "cpu" else AT_ONCE_ELSEWHERE) // self.in_features)
         return [slice(start, start + step) for start in range(0, self.out_features, step)]
 
     def _part(self, rows: slice) -> Tensor:
@@ -171,9 +168,10 @@ class _Product(torch.autograd.Function):
         return ctx.layer.gradient(gradient), None
 
 
-def _computing(dtype: torch.dtype) -> torch.dtype:
-    """The precision that a CPU multiplies in."""
-    return torch.bfloat16 if dtype == torch.bfloat16 and not bfloat16_is_slow() else torch.float32
+def _computing(x: Tensor) -> torch.dtype:
+    """The precision to multiply in: that of x, unless the processor has no products of it."""
+    slow = x.device.type == "cpu" and (x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and bfloat16_is_slow()))
+    return torch.float32 if slow else x.dtype
 
 
 def group_of(columns: int) -> int:

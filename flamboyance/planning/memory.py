@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from flamboyance.model.quantized_linear import layers
 from flamboyance.planning.cost import PARTS, Trace, part_names
 from flamboyance.training.hardware import Hardware
 from flamboyance.training.parallel import decoder_layers
@@ -37,24 +38,30 @@ class Devices:
 
 @dataclass(frozen=True)
 class PartSize:
-    """Number of frozen and trainable parameters of a part, and bytes of the frozen ones."""
+    """Number of frozen and trainable parameters of a part, and bytes of the frozen ones. `whole_bytes`: of quantized
+    weights, which are not sharded."""
 
     frozen: int
     trained: int
     frozen_bytes: int
+    whole_bytes: int = 0
 
 
 def parts(model: Any) -> dict[str, PartSize]:
     """The size of each part of a model; a tied output head is counted with the language model."""
     part_of = part_names(model)
-    table = {name: [0, 0, 0] for name in PARTS}
+    table = {name: [0, 0, 0, 0] for name in PARTS}
+    quantized = dict(layers(model))
     for name, parameter in model.named_parameters():
         row, size = table[part_of(name)], parameter.numel()
         row[1 if parameter.requires_grad else 0] += size
         if not parameter.requires_grad:
             row[2] += size * parameter.element_size()
     for name, buffer in model.named_buffers():
-        table[part_of(name)][2] += buffer.numel() * buffer.element_size()
+        kind = 3 if name.rpartition(".")[0] in quantized else 2
+        table[part_of(name)][kind] += buffer.numel() * buffer.element_size()
+    for path, layer in quantized.items():
+        table[part_of(path)][0] += layer.in_features * layer.out_features
     return {name: PartSize(*row) for name, row in table.items()}
 
 
@@ -84,16 +91,16 @@ def units(model: Any, precision: str) -> ShardingUnits:
     def size(parameters: Iterable[nn.Parameter]) -> int:
         return sum(p.numel() * (width if p.requires_grad else p.element_size()) for p in parameters)
 
-    layers = [list(layer.parameters()) for layer in decoder_layers(model)]
+    decoder = [list(layer.parameters()) for layer in decoder_layers(model)]
     tower = next((m for m in model.vision.modules() if isinstance(m, nn.ModuleList)), ())
     towers = [list(layer.parameters()) for layer in tower]
     to_kv = [p for block in model.blocks for p in block.attention.to_kv.parameters()]
     apart = {id(p) for p in to_kv}
     blocks = [[p for p in block.parameters() if id(p) not in apart] for block in model.blocks]
     trained = [to_kv, list(model.resampler.parameters()), *blocks]
-    listed = [*layers, *towers, *trained]
+    listed = [*decoder, *towers, *trained]
     return ShardingUnits(
-        twice=sum(map(size, [*layers, *trained])),
+        twice=sum(map(size, [*decoder, *trained])),
         once=sum(map(size, towers)),
         root=size(model.parameters()) - sum(map(size, listed)),
         largest=max(map(size, listed)),
@@ -155,7 +162,7 @@ def memory(
         gathered = gathers.root + 3 * gathers.largest + 2 * FLOAT * gathers.largest_trained
         if passes == 1:  # accumulated gradients are sharded only after the last pass
             gradients /= devices.shards
-    frozen = sum(part.frozen_bytes for part in table.values()) / devices.shards
+    frozen = sum(part.frozen_bytes / devices.shards + part.whole_bytes for part in table.values())
     parameters, moments = trained / devices.shards, 2 * trained / devices.shards
     tensors = frozen + parameters + moments + gradients + gathered + temporary
     return Memory(

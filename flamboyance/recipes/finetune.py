@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flamboyance import catalog
+from flamboyance import catalog, checks
 from flamboyance.catalog import MINI
 from flamboyance.recipes.training_split import TrainingSplit, draw, unknown_words
 from flamboyance.training.config import TrainingConfig
@@ -31,6 +31,7 @@ def finetune(
     held_out: float = 0.1,
     template: str = "",
     outside: bool = False,
+    quantize: str | None = None,
 ) -> TrainingRun:
     """Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.
 
@@ -50,6 +51,7 @@ def finetune(
         template: how an image and its text are written, as in "<image>A photo of {text}"; "": the templates `caption`
             and `vqa`.
         outside: accept images outside of the folder of the data: absolute paths, `..`, links that lead out of it.
+        quantize: int8 or int4: the frozen parts' weights in 8 or 4 bits; none: as the checkpoint has them.
 
     Raises:
         ValueError: `held_out` is not a fraction.
@@ -74,19 +76,21 @@ def finetune(
     )
     return TrainingRun(
         training,
-        build=partial(build, model, source),
-        outline=partial(outline, model),
+        build=partial(build, model, source, checks.scheme(quantize)),
+        outline=partial(outline, model, quantize),
         evaluate=partial(evaluate, source=source) if held_out else None,
         prepare=partial(draw, source, held_out),
     )
 
 
-def build(model: str, source: TrainingSplit) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+def build(
+    model: str, source: TrainingSplit, quantize: str | None = None
+) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The checkpoint and its processor. Warns if the tokenizer does not know the words of the data."""
     import torch  # for start-up time
 
     # Trainable parameters are float32, even if the language model's weights are stored in less.
-    made, processor = catalog.resolve(model).open(trained_dtype=torch.float32)
+    made, processor = catalog.resolve(model).open(trained_dtype=torch.float32, quantize=quantize)
     if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
         warnings.warn(
             f"the tokenizer of {model} does not know {share:.0%} of the data's words, which cannot be learned"
@@ -105,6 +109,6 @@ def evaluate(
     return held_out.evaluate(model, processor, source)
 
 
-def outline(model: str) -> FlamingoConfig:
+def outline(model: str, quantize: str | None = None) -> FlamingoConfig:
     """The checkpoint's configuration, without its weights."""
-    return catalog.resolve(model).config()
+    return catalog.resolve(model).config(quantize)

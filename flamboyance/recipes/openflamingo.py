@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from flamboyance import checks
 from flamboyance.data import presets
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.run import TrainingRun
@@ -39,7 +40,9 @@ def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -
         language: str | None = None,
         vision: str | None = None,
         tokenizer: str | None = None,
+        quantize: str | None = None,
     ) -> TrainingRun:
+        scheme = checks.scheme(quantize)
         published = presets.openflamingo(laion, mmc4, chatgpt)
         # The trainer's own advice, which the released models followed.
         sources = {key: dataclasses.replace(source, replacement=True) for key, source in published.items()}
@@ -57,7 +60,9 @@ def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -
             checkpoint_activations=True,
             workers=4,
         )
-        return TrainingRun(training, lambda: build(name, language, vision, tokenizer), lambda: outline(name))
+        return TrainingRun(
+            training, lambda: build(name, language, vision, tokenizer, scheme), lambda: outline(name, scheme)
+        )
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = about + _ARGUMENTS
@@ -73,11 +78,16 @@ _ARGUMENTS = """
         chatgpt: shards of ChatGPT's sequences, among MMC4's in proportion to their number; the 4B models had them.
         steps: optimizer steps; the default is the published 60 M documents and 120 M pairs at 64 devices' batches.
         language, vision, tokenizer: directories (or other hub ids) of the frozen parts, if not to come from the hub.
+        quantize: int8 or int4: the frozen parts' weights in 8 or 4 bits.
     """
 
 
 def build(
-    name: str, language: str | None = None, vision: str | None = None, tokenizer: str | None = None
+    name: str,
+    language: str | None = None,
+    vision: str | None = None,
+    tokenizer: str | None = None,
+    quantize: str | None = None,
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo around a released model's backbones, and its processor."""
     from flamboyance import names
@@ -90,16 +100,20 @@ def build(
         processor.image_processor = None  # the tower's own is used: another one has another mean, deviation and size
     release, tower = names.RELEASED[name], str(vision or released.TOWER["name"])
     model = FlamingoForConditionalGeneration.from_backbones(
-        tower, language or release.language, processor, cross_attn_every_n_layers=release.cross_attn_every_n_layers
+        tower,
+        language or release.language,
+        processor,
+        cross_attn_every_n_layers=release.cross_attn_every_n_layers,
+        quantize=quantize,
     )
     return model, processor
 
 
-def outline(name: str) -> FlamingoConfig:
+def outline(name: str, quantize: str | None = None) -> FlamingoConfig:
     """A released model's configuration, without the network."""
-    from flamboyance.checkpoints import released
+    from flamboyance import catalog
 
-    return released.config_for(name)
+    return catalog.resolve(name).config(quantize)
 
 
 RECIPES = {

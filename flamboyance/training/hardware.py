@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MIB = 2**20
@@ -41,9 +42,10 @@ class Hardware:
         return self.name == "cpu"
 
 
-# NVIDIA's data sheets: H100 SXM, H200 SXM, A100 SXM, L40S, GeForce RTX 4090 (Ada whitepaper), HGX B200. Half of the
+# NVIDIA's data sheets: H100 SXM, H200 SXM, A100 SXM, L40S, L4, T4, RTX 4090 (Ada whitepaper), HGX B200. Half of the
 # NVLink figures there, which count both directions; half of the matrix figures where they count sparsity. Network: 400
-# Gb/s a GPU in DGX H100, H200 and B200, 200 in DGX A100; 100 with L40S, and a desktop's 10 with RTX 4090, are usual.
+# Gb/s a GPU in DGX H100, H200 and B200, 200 in DGX A100; 100 with L40S and L4, 50 with T4, and a desktop's 10 with RTX
+# 4090, are usual.
 KINDS = {
     hardware.name: hardware
     for hardware in (
@@ -52,6 +54,8 @@ KINDS = {
         Hardware("A100-80GB", 312e12, 19.5e12, 81920 * MIB, 2.04e12, 300e9, 25e9),
         Hardware("A100-40GB", 312e12, 19.5e12, 40960 * MIB, 1.56e12, 300e9, 25e9),
         Hardware("L40S-48GB", 362e12, 91.6e12, 46068 * MIB, 0.864e12, 32e9, 12.5e9),
+        Hardware("L4-24GB", 121e12, 30.3e12, 23034 * MIB, 0.3e12, 32e9, 12.5e9),
+        Hardware("T4-16GB", 8.1e12, 8.1e12, 15360 * MIB, 0.32e12, 16e9, 6.25e9),  # no bfloat16: computed in float32
         Hardware("RTX4090-24GB", 165e12, 82.6e12, 24564 * MIB, 1.008e12, 32e9, 1.25e9),
         Hardware("B200-180GB", 2250e12, 75e12, 183359 * MIB, 8e12, 900e9, 50e9),
     )
@@ -69,18 +73,23 @@ def has_bfloat16() -> bool:
 
 
 def find(name: str) -> Hardware:
-    """A kind by its name or the beginning of its name; "cpu" is this machine.
+    """A kind by its name or the beginning of its name; "cpu" is this machine, "16GB" one with so much main memory.
 
     Raises:
         ValueError: no kind or several kinds have such a name.
     """
     if name.lower() == "cpu":
         return this_machine()
+    if memory := re.fullmatch(r"(\d+) ?GI?B", name.upper()):
+        return replace(this_machine(), memory=int(memory[1]) * 2**30)
     fitting = [kind for known, kind in KINDS.items() if known.lower().startswith(name.lower())]
-    exact = [kind for kind in fitting if kind.name.lower() == name.lower()]
+    exact = [kind for kind in fitting if name.lower() in (kind.name.lower(), kind.name.partition("-")[0].lower())]
     if len(exact or fitting) != 1:
         problem = "is unknown" if not fitting else "fits more than one kind"
-        raise ValueError(f"--kind {name} {problem}: expected one of {', '.join(KINDS)}, or cpu for this machine")
+        raise ValueError(
+            f"--kind {name} {problem}: expected one of {', '.join(KINDS)}, cpu for this machine, or a "
+            "main memory such as 16GB"
+        )
     return (exact or fitting)[0]
 
 
