@@ -11,7 +11,7 @@ from pathlib import Path
 from flamboyance.serving.errors import ApiError
 
 VARIABLE = "FLAMBOYANCE_API_KEYS"
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Keys:
@@ -70,7 +70,8 @@ def check(headers: Mapping[str, str], keys: Keys, loopback: bool) -> None:
             it in Origin, and those of a name that was turned to this address (DNS rebinding) in Host.
     """
     host = headers.get("host", "")
-    if loopback and host.rpartition(":")[0 if ":" in host and not host.endswith("]") else 2] not in LOOPBACK:
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if loopback and name not in LOOPBACK:
         raise ApiError(403, f"the server listens on loopback; it is not {host!r:.100}", None, "wrong_host")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:

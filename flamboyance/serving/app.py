@@ -51,12 +51,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The model, and each few-shot task as a model of its own."""
-        return {"object": "list", "data": service.models()}
+        return {"object": "list", "data": await service.in_pool(service.models)}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One model or task."""
-        found = next((one for one in service.models() if one["id"] == name), None)
+        found = next((one for one in await service.in_pool(service.models) if one["id"] == name), None)
         if found is None:
             raise ApiError(404, f"there is no model {name!r}", "model", "model_not_found")
         return found
@@ -69,7 +69,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/tasks")
     async def tasks() -> dict[str, Any]:
         """All few-shot tasks."""
-        return {"object": "list", "data": [task.described(service.name) for task in service.tasks]}
+        found = await service.in_pool(service.tasks.all)
+        return {"object": "list", "data": [task.described(service.name) for task in found]}
 
     @app.get("/v1/tasks/{name}")
     async def task(name: str) -> dict[str, Any]:

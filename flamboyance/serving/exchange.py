@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -93,15 +94,16 @@ class Exchange:
     async def json(self, content: Any, status: int = 200) -> None:
         await self.respond(JSONResponse(content, status))
 
-    async def events(self, chunks: AsyncIterator[dict[str, Any]]) -> None:
+    async def events(self, chunks: AsyncGenerator[dict[str, Any]]) -> None:
         """Server-sent events. The status follows from the first chunk: what fails before it is an error response."""
-        async for chunk in chunks:
-            if not self._started:
-                self._started = True
-                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-                headers.append((b"x-accel-buffering", b"no"))  # for nginx
-                await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if not self._started:
+                    self._started = True
+                    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+                    headers.append((b"x-accel-buffering", b"no"))  # for nginx
+                    await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+                await self._event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
         await self._event("[DONE]", last=True)
 
     async def _event(self, data: str, last: bool = False) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,7 +129,7 @@ class Service:
             for (place, url), content in zip(places, contents, strict=True)
         ]
 
-    async def pieces(self, request: Request) -> AsyncIterator[Piece]:
+    async def pieces(self, request: Request) -> AsyncGenerator[Piece]:
         """The pieces of an answer as they come. Leaving the iteration cancels the request.
 
         Raises:
@@ -159,20 +159,22 @@ class Service:
 
     async def complete(self, request: Request, model: str) -> dict[str, Any]:
         """The whole answer."""
-        pieces = [piece async for piece in self.pieces(request) if piece.ended is not None]
+        async with aclosing(self.pieces(request)) as news:
+            pieces = [piece async for piece in news if piece.ended is not None]
         used = self._usage(request, sum(piece.count for piece in pieces))
         return protocol.completion(protocol.new_id(), model, pieces, used, partial(self._logprobs, request))
 
-    async def stream(self, request: Request, model: str, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, request: Request, model: str, with_usage: bool) -> AsyncGenerator[dict[str, Any]]:
         """The chunks of a streamed answer."""
         name, created = protocol.new_id(), int(time.time())
         counts = dict.fromkeys(range(request.choices), 0)
         begun: set[int] = set()
-        async for piece in self.pieces(request):
-            counts[piece.choice] = piece.count
-            choice = protocol.delta(piece, partial(self._logprobs, request), piece.choice not in begun)
-            begun.add(piece.choice)
-            yield protocol.chunk(name, model, created, [choice])
+        async with aclosing(self.pieces(request)) as pieces:
+            async for piece in pieces:
+                counts[piece.choice] = piece.count
+                choice = protocol.delta(piece, partial(self._logprobs, request), piece.choice not in begun)
+                begun.add(piece.choice)
+                yield protocol.chunk(name, model, created, [choice])
         if with_usage:
             yield protocol.chunk(name, model, created, [], self._usage(request, sum(counts.values())))
 
@@ -223,9 +225,9 @@ class Service:
         return self.tasks.add(body.name, template, list(zip(pictures, values, strict=True)))
 
     def models(self) -> list[dict[str, Any]]:
-        """The model, and each task as a model of its own."""
+        """The model, and each task as a model of its own. In a reader's thread."""
         about: dict[str, Any] = {"object": "model", "owned_by": "flamboyance"}
-        tasks = [{"id": f"{self.name}:{task.name}", "created": task.created} | about for task in self.tasks]
+        tasks = [{"id": f"{self.name}:{task.name}", "created": task.created} | about for task in self.tasks.all()]
         return [{"id": self.name, "created": self.created} | about, *tasks]
 
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,15 +85,23 @@ class TaskStore:
         self._lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(folder.iterdir()):
-                if NAME.fullmatch(path.name) and (path / "task.json").is_file():
-                    self._load(path.name)
+            for name in self._names():
+                self._load(name)
 
-    def __iter__(self):
-        return iter(sorted(self._tasks.values(), key=lambda task: task.name))
+    def _names(self) -> list[str]:
+        """The tasks in the folder, or else in memory."""
+        if self.folder is None:
+            return sorted(self._tasks)
+        found = [path.name for path in self.folder.iterdir() if (path / "task.json").is_file()]
+        return sorted(name for name in found if NAME.fullmatch(name))
 
-    def __len__(self) -> int:
-        return len(self._tasks)
+    def all(self) -> list[StoredTask]:
+        """The tasks by name, without those in the folder that were made with another model."""
+        found = []
+        for name in self._names():
+            with suppress(ApiError):
+                found.append(self.find(name))
+        return found
 
     def find(self, name: str) -> StoredTask:
         """
@@ -122,6 +131,8 @@ class TaskStore:
         """
         if not NAME.fullmatch(name):
             raise bad("name", f"name is {name!r:.100}; expected 1 to 64 letters, digits, '.', '_' and '-'")
+        if not self.most:
+            raise ApiError(403, "this server takes no tasks", None, "no_tasks")
         with self._lock:
             taken = name in self._tasks or name in self._adding
             if taken or (self.folder is not None and (self.folder / name).exists()):
