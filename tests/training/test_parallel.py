@@ -13,7 +13,7 @@ from tests.processes import ranks
 from tests.training import worker
 from tests.training.batches import training
 
-STEPS = 50
+STEPS = 15
 FAMILIES = {"opt": "tied", "llama": "untied"}
 MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
 SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
