@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flamboyance.commands.progress import progress
 from scripts.small_world import world
+from scripts.small_world.concepts import HELD_OUT
 from scripts.small_world.variants import Counts
 
 
@@ -31,6 +32,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = world.Settings(
         variants=Counts(trained=given.variants),
+        held_out=HELD_OUT if given.limit is None else min(HELD_OUT, given.limit // 7),
         scenes=given.scenes,
         documents={"captions": given.captions, "topics": given.topics, "episodes": given.episodes},
         seed=given.seed,

@@ -11,6 +11,15 @@ from scripts.small_world.concepts import Concept, article
 from scripts.small_world.scenes import Scene, position
 from scripts.small_world.variants import Variant
 
+UNCOUNTED = {
+    "food",
+    "sport",
+    "medicine",
+    "clothing",
+    "stationery",
+    "electronics",
+    "sky",
+}  # kinds: no article, no plural
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 # Each way to write a caption, and how often it is chosen.
 SHARES = {
@@ -34,7 +43,7 @@ FOREIGN = {
 }
 FACT_TEXTS = {
     "eats": "Question: What does it eat? Answer: {}",
-    "lives": "Question: Where does it live? Answer: {}",
+    "lives": "Question: Where is it found? Answer: {}",
     "use": "Question: What is it used for? Answer: {}",
 }
 
@@ -55,7 +64,9 @@ def picture_of(concept: Concept, variant: Variant, rng: np.random.Generator) -> 
 
 
 def kind_of(concept: Concept) -> str:
-    """ "A lion is an animal."; of several things, "Scissors: a kind of tool."."""
+    """ "A lion is an animal."; of several things, "Scissors: a kind of tool."; "Necktie: clothing."."""
+    if concept.kind in UNCOUNTED:
+        return f"{capital(concept.name)}: {concept.kind}."
     if concept.form in ("", "the"):
         return f"{capital(concept.phrase)} is {article(concept.kind)} {concept.kind}."
     return f"{capital(concept.name)}: a kind of {concept.kind}."

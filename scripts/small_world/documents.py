@@ -31,7 +31,6 @@ PER_SHARD = 1000  # documents
 SINGLE = 0.4  # share of the caption documents with one picture
 SCENES = 0.25  # share of the pictures in caption documents that are scenes, where there are any
 ONE_STYLE = 0.5  # share of the caption documents with several pictures whose captions are all of one style
-UNCOUNTED = {"food", "sport", "medicine", "clothing", "stationery", "electronics", "sky"}  # kinds
 MOST_CAPTIONS, MOST_TOPIC = 5, 6  # pictures of a document
 
 Part = tuple[str, str]  # an image file, and the text after it
@@ -164,7 +163,7 @@ def _sentence(concept: Concept, variant: Variant, rng: np.random.Generator) -> s
 
 
 def _many(kind: str) -> str:
-    return kind if kind in UNCOUNTED else pluralize(kind)
+    return kind if kind in captions.UNCOUNTED else pluralize(kind)
 
 
 def _episodes(material: Material) -> Writer:

@@ -14,7 +14,7 @@ MOST_WORDS = 24  # of a gloss
 # What glosses say of eating, of homes and of use. Each matches up to the next semicolon.
 FACTS = {
     "eats": r"\b(?:feeds|feeding|feed)(?: \w+ly)? on ([^;]+)",
-    "lives": r"\b(?:inhabits|inhabiting|living in|found in|native to|widely distributed in) ([^;,]+)",
+    "lives": r"\b(?:inhabits|found in|native to|widely distributed in) (?!the Pleistocene|the nucleus)([^;,]+)",
     "use": r"\bused (?:for|to) ([^;]+)",
 }
 
@@ -70,7 +70,8 @@ class WordNet:
         pointers = words[start + 1 :]
         wider = [pointers[i + 1] for i in range(0, 4 * int(words[start]), 4) if pointers[i] in ("@", "@i")]
         hypernym = self._data[wider[0]].split()[4].replace("_", " ") if wider else ""
-        found = {key: re.search(pattern, gloss) for key, pattern in FACTS.items()}
+        plain = re.sub(r" *\([^)]*\)", "", gloss)
+        found = {key: re.search(pattern, plain) for key, pattern in FACTS.items()}
         facts = {key: match[1].strip() for key, match in found.items() if match and '"' not in match[1]}
         return Sense(lemma.replace("_", " "), short_gloss(gloss), hypernym, facts)
 

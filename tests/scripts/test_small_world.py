@@ -246,6 +246,12 @@ def test_positions(a, b, where):
     assert f"a dog {where} an owl" in texts and f"an owl {where} a dog" not in texts
 
 
+def test_kinds_are_said_in_words():
+    assert captions.kind_of(Concept("ox", "animal")) == "An ox is an animal."
+    assert captions.kind_of(Concept("scissors", "tool", form="plural")) == "Scissors: a kind of tool."
+    assert captions.kind_of(Concept("necktie", "clothing")) == "Necktie: clothing."
+
+
 def test_counts_are_said_in_words():
     box = (0, 0, 1, 1)
     concepts = {c.name: c for c in six_concepts()}
