@@ -27,7 +27,8 @@ def test_help_of_a_recipe_lists_all_that_can_be_set(name: str, capsys: pytest.Ca
     text = said(capsys, name, "--help")
     assert text == said(capsys, name)
     keys = [*parameters(RECIPES[name]), "seed", "checkpoint_every", "workers"]
-    run = RECIPES[name](**{key: "x" for key, one in parameters(RECIPES[name]).items() if one.required})
+    # As the help does, so that sources that are named after their data have the same names.
+    run = RECIPES[name](**{key: key.upper() for key, one in parameters(RECIPES[name]).items() if one.required})
     keys += [f"{source}.{field}" for source, made in run.training.sources.items() for field in fields(made)]
     for key in keys:
         assert f"\n  {key} " in text
