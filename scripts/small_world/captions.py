@@ -63,6 +63,11 @@ def picture_of(concept: Concept, variant: Variant, rng: np.random.Generator) -> 
     return f"a {'picture' if rng.random() < 0.3 else made} of {concept.phrase}"
 
 
+def sentence_of(concept: Concept) -> str:
+    """ "This is a dog."; "These are scissors."."""
+    return f"{'These are' if concept.form == 'plural' else 'This is'} {concept.phrase}."
+
+
 def kind_of(concept: Concept) -> str:
     """ "A lion is an animal."; of several things, "Scissors: a kind of tool."; "Necktie: clothing."."""
     if concept.kind in UNCOUNTED:
@@ -131,7 +136,7 @@ def _foreign(language: str) -> Callable[[Concept, Variant, np.random.Generator],
 _WRITERS: Mapping[str, Callable[[Concept, Variant, np.random.Generator], str]] = {
     "name": lambda concept, variant, rng: concept.name,
     "picture": picture_of,
-    "sentence": lambda concept, variant, rng: f"This is {concept.phrase}.",
+    "sentence": lambda concept, variant, rng: sentence_of(concept),
     "kind": lambda concept, variant, rng: kind_of(concept),
     "gloss": lambda concept, variant, rng: gloss_of(concept),
     "hypernym": lambda concept, variant, rng: hypernym_of(concept),

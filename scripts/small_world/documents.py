@@ -154,7 +154,7 @@ def _topics(material: Material) -> Writer:
 
 
 def _sentence(concept: Concept, variant: Variant, rng: np.random.Generator) -> str:
-    first = f"This is {concept.phrase}." if rng.random() < 0.5 else f"{captions.capital(concept.phrase)}."
+    first = captions.sentence_of(concept) if rng.random() < 0.5 else f"{captions.capital(concept.phrase)}."
     seen = captions.picture_of(concept, variant, rng)
     first = first if rng.random() < 0.8 else f"{captions.capital(seen)}."
     gloss = captions.gloss_of(concept) or captions.kind_of(concept)

@@ -250,6 +250,8 @@ def test_kinds_are_said_in_words():
     assert captions.kind_of(Concept("ox", "animal")) == "An ox is an animal."
     assert captions.kind_of(Concept("scissors", "tool", form="plural")) == "Scissors: a kind of tool."
     assert captions.kind_of(Concept("necktie", "clothing")) == "Necktie: clothing."
+    assert captions.sentence_of(Concept("scissors", "tool", form="plural")) == "These are scissors."
+    assert captions.sentence_of(Concept("ox", "animal")) == "This is an ox."
 
 
 def test_counts_are_said_in_words():
