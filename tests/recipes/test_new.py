@@ -158,6 +158,13 @@ def test_the_outline_is_the_models_own_configuration(parts: Path, tmp_path: Path
     assert sum(p.numel() for p in meta_model(outlined).parameters()) > 0
 
 
+def test_a_run_can_be_planned(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = settings(parts, tmp_path / "run", "timm")
+    assert main(["plan", "new", *given, "image_size=64", "feature_levels=2,3"]) == 0
+    assert "trained" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_sizes_follow_the_language_model(parts: Path, tmp_path: Path) -> None:
     small = resolve(new, [s for s in settings(parts, tmp_path / "run") if s not in SIZES]).outline()
     assert small.resampler["latents"] == 16 and small.cross_attention["ff_mult"] == 1
