@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from flamboyance.data.documents import Rejected, Source, digest
 from flamboyance.data.features import FeatureTable, FeatureWriter
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
-from flamboyance.files import output_lock
+from flamboyance.files import output_lock, read_json, write_json
 from flamboyance.images import ImageError, ImageProcessor, load_image
 from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
 
+DONE = "complete.json"  # the shards whose images are all computed
 VERSION = 1  # of the augmentation and of the files
 TOGETHER = 32  # pictures that the tower is given at a time
 PATIENCE = 24 * 3600.0  # seconds for which another run may be computing the same features
@@ -103,47 +104,71 @@ def _complete(
         waiting.clear()
         pictures.clear()
 
+    done = _done(directory, writer.count)
+    shards = [(source, shard) for source in config.sources.values() for shard in expand(source.shards)]
     try:
-        for image, source in _images(config.sources):
-            name = bytes.fromhex(digest(image))
-            if name in writer.known or name in waiting:
+        for source, shard in shards:
+            stamp = _stamp(shard, source)
+            if stamp in done:
                 continue
-            try:
-                found = list(variants(image, name, images, source, config.feature_augmentations))
-            except ImageError:  # a document with it is rejected, and counted, when it is read
-                continue
-            waiting.append(name)
-            pictures += found
-            if writer.count + len(waiting) > most:
-                raise ValueError(
-                    f"the features of {most:,} images fill feature_cache_gb={config.feature_cache_gb:g}, and there are "
-                    "more; give a larger one, fewer feature_augmentations, or leave cache_features out"
-                )
-            if len(pictures) >= TOGETHER:
+            for image in _images(shard, source):
+                name = bytes.fromhex(digest(image))
+                if name in writer.known or name in waiting:
+                    continue
+                try:
+                    found = list(variants(image, name, images, source, config.feature_augmentations))
+                except ImageError:  # a document with it is rejected, and counted, when it is read
+                    continue
+                waiting.append(name)
+                pictures += found
+                if writer.count + len(waiting) > most:
+                    raise ValueError(
+                        f"the features of {most:,} images fill feature_cache_gb={config.feature_cache_gb:g}, and there "
+                        "are more; give a larger one, fewer feature_augmentations, or leave cache_features out"
+                    )
+                if len(pictures) >= TOGETHER:
+                    compute()
+                if time.monotonic() - said > EVERY:
+                    said = time.monotonic()
+                    rate = (writer.count - before) / (said - began)
+                    print(f"features of {writer.count:,} images computed, {rate:.1f} a second", flush=True)
+            if waiting:
                 compute()
-            if time.monotonic() - said > EVERY:
-                said = time.monotonic()
-                rate = (writer.count - before) / (said - began)
-                print(f"features of {writer.count:,} images computed, {rate:.1f} a second", flush=True)
-        if waiting:
-            compute()
+            if stamp is not None:
+                done.add(stamp)
+                write_json(directory / DONE, {"images": writer.count, "shards": sorted(done)})
     finally:
         writer.close()
 
 
-def _images(sources: dict[str, Source]) -> Iterator[tuple[bytes, Source]]:
-    """The encoded images of all documents."""
-    for source in sources.values():
-        for shard in expand(source.shards):
-            for record in records(shard, getattr(source, "outside", False)):
-                if isinstance(record, Damage):
-                    continue
-                try:
-                    document = source.document(record, np.random.default_rng(0))
-                except Rejected:
-                    continue
-                for image in document.images:
-                    yield image, source
+def _done(directory: Path, count: int) -> set[str]:
+    """The stamps of shards whose images are all among the first `count`; such shards need not be read again."""
+    if not (directory / DONE).is_file():
+        return set()
+    content: Any = read_json(directory / DONE)
+    return set(content["shards"]) if content["images"] <= count else set()
+
+
+def _stamp(shard: str, source: Source) -> str | None:
+    """Identifies a tar's content, and how its documents are read; None for what may change unseen: folders, tables that
+    name files, URLs."""
+    file = Path(shard)
+    if file.suffix != ".tar" or not file.is_file():
+        return None
+    about, how = file.stat(), replace(source, shards="", batch_size=1, weight=1.0)
+    return digest(f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {how!r}".encode())
+
+
+def _images(shard: str, source: Source) -> Iterator[bytes]:
+    """The encoded images of a shard's documents."""
+    for record in records(shard, getattr(source, "outside", False)):
+        if isinstance(record, Damage):
+            continue
+        try:
+            document = source.document(record, np.random.default_rng(0))
+        except Rejected:
+            continue
+        yield from document.images
 
 
 def variants(image: bytes, name: bytes, images: ImageProcessor, source: Source, count: int) -> Iterator[Tensor]:

@@ -14,9 +14,10 @@ from flamboyance.data.features import FeatureTable
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.images import ImageProcessor, load_image
 from flamboyance.processes import World
+from flamboyance.training import features
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.features import prepare_features
-from tests.training.tiny_run import COLORS, jpeg
+from tests.training.tiny_run import COLORS, jpeg, write_tar
 
 RNG = np.random.default_rng(0)
 FILES = ("digests.bin", "features.bin")
@@ -52,7 +53,7 @@ def pictures(tmp_path: Path) -> list[bytes]:
 
 
 def made(tmp_path: Path, tower: Tower, **settings: Any) -> FeatureTable:
-    sources = {"photos": UserData(shards=str(tmp_path / "photos"), batch_size=1)}
+    sources = {"photos": UserData(shards=str(tmp_path / settings.pop("shards", "photos")), batch_size=1)}
     config = TrainingConfig(output=str(tmp_path / "run"), sources=dict(sources), steps=1, **settings)
     return prepare_features(tower, Processor(), config, World())
 
@@ -74,19 +75,40 @@ def test_an_images_features_are_the_towers(pictures: list[bytes], tmp_path: Path
     assert again.directory == table.directory and tower.seen == 42
 
 
-@pytest.mark.parametrize("digests, features", [(16 * 7, 24 * 9 + 5), (16 * 7 + 3, 24 * 8), (0, 11), (16 * 12, 24 * 10)])
+@pytest.mark.parametrize("digests, size", [(16 * 7, 24 * 9 + 5), (16 * 7 + 3, 24 * 8), (0, 11), (16 * 12, 24 * 10)])
 def test_what_a_crash_left_is_cut_off_and_completed(
-    digests: int, features: int, pictures: list[bytes], tmp_path: Path
+    digests: int, size: int, pictures: list[bytes], tmp_path: Path
 ) -> None:
     directory = made(tmp_path, Tower()).directory
-    for name, size in zip(FILES, (digests, features), strict=True):
-        content = (directory / name).read_bytes()[:size]
-        (directory / name).write_bytes(content + b"?" * (size % 8))
+    for name, kept in zip(FILES, (digests, size), strict=True):
+        content = (directory / name).read_bytes()[:kept]
+        (directory / name).write_bytes(content + b"?" * (kept % 8))
     tower = Tower()
     table = made(tmp_path, tower)
-    assert table.count == 40 and tower.seen == 1 + 40 - min(digests // 16, features // 24)
+    assert table.count == 40 and tower.seen == 1 + 40 - min(digests // 16, size // 24)
     for picture in pictures:
         torch.testing.assert_close(table.of(picture, RNG).float(), expected(picture), atol=2e-3, rtol=2e-3)
+
+
+def test_tars_that_are_complete_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shard(number: int) -> None:
+        write_tar(tmp_path / f"{number}.tar", {"a.jpg": jpeg("red", number), "a.txt": b"a square"})
+
+    def count() -> int:
+        return made(tmp_path, Tower(), shards="*.tar").count
+
+    shard(0)
+    shard(1)
+    assert count() == 2
+    read: list[str] = []
+    true_records = features.records
+    monkeypatch.setattr(features, "records", lambda shard, outside: read.append(shard) or true_records(shard, outside))
+    assert count() == 2 and not read
+    shard(2)
+    assert count() == 3 and [Path(one).name for one in read] == ["2.tar"]
+    table = made(tmp_path, Tower(), shards="*.tar")
+    (table.directory / "features.bin").write_bytes((table.directory / "features.bin").read_bytes()[:-1])
+    assert count() == 3 and len(read) == 4
 
 
 def test_variants_are_drawn_and_are_always_the_same(pictures: list[bytes], tmp_path: Path) -> None:
