@@ -2,13 +2,15 @@
 
 A demonstration is two turns of a conversation: the user's image and question, and the assistant's answer. A model
 without a chat template gets the plain prompt, with its own token for each image.
+
+Demonstrations that all prompts share are computed once; and a prompt once for all its labels (see prompt_cache.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from flamboyance.evaluation.answers.flamingo import context_of, timed
+from flamboyance.evaluation.answers.prompt_cache import Prefix, Rows
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Example
 from flamboyance.images import load_image
@@ -46,6 +49,11 @@ class TransformersAnswers:
         self.context = context_of(model.config.get_text_config())
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._image_tokens: int | None = None  # of one image
+        self._image: str = getattr(processor, "image_token", None) or IMAGE_TOKEN  # as texts have it
+        self._caches: bool | None = None  # whether prompts in a cache give what whole ones give, once it is known
+        self._last_shown: tuple[str, tuple[Path, ...]] | None = None  # the demonstrations of the prompts before
+        self._prefix: Prefix | None = None  # those demonstrations, computed
+        self._prefix_text = ""
 
     @classmethod
     def open(cls, name: str, device: torch.device | str, dtype: torch.dtype, beams: int = 3) -> TransformersAnswers:
@@ -95,23 +103,50 @@ class TransformersAnswers:
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
         """The answer to each prompt."""
-        inputs = self._inputs([self._text(prompt) for prompt in prompts], prompts)
-        with timed(self.seconds, "answer", self.model.device):
-            out = self.model.generate(
-                **inputs,
-                max_new_tokens=prompts[0].task.max_new_tokens,
-                num_beams=self.beams,
-                length_penalty=0.0,
-                do_sample=False,
-            )
-        return self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        options = {
+            "max_new_tokens": prompts[0].task.max_new_tokens,
+            "do_sample": False,
+            **({"length_penalty": 0.0} if self.beams > 1 else {}),
+        }
+        answers = [""] * len(prompts)
+        for places, rows in self._computed(prompts, shared_only=True):
+            with timed(self.seconds, "answer", self.model.device):
+                if rows is None:
+                    some = [prompts[i] for i in places]
+                    inputs = self._inputs([self._text(prompt) for prompt in some], some)
+                    out = self.model.generate(**inputs, num_beams=self.beams, **options)
+                    out = out[:, inputs["input_ids"].shape[1] :]
+                else:
+                    out = rows.generate(self.model, self.beams, **options)
+            texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+            for i, text in zip(places, texts, strict=True):
+                answers[i] = text
+        return answers
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
         """Mean log-probability per token of each of the task's labels."""
-        texts = [self._text(prompt) for prompt in prompts]
         labels = prompts[0].task.labels or ()
-        return torch.stack([self._score(texts, prompts, label) for label in labels], dim=1).tolist()
+        texts = [self._text(prompt) for prompt in prompts]
+        found = torch.zeros(len(prompts), len(labels))
+        for places, rows in self._computed(prompts):
+            some, written = [prompts[i] for i in places], [texts[i] for i in places]
+            for number, label in enumerate(labels):
+                tokens = None if rows is None else self._label_tokens(written, label)
+                if rows is None or tokens is None:
+                    found[places, number] = self._score(written, some, label)
+                else:
+                    with timed(self.seconds, "answer", self.model.device):
+                        found[places, number] = _mean_log_probability(rows.following(self.model, tokens), tokens)
+        return found.tolist()
+
+    def _label_tokens(self, texts: list[str], label: str) -> list[list[int]] | None:
+        """The tokens that a label adds to each text; None if it changes those of a text."""
+        before = self.tokenizer(texts).input_ids
+        after = self.tokenizer([text + label for text in texts]).input_ids
+        if any(b[: len(a)] != a or len(b) == len(a) for a, b in zip(before, after, strict=True)):
+            return None
+        return [b[len(a) :] for a, b in zip(before, after, strict=True)]
 
     def _score(self, texts: list[str], prompts: Sequence[Prompt], label: str) -> Tensor:
         before = [len(ids) for ids in self.tokenizer(texts).input_ids]
@@ -127,18 +162,106 @@ class TransformersAnswers:
         in_label = torch.arange(longest) >= longest - new[:, None]
         return (picked * in_label).sum(1) / new
 
-    def _inputs(self, texts: list[str], prompts: Sequence[Prompt]) -> BatchFeature:
+    # Prompts in a cache --------------------------------------------------------------------------------------------
+
+    def _computed(
+        self, prompts: Sequence[Prompt], shared_only: bool = False
+    ) -> Iterator[tuple[list[int], Rows | None]]:
+        """The prompts in groups that are computed together: their places, and their rows up to the last token; None
+        where whole prompts are to be computed.
+
+        Args:
+            shared_only: only prompts with the same demonstrations are worth it.
+        """
+        everything = list(range(len(prompts)))
+        prefix = self._shared_prefix(prompts)
+        if self._caches is False or (shared_only and prefix is None):
+            yield everything, None
+            return
+        texts = [self._text(prompt) for prompt in prompts]
+        if prefix is not None:
+            texts = [text[len(self._prefix_text) :] for text in texts]
+        lengths = [len(ids) for ids in self.tokenizer(texts).input_ids]
+        padded = prefix is None or prefix.takes_padding
+        groups = [everything] if padded else [[i for i in everything if lengths[i] == n] for n in sorted({*lengths})]
+        while groups:
+            group = groups.pop(0)
+            some = [prompts[i] for i in group]
+            # The prefix holds the demonstrations' images.
+            shown = some if prefix is None else [prompt.without_first(len(prompt.demonstrations)) for prompt in some]
+            inputs = self._inputs([texts[i] for i in group], shown, special=prefix is None)
+            if not padded and not inputs["attention_mask"].all():  # images of different sizes
+                groups += [[i] for i in group]
+                continue
+            with timed(self.seconds, "answer", self.model.device):
+                rows = Rows.of(self.model, prefix, inputs)
+            if self._caches is None:
+                self._caches = self._equal(rows, some)
+            yield group, rows if self._caches else None
+
+    def _equal(self, rows: Rows, prompts: Sequence[Prompt]) -> bool:
+        """Whether prompts in a cache give what whole prompts give, by the first two."""
+        found = rows.following(self.model, [[0]] * len(prompts))[:2, 0].float()
+        whole = [self.model(**self._inputs([self._text(one)], [one])).logits[0, -1].float() for one in prompts[:2]]
+        expected = torch.stack(whole)
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.2
+        return bool((found - expected).abs().max() <= tolerance * max(1.0, float(expected.std())))
+
+    def _shared_prefix(self, prompts: Sequence[Prompt]) -> Prefix | None:
+        """The computed demonstrations, if all prompts have the same ones and use them more than once: several prompts
+        at a time, or one batch after the other."""
+        texts = [self._text(prompt) for prompt in prompts]
+        number = 0 if prompts[0].blind else len(prompts[0].demonstrations)
+        if self._caches is False or len({(p.blind, len(p.demonstrations)) for p in prompts}) > 1:
+            return None
+        before = [_before_image(text, self._image, number) for text in texts]
+        shown = {(text, tuple(prompt.images[:number])) for text, prompt in zip(before, prompts, strict=True)}
+        if len(shown) > 1 or not prompts[0].demonstrations:
+            return None
+        ((text, images),) = shown
+        if not text or not self._splits(text, texts):
+            return None
+        again, self._last_shown = self._last_shown == (text, images), (text, images)
+        if not again:
+            self._prefix = None
+        if self._prefix is None and (again or len(prompts) > 1):
+            inputs = self._inputs([text], [prompts[0]], images=list(images))
+            with timed(self.seconds, "answer", self.model.device):
+                self._prefix = Prefix.of(self.model, inputs)
+            self._prefix_text = text
+        return self._prefix
+
+    def _splits(self, text: str, texts: Sequence[str]) -> bool:
+        """Whether texts have the same tokens if the text that they begin with is tokenized by itself."""
+        special = not self.chat
+        before = self.tokenizer(text, add_special_tokens=special).input_ids
+        whole = self.tokenizer(list(texts), add_special_tokens=special).input_ids
+        after = self.tokenizer([one[len(text) :] for one in texts], add_special_tokens=False).input_ids
+        return all(before + some == one for some, one in zip(after, whole, strict=True))
+
+    def _inputs(
+        self, texts: list[str], prompts: Sequence[Prompt], special: bool = True, images: list[Path] | None = None
+    ) -> BatchFeature:
+        """What the model takes.
+
+        Args:
+            special: the tokens that begin a text are added; not to the rest of a text, and not by a chat's template,
+                which writes them itself.
+            images: those of the only text, instead of its prompt's.
+        """
         with timed(self.seconds, "media", self.model.device):
-            read: dict[Path, Any] = {i: load_image(i) for i in dict.fromkeys(i for p in prompts for i in p.images)}
-            images = [[read[image] for image in prompt.images] for prompt in prompts]
-            # A chat template writes the tokens that begin a text itself.
-            special = {"add_special_tokens": False} if self.chat else {}
-            inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **special)
+            shown = [prompt.images for prompt in prompts] if images is None else [images]
+            read: dict[Path, Any] = {i: load_image(i) for i in dict.fromkeys(i for some in shown for i in some)}
+            pictures = [[read[image] for image in some] for some in shown]
+            inputs = self.processor(
+                text=texts, images=pictures if any(pictures) else None, padding=True, return_tensors="pt",
+                **({} if special and not self.chat else {"add_special_tokens": False}),
+            )  # fmt: skip
             return inputs.to(self.model.device, self.model.dtype)
 
     def _text(self, prompt: Prompt) -> str:
         if not self.chat:
-            return prompt.text.replace(IMAGE_TOKEN, getattr(self.processor, "image_token", IMAGE_TOKEN))
+            return prompt.text.replace(IMAGE_TOKEN, self._image)
         turns = []
         for one in prompt.demonstrations:
             turns += [self._turn(prompt, one, not prompt.blind), _assistant(one.answer)]
@@ -148,6 +271,21 @@ class TransformersAnswers:
     def _turn(self, prompt: Prompt, example: Example, shown: bool) -> dict[str, Any]:
         text = {"type": "text", "text": prompt.task.request(example)}
         return {"role": "user", "content": [{"type": "image"}, text] if shown else [text]}
+
+
+def _before_image(text: str, image: str, number: int) -> str:
+    """The text before the image of this number, counted from 0: the demonstrations, and what begins the query."""
+    parts = text.split(image)
+    return image.join(parts[: number + 1]) if len(parts) > number + 1 else ""
+
+
+def _mean_log_probability(logits: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """The mean (R,) over a row's tokens of their log-probability; logits (R, N, V) as Rows.following gives them."""
+    means = []
+    for row, some in zip(logits.float().log_softmax(-1), tokens, strict=True):
+        picked = row[: len(some)].gather(-1, torch.tensor(some, device=row.device)[:, None])
+        means.append(picked.mean())
+    return torch.stack(means).cpu()
 
 
 def _assistant(answer: str) -> dict[str, Any]:
