@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flamboyance.compat import create_model_and_transforms as create_model_and_transforms
     from flamboyance.configuration import FlamingoConfig as FlamingoConfig
     from flamboyance.evaluation import metrics as metrics
+    from flamboyance.evaluation.from_python import evaluate as evaluate
     from flamboyance.few_shot import FewShotTask as FewShotTask
     from flamboyance.flamingo import FlamingoForConditionalGeneration as FlamingoForConditionalGeneration
     from flamboyance.mini import load_mini as load_mini
@@ -32,6 +33,7 @@ _DEFINED_IN = {
     "Media": "model.media",
     "attention_maps": "reports.attention",
     "create_model_and_transforms": "compat",
+    "evaluate": "evaluation.from_python",
     "load_mini": "mini",
 }
 _MODULES = {"examples": "examples", "metrics": "evaluation.metrics", "templates": "templates"}
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "attention_maps",
     "create_model_and_transforms",
+    "evaluate",
     "examples",
     "load_mini",
     "metrics",

@@ -67,7 +67,7 @@ def report(arguments: argparse.Namespace, note: str = "") -> int:
     beside = (
         None if arguments.beside is None else [name.strip() for name in arguments.beside.split(",") if name.strip()]
     )
-    whole = build(runs, beside)
+    whole = build(runs, beside, with_gains=True)
     _print(whole)
     folder = Path(arguments.output) if arguments.output else runs[0].folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,12 +115,12 @@ def console_of(stream: Any) -> Any:
 
 def _print(whole: Report) -> None:
     from flamboyance.reports.report import shares_of_flamingo
-    from flamboyance.reports.tables import differences, facts, scores, share_sentence, unfinished
+    from flamboyance.reports.tables import differences, facts, gains, scores, share_sentence, unfinished
 
     console = console_of(sys.stdout)
     for fact in facts(whole):
         console.print(fact, soft_wrap=True)
-    for table in (scores(whole), differences(whole)):
+    for table in (scores(whole), gains(whole), differences(whole)):
         if table is not None:
             console.print()
             print_table(console, table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,22 @@ def compare(first: EvaluationRun, second: EvaluationRun, resamples: int = RESAMP
         measures = [run.measure(a.task) for run in (first, second)]
         other = _named(*measures) if measures[0] != measures[1] else None
         found.append(_compared(a, b, first.labels(a.task), resamples, other))
+    return found
+
+
+def gains(run: EvaluationRun, resamples: int = RESAMPLES) -> list[Difference]:
+    """What demonstrations add: each number of shots minus the fewest of the same task and mode, on the same queries.
+
+    Raises:
+        ValueError: a file of predictions is damaged.
+        OSError: a finished cell's predictions are gone.
+    """
+    found, fewest = [], dict[tuple[str, str], TableRow]()
+    for line in run.lines():
+        base = fewest.setdefault((line.task, line.mode), line)
+        if line is not base and line.mean is not None and base.mean is not None:
+            one = _compared(base, line, run.labels(line.task), resamples, None)
+            found.append(replace(one, shots=line.shots))
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from flamboyance.evaluation.results import Cell
 from flamboyance.reports import published
 from flamboyance.reports.evaluation_run import EvaluationRun, TableRow
-from flamboyance.reports.paired import Difference, compare
+from flamboyance.reports.paired import Difference, compare, gains
 
 USUAL = "OpenFlamingo-9B"
 Key = tuple[str, str, int]  # task, mode, shots
@@ -21,12 +21,14 @@ class Report:
 
     Attributes:
         beside: the published models to compare with, by their names in `published.models`.
+        gains: of each run, what more shots add to the fewest.
     """
 
     runs: tuple[EvaluationRun, ...]
     beside: tuple[str, ...]
     lines: tuple[dict[Key, TableRow], ...]
     differences: tuple[Difference, ...] = field(default=())
+    gains: tuple[tuple[Difference, ...], ...] = field(default=())
 
     @property
     def comparable(self) -> bool:
@@ -63,12 +65,13 @@ class Report:
         return list(groups.values())
 
 
-def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None) -> Report:
+def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None, with_gains: bool = False) -> Report:
     """Puts runs side by side; two runs are also compared query by query.
 
     Args:
         beside: names of published models. None: the runs' own models if they are published, else OpenFlamingo-9B, if
             the queries are the benchmarks' own splits. Models without a score for any task here are left out.
+        with_gains: also compare numbers of shots with each other, query by query.
 
     Raises:
         ValueError: no published model has a name, or a file of a run is damaged.
@@ -78,8 +81,9 @@ def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None) ->
     differences = compare(runs[0], runs[1]) if len(runs) == 2 else []
     lines = tuple({line.key: line for line in run.lines()} for run in runs)
     whole = Report(tuple(runs), (), lines, tuple(differences))
+    more = tuple(tuple(gains(run)) for run in runs) if with_gains else ()
     there = [name for name in dict.fromkeys(names) if any(_has_score(name, *key) for key in whole.keys)]
-    return Report(tuple(runs), tuple(there), lines, tuple(differences))
+    return Report(tuple(runs), tuple(there), lines, tuple(differences), more)
 
 
 def of_cells(run: EvaluationRun, cells: Collection[Cell]) -> Report:

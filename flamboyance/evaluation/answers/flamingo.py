@@ -125,11 +125,11 @@ class FlamingoAnswers:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], what: str, device: torch.device) -> Generator[None]:
+def timed(seconds: dict[str, float], what: str, device: torch.device | None = None) -> Generator[None]:
     """Adds the time that the block takes to `seconds[what]`; waits for a CUDA device first."""
     began = time.perf_counter()
     yield
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         torch.cuda.synchronize()
     seconds[what] += time.perf_counter() - began
 

@@ -1,0 +1,132 @@
+"""Answers an evaluation's prompts with a function of the user's: any model that can be called from Python."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flamboyance.evaluation.answers.flamingo import timed
+from flamboyance.evaluation.answers.label_choice import matched
+from flamboyance.evaluation.answers.turns import Turn, turns
+from flamboyance.evaluation.prompts import Prompt
+from flamboyance.evaluation.task import Choice
+from flamboyance.images import load_image
+
+KEPT = 256  # decoded images
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An example with its answer.
+
+    Attributes:
+        images: upright RGB; none in the demonstrations of 0 shots.
+        request: what is asked beside the image, such as "Question:what is this? Short answer:".
+        answer: the right one.
+    """
+
+    images: tuple[Image.Image, ...]
+    request: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is to be answered.
+
+    Attributes:
+        id: of the example in its task.
+        images, request: as of a demonstration.
+        labels: the answers to choose from; None if any text may be given.
+        max_new_tokens: how long an answer may be.
+    """
+
+    id: str
+    images: tuple[Image.Image, ...]
+    request: str
+    labels: tuple[str, ...] | None
+    max_new_tokens: int
+
+
+Answer = Callable[[list[Demonstration], Query], str | Mapping[str, float]]
+"""(demonstrations, query) -> the answer; or, if the query has labels, a log-probability for each of them."""
+
+
+class FunctionAnswers:
+    """Answers prompts with a function."""
+
+    context: int | None = None
+    place = "Python"
+
+    def __init__(self, function: Answer):
+        self.function = function
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._image = lru_cache(KEPT)(load_image)
+
+    def describe(self) -> dict[str, Any]:
+        """The entries by which run.json names the model."""
+        return {"kind": "function"}
+
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """A measure of the length of each prompt."""
+        return [len(prompt.text) for prompt in prompts]
+
+    def ahead(self, prompts: Sequence[Prompt]) -> None:
+        """Does nothing: the function is called for one prompt at a time."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The answer to each prompt.
+
+        Raises:
+            TypeError: the function gives no text.
+        """
+        answers = []
+        for prompt in prompts:
+            answer = self._call(prompt)
+            if not isinstance(answer, str):
+                raise TypeError(
+                    f"{prompt.task.name}, query {prompt.query.id!r}: the function gave a {type(answer).__name__}; "
+                    "expected a text"
+                )
+            answers.append(answer)
+        return answers
+
+    def choose(self, prompts: Sequence[Prompt]) -> list[Choice]:
+        """The label that answers each prompt.
+
+        Raises:
+            TypeError: the function gives neither a text nor a number for each label.
+        """
+        return [_choice(self._call(prompt), prompt) for prompt in prompts]
+
+    def _call(self, prompt: Prompt) -> object:
+        *shown, last = turns(prompt)
+        demonstrations = [Demonstration(self._images(one), one.request, one.answer or "") for one in shown]
+        task = prompt.task
+        query = Query(prompt.query.id, self._images(last), last.request, task.labels, task.max_new_tokens)
+        with timed(self.seconds, "answer"):
+            return self.function(demonstrations, query)
+
+    def _images(self, turn: Turn) -> tuple[Image.Image, ...]:
+        return tuple(self._image(Path(image)) for image in turn.images)
+
+
+def _choice(answer: object, prompt: Prompt) -> Choice:
+    labels = prompt.task.labels or ()
+    if isinstance(answer, str):
+        return Choice(matched(answer, labels) or answer.strip(), answer, None, "text")
+    if isinstance(answer, Mapping) and set(answer) == set(labels):
+        scores = tuple(float(answer[label]) for label in labels)
+        if not any(map(math.isnan, scores)):
+            return Choice(labels[scores.index(max(scores))], None, scores, "scores")
+    raise TypeError(
+        f"{prompt.task.name}, query {prompt.query.id!r}: the function gave {answer!r:.200}; expected a text, or a "
+        f"log-probability for each of the labels {', '.join(labels[:10])}"
+    )

@@ -1,0 +1,60 @@
+"""`flamboyance.evaluate`: few-shot evaluation from Python, of any model that can be called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from flamboyance.evaluation import run
+from flamboyance.evaluation.about import describe
+from flamboyance.evaluation.answers.function import Answer, FunctionAnswers
+from flamboyance.evaluation.results import Row
+from flamboyance.evaluation.run import Answers, Settings
+from flamboyance.evaluation.task import Task
+from flamboyance.evaluation.tasks import user_data
+
+
+def evaluate(
+    task: Task | Path | str | Sequence[Task | Path | str],
+    answer: Answer | Answers,
+    *,
+    name: str | None = None,
+    output: Path | str = "flamboyance-evaluation",
+    shots: Sequence[int] = (0, 4, 8, 16, 32),
+    demonstrations: Sequence[str] = ("random",),
+    seeds: Sequence[int] = (0, 1, 2),
+    queries: int | None = None,
+    batch_size: int = 8,
+    protocol: str = "papers",
+    support: Path | str | None = None,
+) -> Row:
+    """Evaluates a model on tasks, with several numbers of demonstrations. The same call resumes a run that was stopped.
+
+    Args:
+        task: a file or folder of one's own, or a Task as `flamboyance.evaluation.tasks.open_task` gives; or several.
+        answer: a function (demonstrations, query) -> text, or -> a log-probability for each label; see
+            `flamboyance.evaluation.answers.function`. Or a model of `flamboyance.evaluation.answers`.
+        name: of the model, in tables; default: the function's. A resumed run must have the same.
+        output: the results directory, for `flamboyance report`.
+        shots, demonstrations, seeds, queries, batch_size, protocol: as of the command `flamboyance evaluate`; for RICES
+            use the command.
+        support: the examples to choose demonstrations from, for files of one's own; default: the file itself.
+
+    Returns:
+        {task: {way of choosing: {shots: {"mean": …, "std": …, "seeds": {seed: value}}}}}, as in scores.json.
+
+    Raises:
+        ValueError, OSError: the data or the settings are wrong, or the directory holds another run.
+        TypeError: the function gives something else.
+    """
+    given = [task] if isinstance(task, Task | Path | str) else list(task)
+    tasks = [one if isinstance(one, Task) else user_data.load(one, support=support, protocol=protocol) for one in given]
+    if "rices" in demonstrations:
+        raise ValueError("RICES needs features of the images: use the command `flamboyance evaluate`")
+    answers: Answers = FunctionAnswers(cast(Answer, answer)) if callable(answer) else answer
+    settings = Settings(Path(output), tuple(shots), tuple(demonstrations), tuple(seeds), queries, batch_size, protocol)
+    settings.check(tasks)
+    called = name or getattr(answer, "name", None) or getattr(answer, "__name__", None) or type(answer).__name__
+    about = describe(tasks, answers, settings, called, ["flamboyance.evaluate"], {})
+    return run.evaluate(tasks, answers, settings, about, say=lambda _: None)
