@@ -18,7 +18,9 @@ from flamboyance.training.config import TrainingConfig
 from flamboyance.training.parallel import Parallel
 
 Item = dict[str, Batch]  # a batch of every source
-AT_ONCE = 256  # tokens that a CPU multiplies as fast as any larger number
+# Tokens that a CPU multiplies about as fast as any larger number. With AVX2 alone, of 256 rows or fewer `linear` gives
+# products to oneDNN, which rearranges the output head at every call.
+AT_ONCE = 512
 WORTH = 0.95  # of the tokens, padding included, that another part of a batch must leave: each has a cost of its own
 
 
@@ -66,11 +68,14 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
     return SummedCrossEntropy.apply(logits, _to_device(target, device))
 
 
-def by_length(batch: Batch, most: int = 4) -> list[Batch]:
+def by_length(batch: Batch, most: int = 4, least: int = AT_ONCE) -> list[Batch]:
     """The rows of a batch in a few batches of similar lengths, so that little is computed for padding.
 
-    A row's loss does not depend on its batch, so the sum of their losses is that of the whole batch. Each part has
-    `AT_ONCE` tokens or more, of which matrices are multiplied as fast as of all.
+    A row's loss does not depend on its batch, so the sum of their losses is that of the whole batch.
+
+    Args:
+        most: number of parts.
+        least: tokens of a part, padding included.
     """
     lengths = batch.attention_mask.sum(1).tolist()
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
@@ -87,7 +92,7 @@ def by_length(batch: Batch, most: int = 4) -> list[Batch]:
             for end in range(start + 1, len(order) + 1):
                 size = padded(start, end)
                 whole = start == 0 and end == len(order)
-                if (size >= AT_ONCE or whole) and (end not in longer or cost + size < longer[end][0]):
+                if (size >= least or whole) and (end not in longer or cost + size < longer[end][0]):
                     longer[end] = cost + size, [*cuts, end]
         best = longer
         if len(order) in best and (found is None or best[len(order)][0] < WORTH * found[0]):

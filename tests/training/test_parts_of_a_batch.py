@@ -28,7 +28,7 @@ def uneven(side: int) -> Batch:
 
 def test_parts_have_every_row_once_and_less_padding() -> None:
     batch = uneven(4)
-    parts = by_length(batch)
+    parts = by_length(batch, least=256)
     assert 2 <= len(parts) <= 4
     assert sum(part.targets for part in parts) == batch.targets
     assert sum(len(part.images) for part in parts) == len(batch.images) == sum(batch.media_counts)
@@ -50,7 +50,7 @@ def test_parts_have_every_row_once_and_less_padding() -> None:
 
 def test_equal_lengths_are_one_part() -> None:
     batch = uneven(4).rows([0, 2, 5])
-    assert by_length(batch)[0] is batch
+    assert by_length(batch, least=256)[0] is batch
 
 
 def test_the_loss_and_the_gradients_are_those_of_the_whole() -> None:
@@ -60,7 +60,7 @@ def test_the_loss_and_the_gradients_are_those_of_the_whole() -> None:
     for block in model.blocks:
         torch.nn.init.constant_(block.attention_gate, 0.5)
     found = []
-    for parts in ([batch], by_length(batch)):
+    for parts in ([batch], by_length(batch, least=256)):
         model.zero_grad()
         total = torch.zeros(())
         for part in parts:
