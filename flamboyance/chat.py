@@ -94,11 +94,12 @@ def _medium(part: Mapping[str, Any], place: str) -> Any:
         value = value.get("url") if isinstance(value, Mapping) else value
         if value is not None:
             inline = isinstance(value, str) and value.startswith("data:") and ";base64," in value[:100]
-            return _from_base64(value.partition(",")[2], place) if inline else value
-    return None if part.get("base64") is None else _from_base64(part["base64"], place)
+            return decoded_base64(value.partition(",")[2], place) if inline else value
+    return None if part.get("base64") is None else decoded_base64(part["base64"], place)
 
 
-def _from_base64(text: str, place: str) -> bytes:
+def decoded_base64(text: str, place: str) -> bytes:
+    """The bytes of a base64 text; `place` names it in the ImageError of one that is not valid."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:

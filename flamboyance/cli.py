@@ -101,6 +101,7 @@ COMMANDS = (
         "answer over HTTP as OpenAI's chat completions do, with few-shot tasks by name",
         "flamboyance serve --model mini --port 8000",
     ),
+    Command("web", "build few-shot prompts on a web page, with streamed answers and heat maps", "flamboyance web"),
     Command("completion", "print the script that completes this command in a shell", "flamboyance completion bash"),
 )
 

@@ -22,6 +22,7 @@ from flamboyance.model.finite import check_finite
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.prompting import Prefix, completion_tokens, generate_texts, prompt_inputs
+from flamboyance.task_files import TaskFile, is_task_file, read_task, write_task
 from flamboyance.templates import Template
 
 
@@ -57,7 +58,7 @@ class FewShotTask:
                 raise ValueError(f"demonstration {number} is {checks.brief(shot)}; expected {expected}")
             _check_texts(f"demonstration {number}", template.fields, shot[1:])
         self.texts = [template.demonstration(*shot[1:]) for shot in shots]
-        self._images = [shot[0] for shot in shots]
+        self._shots = [tuple(shot) for shot in shots]
         self._prefix: Prefix | None = None
         self._stamp: tuple[Any, ...] = ()  # the model's, when the prefix was computed
         self._made_with: str | None = None  # for a loaded task: the fingerprint of the model that computed it
@@ -92,7 +93,8 @@ class FewShotTask:
 
     @torch.no_grad()
     def _compute(self) -> Prefix:
-        inputs = self.processor(["".join(self.texts)], [self._images]).to(self.model.device)
+        images = [image for image, *_ in self._shots]
+        inputs = self.processor(["".join(self.texts)], [images]).to(self.model.device)
         media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
         return Prefix.of(self.model, inputs.input_ids[0], media)
 
@@ -200,16 +202,37 @@ class FewShotTask:
         Raises:
             ValueError: the task was loaded from a directory, which holds no images.
         """
-        if self._made_with is not None:
-            raise ValueError("this task was loaded without its images; make it again from its demonstrations")
         [(image, *fields)] = self._queries([query])
-        return "".join([*self.texts, self.template.query(*fields)]), [*self._images, image]
+        images = [shot[0] for shot in self._demonstrations()]
+        return "".join([*self.texts, self.template.query(*fields)]), [*images, image]
+
+    def _demonstrations(self) -> list[tuple[Any, ...]]:
+        """(image, fields…) of each demonstration.
+
+        Raises:
+            ValueError: the task was loaded from a directory, which holds no images.
+        """
+        if self._made_with is not None:
+            raise ValueError(
+                "this task was loaded from a directory, without its images; make it again from its demonstrations"
+            )
+        return self._shots
 
     # Files ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Writes the template, the demonstrations' texts and what the model computed of them; no images."""
+        """Writes a directory or a task file.
+
+        A directory gets the template, the demonstrations' texts and what the model computed of them, without images: it
+        loads fast, for the same model. A path that ends in .json becomes a task file, with the images: it loads for
+        any model, and `flamboyance caption --demonstrations`, the web page and the server read it.
+
+        Raises:
+            ValueError: a task file of a task that was loaded from a directory, which holds no images.
+        """
         directory = Path(directory)
+        if is_task_file(directory):
+            return write_task(directory, TaskFile(directory.stem, self.template, tuple(self._demonstrations())))
         directory.mkdir(parents=True, exist_ok=True)
         tensors, prefix = {}, self.prefix
         if prefix is not None and prefix.media is not None:
@@ -235,15 +258,18 @@ class FewShotTask:
     def load(
         cls, directory: str | Path, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor
     ) -> "FewShotTask":
-        """Loads a saved task, for the model that it was saved with.
+        """Loads a saved task: a directory, for the model that it was saved with; or a task file, for any model.
 
         Raises:
-            ValueError: the directory holds no task, or one of another model or processor.
+            ValueError: the directory holds no task, or one of another model or processor; or the file is no task file.
         """
         _check_parts(model, processor, templates.caption)
         if not isinstance(directory, str | Path):
             raise ValueError(f"directory is {checks.brief(directory)}; expected the path of a saved task")
         directory = Path(directory)
+        if directory.is_file() and is_task_file(directory):
+            task_file = read_task(directory)
+            return cls(model, processor, task_file.demonstrations, task_file.template)
         if not (directory / "task.json").is_file():
             raise ValueError(
                 f"{directory} holds no task: expected task.json and prefix.safetensors, as save writes them"

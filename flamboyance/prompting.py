@@ -116,12 +116,16 @@ def generate_texts(
 
 
 def completion_tokens(processor: FlamingoProcessor, template: Template, query: str, label: str) -> list[int]:
-    """The tokens of a label where it follows a query: tokenizers may write a word differently at a text's beginning."""
-    completion = template.completion(label)
-    before, whole = processor.tokenize([query, query + completion])
+    """The tokens of a label where it follows a query."""
+    return tokens_after(processor, query, template.completion(label))
+
+
+def tokens_after(processor: FlamingoProcessor, text: str, more: str) -> list[int]:
+    """The tokens of `more` where it follows a text: tokenizers may write a word differently at a text's beginning."""
+    before, whole = processor.tokenize([text, text + more])
     if len(before) < len(whole) and whole[: len(before)] == before:
         return whole[len(before) :]
-    return processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return processor.tokenizer(more, add_special_tokens=False)["input_ids"]
 
 
 def tokens_after_a_chunk(processor: FlamingoProcessor, queries: Sequence[str]) -> list[list[int]]:

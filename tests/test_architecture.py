@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "flamboyance"
 # From the bottom to the top: a part (a module or a folder of the package) imports only parts that come before it.
 ORDER = (
     *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration", "templates", "files", "images"),
-    *("figure_style", "processes", "examples", "auto", "chat", "processor_arguments"),
+    *("figure_style", "processes", "examples", "auto", "chat", "task_files", "processor_arguments"),
     *(
         "model",
         "checkpoints",
@@ -27,7 +27,7 @@ ORDER = (
         "catalog",
     ),
     *("data", "training", "planning"),
-    *("evaluation", "mini", "reports", "serving", "recipes"),
+    *("evaluation", "mini", "reports", "serving", "web", "recipes"),
     *("__init__", "commands", "cli", "__main__"),
 )
 

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flamboyance.checks import printable
+from flamboyance.checks import brief, printable
 from flamboyance.commands.arguments import add_model, at_least
-from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations
+from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations, task_of
 from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_default, note_unknown_words
 from flamboyance.commands.output import Row, RowFile
 from flamboyance.commands.output_identity import Settings, demonstration_settings, model_settings
@@ -24,6 +24,7 @@ demonstrations:
   a CSV file   columns image,text or image,label or image,question,answer; image paths relative to the file;
                also with tabs (.tsv) or semicolons
   a JSONL file one object a line, with the same keys
+  a task file  .json, as the web page and FewShotTask.save write it; its template is used
 
 output:
   Without --output each line is the image's path, a tab, and the answer; with --json it is a JSON object.
@@ -41,7 +42,7 @@ class Job:
     """One run of a command.
 
     Attributes:
-        template: the name of the prompt's template in flamboyance.templates.
+        template: the name of the prompt's template in flamboyance.templates; that of a task file is used instead.
         demonstrations: as given; `shot` converts one to (image, fields of the template…).
         answer: (few-shot task, images) -> the columns of each image's row.
         columns: the columns of an answer.
@@ -68,7 +69,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
     group = parser.add_argument_group("demonstrations")
-    group.add_argument("--demonstrations", metavar="FOLDER|CSV|TSV|JSONL", help="images with their texts; see below")
+    group.add_argument("--demonstrations", metavar="FOLDER|FILE", help="images with their texts; see below")
     group.add_argument("--shots", type=at_least(0), metavar="N", help="the first N demonstrations (default: all)")
     group.add_argument("--outside", action="store_true", help="paths and links may lead out of the given folders")
     add_model(parser)
@@ -124,12 +125,14 @@ def settings_of(job: Job) -> Settings:
 
     arguments = job.arguments
     dtype = dtype_of(arguments.dtype, device_of(arguments.device))
+    task = task_of(arguments.demonstrations)
     return {
         "command": arguments.command.name,
         "model": model_settings(model_name(arguments)),
         "dtype": str(dtype).removeprefix("torch."),
         **({"quantize": arguments.quantize} if arguments.quantize else {}),
         "demonstrations": demonstration_settings(arguments.demonstrations, job.demonstrations),
+        **({} if task is None else {"template": task.template.pattern}),
         **job.settings,
         "flamboyance": flamboyance.__version__,
     }
@@ -193,11 +196,11 @@ def demonstrations_of(arguments: argparse.Namespace) -> list[Demonstration]:
     return read_demonstrations(arguments.demonstrations, shots, arguments.outside)
 
 
-def as_caption(demonstration: Demonstration) -> tuple[Path, str]:
+def as_caption(demonstration: Demonstration) -> tuple[Path | bytes, str]:
     """The demonstration as (image, text); refuses one with a question."""
     if len(demonstration) == 3:
         raise ValueError(
-            f"the demonstration {demonstration[0]} is a question with its answer; expected the columns "
+            f"the demonstration {brief(demonstration[0])} is a question with its answer; expected the columns "
             "image,text (`flamboyance ask` takes questions)"
         )
     return demonstration
@@ -213,7 +216,9 @@ def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
         note_default()
     texts = [text for _, *fields in job.demonstrations for text in fields]
     note_unknown_words(model_name(arguments), processor, job.words | ({"demonstrations": texts} if texts else {}))
-    return FewShotTask(model, processor, shots, template=getattr(templates, job.template))
+    task = task_of(arguments.demonstrations)
+    template = getattr(templates, job.template) if task is None else task.template
+    return FewShotTask(model, processor, shots, template=template)
 
 
 def generation_of(arguments: argparse.Namespace) -> dict[str, int]:

@@ -5,16 +5,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flamboyance.files import JSONL_SUFFIXES, is_table, read_lines, read_table
 from flamboyance.images import listing
 from flamboyance.images.listing import Row, image_rows
 
-__all__ = ["Demonstration", "find_images", "read_demonstrations", "read_labels"]
+if TYPE_CHECKING:
+    from flamboyance.task_files import TaskFile
 
-Demonstration = tuple[Path, str] | tuple[Path, str, str]
-"""(image, text), or (image, question, answer)."""
+__all__ = ["Demonstration", "find_images", "read_demonstrations", "read_labels", "task_of"]
+
+Demonstration = tuple[Path | bytes, str] | tuple[Path | bytes, str, str]
+"""(image, text), or (image, question, answer). An image of a task file is the content of an image file."""
 
 COLUMNS = "image,text or image,label or image,question,answer"
 
@@ -37,7 +40,7 @@ def _refuse_url(given: Path | str) -> None:
 
 
 def read_demonstrations(source: Path | str, shots: int | None = None, outside: bool = False) -> list[Demonstration]:
-    """The demonstrations of a folder, or of a CSV, TSV or JSONL file; the first `shots` of them, or all.
+    """The first `shots` demonstrations, or all, of a folder, of a CSV, TSV or JSONL file, or of a task file.
 
     A folder holds images, each with its text beside it (`cat.jpg`, `cat.txt`). A table has the columns `image` and
     `text` (or `label`), or `image`, `question` and `answer`. Image paths are relative to the file. Other columns are
@@ -53,12 +56,31 @@ def read_demonstrations(source: Path | str, shots: int | None = None, outside: b
     _refuse_url(source)
     if not os.path.exists(source):
         raise FileNotFoundError(f"no such demonstrations: {source}")
-    found = [_demonstration(row) for row in image_rows(source, outside)]
+    found: list[Demonstration]
+    if (task := task_of(source)) is not None:
+        found = [_of_task(shot, source) for shot in task.demonstrations]
+    else:
+        found = [_demonstration(row) for row in image_rows(source, outside)]
     if not found:
         raise ValueError(f"{source} holds no demonstration; expected rows of {COLUMNS}")
     if shots is not None and shots > len(found):
         raise ValueError(f"--shots {shots} asks for more than the {len(found)} demonstrations of {source}")
     return found[:shots]
+
+
+def task_of(source: Path | str | None) -> "TaskFile | None":
+    """The task file of --demonstrations; None if they are something else."""
+    from flamboyance.task_files import is_task_file, read_task  # for start-up time
+
+    return read_task(source) if source is not None and is_task_file(source) and os.path.isfile(source) else None
+
+
+def _of_task(shot: tuple[Any, ...], source: Path | str) -> Demonstration:
+    if len(shot) == 2:
+        return shot[0], shot[1]
+    if len(shot) == 3:
+        return shot[0], shot[1], shot[2]
+    raise ValueError(f"{source}: its template has {len(shot) - 1} fields; expected one, or a question and its answer")
 
 
 def _demonstration(row: Row) -> Demonstration:

@@ -55,7 +55,7 @@ def demonstration_settings(source: str | None, demonstrations: Sequence[tuple[An
         return None
     digest = hashlib.sha256()
     for image, *texts in demonstrations:
-        digest.update(hashlib.sha256(Path(image).read_bytes()).digest())
+        digest.update(hashlib.sha256(image if isinstance(image, bytes) else Path(image).read_bytes()).digest())
         for text in texts:
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     name = f"{len(demonstrations)} of {source}"

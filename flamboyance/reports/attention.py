@@ -25,6 +25,7 @@ from flamboyance import checks
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageProcessor, frames_of, load_image
 from flamboyance.processing import FlamingoProcessor
+from flamboyance.prompting import tokens_after
 
 # Stops of matplotlib's "inferno": it is read alike by the color-blind and in print.
 COLORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
@@ -101,8 +102,7 @@ def attention_maps(
         options = {"max_new_tokens": 20, "do_sample": False} | generation
         found = model.generate(**inputs, media=media, **options)[0]
     else:
-        ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        found = torch.cat([prompt[0], prompt.new_tensor(ids)])
+        found = torch.cat([prompt[0], prompt.new_tensor(tokens_after(processor, text, answer))])
     new = found[prompt.shape[1] :].tolist()
     words, tokens = _words(processor, new)
     if not words:

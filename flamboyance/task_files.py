@@ -1,0 +1,165 @@
+"""Few-shot tasks as files: a template and demonstrations with their images, for any model.
+
+A task file is JSON, and what `POST /v1/tasks` of `flamboyance serve` takes:
+
+    {"name": "birds", "template": {"pattern": "<image>Output:{text}", "stops": ["Output"], "drop": "", "strip": true},
+     "demonstrations": [{"image": "data:image/png;base64,…", "text": "a robin"}, …]}
+
+The directory that `FewShotTask.save` writes is the other form: what one model computed, without the images.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flamboyance import checks
+from flamboyance.chat import decoded_base64
+from flamboyance.files import parse_json, read_text, write_json
+from flamboyance.images import ImageError, frames_of, load_image
+from flamboyance.templates import Template
+
+SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A few-shot task, without a model.
+
+    Attributes:
+        name: of the task.
+        demonstrations: (image, fields of the template…); an image is the content of an image file.
+    """
+
+    name: str
+    template: Template
+    demonstrations: tuple[tuple[Any, ...], ...] = ()
+
+
+def is_task_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is named as a task file: it ends in .json."""
+    return os.path.splitext(path)[1].lower() == SUFFIX
+
+
+def write_task(path: str | Path, task: TaskFile) -> None:
+    """Writes a task file, whole or not at all.
+
+    Raises:
+        ValueError: a demonstration is a video.
+        ImageError: an image cannot be read.
+    """
+    write_json(path, as_json(task))
+
+
+def as_json(task: TaskFile) -> dict[str, Any]:
+    """The content of a task file."""
+    template = {name: value for name, value in asdict(task.template).items() if name != "fields"}
+    shots = [
+        {"image": data_url(image), **dict(zip(task.template.fields, fields, strict=True))}
+        for image, *fields in task.demonstrations
+    ]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-._")[:64] or "task"  # as the server takes it
+    return {"name": name, "template": template | {"stops": list(task.template.stops)}, "demonstrations": shots}
+
+
+def read_task(path: str | Path) -> TaskFile:
+    """
+    Raises:
+        ValueError: the file is not a task file; names what is wrong.
+        ImageError: an image in it cannot be decoded.
+        OSError: the file cannot be read.
+    """
+    return parse_task(read_text(path), str(path))
+
+
+def parse_task(text: str, place: str) -> TaskFile:
+    """A task file's content; `place` names it in errors."""
+    found = parse_json(text, place, lines=True)
+    if not isinstance(found, dict) or not isinstance(found.get("demonstrations"), list):
+        raise ValueError(
+            f'{place} is not a task file: expected an object {{"template": …, "demonstrations": […]}}, as a few-shot '
+            "task's save('task.json') writes it"
+        )
+    template = _template(found.get("template"), place)
+    shots = [
+        _demonstration(shot, template, f"{place}, demonstration {number}")
+        for number, shot in enumerate(found["demonstrations"])
+    ]
+    name = found.get("name")
+    return TaskFile(name if isinstance(name, str) else Path(place).stem, template, tuple(shots))
+
+
+def _template(given: Any, place: str) -> Template:
+    given = {"pattern": given} if isinstance(given, str) else given
+    kinds = {"pattern": str, "stops": list, "drop": str, "strip": bool}
+    if not isinstance(given, dict) or "pattern" not in given:
+        raise ValueError(f"{place}: template is {checks.brief(given)}; expected an object with a pattern")
+    for name, value in given.items():
+        if name not in kinds or not isinstance(value, kinds[name]):
+            raise ValueError(f"{place}: template.{name} is {checks.brief(value)}; expected {', '.join(kinds)}")
+    if not all(isinstance(stop, str) for stop in given.get("stops", ())):
+        raise ValueError(f"{place}: template.stops is {checks.brief(given['stops'])}; expected a list of texts")
+    options: dict[str, Any] = given | {"stops": tuple(given.get("stops", ()))}
+    try:
+        return Template(**options)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _demonstration(shot: Any, template: Template, place: str) -> tuple[Any, ...]:
+    expected = ", ".join(("image", *template.fields))
+    if not isinstance(shot, dict) or set(shot) != {"image", *template.fields}:
+        given = ", ".join(shot) if isinstance(shot, dict) else checks.brief(shot)
+        raise ValueError(f"{place} has {given or 'nothing'}; expected {expected}")
+    for name, value in shot.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{place}: {name} is {checks.brief(value)}; expected a text")
+    return from_data_url(shot["image"], place), *(shot[name] for name in template.fields)
+
+
+# Images -------------------------------------------------------------------------------------------------------------
+
+
+def data_url(image: Any) -> str:
+    """An image as `data:image/…;base64,…`: a file's own content, byte for byte, and other images as PNG.
+
+    Raises:
+        ImageError: it cannot be read.
+        ValueError: a video.
+    """
+    frames = frames_of(image)
+    if len(frames) > 1 or frames[0] is not image:
+        raise ValueError("a demonstration is a video; a task file holds images")
+    picture = load_image(image)  # refuses what is not an image
+    content = Path(image).expanduser().read_bytes() if isinstance(image, str | Path) else image
+    if not isinstance(content, bytes):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        content = buffer.getvalue()
+    with Image.open(io.BytesIO(content)) as opened:
+        kind = Image.MIME.get(opened.format or "", "application/octet-stream")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def from_data_url(url: str, place: str) -> bytes:
+    """The content of the image file in a data URL.
+
+    Raises:
+        ImageError: it is no data URL of an image, or the image cannot be decoded.
+    """
+    head = re.match(r"data:image/[\w.+-]+;base64,", url)
+    if head is None:
+        raise ImageError(f"{place}: the image is {checks.brief(url)}; expected data:image/…;base64,…")
+    content = decoded_base64(url[head.end() :], place)
+    try:
+        load_image(content)
+    except ImageError as error:
+        raise type(error)(f"{place}: {error}") from error
+    return content
