@@ -54,7 +54,7 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
     target = batch.labels[rows, tokens + 1]
     seen = batch.images_seen  # stays on the CPU, where the layout of attention is computed
     batch = batch.to(device)
-    cached = batch.images.is_floating_point()
+    cached = batch.images.ndim == 3  # features (M, P, D), not pixels (M, C, H, W)
     media = {"patches": batch.images[:, None]} if cached else {"pixel_values": normalize(batch.images)[:, None]}
     logits = call(
         batch.input_ids,
