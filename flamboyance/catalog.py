@@ -39,7 +39,7 @@ class Entry(names.Name):
         Raises:
             OSError: there is no such model.
         """
-        if self.kind in ("embedded", "released"):
+        if self.kind in ("embedded", "released", "original"):
             return True
         from transformers import PreTrainedConfig
 
@@ -65,6 +65,10 @@ class Entry(names.Name):
             from flamboyance.checkpoints import released
 
             config = released.config_for(self.name)
+        elif self.kind == "original":
+            from flamboyance.configuration import FlamingoConfig
+
+            config = FlamingoConfig.from_pretrained(self.name)
         else:
             from flamboyance.checkpoints.directory import read_config
 
@@ -98,6 +102,7 @@ class Entry(names.Name):
 
     def open(self, **options: Any) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
         """Model and processor. `options`: those of FlamingoForConditionalGeneration.from_pretrained."""
+        self.check_weights()
         shared = {key: options[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in options}
         self.config(**shared)  # refuses what is not a Flamingo before anything large is read
         processor = self.processor(**shared)

@@ -1,15 +1,19 @@
 """Configuration of a Flamingo: the frozen backbones, by name and architecture, and the sizes of its trained parts."""
 
 import copy
+import os
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
 import flamboyance.configuration_mosaic_gpt  # noqa: F401  registers the family of MPT-1B
-from flamboyance import checks
+from flamboyance import checks, configuration_original, names
 
-RESAMPLER = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4, "max_frames": None, "width": None}
-CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 4}
+RESAMPLER: dict[str, Any] = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4}
+RESAMPLER |= {"max_frames": None, "width": None, "activation": "gelu", "norm_keys_values": False}
+CROSS_ATTENTION: dict[str, Any] = {"heads": 8, "dim_head": 64, "ff_mult": 4}
+CROSS_ATTENTION |= {"activation": "gelu", "norm_keys_values": False}
+ACTIVATIONS = ("gelu", "squared_relu")
 LIBRARIES = ("transformers", "openclip", "timm")
 _HEADS = ("num_attention_heads", "head_dim")
 
@@ -43,8 +47,10 @@ class FlamingoConfig(PreTrainedConfig):
         cross_attention_layers: instead of that spacing, the layers that a block precedes, counted from 0.
         decoder_layers: dotted name of the language model's list of layers; None: found by its length.
         resampler: depth, heads, dim_head, latents, ff_mult, max_frames (None: no time embeddings), width (of the
-            latents; None: the tower's).
-        cross_attention: heads, dim_head, ff_mult.
+            latents; None: the tower's), activation, norm_keys_values.
+        cross_attention: heads, dim_head, ff_mult, activation, norm_keys_values. In both, activation is that of the
+            feed-forwards, "gelu" or "squared_relu", and norm_keys_values whether one LayerNorm, apart from that of the
+            queries, precedes the projection to keys and values, as in the original Flamingo.
         base_vocab_size: number of tokens of the language model's tokenizer; added tokens have the next ids.
         added_tokens: the tokens with their own trained rows, in the order of their ids.
         image_token_id, eoc_token_id, pad_token_id: ids of `<image>`, `<|endofchunk|>` and the padding token.
@@ -100,6 +106,16 @@ class FlamingoConfig(PreTrainedConfig):
         # The language model may tie its head to its table; this class ties nothing.
         kwargs.update(tie_word_embeddings=False, pad_token_id=pad_token_id, eos_token_id=eoc_token_id)
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers', for `from_pretrained`; also for the sizes of the original Flamingo, by name."""
+        name = os.fspath(pretrained_model_name_or_path)
+        if names.is_original(name):
+            return configuration_original.values(name), kwargs
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     def __repr__(self) -> str:
         """One line; `to_json_string()` has everything."""
@@ -187,8 +203,12 @@ def _sizes(name: str, defaults: dict[str, Any], given: dict[str, Any] | None) ->
     if unknown:
         raise ValueError(f"{name} has no size {unknown[0]!r}; expected {', '.join(defaults)}")
     sizes = {**defaults, **(given or {})}
+    if sizes["activation"] not in ACTIVATIONS:
+        raise ValueError(f"{name}: activation={sizes['activation']!r}; expected one of {', '.join(ACTIVATIONS)}")
+    if not isinstance(sizes["norm_keys_values"], bool):
+        raise ValueError(f"{name}: norm_keys_values={sizes['norm_keys_values']!r}; expected true or false")
     for size, value in sizes.items():
-        if value is not None or defaults[size] is not None:
+        if size in MOST and (value is not None or defaults[size] is not None):
             _bounded(f"{name}: {size}", value, MOST[size])
     if sizes["heads"] * sizes["dim_head"] > MOST_WIDTH:
         raise ValueError(

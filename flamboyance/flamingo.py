@@ -139,6 +139,20 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         return place(model, trained_dtype)
 
     @classmethod
+    def from_config(cls, config: FlamingoConfig | str | os.PathLike) -> Any:
+        """A new Flamingo with random weights in all of its parts.
+
+            with torch.device("meta"):
+                outline = FlamingoForConditionalGeneration.from_config("flamingo-80b")
+
+        Args:
+            config: or what FlamingoConfig.from_pretrained takes: a size of the original Flamingo, or a directory.
+        """
+        return cls(
+            copy.deepcopy(config) if isinstance(config, FlamingoConfig) else FlamingoConfig.from_pretrained(config)
+        )
+
+    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,

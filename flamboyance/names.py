@@ -1,4 +1,5 @@
-"""What the name of a model means: the embedded model, a released one, a directory, or a repository on the hub.
+"""What the name of a model means: the embedded model, a released one, a size of the original Flamingo, a directory, or
+a repository on the hub.
 
 `resolve` decides it, for every function that takes a name; `catalog` opens what it finds. `language_model` decides it
 for the language model of a Flamingo, which may also be a GGUF file or come with a Python package. Torch is not
@@ -43,6 +44,8 @@ RELEASED = {
     ),
     "OpenFlamingo-9B-vitl-mpt7b": Release("anas-awadalla/mpt-7b", 4, "mpt-7b"),
 }
+ORIGINAL = ("flamingo-3b", "flamingo-9b", "flamingo-80b")
+"""The sizes of the original Flamingo, whose weights were never released: names of configurations."""
 EXPECTED = f"give a directory, '{MINI}', or a released name such as {ORGANISATION}{next(iter(RELEASED))}"
 
 
@@ -55,13 +58,14 @@ class Name:
     """The name of a model, resolved.
 
     Attributes:
-        name: what opens this model from anywhere: "mini", a released model's full name, a path, or a hub id.
-        kind: "embedded", "released", "directory" or "hub".
+        name: what opens this model from anywhere: "mini", a released model's full name, one of ORIGINAL, a path, or a
+            hub id.
+        kind: "embedded", "released", "original", "directory" or "hub".
         directory: where an embedded model, or one in a directory, is.
     """
 
     name: str
-    kind: Literal["embedded", "released", "directory", "hub"]
+    kind: Literal["embedded", "released", "original", "directory", "hub"]
     directory: Path | None = None
 
     def files(self, patterns: Sequence[str] = MODEL_FILES, **options: Any) -> Path:
@@ -72,8 +76,10 @@ class Name:
 
         Raises:
             UnknownModelError: there is no such repository, or it cannot be reached and is not in the cache.
-            ValueError: a released model, whose files are in another layout.
+            ValueError: a released model, whose files are in another layout; or one of the original Flamingo's sizes,
+                which has none.
         """
+        self.check_weights()
         if self.directory is not None:
             return self.directory
         if self.kind == "released":
@@ -89,13 +95,24 @@ class Name:
         except HfHubHTTPError as error:
             raise missing(self.name, str(error)) from error
 
+    def check_weights(self) -> None:
+        """
+        Raises:
+            ValueError: this is the name of a configuration alone.
+        """
+        if self.kind == "original":
+            raise ValueError(
+                f"the weights of {self.name} were never released: it is a configuration, for `flamboyance info`, "
+                f"`plan` and `train`. To open a model, {EXPECTED}"
+            )
+
 
 def resolve(name: str | os.PathLike[str]) -> Name:
     """What a model's name means.
 
     In this order: `mini` or `flamingo-mini`, unless a model directory has this name; a directory; a released
-    OpenFlamingo model, with or without `openflamingo/`; a repository on the hub. Whether that repository exists turns
-    out when it is opened.
+    OpenFlamingo model, with or without `openflamingo/`; a size of the original Flamingo; a repository on the hub.
+    Whether that repository exists turns out when it is opened.
 
     Raises:
         UnknownModelError: the name can mean none of these.
@@ -117,6 +134,8 @@ def resolve(name: str | os.PathLike[str]) -> Name:
         return Name(str(path), "directory", path)
     if short := released(text):
         return Name(ORGANISATION + short, "released")
+    if is_original(text):
+        return Name(text, "original")
     _check_repository(text, path)
     return Name(text, "hub")
 
@@ -214,9 +233,14 @@ def _files_of(package: str) -> list[Path] | None:
     return [file for root in roots for file in root.rglob("*") if file.is_file()] or None
 
 
+def is_original(name: str) -> bool:
+    """Whether this is the name of one of the original Flamingo's sizes, and no directory has it."""
+    return name in ORIGINAL and not Path(name).is_dir()
+
+
 def suggestion(name: str) -> str:
     """` (did you mean 'mini'?)` for a name that is close to a known one; otherwise nothing."""
-    known: dict[str, str] = {each.lower(): each for each in EMBEDDED}
+    known: dict[str, str] = {each.lower(): each for each in (*EMBEDDED, *ORIGINAL)}
     known |= {each.lower(): ORGANISATION + each for each in RELEASED}
     found = get_close_matches(name.lower().rsplit("/", 1)[-1], known, n=1, cutoff=0.7)
     return f" (did you mean '{known[found[0]]}'?)" if found else ""

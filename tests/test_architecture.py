@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "flamboyance"
 
 # From the bottom to the top: a part (a module or a folder of the package) imports only parts that come before it.
 ORDER = (
-    *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration", "templates", "files", "images"),
+    *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration_original", "configuration", "templates"),
+    *("files", "images"),
     *("figure_style", "processes", "examples", "auto", "chat", "task_files", "processor_arguments"),
     *(
         "model",

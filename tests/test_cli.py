@@ -381,7 +381,10 @@ def test_info_as_json(model: str, capsys) -> None:
     told = json.loads(capsys.readouterr().out)
     names = [part["name"] for part in told["parts"]]
     assert names == ["vision", "resampler", "cross_attention", "added_tokens", "language_model"]
-    assert told["parameters"] == sum(part["parameters"] for part in told["parts"]) > told["trainable_parameters"] > 0
+    counts = told["parameters"]
+    assert set(counts) == {"total", "trainable", *names} - {"language_model"} | {"language"}
+    assert counts["total"] == sum(part["parameters"] for part in told["parts"]) > counts["trainable"] > 0
+    assert counts["trainable"] == sum(counts[name] for name in ("resampler", "cross_attention", "added_tokens"))
     assert told["gates"][1]["attention"] == pytest.approx(0.7616, abs=1e-4)
     assert [gate["before_layer"] for gate in told["gates"]] == told["layers"] == [0, 1]
     assert set(told["versions"]) == {"flamboyance", "torch", "transformers", "python", "platform"}

@@ -7,6 +7,7 @@ import pytest
 from transformers import CLIPVisionConfig, OPTConfig, Qwen3Config
 
 from flamboyance import FlamingoConfig, catalog
+from flamboyance.model.fingerprint import described
 
 ABSURD: dict[str, dict[str, Any]] = {
     "cross_attn_every_n_layers=0;": {"cross_attn_every_n_layers": 0},
@@ -35,6 +36,8 @@ ABSURD: dict[str, dict[str, Any]] = {
     "resampler: max_frames=0;": {"resampler": {"max_frames": 0}},
     "resampler: 10000 heads of dim_head=100000;": {"resampler": {"heads": 10**4, "dim_head": 10**5}},
     "cross_attention: dim_head=2.0;": {"cross_attention": {"dim_head": 2.0}},
+    "resampler: activation='relu';": {"resampler": {"activation": "relu"}},
+    "cross_attention: norm_keys_values='yes';": {"cross_attention": {"norm_keys_values": "yes"}},
     "cross_attention: ff_mult=1000000;": {"cross_attention": {"ff_mult": 10**6}},
     "text_config: num_hidden_layers=1000000;": {"text_config": OPTConfig(num_hidden_layers=10**6)},
     "text_config: num_hidden_layers=0;": {"text_config": OPTConfig(num_hidden_layers=0)},
@@ -86,3 +89,16 @@ def test_older_files_and_callers_name_the_spacing_of_blocks_interval(tmp_path: A
     config = catalog.resolve(tmp_path).config()
     assert config.cross_attn_every_n_layers == config.interval == 3
     assert "interval" not in config.to_dict() and FlamingoConfig(interval=3).cross_attn_every_n_layers == 3
+
+
+def test_sizes_that_came_later_leave_older_files_as_they_are() -> None:
+    older = {"depth": 2, "heads": 4, "dim_head": 32, "latents": 16, "ff_mult": 4}
+    config = FlamingoConfig(resampler=older)
+    added = {"max_frames": None, "width": None, "activation": "gelu", "norm_keys_values": False}
+    assert config.resampler == older | added
+    assert config.cross_attention["activation"] == "gelu" and config.cross_attention["norm_keys_values"] is False
+    # Fingerprints of stored evaluations stay what they were.
+    assert described(config)["resampler"] == older | {"max_frames": None}
+    assert described(config)["cross_attention"] == {"heads": 8, "dim_head": 64, "ff_mult": 4}
+    changed = FlamingoConfig(cross_attention={"activation": "squared_relu"})
+    assert described(changed)["cross_attention"]["activation"] == "squared_relu"

@@ -326,6 +326,13 @@ def export(model: Any, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
             f"of patches of width {model.config.vision_width}: its blocks are before every n-th layer, and its latents "
             "as wide as the patches. Save with save_pretrained"
         )
+    for part in ("resampler", "cross_attention"):
+        sizes = getattr(model.config, part)
+        if sizes["activation"] != "gelu" or sizes["norm_keys_values"]:
+            raise ValueError(
+                f"OpenFlamingo has no model whose {part} has activation={sizes['activation']!r} and norm_keys_values="
+                f"{sizes['norm_keys_values']}: expected 'gelu' and False. Save with save_pretrained"
+            )
     names, parameters = reference_names(model), model.own_parameters()
     tables = {id(table.weight) for table in names.tables.values()}
     others = sorted(name for name, t in model.kept_tensors().items() if name not in parameters and id(t) not in tables)

@@ -13,7 +13,7 @@ from typing import Any
 from flamboyance.commands.arguments import DTYPES, add_model, at_least
 from flamboyance.commands.models import model_name
 
-EPILOG = "Released models are not downloaded.\n"
+EPILOG = "Released models are not downloaded. flamingo-3b, -9b and -80b are the original's sizes, without weights.\n"
 
 
 Gates = list[tuple[float, float]]
@@ -93,7 +93,7 @@ def outline(name: str, quantize: str | None = None, dtype: str | None = None) ->
 
     entry = catalog.resolve(name)
     model = entry.outline(quantize=quantize)
-    if entry.kind == "released":
+    if entry.kind in ("released", "original"):
         return model.to(getattr(torch, dtype or "float32")), None
     trained = {canonical(tensor): value for tensor, value in read_weights(entry.files() / WEIGHTS)[0].items()}
     blocks = [f"cross_attention.{number}" for number in range(len(model.cross_attention))]
@@ -104,12 +104,13 @@ def outline(name: str, quantize: str | None = None, dtype: str | None = None) ->
 def as_json(name: str, model: Any, gates: Any) -> dict[str, Any]:
     """The content of the tables as numbers, with gates after tanh (None without weights); and the versions in use."""
     rows = parts(model)
+    counts = {row.name: row.parameters for row in rows}
+    counts["language"] = counts.pop("language_model")
     spliced = zip(model.cross_attention_layers, gates or (), strict=False)
     return {
         "model": name,
         "parts": [asdict(row) for row in rows],
-        "parameters": sum(row.parameters for row in rows),
-        "trainable_parameters": sum(row.trained for row in rows),
+        "parameters": {"total": sum(counts.values()), "trainable": sum(row.trained for row in rows), **counts},
         "bytes": sum(row.bytes for row in rows),
         "layers": list(model.cross_attention_layers),
         "gates": gates

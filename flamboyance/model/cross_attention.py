@@ -16,16 +16,19 @@ from flamboyance.model.resampler import FeedForward, attend, attention_weights
 class MaskedCrossAttention(nn.Module):
     """Each token attends to the latents of one image; the result is zero for tokens without an image.
 
-    Queries are normalised. Media are not, because the resampler ends in a norm.
+    Queries are normalised. Media are not, because the resampler ends in a norm; except where `norm_keys_values` puts a
+    LayerNorm of the block's own before the projection to keys and values, as Flamingo has it.
     """
 
-    def __init__(self, dim: int, vision_dim: int, heads: int, dim_head: int):
+    def __init__(self, dim: int, vision_dim: int, heads: int, dim_head: int, norm_keys_values: bool = False):
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.to_q = Linear(dim, inner, bias=False)
-        self.to_kv = Linear(vision_dim, 2 * inner, bias=False)
+        self.to_kv: nn.Module = Linear(vision_dim, 2 * inner, bias=False)
+        if norm_keys_values:  # one module, because both are used apart from the rest of the block
+            self.to_kv = nn.Sequential(nn.LayerNorm(vision_dim), self.to_kv)
         self.to_out = Linear(inner, dim, bias=False)
 
     def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,11 +62,20 @@ class GatedCrossAttentionBlock(GradientCheckpointingLayer):
     The gated feed-forward applies to every token, also to those without an image, as in the reference.
     """
 
-    def __init__(self, dim: int, vision_dim: int, heads: int = 8, dim_head: int = 64, ff_mult: int = 4):
+    def __init__(
+        self,
+        dim: int,
+        vision_dim: int,
+        heads: int = 8,
+        dim_head: int = 64,
+        ff_mult: int = 4,
+        activation: str = "gelu",
+        norm_keys_values: bool = False,
+    ):
         super().__init__()
-        self.attention = MaskedCrossAttention(dim, vision_dim, heads, dim_head)
+        self.attention = MaskedCrossAttention(dim, vision_dim, heads, dim_head, norm_keys_values)
         self.attention_gate = nn.Parameter(torch.zeros(1))
-        self.feed_forward = FeedForward(dim, ff_mult)
+        self.feed_forward = FeedForward(dim, ff_mult, activation)
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
     def forward(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamboyance.configuration import CROSS_ATTENTION, RESAMPLER, FlamingoConfig
 from flamboyance.model import adapters
 from flamboyance.model.trainable import Mark
 
@@ -17,22 +18,28 @@ ELSEWHERE = {"_name_or_path", "name", "language", "transformers_version", "archi
 def fingerprint(model: Any) -> str:
     """16 hexadecimal digits over everything that determines results: every parameter and buffer in its precision, the
     configuration, and the active adapters. Reads all weights once, at the speed of memory."""
-    config = _portable(model.config.to_dict())
-    # As in the fingerprints of saved files, which are older than these settings.
-    config["interval"] = config.pop("cross_attn_every_n_layers")
-    if config["cross_attention_layers"] is None:
-        del config["cross_attention_layers"]
-    if config["resampler"]["width"] is None:
-        del config["resampler"]["width"]
-    if config["quantize"] is None:
-        del config["quantize"]
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(described(model.config), sort_keys=True, default=str).encode())
     for name, tensor in sorted(adapters.tensors(model).items()):
         mark = Mark.of(tensor)
         digest.update(f"{name} {mark.dtype} {mark.shape} {mark.checksum}".encode())
         digest.update(mark.some.float().cpu().numpy().tobytes())
     digest.update(repr(_switches(model)).encode())
     return digest.hexdigest()[:16]
+
+
+def described(config: FlamingoConfig) -> dict[str, Any]:
+    """The configuration as fingerprints have it. Those of saved files are older than some settings."""
+    values = _portable(config.to_dict())
+    values["interval"] = values.pop("cross_attn_every_n_layers")
+    if values["cross_attention_layers"] is None:
+        del values["cross_attention_layers"]
+    if values["quantize"] is None:
+        del values["quantize"]
+    for part, sizes in (("resampler", RESAMPLER), ("cross_attention", CROSS_ATTENTION)):
+        for size in ("width", "activation", "norm_keys_values"):
+            if size in sizes and values[part][size] == sizes[size]:
+                del values[part][size]
+    return values
 
 
 def stamp(model: Any) -> tuple[Any, ...]:

@@ -12,17 +12,27 @@ from torch import Tensor, nn
 from flamboyance.model.linear import Linear, bfloat16_is_slow
 
 
-class FeedForward(nn.Module):
-    """LayerNorm, expansion, exact GELU, contraction; no biases outside the norm. (…, D) -> (…, D)."""
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)², of both feed-forwards of Flamingo (So et al. 2021, section 4; Flamingo, appendix A.1.1)."""
+    return F.relu(x).square()
 
-    def __init__(self, dim: int, mult: int = 4):
+
+ACTIVATIONS = {"gelu": F.gelu, "squared_relu": squared_relu}
+"""By the names of `configuration.ACTIVATIONS`."""
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, expansion, exact GELU or squared ReLU, contraction; no biases outside the norm. (…, D) -> (…, D)."""
+
+    def __init__(self, dim: int, mult: int = 4, activation: str = "gelu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm = nn.LayerNorm(dim)
         self.up = Linear(dim, dim * mult, bias=False)
         self.down = Linear(dim * mult, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(self.norm(x))))
+        return self.down(self.activation(self.up(self.norm(x))))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,12 +55,19 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to the patches of their medium and to themselves."""
+    """Latents attend to the patches of their medium and to themselves.
 
-    def __init__(self, dim: int, heads: int, dim_head: int):
+    Args:
+        norm_keys_values: `norm_media` is the one norm of all that becomes keys and values, latents too, and
+            `norm_latents` that of the queries (Flamingo). Otherwise patches and latents have a norm each
+            (OpenFlamingo). The parameters are the same.
+    """
+
+    def __init__(self, dim: int, heads: int, dim_head: int, norm_keys_values: bool = False):
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
+        self.norm_keys_values = norm_keys_values
         self.norm_media = nn.LayerNorm(dim)
         self.norm_latents = nn.LayerNorm(dim)
         self.to_q = Linear(dim, inner, bias=False)
@@ -68,18 +85,20 @@ class PerceiverAttention(nn.Module):
         return attention_weights(q, k)
 
     def _queries_keys_values(self, patches: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        latents = self.norm_latents(latents)
-        context = torch.cat([self.norm_media(patches), latents], dim=1)
-        q = self.to_q(latents).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        queries = self.norm_latents(latents)
+        context = torch.cat(
+            [self.norm_media(patches), self.norm_media(latents) if self.norm_keys_values else queries], dim=1
+        )
+        q = self.to_q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
 
 class ResamplerLayer(nn.Module):
-    def __init__(self, dim: int, heads: int, dim_head: int, ff_mult: int):
+    def __init__(self, dim: int, heads: int, dim_head: int, ff_mult: int, activation: str, norm_keys_values: bool):
         super().__init__()
-        self.attention = PerceiverAttention(dim, heads, dim_head)
-        self.feed_forward = FeedForward(dim, ff_mult)
+        self.attention = PerceiverAttention(dim, heads, dim_head, norm_keys_values)
+        self.feed_forward = FeedForward(dim, ff_mult, activation)
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
         latents = latents + self.attention(patches, latents)
@@ -96,6 +115,8 @@ class PerceiverResampler(nn.Module):
             more frames they are interpolated linearly (Flamingo, appendix B.1.3).
         width: of the latents and everything inside; None: that of the patches (OpenFlamingo's). Where they differ, one
             projection precedes the layers.
+        activation: of the feed-forwards: "gelu" (OpenFlamingo's) or "squared_relu" (Flamingo's, appendix A.1.1).
+        norm_keys_values: as of PerceiverAttention.
     """
 
     def __init__(
@@ -108,13 +129,17 @@ class PerceiverResampler(nn.Module):
         ff_mult: int = 4,
         max_frames: int | None = None,
         width: int | None = None,
+        activation: str = "gelu",
+        norm_keys_values: bool = False,
     ):
         super().__init__()
         self.projection = None if width in (None, dim) else Linear(dim, width)
         dim = width or dim
         self.latents = nn.Parameter(torch.randn(latents, dim))
         self.time_embeddings = nn.Parameter(torch.randn(max_frames, dim)) if max_frames else None
-        self.layers = nn.ModuleList(ResamplerLayer(dim, heads, dim_head, ff_mult) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            ResamplerLayer(dim, heads, dim_head, ff_mult, activation, norm_keys_values) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, patches: Tensor) -> Tensor:

@@ -138,6 +138,7 @@ def test_what_openflamingo_cannot_open_is_not_written_for_it():
     for settings in (
         {"cross_attention_layers": [0, 3], "resampler": SIZES["resampler"] | {"width": None}},
         {"cross_attn_every_n_layers": 3},
+        {"cross_attn_every_n_layers": 3, "cross_attention": SIZES["cross_attention"] | {"activation": "squared_relu"}},
     ):
         with pytest.raises(ValueError, match="OpenFlamingo has no model"):
             openflamingo.export(FlamingoForConditionalGeneration(config(**settings)))

@@ -46,3 +46,30 @@ def test_a_video_in_a_prompt():
     with torch.no_grad():
         forward, backward = (model(ids, pixel_values=p).logits for p in (pixels, pixels.flip(2)))
     assert (forward - backward).abs().max() > 1e-4
+
+
+def test_one_norm_of_keys_and_values_and_squared_relu():
+    """A layer as the original Flamingo's figures state it, written out."""
+    torch.manual_seed(0)
+    own = PerceiverResampler(24, depth=1, heads=2, dim_head=8, latents=5)
+    original = PerceiverResampler(
+        24, depth=1, heads=2, dim_head=8, latents=5, activation="squared_relu", norm_keys_values=True
+    )
+    original.load_state_dict(own.state_dict())  # the parameters are the same
+    layer = original.layers[0]
+    for norm in (layer.attention.norm_media, layer.attention.norm_latents):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    patches = torch.randn(3, 1, 9, 24)
+    x = original.latents.expand(3, -1, -1)
+    q = layer.attention.to_q(layer.attention.norm_latents(x)).view(3, 5, 2, 8)
+    joined = layer.attention.norm_media(torch.cat([patches[:, 0], x], 1))
+    k, v = layer.attention.to_kv(joined).view(3, 14, 2, 2, 8).unbind(2)
+    weights = (torch.einsum("mqhk,mshk->mhqs", q, k) / 8**0.5).softmax(-1)
+    x = x + layer.attention.to_out(torch.einsum("mhqs,mshk->mqhk", weights, v).flatten(2))
+    up = layer.feed_forward.up(layer.feed_forward.norm(x))
+    x = x + layer.feed_forward.down(torch.where(up > 0, up * up, 0.0))
+    with torch.no_grad():
+        assert_close(original(patches), original.norm(x), rtol=1e-4, atol=1e-4)
+        assert_close(original.weights(patches)[0], weights, rtol=1e-4, atol=1e-4)
+        assert (original(patches) - own(patches)).abs().max() > 1e-2
