@@ -20,6 +20,9 @@ SUMMARIES = {
     "openflamingo-4b": "OpenFlamingo-4B: CLIP ViT-L/14 and RedPajama-3B, a block before every second layer.",
     "openflamingo-4b-instruct": "OpenFlamingo-4B (Instruct): the same with RedPajama-3B Instruct.",
     "openflamingo-9b": "OpenFlamingo-9B: CLIP ViT-L/14 and MPT-7B, a block before every fourth layer.",
+    "flamingo-3b": "Flamingo-3B as published: NFNet-F6, a block before every layer.",
+    "flamingo-9b": "Flamingo-9B as published: NFNet-F6, a block before every 4th layer.",
+    "flamingo-80b": "Flamingo-80B as published: NFNet-F6, a block before every 7th layer.",
     "new": "Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.",
     "finetune": "Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.",
 }
@@ -29,9 +32,10 @@ SUMMARIES = {
 def __getattr__(name: str) -> Any:
     if name != "RECIPES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flamboyance.recipes import finetune, mini, new, openflamingo
+    from flamboyance.recipes import finetune, flamingo, mini, new, openflamingo
 
-    value = {"mini": mini.mini, **openflamingo.RECIPES, "new": new.new, "finetune": finetune.finetune}
+    value = {"mini": mini.mini, **openflamingo.RECIPES, **flamingo.RECIPES}
+    value |= {"new": new.new, "finetune": finetune.finetune}
     globals()["RECIPES"] = value
     return value
 
