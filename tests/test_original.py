@@ -9,6 +9,7 @@ import torch
 from benchmarks import original
 from flamboyance import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor, catalog, names
 from flamboyance.cli import main
+from flamboyance.commands.info import as_json
 from flamboyance.configuration_original import SIZES, chinchilla
 from flamboyance.model.vision import tower_spec
 
@@ -28,12 +29,11 @@ def test_every_name_has_a_size() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_of_the_paper(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_of_the_paper(name: str) -> None:
     layers, width, blocks, heads = PUBLISHED[name]
-    assert main(["info", name, "--json"]) == 0
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    told = as_json(name, catalog.resolve(name).outline(), None)
     counts = told["parameters"]
-    assert told["gates"] is None and told["layers"][0] == 0 and told["layers"][-2:] == LAST[name]
+    assert told["layers"][0] == 0 and told["layers"][-2:] == LAST[name]
     assert len(told["layers"]) == blocks
     assert counts["cross_attention"] == blocks * block_parameters(width)
     assert counts["language"] == layers * (12 * width * width + 2 * width) + 32_000 * width + width
@@ -45,6 +45,16 @@ def test_sizes_of_the_paper(name: str, capsys: pytest.CaptureFixture[str]) -> No
     assert original.written(name, original.PAGE.read_text(encoding="utf-8")) == original.table(name, counts)
     config = FlamingoConfig.from_pretrained(name)
     assert config.cross_attention["heads"] == config.text_config.num_attention_heads == heads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_info_prints_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", name, "--json"]) == 0
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert told["gates"] is None and len(told["layers"]) == PUBLISHED[name][2]
+    parts = {"vision", "language", "resampler", "cross_attention", "added_tokens"}
+    assert set(told["parameters"]) == {"total", "trainable", *parts}
 
 
 def test_the_tower_is_timms() -> None:
