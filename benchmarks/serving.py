@@ -5,7 +5,8 @@
 
 Starts the server as a process of its own, uploads a few-shot task, and sends the same requests first one after the
 other, then from many clients, in turns. Every answer is compared with the library's own. Prints requests per second,
-the median and 99th percentile of a request's time, and the server's resident memory after each round.
+the median and 99th percentile of a request's time, the server's processor time per request, which does not depend on
+what else the machine does, and the server's resident memory after each round.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Round:
     seconds: float
     times: list[float]  # of each request
     wrong: int
+    processor: float  # seconds of the server's processor time
     memory: float  # MB, after it
 
     @property
@@ -80,47 +82,31 @@ def data_url(image: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 
-def requests(kind: str, number: int) -> list[tuple[Path | str, dict[str, Any]]]:
-    """What each request asks: of the task about an image, or to continue a text."""
-    if kind == "caption":
-        images = [image for image, _ in fl.examples.demonstrations] + fl.examples.queries
-        parts = [[{"type": "image_url", "image_url": {"url": data_url(image)}}] for image in images]
-        about: list[Any] = list(zip(images, parts, strict=True))
-        model = "mini:shapes"
-    else:
-        words = [
-            "a large",
-            "the small red",
-            "a green",
-            "two",
-            "a yellow ring and",
-            "the blue square",
-            "three",
-            "a white",
-        ]
-        about, model = [(text, text) for text in words], "mini"
-    chosen = [about[i % len(about)] for i in range(number)]
-    return [
-        (what, {"model": model, "max_tokens": TOKENS, "messages": [{"role": "user", "content": content}]})
-        for what, content in chosen
+def requests(number: int) -> list[tuple[Path, dict[str, Any]]]:
+    """The image of each request, and its body: a query of the task."""
+    images = [image for image, _ in fl.examples.demonstrations] + fl.examples.queries
+    bodies = [
+        {
+            "model": "mini:shapes",
+            "max_tokens": TOKENS,
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url(image)}}]},
+            ],
+        }
+        for image in images
     ]
+    about = list(zip(images, bodies, strict=True))
+    return [about[i % len(about)] for i in range(number)]
 
 
-def expected(kind: str, model: Any, processor: Any, asked: list[tuple[Path | str, Any]]) -> dict[Any, str]:
+def expected(asked: list[tuple[Path, dict[str, Any]]]) -> dict[Path, str]:
     """The library's own answers."""
-    different = list(dict.fromkeys(what for what, _ in asked))
-    if kind == "caption":
-        task = fl.FewShotTask(model, processor, fl.examples.demonstrations)
-        return dict(zip(different, task(different, max_new_tokens=TOKENS), strict=True))
-    answers = {}
-    for text in different:
-        inputs = processor(text)
-        out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        answers[text] = processor.decode(out).strip()
-    return answers
+    different = list(dict.fromkeys(image for image, _ in asked))
+    task = fl.FewShotTask(*fl.load_mini(), fl.examples.demonstrations)
+    return dict(zip(different, task(different, max_new_tokens=TOKENS), strict=True))
 
 
-def measure(port: int, clients: int, asked: list[tuple[Any, dict[str, Any]]], right: dict[Any, str]) -> tuple:
+def measure(port: int, clients: int, asked: list[tuple[Path, dict[str, Any]]], right: dict[Path, str]) -> tuple:
     """Seconds of the whole, of each request, and how many answers were wrong. A client sends its next request when it
     has the answer to the one before."""
     following, times, wrong = count(), [0.0] * len(asked), []
@@ -145,19 +131,22 @@ def measure(port: int, clients: int, asked: list[tuple[Any, dict[str, Any]]], ri
     return time.perf_counter() - began, times, len(wrong)
 
 
-def compare(kind: str, port: int, process: psutil.Process, arguments: argparse.Namespace) -> dict[str, list[Round]]:
-    asked = requests(kind, arguments.requests)
-    right = expected(kind, *fl.load_mini(), asked)
+def compare(port: int, process: psutil.Process, arguments: argparse.Namespace) -> dict[str, list[Round]]:
+    """The rounds with one client and with many, in turns."""
+    asked = requests(arguments.requests)
+    right = expected(asked)
     found: dict[str, list[Round]] = {"one": [], "many": []}
-    measure(port, arguments.clients, asked[:64], right)  # warm
+    measure(port, arguments.clients, asked, right)  # warm
     for _ in range(arguments.rounds):
         for name, clients in (("one", 1), ("many", arguments.clients)):
+            before = sum(process.cpu_times()[:2])
             seconds, times, wrong = measure(port, clients, asked, right)
-            found[name].append(Round(clients, seconds, times, wrong, process.memory_info().rss / 1e6))
+            processor = sum(process.cpu_times()[:2]) - before
+            found[name].append(Round(clients, seconds, times, wrong, processor, process.memory_info().rss / 1e6))
     return found
 
 
-def report(kind: str, found: dict[str, list[Round]]) -> dict[str, Any]:
+def report(found: dict[str, list[Round]]) -> dict[str, Any]:
     """Prints a row for each way, and returns their figures: the medians over rounds."""
     rows: dict[str, Any] = {}
     for name, rounds in found.items():
@@ -166,18 +155,20 @@ def report(kind: str, found: dict[str, list[Round]]) -> dict[str, Any]:
             "requests_per_second": statistics.median(one.rate for one in rounds),
             "median_ms": 1000 * statistics.median(statistics.median(one.times) for one in rounds),
             "p99_ms": 1000 * statistics.median(one.p99 for one in rounds),
+            "processor_ms": 1000 * statistics.median(one.processor / len(one.times) for one in rounds),
             "wrong": sum(one.wrong for one in rounds),
             "memory_mb": [round(one.memory) for one in rounds],
         }
         rows[name] = values
         print(
-            f"{kind:9} {values['clients']:3} client(s)  {values['requests_per_second']:7.1f} requests/s  "
-            f"median {values['median_ms']:6.0f} ms  99 % {values['p99_ms']:6.0f} ms  {values['wrong']} wrong  "
+            f"{values['clients']:3} client(s)  {values['requests_per_second']:7.1f} requests/s  "
+            f"median {values['median_ms']:6.0f} ms  99 % {values['p99_ms']:6.0f} ms  "
+            f"processor {values['processor_ms']:.0f} ms a request  {values['wrong']} wrong  "
             f"memory {values['memory_mb']} MB"
         )
     ratios = [many.rate / one.rate for one, many in zip(found["one"], found["many"], strict=True)]
     rows["times"] = statistics.median(ratios)
-    print(f"{kind:9} {rows['times']:.1f} times as many ({', '.join(f'{ratio:.1f}' for ratio in ratios)})")
+    print(f"{rows['times']:.1f} times as many ({', '.join(f'{ratio:.1f}' for ratio in ratios)})")
     return rows
 
 
@@ -189,12 +180,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch in the server")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     arguments = parser.parse_args()
-    figures = {}
     with served("mini", arguments.threads) as (port, process):
         shots = [{"image": data_url(image), "text": text} for image, text in fl.examples.demonstrations]
         ask(http.client.HTTPConnection("127.0.0.1", port), "/v1/tasks", {"name": "shapes", "demonstrations": shots})
-        for kind in ("caption", "continue"):
-            figures[kind] = report(kind, compare(kind, port, process, arguments))
+        figures = report(compare(port, process, arguments))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
 

@@ -146,7 +146,7 @@ def test_a_seed_draws_the_same_alone_and_in_company(started):
 
 def test_tokens_are_drawn_by_their_probability():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
-    count = 4000
+    count = 2000
     for sampling in (Sampling(1.0, 1.0), Sampling(0.5, 1.0), Sampling(1.0, 0.85)):
         chosen = choose(logits.expand(count, -1), [sampling] * count, [Dice(i) for i in range(count)])
         found = torch.tensor([one.token for one in chosen]).bincount(minlength=5) / count
@@ -154,8 +154,8 @@ def test_tokens_are_drawn_by_their_probability():
         if sampling.top_p < 1:
             wanted[2:] = 0  # the first two have 0.88 together
             wanted /= wanted.sum()
-        # Deviations of a share of 4,000 draws are below 0.008.
-        assert (found - wanted).abs().max() < 0.05, (sampling, found, wanted)
+        # Deviations of a share of 2,000 draws are below 0.012.
+        assert (found - wanted).abs().max() < 0.07, (sampling, found, wanted)
         assert (found[wanted < 1e-9] == 0).all()
     tiny = choose(logits[None] * 1e30, [Sampling(1e-3, 1e-9)], [Dice(0)])
     assert tiny == [Chosen(0)]
