@@ -133,22 +133,24 @@ def main() -> None:
     answers = opened()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         prompts = drawn(Path(folder), given.shots, given.queries)
+        tokens = answers.lengths(prompts[:1])[0]
+        print(f"{given.queries} queries, {given.shots} demonstrations, {tokens} tokens a prompt", flush=True)
         ways: dict[str, Callable[[], list[str]]] = {
-            "generate": lambda: plain(answers, prompts, 1),
-            f"generate ({given.batch_size})": lambda: plain(answers, prompts, given.batch_size),
             "flamboyance": lambda: shared(answers, prompts, given.batch_size),
+            f"generate ({given.batch_size})": lambda: plain(answers, prompts, given.batch_size),
+            "generate": lambda: plain(answers, prompts, 1),
         }
         clock: dict[str, list[float]] = {name: [] for name in ways}
         processor: dict[str, list[float]] = {name: [] for name in ways}
         said: dict[str, list[str]] = {}
-        for _ in range(given.turns):
+        for turn in range(given.turns):
             for name, way in ways.items():
                 began, used = time.perf_counter(), time.process_time()
                 said[name] = way()
                 clock[name].append(time.perf_counter() - began)
                 processor[name].append(time.process_time() - used)
+                print(f"turn {turn + 1}, {name}: processor {processor[name][-1]:.1f} s", flush=True)
     first, *others = said.values()
-    print(f"{given.queries} queries, {given.shots} demonstrations, {answers.lengths(prompts[:1])[0]} tokens a prompt")
     equal = all(one == first for one in others)
     print(f"answers are {'equal' if equal else 'DIFFERENT'}, {len(set(first))} kinds of them")
     for name in ways:
