@@ -288,24 +288,21 @@ def begin_with(model: FlamingoForConditionalGeneration, directory: Path) -> None
 
 
 def begin_rows(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
-    """`<|endofchunk|>` begins as the language model's end of text, and `<image>` as its beginning of text, where it has
-    them: the language model knows what follows and precedes those. Otherwise rows begin at the table's mean."""
+    """`<|endofchunk|>` begins as the language model's end of text, if it has one: the language model knows what follows
+    that. The other rows stay at the table's mean. (A beginning of text in the place of `<image>` would be as natural,
+    but that of a chat model expects a role after it, and not a caption.)"""
     import torch
 
-    tokenizer, added = processor.tokenizer, model.added_tokens
+    added, like = model.added_tokens, processor.tokenizer.eos_token_id
     tables: dict[str, Any] = {"embedding": model.get_input_embeddings().weight}
     if added.head is not None:
         tables["head"] = model.get_output_embeddings().weight
-    for token, like in (
-        (processor.eoc_token_id, tokenizer.eos_token_id),
-        (processor.image_token_id, tokenizer.bos_token_id),
-    ):
-        row = token - processor.base_vocab_size
-        if like is None or row < 0 or like >= processor.base_vocab_size:
-            continue
-        with torch.no_grad():
-            for name, table in tables.items():
-                getattr(added, name)[row] = table[like]
+    row = processor.eoc_token_id - processor.base_vocab_size
+    if like is None or row < 0 or like >= processor.base_vocab_size:
+        return
+    with torch.no_grad():
+        for name, table in tables.items():
+            getattr(added, name)[row] = table[like]
 
 
 def validate(
