@@ -157,9 +157,9 @@ def interval_beyond_the_layers(given):
     FlamingoForConditionalGeneration(config)
 
 
-@case(ValueError, "resampler", "'width'", "depth, heads, dim_head, latents")
+@case(ValueError, "resampler", "'breadth'", "depth, heads, dim_head, latents")
 def unknown_size(given):
-    FlamingoConfig(resampler={"width": 3})
+    FlamingoConfig(resampler={"breadth": 3})
 
 
 @case(ValueError, "cross_attention", "heads=0", "1")

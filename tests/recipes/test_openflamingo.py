@@ -79,6 +79,7 @@ def test_backbones_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("openai/clip-vit-large-patch14", "anas-awadalla/mpt-7b"),
         ("clip/", "lm/"),
     ]
-    assert [named for _, named in asked] == [{"cross_attn_every_n_layers": 4}, {"cross_attn_every_n_layers": 2}]
+    assert [named["cross_attn_every_n_layers"] for _, named in asked] == [4, 2]
+    assert [named["quantize"] for _, named in asked] == [None, None]
     assert processor.of == ("OpenFlamingo-4B-vitl-rpj3b", "lm/")
     assert processor.image_processor is None  # from_backbones takes the tower's own
