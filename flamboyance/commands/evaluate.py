@@ -211,6 +211,8 @@ def check_endpoint(arguments: argparse.Namespace) -> bool:
     checked_url(arguments.model)
     if arguments.beams is not None:
         raise ValueError("--beams is for a model that is computed here; a server decides itself: remove it")
+    if arguments.quantize:
+        raise ValueError("--quantize is for a model that is computed here; a server decides itself: remove it")
     if "rices" in arguments.demonstrations and not arguments.tower:
         raise ValueError(NO_TOWER)
     return True

@@ -79,7 +79,7 @@ def serve(arguments: argparse.Namespace) -> int:
         fetch = Fetcher(limits).fetch
     listening = listen(arguments.host, arguments.port)  # before the model is read, which may take minutes
     name = model_name(arguments)
-    model, processor = load(name, arguments.device, arguments.dtype)
+    model, processor = load(name, arguments.device, arguments.dtype, quantize=arguments.quantize)
     if arguments.model is None:
         note_default()
     loopback = arguments.host in LOOPBACK

@@ -336,6 +336,8 @@ def test_options_of_servers_need_a_server(pets, capsys):
     assert "--max-requests" in one_line(capsys)
     assert main(["evaluate", str(pets), "--model", "http://localhost:1/v1", "--beams", "3", "--shots", "1"]) == 2
     assert "--beams" in one_line(capsys)
+    assert main(["evaluate", str(pets), "--model", "http://localhost:1/v1", "--quantize", "int8", "--shots", "1"]) == 2
+    assert "--quantize" in one_line(capsys)
 
 
 def test_options_that_a_server_does_not_know_are_left_out_or_renamed(tmp_path):
