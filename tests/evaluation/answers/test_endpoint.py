@@ -21,6 +21,12 @@ from tests.evaluation.small_tasks import captions, draw, questions
 from tests.processes import Child
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write into the working folder, if no --output says where."""
+    monkeypatch.chdir(tmp_path)
+
+
 def endpoint(server, folder: Path | None = None, budget: Budget | None = None, timeout: float = 30, **options):
     client = Client(server.url, server.key, timeout, budget=budget, first_wait=0.01)
     return EndpointAnswers(client, "tiny", folder and folder / ".replies", **{"concurrency": 4, **options})
