@@ -319,7 +319,7 @@ class FlamingoModel(TrainableModel):
             if value is not None
         ]
         if len(given_as) > 1:
-            raise ValueError(f"{' and '.join(given_as)} are both given; expected one of them")
+            raise ValueError(f"{' and '.join(given_as)} are given; expected one of them")
         if pixel_values is not None:
             media = self.encode_media(pixel_values, media_counts)
         elif patches is not None:

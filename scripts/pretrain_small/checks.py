@@ -11,7 +11,6 @@ made-up word that followed the same code before, where a code stands in the plac
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from flamboyance.checkpoints.open_backbones import open_language_model, open_tokenizer
 from flamboyance.checkpoints.preprocessing import image_processor_of
+from flamboyance.files import read_json_lines
 from flamboyance.images import load_image
 from flamboyance.model.vision import VisionTower
 from scripts.small_world.madeup import Words
@@ -67,16 +67,16 @@ def features_of(tower: VisionTower, images: Sequence[Path]) -> Tensor:
 
 def readout(tower: VisionTower, world: Path, variants: int) -> str:
     """A table: the share of each naming file that is right at the first guess, and among the first five."""
-    rows = [json.loads(line) for line in (world / "variants.jsonl").read_text("utf-8").splitlines()]
+    rows: list[Any] = [row for _, row in read_json_lines(world / "variants.jsonl")]
     rows = [row for row in rows if row["split"] == "train" and row["variant"] < variants]
     names = sorted({row["concept"] for row in rows})
     classes = torch.tensor([names.index(row["concept"]) for row in rows])
     scores = ridge(features_of(tower, [world / row["file"] for row in rows]), classes)
     lines = [f"| {len(names)} classes | pictures | first | first five |", "|---|---:|---:|---:|"]
     for file in sorted((world / "evaluation").glob("naming-*.jsonl")):
-        asked = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         if file.stem == "naming-support":
             continue
+        asked: list[Any] = [row for _, row in read_json_lines(file)]
         best = scores(features_of(tower, [world / row["image"] for row in asked])).topk(5).indices
         right = best == torch.tensor([names.index(row["concept"]) for row in asked])[:, None]
         first, five = right[:, 0].float().mean(), right.any(1).float().mean()

@@ -12,13 +12,12 @@ WORLD is the folder that `python -m scripts.small_world` writes. A row is a file
 Beside it are two baselines without a language model. They answer with the class whose demonstrations are most similar
 to the query: by the tower's features (the mean over the cells), or by 16 × 16 pixels.
 
-Finished rows are in the output file at once. The same command goes on after the last of them.
+Each row is written to the output file as soon as it is measured. The same command resumes after the last one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from rich.progress import track
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog
 from flamboyance.evaluation.answers.media_cache import MediaCache
 from flamboyance.evaluation.metrics.intervals import wilson
-from flamboyance.files import read_json, write_json
+from flamboyance.files import read_json, read_json_lines, write_json, write_text
 from flamboyance.images import load_image
 from flamboyance.prompting import completion_tokens, generate_texts, prompt_inputs
 from flamboyance.templates import Template
@@ -80,7 +79,7 @@ class Row:
 
 def trials(world: Path, task: str, most: int) -> list[Trial]:
     """The first trials of a file of episodes, or of images to name."""
-    rows = [json.loads(line) for line in (world / "evaluation" / f"{task}.jsonl").read_text("utf-8").splitlines()]
+    rows: list[Any] = [row for _, row in read_json_lines(world / "evaluation" / f"{task}.jsonl")]
     if rows and "query" not in rows[0]:
         order = np.random.default_rng(0).permutation(len(rows))[:most]
         return [Trial((), world / rows[i]["image"], rows[i]["text"]) for i in order]
@@ -243,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in measured(judges, given.world, tasks, given.trials, gray, done):
         done.append(row)
         write_json(given.output, {"model": given.model, "rows": [asdict(row) for row in done]})
-    given.output.with_suffix(".md").write_text(table(done), encoding="utf-8")
+    write_text(given.output.with_suffix(".md"), table(done))
     print(table(done))
 
 
