@@ -1,4 +1,4 @@
-"""Training documents in tar shards: captions, topics and episodes, which `flamboyance.data.formats.user_data` reads.
+"""Training documents in tar shards, read by `flamboyance.data.formats.user_data`: names, captions, topics, episodes.
 
 A record is `KEY.json`, with a text and its images as `data:` URLs. An image has the same bytes in every document.
 """
@@ -32,6 +32,7 @@ SINGLE = 0.4  # share of the caption documents with one picture
 SCENES = 0.25  # share of the pictures in caption documents that are scenes, where there are any
 ONE_STYLE = 0.5  # share of the caption documents with several pictures whose captions are all of one style
 MOST_CAPTIONS, MOST_TOPIC = 5, 6  # pictures of a document
+NAMES = 6  # pictures of every document of names: documents of about one length need little padding
 
 Part = tuple[str, str]  # an image file, and the text after it
 
@@ -67,8 +68,8 @@ class Material:
 
 
 def write_documents(material: Material, counts: Mapping[str, int], seed: int, progress: Callable[[int], None]) -> None:
-    """Writes the missing shards of `captions/`, `topics/` and `episodes/`, in turn; the same arguments give the same
-    bytes. A larger number that is a multiple of `PER_SHARD` adds shards to those that are there.
+    """Writes the missing shards of `names/`, `captions/`, `topics/` and `episodes/`, in turn; the same arguments
+    give the same bytes. A larger number that is a multiple of `PER_SHARD` adds shards to those that are there.
 
     Args:
         counts: documents by the name of the set.
@@ -76,7 +77,12 @@ def write_documents(material: Material, counts: Mapping[str, int], seed: int, pr
     Raises:
         ValueError: a folder's shards were made with other settings.
     """
-    writers = {"captions": _captions(material), "topics": _topics(material), "episodes": _episodes(material)}
+    writers = {
+        "names": _names(material),
+        "captions": _captions(material),
+        "topics": _topics(material),
+        "episodes": _episodes(material),
+    }
     shards = []
     for name, count in counts.items():
         settings = {"seed": seed, "pattern": PATTERN, "per_shard": PER_SHARD}
@@ -128,6 +134,21 @@ def _captions(material: Material) -> Writer:
         count = 1 if rng.random() < SINGLE else int(rng.integers(2, MOST_CAPTIONS + 1))
         style = captions.draw_style(rng) if rng.random() < ONE_STYLE else None
         return "", [part(style or captions.draw_style(rng), rng) for _ in range(count)]
+
+    return write
+
+
+def _names(material: Material) -> Writer:
+    """Pictures of single things, each with its bare name: the fewest tokens from which sight can be learned."""
+    shelf = Shelf(material.variants, material.concepts)
+
+    def write(rng: np.random.Generator) -> tuple[str, list[Part]]:
+        parts = []
+        for _ in range(NAMES):
+            name = shelf.names[int(rng.integers(len(shelf.names)))]
+            of = shelf.of(name)
+            parts.append((of[int(rng.integers(len(of)))].file, name))
+        return "", parts
 
     return write
 
