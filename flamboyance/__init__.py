@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flamboyance.model.media import Media as Media
     from flamboyance.processing import FlamingoProcessor as FlamingoProcessor
     from flamboyance.reports.attention import attention_maps as attention_maps
+    from flamboyance.small import load_small as load_small
 
     __version__: str
 
@@ -35,6 +36,7 @@ _DEFINED_IN = {
     "create_model_and_transforms": "compat",
     "evaluate": "evaluation.from_python",
     "load_mini": "mini",
+    "load_small": "small",
 }
 _MODULES = {"examples": "examples", "metrics": "evaluation.metrics", "templates": "templates"}
 
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "examples",
     "load_mini",
+    "load_small",
     "metrics",
     "templates",
 ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flamboyance.images import ImageProcessor
     from flamboyance.processing import FlamingoProcessor
 
-MINI = names.MINI
+MINI, SMALL = names.MINI, names.SMALL
 
 
 class Entry(names.Name):
@@ -30,7 +30,7 @@ class Entry(names.Name):
 
     @property
     def embedded(self) -> bool:
-        """Whether this is the model in the package, which knows little more than its own toy world."""
+        """Whether the model is in the package."""
         return self.kind == "embedded"
 
     def is_flamingo(self, **options: Any) -> bool:
@@ -158,3 +158,23 @@ def resolve(name: str | os.PathLike[str]) -> Entry:
         UnknownModelError: the name can mean no model.
     """
     return Entry(**vars(names.resolve(name)))
+
+
+def load_embedded(name: str, quantize: str | None = None) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+    """An embedded model in float32 on the CPU, and its processor, whatever is in the working directory.
+
+    Raises:
+        OSError: this installation lacks it, or its language model.
+    """
+    import torch
+    from transformers.utils import logging
+
+    directory = names.embedded_directory(name)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it loads at once
+    try:
+        entry = Entry(name, "embedded", directory)
+        return entry.open(dtype=torch.float32, quantize=quantize, local_files_only=True)
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 from flamboyance import hub
 
-MINI = "mini"
-EMBEDDED = (MINI, "flamingo-mini")
-EMBEDDED_DIRECTORY = Path(__file__).parent / "weights" / "flamingo-mini"
+MINI, SMALL = "mini", "small"
+EMBEDDED = {MINI: "flamingo-mini", SMALL: "flamingo-small"}
+"""The models in the package, by either name; their directories have the longer one."""
+WEIGHTS = Path(__file__).parent / "weights"
 ORGANISATION = "openflamingo/"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "vision/*", "language/*")
 
@@ -58,8 +59,8 @@ class Name:
     """The name of a model, resolved.
 
     Attributes:
-        name: what opens this model from anywhere: "mini", a released model's full name, one of ORIGINAL, a path, or a
-            hub id.
+        name: what opens this model from anywhere: "mini", "small", a released model's full name, one of ORIGINAL, a
+            path, or a hub id.
         kind: "embedded", "released", "original", "directory" or "hub".
         directory: where an embedded model, or one in a directory, is.
     """
@@ -110,9 +111,9 @@ class Name:
 def resolve(name: str | os.PathLike[str]) -> Name:
     """What a model's name means.
 
-    In this order: `mini` or `flamingo-mini`, unless a model directory has this name; a directory; a released
-    OpenFlamingo model, with or without `openflamingo/`; a size of the original Flamingo; a repository on the hub.
-    Whether that repository exists turns out when it is opened.
+    In this order: an embedded model (`mini`, `flamingo-small`), unless a model directory has this name; a directory; a
+    released OpenFlamingo model, with or without `openflamingo/`; a size of the original Flamingo; a repository on the
+    hub. Whether that repository exists turns out when it is opened.
 
     Raises:
         UnknownModelError: the name can mean none of these.
@@ -122,13 +123,14 @@ def resolve(name: str | os.PathLike[str]) -> Name:
     if not text.strip():
         raise UnknownModelError(f"the model's name is empty; {EXPECTED}")
     path = Path(text).expanduser()
-    if text in EMBEDDED and not (path / "config.json").is_file():
-        return Name(MINI, "embedded", check_embedded())
+    embedded = next((short for short, long in EMBEDDED.items() if text in (short, long)), None)
+    if embedded and not (path / "config.json").is_file():
+        return Name(embedded, "embedded", embedded_directory(embedded))
     if path.is_dir():
-        if text in EMBEDDED:
+        if embedded:
             warnings.warn(
                 f"'{text}' is opened from the directory {path.absolute()}; to open the embedded model of that name, "
-                "run from another folder, or use load_mini()",
+                f"run from another folder, or use load_{embedded}()",
                 stacklevel=3,
             )
         return Name(str(path), "directory", path)
@@ -140,18 +142,20 @@ def resolve(name: str | os.PathLike[str]) -> Name:
     return Name(text, "hub")
 
 
-def check_embedded() -> Path:
-    """The directory of the embedded model.
+def embedded_directory(name: str) -> Path:
+    """The directory of an embedded model; `name` is a key of EMBEDDED.
 
     Raises:
         OSError: this installation lacks the weights.
     """
-    if not (EMBEDDED_DIRECTORY / "config.json").is_file():
+    directory = WEIGHTS / EMBEDDED[name]
+    if not (directory / "config.json").is_file():
         raise OSError(
-            f"the embedded model is missing from this installation: no config.json in {EMBEDDED_DIRECTORY}. "
-            "Install flamboyance again, or train it with `python -m scripts.pretrain_mini` in a clone of the repository"
+            f"the embedded model {EMBEDDED[name]} is missing from this installation: no config.json in {directory}. "
+            f"Install flamboyance again, or train it with `python -m scripts.pretrain_{name}` in a clone of the "
+            "repository"
         )
-    return EMBEDDED_DIRECTORY
+    return directory
 
 
 def released(name: str) -> str | None:
@@ -240,7 +244,7 @@ def is_original(name: str) -> bool:
 
 def suggestion(name: str) -> str:
     """` (did you mean 'mini'?)` for a name that is close to a known one; otherwise nothing."""
-    known: dict[str, str] = {each.lower(): each for each in (*EMBEDDED, *ORIGINAL)}
+    known: dict[str, str] = {each.lower(): each for each in (*EMBEDDED, *EMBEDDED.values(), *ORIGINAL)}
     known |= {each.lower(): ORGANISATION + each for each in RELEASED}
     found = get_close_matches(name.lower().rsplit("/", 1)[-1], known, n=1, cutoff=0.7)
     return f" (did you mean '{known[found[0]]}'?)" if found else ""

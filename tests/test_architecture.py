@@ -28,7 +28,7 @@ ORDER = (
         "catalog",
     ),
     *("data", "training", "planning"),
-    *("evaluation", "mini", "reports", "serving", "web", "recipes"),
+    *("evaluation", "mini", "small", "reports", "serving", "web", "recipes"),
     *("__init__", "commands", "cli", "__main__"),
 )
 

@@ -327,7 +327,7 @@ def test_auto_processor_opens_what_was_saved_in_a_new_process(tmp_path: Path) ->
 
 
 def test_auto_processor_opens_models_of_earlier_versions(tiny: Path, tmp_path: Path) -> None:
-    embedded, processor = names.EMBEDDED_DIRECTORY, FlamingoProcessor.from_pretrained("mini")
+    embedded, processor = names.embedded_directory("mini"), FlamingoProcessor.from_pretrained("mini")
     assert isinstance(processor, ProcessorMixin)
     opened(embedded, processor)
     old = shutil.copytree(tiny, tmp_path / "old")
@@ -430,7 +430,7 @@ def test_pipelines_take_texts_lists_and_chats(tiny: Path, tmp_path: Path) -> Non
 
 def test_generation_in_a_pipeline_stops_at_the_end_of_a_chunk() -> None:
     """With the embedded model, whose answers are a few words and then `<|endofchunk|>`."""
-    answer = pipeline("image-text-to-text", model=str(names.EMBEDDED_DIRECTORY))
+    answer = pipeline("image-text-to-text", model=str(names.embedded_directory("mini")))
     image = fl.load_mini()[1].image_processor.image_size
     found = answer(images=Image.new("RGB", image, "white"), text=f"{IMAGE}Output:", return_tensors=True)
     ids = found[0]["generated_token_ids"].tolist()

@@ -60,7 +60,7 @@ def note_unknown_words(model: str, processor: Any, texts: dict[str, list[str]]) 
             more = f" and {len(unknown) - SHOWN} others" if len(unknown) > SHOWN else ""
             parts.append(f"{', '.join(unknown[:SHOWN])}{more} ({source})")
     if parts:
-        known = "; mini knows 150 words, which its card lists" if catalog.resolve(model).embedded else ""
+        known = "; mini knows 150 words, which its card lists" if catalog.resolve(model).name == MINI else ""
         print(
             f"flamboyance: warning: the tokenizer of {model} does not know {'; '.join(parts)}: to the model they are "
             f"all one unknown word{known}",

@@ -72,14 +72,15 @@ def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The embedded backbones with new trainable parameters between them, and the processor."""
     import torch
 
+    from flamboyance import names
     from flamboyance.flamingo import FlamingoForConditionalGeneration
-    from flamboyance.mini import DIRECTORY
     from flamboyance.mini.world.words import SEPARATOR
     from flamboyance.processing import FlamingoProcessor
 
-    config, processor = outline(), FlamingoProcessor.from_pretrained(DIRECTORY, local_files_only=True)
+    directory = names.embedded_directory(names.MINI)
+    config, processor = outline(), FlamingoProcessor.from_pretrained(directory, local_files_only=True)
     model = FlamingoForConditionalGeneration.from_backbones(
-        str(DIRECTORY / "vision"), str(DIRECTORY / "language"), processor,
+        str(directory / "vision"), str(directory / "language"), processor,
         cross_attn_every_n_layers=config.cross_attn_every_n_layers, dtype=torch.float32,
         resampler=config.resampler, cross_attention=config.cross_attention, local_files_only=True,
     )  # fmt: skip
@@ -92,10 +93,10 @@ def build() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
 
 def outline() -> FlamingoConfig:
     """The embedded model's configuration."""
+    from flamboyance import names
     from flamboyance.checkpoints.directory import read_config
-    from flamboyance.mini import DIRECTORY
 
-    return read_config(DIRECTORY)
+    return read_config(names.embedded_directory(names.MINI))
 
 
 def evaluate(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> dict[str, float]:

@@ -12,10 +12,11 @@ from tests.tiny import save_tiny_flamingo
 
 
 def test_load_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "EMBEDDED_DIRECTORY", tmp_path / "empty")
+    monkeypatch.setattr(names, "WEIGHTS", tmp_path / "weights")
     with pytest.raises(OSError, match="missing"):
         flamboyance.load_mini()
-    monkeypatch.setattr(names, "EMBEDDED_DIRECTORY", save_tiny_flamingo(tmp_path / "tiny"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "flamingo-mini").symlink_to(save_tiny_flamingo(tmp_path / "tiny"))
     model, processor = flamboyance.load_mini()
     assert model.dtype == torch.float32 and not model.training
     inputs = processor(["<image>Output:"], [[Image.new("RGB", (16, 16))]])
