@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flamboyance.training.hardware import has_bfloat16
+
 LossAt = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
 
@@ -63,13 +65,14 @@ def fit(
     millions = sum(value.numel() for value in trained.values()) / 1e6
     print(f"[{name}] {millions:.2f} M trained parameters, {steps} steps from {first}", flush=True)
     began, figures = time.time(), {}
+    bfloat16 = device.type != "cpu" or has_bfloat16()
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / warmup) * _decay(step / steps)
         torch.manual_seed(seed * 1_000_003 + step)
         # On a CPU the fused attention kernels' backward pass is several times slower than plain products at these
         # sizes.
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss, latest = loss_at(step)
             loss.backward()
         nn.utils.clip_grad_norm_(trained.values(), 1.0)
