@@ -111,8 +111,24 @@ def generate_texts(
     model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, inputs: dict[str, Any], **options: Any
 ) -> list[str]:
     """The text that `generate` writes after each prompt, without special tokens."""
-    out = model.generate(**inputs, **options)
-    return processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return generate_ended(model, processor, inputs, **options)[0]
+
+
+def generate_ended(
+    model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, inputs: dict[str, Any], **options: Any
+) -> tuple[list[str], list[bool]]:
+    """As `generate_texts`, and whether each text was ended by a token that ends texts, not by its longest length."""
+    out = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    ending = torch.tensor(ending_tokens(model, processor), device=out.device)
+    return processor.batch_decode(out, skip_special_tokens=True), torch.isin(out, ending).any(1).tolist()
+
+
+def ending_tokens(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> list[int]:
+    """The tokens that end a generated text, and those that fill it up afterwards."""
+    config, tokenizer = model.generation_config, processor.tokenizer
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    known = [*ends, config.pad_token_id, processor.eoc_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return [int(token) for token in dict.fromkeys(known) if token is not None]
 
 
 def completion_tokens(processor: FlamingoProcessor, template: Template, query: str, label: str) -> list[int]:

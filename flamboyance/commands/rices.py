@@ -38,7 +38,8 @@ def rices(arguments: argparse.Namespace) -> int:
     from flamboyance.processes import world
 
     tasks = read_tasks(arguments)
-    images = list(dict.fromkeys(str(one.image) for task in tasks for one in (*task.support, *task.queries)))
+    examples = (one for task in tasks for one in (*task.support, *task.queries))
+    images = list(dict.fromkeys(str(image) for one in examples for image in one.images))
     cache = Path(arguments.features) if arguments.features else default_cache()
     with world() as here:
         encoder = open_encoder(arguments, here.local_rank)

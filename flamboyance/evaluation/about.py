@@ -39,6 +39,7 @@ def describe(
         "settings": {
             "shots": list(settings.shots), "demonstrations": list(settings.modes),
             "seeds": list(settings.seeds), "batch_size": settings.batch_size,
+            **({"ablate": True} if settings.ablate else {}), **({"orders": settings.orders} if settings.orders else {}),
         },
         "tasks": {task.name: _task(task) for task in tasks},
     }  # fmt: skip
@@ -57,9 +58,9 @@ def content(task: Task) -> str:
     digest = hashlib.sha256()
     for part in (task.support, task.queries):
         for one in part:
-            digest.update(
-                repr((one.id, one.image.name, one.answer, one.asked, one.references)).encode("utf-8", "replace")
-            )
+            further = [tuple(image.name for image in one.further)] if one.further else []
+            told = (one.id, one.image.name, one.answer, one.asked, one.references, *further)
+            digest.update(repr(told).encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
 
 

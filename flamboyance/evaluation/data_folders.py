@@ -28,7 +28,8 @@ def user_cache() -> Path:
 
 def of_tasks(tasks: Sequence[Task]) -> list[str]:
     """The folders of the tasks' images, resolved; none is inside another."""
-    parents = {os.path.dirname(one.image) for task in tasks for one in (*task.support, *task.queries)}
+    examples = (one for task in tasks for one in (*task.support, *task.queries))
+    parents = {os.path.dirname(image) for one in examples for image in one.images}
     found = sorted({os.path.realpath(parent) for parent in parents})
     if len(found) > MOST:
         whole = os.path.commonpath(found)

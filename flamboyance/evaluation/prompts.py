@@ -52,8 +52,12 @@ class Prompt:
     @property
     def images(self) -> list[Path]:
         """The images, in the order of the text."""
-        shown = [] if self.blind else [one.image for one in self.demonstrations]
-        return [*shown, self.query.image]
+        return [*self.demonstration_images, *self.query.images]
+
+    @property
+    def demonstration_images(self) -> list[Path]:
+        """The images before the query's; none if the demonstrations are shown without theirs."""
+        return [] if self.blind else [image for one in self.demonstrations for image in one.images]
 
     def without_first(self, number: int) -> Prompt:
         """The prompt without its first demonstrations, which are the furthest from the query."""

@@ -1,11 +1,11 @@
 """Writes a results directory: predictions as they are made, scores when a cell is complete.
 
 run.json                                the model, the settings and the versions
-<task>/<shots>-<mode>-<seed>/           a cell
+<task>/<shots>-<mode>-<seed>/           a cell; <shots>-<mode>-<seed>-<change>/ with changed demonstrations
     predictions.jsonl                   an object per query; predictions-<rank>.jsonl while the cell is unfinished
     score.json                          the metric's value; a cell that has this file is finished
     test_server.json                    for tasks whose answers a test server measures
-scores.json                             all finished cells: mean and deviation over seeds
+scores.json                             finished cells with unchanged demonstrations: mean and deviation over seeds
 """
 
 from __future__ import annotations
@@ -33,18 +33,26 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation of a task: a number of demonstrations, a way of choosing them, and a seed."""
+    """One evaluation of a task: a number of demonstrations, a way of choosing them, and a seed.
+
+    Attributes:
+        change: what is changed in the demonstrations, or "baseline" for answers without a model; see changes.py and
+            baselines.py. "" for neither.
+    """
 
     task: str
     shots: int
     mode: str
     seed: int
+    change: str = ""
 
     def __str__(self) -> str:
-        return f"{self.task}, {self.shots} shots, {self.mode}, seed {self.seed}"
+        changed = f", {self.change.replace('_', ' ')}" if self.change else ""
+        return f"{self.task}, {self.shots} shots, {self.mode}{changed}, seed {self.seed}"
 
     def folder(self, output: Path) -> Path:
-        return output / self.task / f"{self.shots}-{self.mode}-{self.seed}"
+        changed = f"-{self.change}" if self.change else ""
+        return output / self.task / f"{self.shots}-{self.mode}-{self.seed}{changed}"
 
 
 def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[float] | None, labels_by: str = "") -> Row:
@@ -59,26 +67,34 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
     query = prompt.query
     return {
         "id": query.id,
-        "image": str(query.image.absolute()),
+        **_images(query.images),
         "asked": list(query.asked),
         "prompt": prompt.text,
         "demonstrations": [
             {
                 "id": one.id,
-                "image": None if prompt.blind else str(one.image.absolute()),
+                **_images(() if prompt.blind else one.images),
                 "asked": list(one.asked),
                 "answer": one.answer,
             }
             for one in prompt.demonstrations
         ],
         "generated": generated,
+        **({"cut_off": cut} if (cut := getattr(generated, "cut_off", None)) is not None else {}),
         "answer": answer,
         "scores": by_label,
         **({"labels_by": labels_by} if labels_by else {}),
         "references": list(query.references),
+        **({"kinds": dict(query.kinds)} if query.kinds else {}),
         "score": None,
         "dropped": prompt.dropped,
     }
+
+
+def _images(images: Sequence[Path]) -> Row:
+    """`image`: the first; `images`: all, if there are several."""
+    paths = [str(image.absolute()) for image in images]
+    return {"image": paths[0] if paths else None, **({"images": paths} if len(paths) > 1 else {})}
 
 
 def prediction(row: Row, task: Task) -> Prediction:
@@ -167,7 +183,7 @@ def _problem(row: object) -> str | None:
     for one in (row, *row.get("demonstrations", ())):
         if not isinstance(one, dict):
             return "a demonstration is not an object"
-        for name in ("asked", "references"):
+        for name in ("asked", "references", "images"):
             if not isinstance(texts := one.get(name, []), list) or not all(isinstance(text, str) for text in texts):
                 return f"{name!r} is not a list of texts"
     return None
@@ -176,7 +192,7 @@ def _problem(row: object) -> str | None:
 _NUMBER, _NOTHING = (float, int), type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,), "image": (str, _NOTHING), "prompt": (str,), "demonstrations": (list,), "generated": (str, _NOTHING),
-    "labels_by": (str,), "answer": (str, _NOTHING),
+    "labels_by": (str,), "kinds": (dict,), "answer": (str, _NOTHING),
     "scores": (dict, _NOTHING), "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
 }  # fmt: skip
 
@@ -267,6 +283,7 @@ def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> R
         "shots": cell.shots,
         "mode": cell.mode,
         "seed": cell.seed,
+        **({"change": cell.change} if cell.change else {}),
         "value": None if measured is None else finite(measured.value),
         "interval": None if measured is None else _ends(measured.interval),
         "queries": len(examples),
@@ -301,7 +318,7 @@ def summary(output: Path) -> Row:
         score = read_object(file)
         if missing := {"task", "mode", "shots", "seed"} - score.keys():
             raise ValueError(f"{file} is damaged: it has no {min(missing)!r}; remove it to have it made again")
-        if (value := finite(score.get("value"))) is not None:
+        if not score.get("change") and (value := finite(score.get("value"))) is not None:
             modes = found.setdefault(str(score["task"]), {}).setdefault(str(score["mode"]), {})
             modes.setdefault(str(score["shots"]), {"seeds": {}})["seeds"][str(score["seed"])] = value
     found = {

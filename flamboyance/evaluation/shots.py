@@ -67,6 +67,10 @@ def select(
         raise ValueError(f"{shots} shots: expected 0 or more")
     k = shots or TEXT_ONLY
     asked = range(len(task.queries)) if queries is None else queries
+    if task.choose is not None:
+        if mode != "random":
+            raise ValueError(f"{task.name} fixes which demonstrations a query may have: use random, not {mode}")
+        return [task.choose(task.queries[i], shots, seed) for i in asked]
     if mode == "rices":
         if features is None:
             raise ValueError("mode='rices' needs features of the images: features=build(images, encoder, cache)")
@@ -78,13 +82,13 @@ def select(
         return _balanced(task, k, seed, asked, same)
     if mode == "random" and protocol == "openflamingo":
         return _reference(task, k, seed, queries, same)
-    chosen, shared = [], tuple(islice(_shuffled(_generator(mode, seed), len(task.support)), k))
+    chosen, shared = [], tuple(islice(shuffled(generator_of(mode, seed), len(task.support)), k))
     for i in asked:
         query = task.queries[i]
         if mode == "fixed" and same.get(query.image, frozenset()).isdisjoint(shared):
             chosen.append(shared)
             continue
-        draws = _shuffled(_generator(mode, seed, *([query.id] if mode == "random" else [])), len(task.support))
+        draws = shuffled(generator_of(mode, seed, *([query.id] if mode == "random" else [])), len(task.support))
         chosen.append(tuple(islice(_without(draws, same.get(query.image, ())), k)))
     return chosen
 
@@ -121,7 +125,7 @@ def permutations(
         query: the id of the query; each query has its own orders.
     """
     most = factorial(demonstrations) if demonstrations < 20 else number  # 20! is more than any number
-    order, drawn = list(range(demonstrations)), _generator("permutations", seed, query)
+    order, drawn = list(range(demonstrations)), generator_of("permutations", seed, query)
     if protocol == "openflamingo" and number > 1:
         orders = []
         for _ in range(min(number, most)):
@@ -130,7 +134,7 @@ def permutations(
         return orders
     different = {tuple(order): None}
     while len(different) < min(number, most):
-        different[tuple(_shuffled(drawn, demonstrations))] = None
+        different[tuple(shuffled(drawn, demonstrations))] = None
     return list(different)
 
 
@@ -165,11 +169,12 @@ def _hash(*key: object) -> int:
     return int.from_bytes(blake2b("\0".join(map(str, key)).encode("utf-8", "surrogatepass"), digest_size=16).digest())
 
 
-def _generator(*key: object) -> random.Random:
+def generator_of(*key: object) -> random.Random:
+    """A generator of random numbers that depends on the key alone."""
     return random.Random(_hash(*key))
 
 
-def _shuffled(generator: random.Random, number: int) -> Iterator[int]:
+def shuffled(generator: random.Random, number: int) -> Iterator[int]:
     """range(number) in random order, drawn one by one.
 
     Only `random()` is used: it gives the same numbers in every version of Python, unlike `sample` and `shuffle`.
@@ -204,16 +209,16 @@ def _balanced(
     chosen = []
     for i in asked:
         query = task.queries[i]
-        generator, excluded = _generator("balanced", seed, query.id), same.get(query.image, frozenset())
+        generator, excluded = generator_of("balanced", seed, query.id), same.get(query.image, frozenset())
         sizes = whole.copy()
         for place in excluded:
             sizes[number[task.support[place].answer]] -= 1
         shown = []
         for label, share in _shares(sizes, k, generator).items():
             group = examples[label]
-            draws = (group[j] for j in _shuffled(generator, len(group)))
+            draws = (group[j] for j in shuffled(generator, len(group)))
             shown += islice(_without(draws, excluded), share)
-        chosen.append(tuple(shown[j] for j in _shuffled(generator, k)))
+        chosen.append(tuple(shown[j] for j in shuffled(generator, k)))
     return chosen
 
 
@@ -231,7 +236,7 @@ def _rounds(sizes: Sequence[int], generator: random.Random) -> Iterator[int]:
     """Labels in random order, each once; then again those with a second example; and so on."""
     given = 0
     while any(size > given for size in sizes):
-        yield from (label for label in _shuffled(generator, len(sizes)) if sizes[label] > given)
+        yield from (label for label in shuffled(generator, len(sizes)) if sizes[label] > given)
         given += 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flamboyance.templates import IMAGE_TOKEN, Template
@@ -15,10 +15,12 @@ class Example:
 
     Attributes:
         id: unique among the examples of a split, e.g. the id of the question.
-        image: the image's file.
+        image: the image's file; the first one's if there are several.
         answer: the answer that is shown if the example is a demonstration.
         asked: the values of the template's fields before the answer, e.g. a question or the text in the image.
         references: what the metric compares an answer with: captions, ten annotators' answers, or the label.
+        further: the other images, for a template with several `<image>`; every example of a task has equally many.
+        kinds: what the benchmark's files say of the question, as (("answer type", "yes/no"),); reports average by it.
     """
 
     id: str
@@ -26,6 +28,17 @@ class Example:
     answer: str
     asked: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    further: tuple[Path, ...] = ()
+    kinds: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All images, in the order of the template's `<image>`."""
+        return (self.image, *self.further)
+
+    def showing(self, images: Sequence[Path]) -> Example:
+        """The example with other images, equally many."""
+        return replace(self, image=images[0], further=tuple(images[1:]))
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,21 @@ class Prediction:
 
     answer: str
     scores: tuple[float, ...] | None = None
+
+
+class Generated(str):
+    """A generated text.
+
+    Attributes:
+        cut_off: generation ended at its longest length, not by itself; None if that is not known.
+    """
+
+    cut_off: bool | None
+
+    def __new__(cls, text: str, cut_off: bool | None = None) -> Generated:
+        made = super().__new__(cls, text)
+        made.cut_off = cut_off
+        return made
 
 
 @dataclass(frozen=True)
@@ -105,6 +133,8 @@ class Task:
         permutations: over how many orders of the demonstrations the log-probabilities of labels are averaged.
         test_server: (queries, predictions) -> the content of the file for the task's test server; None if there is no
             such server.
+        choose: (query, shots, seed) -> the demonstrations, as indices into `support`, for a task that fixes which ones
+            a query may have; raises ValueError if it has too few. None if any may be shown.
     """
 
     name: str
@@ -119,6 +149,7 @@ class Task:
     post_process: Callable[[str], str] = str.strip
     permutations: int = 1
     test_server: Callable[[Sequence[Example], Sequence[Prediction]], object] | None = None
+    choose: Callable[[Example, int, int], tuple[int, ...]] | None = None
 
     def request(self, example: Example) -> str:
         """What a chat model's user says beside the image."""

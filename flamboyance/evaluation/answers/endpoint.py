@@ -31,7 +31,7 @@ from flamboyance.evaluation.answers.http_client import Client, RefusedError, Rep
 from flamboyance.evaluation.answers.reply_cache import ReplyCache
 from flamboyance.evaluation.answers.turns import Turn, turns
 from flamboyance.evaluation.prompts import Prompt
-from flamboyance.evaluation.task import Choice
+from flamboyance.evaluation.task import Choice, Generated
 from flamboyance.images.data_url import data_url
 
 WAYS = ("logprobs", "schema", "text")
@@ -142,7 +142,7 @@ class EndpointAnswers:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
         """The answer to each prompt."""
-        return [_text(reply) for reply in self._ask(prompts, None)]
+        return [Generated(_text(reply), _is_cut_off(reply)) for reply in self._ask(prompts, None)]
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Choice]:
         """The label that answers each prompt."""
@@ -433,6 +433,10 @@ def _kept(reply: Reply) -> Reply:
 
 def _text(reply: Reply) -> str:
     return reply["choices"][0]["message"].get("content") or ""
+
+
+def _is_cut_off(reply: Reply) -> bool:
+    return reply["choices"][0].get("finish_reason") == "length"
 
 
 def _positions(reply: Reply) -> list[Any]:

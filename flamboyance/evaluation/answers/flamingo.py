@@ -14,11 +14,12 @@ from transformers import PreTrainedConfig
 
 from flamboyance.evaluation.answers.media_cache import MediaCache
 from flamboyance.evaluation.prompts import Prompt
+from flamboyance.evaluation.task import Generated
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.fingerprint import fingerprint
 from flamboyance.model.quantized_linear import count
 from flamboyance.processing import FlamingoProcessor
-from flamboyance.prompting import Prefix, completion_tokens, generate_texts, prompt_inputs
+from flamboyance.prompting import Prefix, completion_tokens, generate_ended, prompt_inputs
 
 ROWS = 32  # rows of text that are scored together
 
@@ -80,7 +81,10 @@ class FlamingoAnswers:
         inputs = self._inputs(prompts)
         options = {"max_new_tokens": prompts[0].task.max_new_tokens, "num_beams": self.beams}
         with timed(self.seconds, "answer", self.model.device):
-            return generate_texts(self.model, self.processor, inputs, **options, length_penalty=0.0, do_sample=False)
+            texts, ended = generate_ended(
+                self.model, self.processor, inputs, **options, length_penalty=0.0, do_sample=False
+            )
+        return [Generated(text, not end) for text, end in zip(texts, ended, strict=True)]
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
@@ -108,7 +112,7 @@ class FlamingoAnswers:
     def _shared_prefix(self, prompts: Sequence[Prompt]) -> Prefix | None:
         """The computed demonstrations, if all prompts have the same ones and use them more than once: several prompts
         at a time, or one batch after the other."""
-        shown = {(prompt.demonstrations_text, tuple(prompt.images[:-1])) for prompt in prompts}
+        shown = {(prompt.demonstrations_text, tuple(prompt.demonstration_images)) for prompt in prompts}
         if len(shown) > 1 or not prompts[0].demonstrations:
             return None
         ((text, images),) = shown

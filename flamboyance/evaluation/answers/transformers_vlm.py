@@ -20,8 +20,9 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from flamboyance.evaluation.answers.flamingo import context_of, timed
 from flamboyance.evaluation.answers.prompt_cache import Prefix, Rows
+from flamboyance.evaluation.answers.turns import turns
 from flamboyance.evaluation.prompts import Prompt
-from flamboyance.evaluation.task import Example
+from flamboyance.evaluation.task import Generated
 from flamboyance.images import load_image
 from flamboyance.templates import IMAGE_TOKEN
 
@@ -119,9 +120,17 @@ class TransformersAnswers:
                 else:
                     out = rows.generate(self.model, self.beams, **options)
             texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-            for i, text in zip(places, texts, strict=True):
-                answers[i] = text
+            cut = (~torch.isin(out, self._endings(out.device)).any(1)).tolist()
+            for i, text, short in zip(places, texts, cut, strict=True):
+                answers[i] = Generated(text, short)
         return answers
+
+    def _endings(self, device: torch.device) -> Tensor:
+        """The tokens that end a text, and those that fill it up afterwards."""
+        config = self.model.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        known = [*ends, config.pad_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
+        return torch.tensor([token for token in dict.fromkeys(known) if token is not None], device=device)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
@@ -211,8 +220,8 @@ class TransformersAnswers:
         """The computed demonstrations, if all prompts have the same ones and use them more than once: several prompts
         at a time, or one batch after the other."""
         texts = [self._text(prompt) for prompt in prompts]
-        number = 0 if prompts[0].blind else len(prompts[0].demonstrations)
-        if self._caches is False or len({(p.blind, len(p.demonstrations)) for p in prompts}) > 1:
+        number = len(prompts[0].demonstration_images)
+        if self._caches is False or len({(len(p.demonstration_images), len(p.demonstrations)) for p in prompts}) > 1:
             return None
         before = [_before_image(text, self._image, number) for text in texts]
         shown = {(text, tuple(prompt.images[:number])) for text, prompt in zip(before, prompts, strict=True)}
@@ -262,15 +271,13 @@ class TransformersAnswers:
     def _text(self, prompt: Prompt) -> str:
         if not self.chat:
             return prompt.text.replace(IMAGE_TOKEN, self._image)
-        turns = []
-        for one in prompt.demonstrations:
-            turns += [self._turn(prompt, one, not prompt.blind), _assistant(one.answer)]
-        turns.append(self._turn(prompt, prompt.query, True))
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-
-    def _turn(self, prompt: Prompt, example: Example, shown: bool) -> dict[str, Any]:
-        text = {"type": "text", "text": prompt.task.request(example)}
-        return {"role": "user", "content": [{"type": "image"}, text] if shown else [text]}
+        written = []
+        for one in turns(prompt):
+            images = [{"type": "image"} for _ in one.images]
+            written.append({"role": "user", "content": [*images, {"type": "text", "text": one.request}]})
+            if one.answer is not None:
+                written.append({"role": "assistant", "content": [{"type": "text", "text": one.answer}]})
+        return self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False)
 
 
 def _before_image(text: str, image: str, number: int) -> str:
@@ -286,7 +293,3 @@ def _mean_log_probability(logits: Tensor, tokens: Sequence[Sequence[int]]) -> Te
         picked = row[: len(some)].gather(-1, torch.tensor(some, device=row.device)[:, None])
         means.append(picked.mean())
     return torch.stack(means).cpu()
-
-
-def _assistant(answer: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamboyance.evaluation.prompts import Prompt
-from flamboyance.evaluation.task import Example
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,5 @@ class Turn:
 def turns(prompt: Prompt) -> Iterator[Turn]:
     """The demonstrations, and the query last."""
     for one in prompt.demonstrations:
-        yield Turn(() if prompt.blind else _images(one), prompt.task.request(one), one.answer)
-    yield Turn(_images(prompt.query), prompt.task.request(prompt.query), None)
-
-
-def _images(example: Example) -> tuple[Path, ...]:
-    return (example.image,)
+        yield Turn(() if prompt.blind else one.images, prompt.task.request(one), one.answer)
+    yield Turn(prompt.query.images, prompt.task.request(prompt.query), None)

@@ -17,6 +17,7 @@ from flamboyance.evaluation.metrics.vqa import ALWAYS, OFFICIAL, vqa_accuracy, v
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score
 
 __all__ = [
+    "CASELESS_MATCH",
     "CIDER",
     "EXACT_MATCH",
     "TOP_1",
@@ -92,3 +93,4 @@ VQA_ACCURACY_OFFICIAL = Metric(
 )
 TOP_1 = Metric("top-1", classification.right)
 EXACT_MATCH = Metric("exact match", classification.right)
+CASELESS_MATCH = Metric("accuracy", classification.right_without_case, "without case")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,8 +12,17 @@ from flamboyance.evaluation.task import Example, Prediction, Score
 
 def right(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
     """The share of answers that equal one of their references, times 100."""
+    return _shares(examples, predictions, lambda text: text)
+
+
+def right_without_case(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
+    """As `right`, whatever the case."""
+    return _shares(examples, predictions, str.lower)
+
+
+def _shares(examples: Sequence[Example], predictions: Sequence[Prediction], form: Callable[[str], str]) -> Score:
     items = {
-        example.id: 100.0 * (prediction.answer in example.references)
+        example.id: 100.0 * (form(prediction.answer) in map(form, example.references))
         for example, prediction in zip(examples, predictions, strict=True)
     }
     values = list(items.values())

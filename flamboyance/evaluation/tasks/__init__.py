@@ -19,6 +19,7 @@ from flamboyance.evaluation.tasks import (
     ok_vqa,
     textvqa,
     vizwiz,
+    vl_icl,
     vqav2,
 )
 from flamboyance.evaluation.tasks.protocols import check_protocol
@@ -26,6 +27,14 @@ from flamboyance.evaluation.tasks.protocols import check_protocol
 TASKS: dict[str, TaskFile] = {
     file.TASK.name: file.TASK for file in (coco, flickr30k, vqav2, ok_vqa, textvqa, vizwiz, hateful_memes, imagenet)
 }
+
+VL_ICL: dict[str, TaskFile] = {task.name: task for task in vl_icl.TASKS}
+"""VL-ICL Bench; its name stands for all six."""
+
+
+def known() -> dict[str, TaskFile]:
+    """All benchmarks."""
+    return {**TASKS, **VL_ICL}
 
 
 def open_task(
@@ -37,7 +46,8 @@ def open_task(
     """Reads a benchmark from its files.
 
     Args:
-        name: one of `TASKS`, or one of its further splits, as in "vqav2:test-dev"; that task is named "vqav2-test-dev".
+        name: one of `TASKS` or `VL_ICL`, or one of its further splits, as in "vqav2:test-dev"; that task is named
+            "vqav2-test-dev".
         data: the folder of the official files: they are in `data/vqav2`, or in `data` itself if that does not exist.
         files: paths of files that are elsewhere, by the names that the task gives them; "" for no file.
         protocol: "papers", or "openflamingo" for the rules of the published tables.
@@ -65,15 +75,16 @@ def _no_answers(name: str, task: TaskFile) -> str:
 
 def _find(name: str) -> tuple[TaskFile, str]:
     base, _, split = name.partition(":")
-    if base not in TASKS:
-        near = difflib.get_close_matches(base, TASKS, 1)
+    tasks = known()
+    if base not in tasks:
+        near = difflib.get_close_matches(base, tasks, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no task {base!r}.{hint} The tasks are {', '.join(TASKS)}")
-    splits = TASKS[base].splits
+        raise ValueError(f"there is no task {base!r}.{hint} The tasks are {', '.join(tasks)}")
+    splits = tasks[base].splits
     if split and split not in splits:
-        known = ", ".join(f"{base}:{one}" for one in splits)
-        raise ValueError(f"{base} has no split {split!r}; expected {base}" + (f", or {known}" if known else ""))
-    return TASKS[base], split
+        others = ", ".join(f"{base}:{one}" for one in splits)
+        raise ValueError(f"{base} has no split {split!r}; expected {base}" + (f", or {others}" if others else ""))
+    return tasks[base], split
 
 
 def _resolve(task: TaskFile, split: str, data: Path, given: Mapping[str, str]) -> dict[str, Path]:

@@ -159,13 +159,13 @@ def check_images(examples: Iterable[Example], file: Path) -> None:
         FileNotFoundError: images are missing. The message names the first one and their number.
     """
     listing = cache(files_in)
-    paths = ((one, *os.path.split(one.image)) for one in examples)
-    missing = [one for one, folder, name in paths if name not in listing(folder)]
+    paths = ((one, image, *os.path.split(image)) for one in examples for image in one.images)
+    missing = [(one, image) for one, image, folder, name in paths if name not in listing(folder)]
     if missing:
-        count = len({one.image for one in missing})
+        count = len({image for _, image in missing})
         more = f" (nor {count - 1} more)" if count > 1 else ""
-        first = missing[0]
-        raise FileNotFoundError(f"{file}, item {first.id} names the image {first.image}, which does not exist{more}")
+        first, image = missing[0]
+        raise FileNotFoundError(f"{file}, item {first.id} names the image {image}, which does not exist{more}")
 
 
 def files_in(folder: str) -> frozenset[str]:

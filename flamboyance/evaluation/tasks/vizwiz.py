@@ -39,7 +39,7 @@ def read(questions: Path, annotations: Path | None) -> list[Question]:
 def _question(record: Record, place: str) -> Question:
     name = file_name(record, "image", place)
     annotations = vqa.read_answers(record, place) if "answers" in record else ()
-    return Question(name, value(record, "question", str, place), name, annotations)
+    return Question(name, value(record, "question", str, place), name, annotations, vqa.read_kinds(record))
 
 
 def _published_metric(files: Mapping[str, Path]) -> Metric:

@@ -42,12 +42,14 @@ class Question:
 
     Attributes:
         annotations: the annotators' answers, each an object with at least "answer"; none in a test split.
+        kinds: as of Example: the types of the answer and of the question, where the files have them.
     """
 
     id: str
     text: str
     image_id: str
     annotations: tuple[Record, ...] = ()
+    kinds: tuple[tuple[str, str], ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def read_vqa(questions: Path, annotations: Path | None) -> list[Question]:
     """
     answers = {} if annotations is None else _read_annotations(annotations)
     found = unique_questions(
-        (place, read_question(one, place, answers.get(number_or_text(one, "question_id", place), ())))
+        (place, read_question(one, place, *answers.get(number_or_text(one, "question_id", place), ((), ()))))
         for place, one in records(read_json(questions), "questions", questions)
     )
     if annotations is not None:
@@ -111,10 +113,18 @@ def read_vqa(questions: Path, annotations: Path | None) -> list[Question]:
     return found
 
 
-def read_question(record: Record, place: str, annotations: tuple[Record, ...]) -> Question:
+def read_question(
+    record: Record, place: str, annotations: tuple[Record, ...], kinds: tuple[tuple[str, str], ...] = ()
+) -> Question:
     """The question of a record with "question_id", "question" and "image_id"."""
     key, image = (number_or_text(record, name, place) for name in ("question_id", "image_id"))
-    return Question(key, value(record, "question", str, place), image, annotations)
+    return Question(key, value(record, "question", str, place), image, annotations, kinds)
+
+
+def read_kinds(record: Record) -> tuple[tuple[str, str], ...]:
+    """The types that a record names, of its answer ("yes/no", "number", "other") and of its question."""
+    named = (("answer type", record.get("answer_type")), ("question type", record.get("question_type")))
+    return tuple((name, kind) for name, kind in named if isinstance(kind, str) and kind)
 
 
 def unique_questions(placed: Iterable[tuple[str, Question]], what: str = "question") -> list[Question]:
@@ -126,10 +136,14 @@ def unique_questions(placed: Iterable[tuple[str, Question]], what: str = "questi
     return list(unique(((one.id, place, one) for place, one in placed), what).values())
 
 
-def _read_annotations(file: Path) -> dict[str, tuple[Record, ...]]:
+def _read_annotations(file: Path) -> dict[str, tuple[tuple[Record, ...], tuple[tuple[str, str], ...]]]:
+    """The answers and kinds of each question."""
     found = records(read_json(file), "annotations", file)
     return unique(
-        ((number_or_text(one, "question_id", place), place, read_answers(one, place)) for place, one in found),
+        (
+            (number_or_text(one, "question_id", place), place, (read_answers(one, place), read_kinds(one)))
+            for place, one in found
+        ),
         "question",
     )
 
@@ -174,6 +188,7 @@ def _read_split(files: Mapping[str, Path], prefix: str, protocol: str, images: I
             shown_answer(one.answers, protocol) if one.annotations else "",
             (one.text,),
             () if shown else one.answers,
+            kinds=() if shown else one.kinds,
         )
         for one in questions
     ]
