@@ -60,6 +60,14 @@ def add_quantize(group: argparse._ActionsContainer) -> None:
     )
 
 
+def renamed(given: str) -> dict[str, str]:
+    """`image=picture,label=species` as a dictionary."""
+    pairs = [part.partition("=") for part in given.split(",")]
+    if not all(ours and theirs for ours, _, theirs in pairs):
+        raise argparse.ArgumentTypeError(f"{given!r}: expected OURS=THEIRS,…, as image=picture,label=species")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
 def add_tasks(parser: argparse.ArgumentParser, help: str) -> None:
     """The evaluation tasks and their files; see flamboyance.commands.tasks.read_tasks."""
     parser.add_argument("tasks", nargs="+", metavar="TASK", help=help)
@@ -69,6 +77,10 @@ def add_tasks(parser: argparse.ArgumentParser, help: str) -> None:
         "--file", action="append", default=[], metavar="TASK.NAME=PATH", help="a file or folder that is elsewhere"
     )
     group.add_argument("--support", metavar="FILE", help="demonstrations for a file of your own")
+    group.add_argument(
+        "--columns", type=renamed, default={}, metavar="OURS=THEIRS,…",
+        help="what a dataset of Hugging Face (hf:NAME[SPLIT]) calls image, label, text, question, answer, answers",
+    )  # fmt: skip
     group.add_argument("--outside", action="store_true", help="a file's images may be outside of its folder")
 
 

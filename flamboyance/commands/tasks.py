@@ -13,7 +13,7 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
     Raises:
         ValueError, OSError: a task is unknown, or its files are missing or wrong.
     """
-    from flamboyance.evaluation.tasks import TASKS, open_task, user_data
+    from flamboyance.evaluation.tasks import TASKS, VL_ICL, hf_dataset, known, open_task, user_data
 
     files: dict[str, dict[str, str]] = {}
     for given in arguments.file:
@@ -22,22 +22,31 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
         if not separator or not dot:
             raise ValueError(f"--file {given}: expected TASK.NAME=PATH, as coco.karpathy=/data/dataset_coco.json")
         files.setdefault(task, {})[what] = path
-    names = [one for name in arguments.tasks for one in (list(TASKS) if name == "all" else [name])]
+    if arguments.columns and not any(name.startswith(hf_dataset.PREFIX) for name in arguments.tasks):
+        raise ValueError(
+            "--columns is for datasets of Hugging Face (hf:NAME[SPLIT]); rename a file's columns in the file"
+        )
+    groups = {"all": list(TASKS), "vl_icl": list(VL_ICL)}
+    names = [one for name in arguments.tasks for one in groups.get(name, [name])]
     unknown = set(files) - {name.partition(":")[0] for name in names}
     if unknown:
         raise ValueError(f"--file names {unknown.pop()}, which is not among the given tasks: {', '.join(names)}")
     tasks = []
     for name in dict.fromkeys(names):
         base = name.partition(":")[0]
-        if base in TASKS:
+        if base in known():
             if arguments.data is None:
                 raise ValueError(f"--data is missing: the folder that holds {base}/ with the benchmark's files")
             tasks.append(open_task(name, Path(arguments.data), files.get(base, {}), arguments.protocol))
+        elif name.startswith(hf_dataset.PREFIX):
+            tasks.append(hf_dataset.load(name, arguments.columns, arguments.support, protocol=arguments.protocol))
         elif Path(name).exists():
             own_data = user_data.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
             tasks.append(own_data)
         else:
-            raise ValueError(f"{name} is neither a task ({', '.join(TASKS)}) nor an existing file or folder")
+            raise ValueError(
+                f"{name} is neither a task ({', '.join(known())}) nor an existing file or folder, nor hf:NAME[SPLIT]"
+            )
     twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
     if twice:
         raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")

@@ -6,6 +6,8 @@
     image,question,answer   answers, by exact match; a line of JSONL may have a list of `answers`. If all lines have ten
                             of them, they are measured by VQA accuracy
 
+The columns `answer_type` and `question_type` may name groups of questions, whose scores are reported separately.
+
 In a folder each image has its text beside it (`cat.jpg`, `cat.txt`), or the images of a label are in a folder of that
 name (`cat/1.jpg`).
 """
@@ -52,16 +54,28 @@ def load(
     check_protocol(protocol)
     path = Path(path)
     name = Path(os.path.abspath(path)).stem
-    rows = _read(path, outside)
+    shown = None if support is None else (Path(support), _read(Path(support), outside))
+    return from_rows(name, (path, _read(path, outside)), shown, template, protocol)
+
+
+def from_rows(
+    name: str,
+    asked: tuple[Path, list[Row]],
+    support: tuple[Path, list[Row]] | None,
+    template: Template | None,
+    protocol: str,
+) -> Task:
+    """As `load`, of rows that are read already, each list with the place that it comes from, for messages."""
+    path, rows = asked
     kind = _kind(rows[0], path)
     template = template or _template(kind, rows[0])
     queries = _examples(rows, kind, template, protocol, path, "queries")
     shown = queries
     if support is not None:
-        shown_rows = _read(Path(support), outside)
-        if _kind(shown_rows[0], Path(support)) != kind:
-            raise ValueError(f"{support} has no column {kind!r}, and {path} has one; the two files must be of one kind")
-        shown = _examples(shown_rows, kind, template, protocol, Path(support), "support")
+        place, shown_rows = support
+        if _kind(shown_rows[0], place) != kind:
+            raise ValueError(f"{place} has no column {kind!r}, and {path} has one; the two files must be of one kind")
+        shown = _examples(shown_rows, kind, template, protocol, place, "support")
     if kind == "label":
         return _classification(name, path, template, shown, queries, protocol)
     ten = all(len(one.references) == 10 for one in queries)
@@ -131,7 +145,7 @@ def _examples(
         references = _references(row, kind)
         answer = str(row.record["answer"]).strip() if row.record.get("answer") and kind == "answer" else None
         shown = references[0] if kind == "text" else answer or shown_answer(references, protocol)
-        examples.append(Example(f"{number}", row.image, shown, asked, references))
+        examples.append(Example(f"{number}", row.image, shown, asked, references, kinds=vqa.read_kinds(row.record)))
     check(examples, template, path, split, solved=True)
     return examples
 
