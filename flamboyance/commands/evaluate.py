@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 
 BEAMS, CONCURRENCY, TIMEOUT = 3, 8, 300
 NO_TOWER = "RICES needs a vision tower: give --tower, for example openai/clip-vit-large-patch14"
+NO_NEIGHBOURS = "needs a vision tower: --tower, for example openai/clip-vit-large-patch14"
+VL_ICL = "open_mi clevr operator_induction operator_induction_interleaved textocr matching_mi"
 NAMES = "coco flickr30k vqav2 ok_vqa textvqa vizwiz hateful_memes imagenet"
 EPILOG = f"""\
 tasks:
   {NAMES}, or all of them: `all`
+  {VL_ICL}, or `vl_icl`: VL-ICL Bench
   a CSV or JSONL file, or a folder:
     image,label             one of the labels that occur; accuracy
     image,text              captions; CIDEr
     image,question,answer   answers; exact match, or VQA accuracy where there are ten
+  hf:NAME[SPLIT], a dataset of Hugging Face or a folder of one, with --columns where its columns have other names
   Demonstrations of your own data come from --support, or from the file itself, never a query's own image.
 
 examples:
@@ -61,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="openflamingo: as its published tables were made, errors included (default: papers)",
     )  # fmt: skip
     group.add_argument("--beams", type=at_least(1), metavar="N", help="default: 3; a served model has none")
+    group.add_argument(
+        "--ablate", action="store_true",
+        help="also ask with changed demonstrations, up to seven times: images removed, blanked, shuffled, swapped for "
+        "others; answers shuffled, random; questions removed. The report says what of them the model uses",
+    )  # fmt: skip
+    group.add_argument(
+        "--orders", type=at_least(0), default=0, metavar="N",
+        help="also ask with the same demonstrations in N other orders; the report says how much that changes",
+    )  # fmt: skip
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="NAME|DIR|URL",
@@ -112,7 +125,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         settings, tasks, first = answer(arguments)
     except BudgetSpentError as spent:
         run = read_run(Path(arguments.output))
-        done = sum(one.count() for one in (*run.cells, *run.unfinished))
+        done = sum(one.count() for one in (*run.cells, *run.changed, *run.unfinished))
         print(
             f"flamboyance: {spent}. {done:,} answers are in {arguments.output}; the same command resumes",
             file=sys.stderr,
@@ -141,6 +154,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
         Path(arguments.output), arguments.shots, arguments.demonstrations, arguments.seeds, arguments.queries,
         # A server batches by itself: while some requests are waited for, others are under way.
         2 * (arguments.concurrency or CONCURRENCY) if endpoint else arguments.batch_size, arguments.protocol,
+        arguments.ablate, arguments.orders,
     )  # fmt: skip
     settings.check(tasks)
     by_default = arguments.model is None
@@ -157,7 +171,9 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
             name = answers.name if endpoint else arguments.model
             about = describe(tasks, answers, settings, name, ["flamboyance", *sys.argv[1:]], fixed)
             whole = sum(
-                len(here.share(range(settings.query_count(task)))) for task in tasks for _ in settings.cells(task.name)
+                len(here.share(range(settings.query_count(task))))
+                for task in tasks
+                for _ in settings.all_cells(task, task.name in features or not settings.images(task))
             )
             with progress(whole, "queries", here.first) as advance:
                 evaluate(
@@ -284,13 +300,18 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     from flamboyance import catalog
     from flamboyance.commands.progress import progress
     from flamboyance.commands.rices import open_encoder, warn_broken
+    from flamboyance.evaluation.answers.http_client import is_address
     from flamboyance.evaluation.rices.features import build, default_cache
 
     images = {task.name: found for task in tasks if (found := settings.images(task))}
     if not images:
         return {}
-    if not arguments.tower and not catalog.resolve(arguments.model).is_flamingo():
-        raise ValueError(NO_TOWER)
+    if not arguments.tower and (is_address(arguments.model) or not catalog.resolve(arguments.model).is_flamingo()):
+        if "rices" in settings.modes:
+            raise ValueError(NO_TOWER)
+        if here.first:
+            print(f"flamboyance: note: without the nearest neighbours' vote, which {NO_NEIGHBOURS}", file=sys.stderr)
+        return {}
     encoder = open_encoder(arguments, here.local_rank)
     cache = Path(arguments.features) if arguments.features else default_cache()
     whole = list(dict.fromkeys(image for some in images.values() for image in some))

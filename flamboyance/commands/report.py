@@ -17,10 +17,11 @@ FILES = """\
 files, in the first DIR or in --output:
   report.md    the tables, the figures, and what the published scores were measured on
   scores.csv   a line per run, task, way of choosing demonstrations and number of shots
-  figure-*     OpenFlamingo's Figures 1, 6 and 7 for these runs (.png, .svg)
+  figure-*     OpenFlamingo's Figures 1, 6 and 7 for these runs (.png, .svg); ablation.* after evaluate --ablate
+  lm_eval/     the scores in lm-eval's layout, a file per number of shots and way of choosing
   index.html   every query: images, demonstrations, prompt, answer, references, score; to filter, search and sort
 
-Two runs are also compared query by query, if they asked the same ones.
+The first run is also compared with each other one query by query, if they asked the same ones.
 """
 
 
@@ -59,7 +60,7 @@ def report(arguments: argparse.Namespace, note: str = "") -> int:
     Args:
         note: a paragraph at the top of the page.
     """
-    from flamboyance.reports import page, tables
+    from flamboyance.reports import lm_eval, page, tables
     from flamboyance.reports.evaluation_run import read_runs
     from flamboyance.reports.report import build
 
@@ -74,6 +75,8 @@ def report(arguments: argparse.Namespace, note: str = "") -> int:
     pictures = _draw(whole, folder)
     tables.write_markdown(whole, pictures, folder / tables.MARKDOWN)
     tables.write_csv(whole, folder / tables.CSV)
+    for run in runs:
+        lm_eval.write(run, folder)
     links = [(tables.MARKDOWN, "tables"), (tables.CSV, "as CSV")]
     html = page.write_page(
         runs,
@@ -115,12 +118,22 @@ def console_of(stream: Any) -> Any:
 
 def _print(whole: Report) -> None:
     from flamboyance.reports.report import shares_of_flamingo
-    from flamboyance.reports.tables import differences, facts, gains, scores, share_sentence, unfinished
+    from flamboyance.reports.tables import (
+        ablation,
+        curves,
+        differences,
+        facts,
+        gains,
+        inspected,
+        scores,
+        share_sentence,
+        unfinished,
+    )
 
     console = console_of(sys.stdout)
     for fact in facts(whole):
         console.print(fact, soft_wrap=True)
-    for table in (scores(whole), gains(whole), differences(whole)):
+    for table in (scores(whole), gains(whole), curves(whole), ablation(whole), *inspected(whole), differences(whole)):
         if table is not None:
             console.print()
             print_table(console, table)

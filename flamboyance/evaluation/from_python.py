@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,9 +10,10 @@ from flamboyance.evaluation import run
 from flamboyance.evaluation.about import describe
 from flamboyance.evaluation.answers.function import Answer, FunctionAnswers
 from flamboyance.evaluation.results import Row
+from flamboyance.evaluation.rices.features import Encoder, build, default_cache
 from flamboyance.evaluation.run import Answers, Settings
 from flamboyance.evaluation.task import Task
-from flamboyance.evaluation.tasks import user_data
+from flamboyance.evaluation.tasks import hf_dataset, user_data
 
 
 def evaluate(
@@ -28,18 +29,25 @@ def evaluate(
     batch_size: int = 8,
     protocol: str = "papers",
     support: Path | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    ablate: bool = False,
+    orders: int = 0,
+    encoder: Encoder | None = None,
 ) -> Row:
     """Evaluates a model on tasks, with several numbers of demonstrations. The same call resumes a run that was stopped.
 
     Args:
-        task: a file or folder of one's own, or a Task as `flamboyance.evaluation.tasks.open_task` gives; or several.
+        task: a file or folder of one's own, a dataset as "hf:NAME[SPLIT]", or a Task as
+            `flamboyance.evaluation.tasks.open_task` gives; or several.
         answer: a function (demonstrations, query) -> text, or -> a log-probability for each label; see
             `flamboyance.evaluation.answers.function`. Or a model of `flamboyance.evaluation.answers`.
         name: of the model, in tables; default: the function's. A resumed run must have the same.
         output: the results directory, for `flamboyance report`.
-        shots, demonstrations, seeds, queries, batch_size, protocol: as of the command `flamboyance evaluate`; for RICES
-            use the command.
+        shots, demonstrations, seeds, queries, batch_size, protocol, ablate, orders: as of the command `evaluate`.
         support: the examples to choose demonstrations from, for files of one's own; default: the file itself.
+        columns: of a dataset: our names -> its own, as {"image": "picture", "label": "species"}.
+        encoder: a tower that compares images, as `flamboyance.evaluation.rices.features.Encoder.open` gives it, for
+            RICES and the nearest neighbours of `ablate`.
 
     Returns:
         {task: {way of choosing: {shots: {"mean": …, "std": …, "seeds": {seed: value}}}}}, as in scores.json.
@@ -49,12 +57,25 @@ def evaluate(
         TypeError: the function gives something else.
     """
     given = [task] if isinstance(task, Task | Path | str) else list(task)
-    tasks = [one if isinstance(one, Task) else user_data.load(one, support=support, protocol=protocol) for one in given]
-    if "rices" in demonstrations:
-        raise ValueError("RICES needs features of the images: use the command `flamboyance evaluate`")
+    tasks = [one if isinstance(one, Task) else _opened(one, support, columns or {}, protocol) for one in given]
+    if "rices" in demonstrations and encoder is None:
+        raise ValueError("RICES needs features of the images: give encoder=Encoder.open(tower), or use the command")
     answers: Answers = FunctionAnswers(cast(Answer, answer)) if callable(answer) else answer
-    settings = Settings(Path(output), tuple(shots), tuple(demonstrations), tuple(seeds), queries, batch_size, protocol)
+    settings = Settings(
+        Path(output), tuple(shots), tuple(demonstrations), tuple(seeds), queries, batch_size, protocol, ablate, orders
+    )
     settings.check(tasks)
+    features = {}
+    for one in tasks:
+        if encoder is not None and (images := settings.images(one)):
+            features[one.name] = build(images, encoder, default_cache())
+            settings.check_features(one, features[one.name])
     called = name or getattr(answer, "name", None) or getattr(answer, "__name__", None) or type(answer).__name__
     about = describe(tasks, answers, settings, called, ["flamboyance.evaluate"], {})
-    return run.evaluate(tasks, answers, settings, about, say=lambda _: None)
+    return run.evaluate(tasks, answers, settings, about, features, say=lambda _: None)
+
+
+def _opened(name: Path | str, support: Path | str | None, columns: Mapping[str, str], protocol: str) -> Task:
+    if str(name).startswith(hf_dataset.PREFIX):
+        return hf_dataset.load(str(name), columns, None if support is None else str(support), protocol=protocol)
+    return user_data.load(name, support=support, protocol=protocol)

@@ -18,16 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from flamboyance.evaluation import results, shots
+from flamboyance.evaluation import baselines, changes, results, shots
 from flamboyance.evaluation.answers.budget import BudgetSpentError
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import Cell
 from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
-from flamboyance.evaluation.task import Choice, Task
+from flamboyance.evaluation.task import Choice, Generated, Task
 from flamboyance.files import output_lock
 from flamboyance.processes import World
 
+BLANK = ".blank"  # the folder of grey images, in the results directory
 WINDOW = 1024  # prompts that are sorted by length, to batch prompts of similar length
 
 
@@ -72,6 +73,9 @@ class Settings:
         queries: the number of queries of each task; None for all.
         batch_size: the number of prompts that are computed together.
         protocol: "papers", or "openflamingo" for the rules of the published tables.
+        ablate: also ask every query with changed demonstrations, and compare with answers without a model; see
+            changes.py and baselines.py. 0 shots are added, which the gain is counted from.
+        orders: also ask every query with its demonstrations in so many other orders.
     """
 
     output: Path
@@ -81,8 +85,15 @@ class Settings:
     queries: int | None = None
     batch_size: int = 8
     protocol: str = "papers"
+    ablate: bool = False
+    orders: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ablate and 0 not in self.shots:
+            object.__setattr__(self, "shots", (0, *self.shots))
 
     def cells(self, task: str) -> list[Cell]:
+        """The cells of a task with unchanged demonstrations."""
         return [
             Cell(task, number, mode, seed)
             for mode in self.modes
@@ -90,13 +101,38 @@ class Settings:
             for seed in self._seeds(task, number, mode)
         ]
 
+    def changed_cells(self, task: Task, neighbours: bool = True) -> list[Cell]:
+        """The cells of a task with changed demonstrations, and those of the baselines.
+
+        Args:
+            neighbours: there are features for the nearest neighbours' vote.
+        """
+        orders = [f"{changes.ORDER}{number}" for number in range(1, self.orders + 1)]
+        reordered = [replace(cell, change=one) for cell in self.cells(task.name) if cell.shots > 1 for one in orders]
+        if not self.ablate:
+            return reordered
+        cells = reordered + [
+            replace(cell, change=change)
+            for cell in self.cells(task.name)
+            for change in (changes.of_task(task) if cell.shots else [])
+        ]
+        baseline = [Cell(task.name, 0, baselines.MAJORITY, self.seeds[0], baselines.BASELINE)]
+        for number in self.shots if neighbours else ():
+            if number:
+                baseline.append(Cell(task.name, number, baselines.NEIGHBOURS, self.seeds[0], baselines.BASELINE))
+        return cells + baseline
+
+    def all_cells(self, task: Task, neighbours: bool = True) -> list[Cell]:
+        return self.cells(task.name) + self.changed_cells(task, neighbours)
+
     def _seeds(self, task: str, number: int, mode: str) -> tuple[int, ...]:
         if mode != "rices" or (self.queries is not None and self.protocol == "openflamingo"):
             return self.seeds
         if self.is_done(Cell(task, number, mode, self.seeds[0])):
             return self.seeds[:1]
         finished = sorted(self.output.glob(f"{glob.escape(task)}/{number}-{mode}-*/score.json"))
-        return (int(finished[0].parent.name.rsplit("-", 1)[1]),) if finished else self.seeds[:1]
+        seeds = [seed for file in finished if (seed := file.parent.name.split("-", 2)[2]).isdecimal()]
+        return (int(seeds[0]),) if seeds else self.seeds[:1]
 
     def is_done(self, cell: Cell) -> bool:
         """Whether the cell is finished."""
@@ -111,12 +147,13 @@ class Settings:
         return shots.choose_queries(task, self.queries, seed if self.protocol == "openflamingo" else 0, self.protocol)
 
     def images(self, task: Task) -> list[Path]:
-        """The images that RICES compares in unfinished cells: those of the support set and of the queries."""
+        """The images that unfinished cells compare, for RICES and the nearest neighbours: those of the support set and
+        of the queries."""
         queries = self._to_retrieve(task)
         if not queries:
             return []
-        images = [one.image for one in task.support] + [task.queries[i].image for i in queries]
-        return list(dict.fromkeys(images))
+        examples = [*task.support, *(task.queries[i] for i in queries)]
+        return list(dict.fromkeys(image for one in examples for image in one.images))
 
     def check_features(self, task: Task, features: Features) -> None:
         """Checks what RICES needs, before a model is loaded.
@@ -125,12 +162,13 @@ class Settings:
             ValueError: a query has no feature, or too few demonstrations have one.
         """
         queries, pending = self._to_retrieve(task), self._pending(task)
-        if queries:
-            most = max(cell.shots or shots.TEXT_ONLY for cell in pending)
+        if queries and task.choose is None:
+            most = max((cell.shots or shots.TEXT_ONLY for cell in pending if cell.mode == "rices"), default=1)
             retrieval.check(task, most, features, queries, repeated=self.protocol == "openflamingo")
 
     def _pending(self, task: Task) -> list[Cell]:
-        return [cell for cell in self.cells(task.name) if cell.mode == "rices" and not self.is_done(cell)]
+        compared = ("rices", baselines.NEIGHBOURS)
+        return [cell for cell in self.all_cells(task) if cell.mode in compared and not self.is_done(cell)]
 
     def _to_retrieve(self, task: Task) -> list[int]:
         seeds = dict.fromkeys(cell.seed for cell in self._pending(task))
@@ -142,7 +180,16 @@ class Settings:
         Raises:
             ValueError: they cannot.
         """
+        if self.ablate and not any(self.shots):
+            raise ValueError("--ablate changes demonstrations, and 0 shots have none: give more, as --shots 4")
         for task in tasks:
+            if task.choose is not None:
+                for mode in self.modes:
+                    shots.select(task, max(self.shots), mode, queries=[0])  # raises the error
+                continue
+            several = any(one.further for one in (*task.support[:1], *task.queries[:1]))
+            if several and "rices" in self.modes:
+                raise ValueError(f"{task.name} has several images per example, and RICES compares one: use random")
             same = shots.same_image(task, range(len(task.queries)))
             excluded = max(map(len, same.values()), default=0)
             available = len(task.support) - excluded
@@ -153,6 +200,11 @@ class Settings:
                 raise ValueError(
                     f"{task.name} has {available} demonstrations to choose from{beside}, and {most} shots were "
                     f"requested. Give fewer: --shots {fewer}"
+                )
+            if self.ablate and most == available:
+                raise ValueError(
+                    f"{task.name} has {available} demonstrations to choose from, and --ablate swaps the images of "
+                    f"{most} for others: give more examples, or fewer shots"
                 )
             without = [one.id for one in task.queries if not one.references]
             if 0 < len(without) < len(task.queries):
@@ -217,13 +269,14 @@ def _evaluate(
     if ranks.first:
         results.begin(settings.output, about)
     ranks.wait()
-    cells = [(task, cell) for task in tasks for cell in settings.cells(task.name)]
+    known = features or {}
+    cells = [(task, cell) for task in tasks for cell in settings.all_cells(task, _has_features(task, known, settings))]
     for task, cell in cells:
         queries = settings.chosen(task, cell.seed)
         if settings.is_done(cell):
             advance(len(ranks.share(queries)))
             continue
-        _answer_share(task, queries, cell, answers, settings, (features or {}).get(task.name), ranks, advance)
+        _answer_share(task, queries, cell, answers, settings, known.get(task.name), ranks, advance)
         ranks.wait()
         if ranks.first:
             part = replace(task, queries=[task.queries[i] for i in queries])
@@ -233,6 +286,11 @@ def _evaluate(
     scores = results.summary(settings.output) if ranks.first else {}
     ranks.wait()
     return scores
+
+
+def _has_features(task: Task, features: Mapping[str, Features], settings: Settings) -> bool:
+    """Whether the nearest neighbours of a task can vote; they need not, if they have."""
+    return task.name in features or not settings.images(task)
 
 
 def _answer_share(
@@ -250,9 +308,18 @@ def _answer_share(
     began = time.perf_counter()
     rows = results.Rows(cell.folder(settings.output), ranks.rank)
     done = rows.ids()
+    if cell.change == baselines.BASELINE:
+        mine = [i for i in ranks.share(list(queries)) if task.queries[i].id not in done]
+        shown = shots.select(task, cell.shots, "random", cell.seed, queries=mine) if task.choose else [()] * len(mine)
+        rows.append(baselines.answered(task, mine, shown, cell.mode, cell.shots, features))
+        rows.close()
+        advance(len(ranks.share(list(queries))))
+        return
     chosen = shots.select(task, cell.shots, cell.mode, cell.seed, settings.protocol, features, queries)
     mine = ranks.share(list(zip(queries, chosen, strict=True)))
     todo = [Prompt.of(task, i, shown, cell.shots) for i, shown in mine if task.queries[i].id not in done]
+    if cell.change:
+        todo = [changes.changed(prompt, cell.change, cell.seed, settings.output / BLANK) for prompt in todo]
     advance(len(mine) - len(todo))
     try:
         for start in range(0, len(todo), WINDOW):
@@ -302,7 +369,8 @@ def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
     if task.labels is None:
         generated = answers.generate(batch)
         texts = [task.post_process(task.template.parse(text)) for text in generated]
-        return [results.row(*one, None) for one in zip(batch, generated, texts, strict=True)]
+        said = [_marked(*one) for one in zip(generated, texts, strict=True)]
+        return [results.row(*one, None) for one in zip(batch, said, texts, strict=True)]
     choices = _choices(batch, answers, seed, protocol)
     for prompt, one in zip(batch, choices, strict=True):
         if one.scores is not None and np.isnan(one.scores).any():  # argmax would give the first label
@@ -319,6 +387,12 @@ def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
         results.row(prompt, one.generated, one.label, one.scores, one.by)
         for prompt, one in zip(batch, choices, strict=True)
     ]
+
+
+def _marked(generated: str, answer: str) -> str:
+    """A generated text that is cut off only if its end belongs to the answer: what a model continues with may be."""
+    cut_off = getattr(generated, "cut_off", None)
+    return Generated(generated, cut_off and generated.rstrip().endswith(answer)) if cut_off is not None else generated
 
 
 def _choices(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[Choice]:

@@ -12,7 +12,7 @@ from flamboyance.evaluation.results import Cell, Row, each_row, finite, over_see
 
 ABOUT, SCORE = "run.json", "score.json"
 MODES = ("random", "rices", "balanced", "fixed")  # their order in tables; others come after
-_CELL = re.compile(r"(\d+)-([A-Za-z_]+)-(-?\d+)")
+_CELL = re.compile(r"(\d+)-([A-Za-z_]+)-(-?\d+)(?:-([a-z0-9_]+))?")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class EvaluationRun:
         about: run.json's content.
         cells: the finished ones, in the order of tables.
         unfinished: cells without score.json; no score includes them.
+        changed: the finished ones with changed demonstrations, and those of baselines, which `cells` lacks.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class EvaluationRun:
     about: Row
     cells: tuple[CellResult, ...]
     unfinished: tuple[CellResult, ...]
+    changed: tuple[CellResult, ...] = ()
 
     def title(self, task: str) -> str:
         return printable(self._about_task(task).get("title") or task)
@@ -154,10 +156,18 @@ class EvaluationRun:
 
     def lines(self) -> list[TableRow]:
         """The finished cells over seeds, a line for each task, mode and number of shots."""
-        together: dict[tuple[str, str, int], list[CellResult]] = {}
-        for one in self.cells:
-            together.setdefault((one.cell.task, one.cell.mode, one.cell.shots), []).append(one)
-        return [_line(*key, cells) for key, cells in together.items()]
+        return [line for (*_, change), line in _lines(self.cells).items() if not change]
+
+    def changed_lines(self) -> dict[tuple[str, str, int, str], TableRow]:
+        """The finished cells with changed demonstrations over seeds, by task, mode, number of shots and change."""
+        return _lines(self.changed)
+
+
+def _lines(cells: Sequence[CellResult]) -> dict[tuple[str, str, int, str], TableRow]:
+    together: dict[tuple[str, str, int, str], list[CellResult]] = {}
+    for one in cells:
+        together.setdefault((one.cell.task, one.cell.mode, one.cell.shots, one.cell.change), []).append(one)
+    return {key: _line(*key[:3], some) for key, some in together.items()}
 
 
 def printable(text: Any) -> str:
@@ -182,9 +192,10 @@ def read_run(folder: Path) -> EvaluationRun:
     name = printable((isinstance(model, dict) and model.get("name")) or folder.name)
     # The hub's organization and the model's parent folder say nothing about the model.
     short = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
-    finished = tuple(one for one in found if one.score is not None)
+    finished = tuple(one for one in found if one.score is not None and not one.cell.change)
+    changed = tuple(one for one in found if one.score is not None and one.cell.change)
     unfinished = tuple(one for one in found if one.score is None)
-    return EvaluationRun(folder, name, short, about, finished, unfinished)
+    return EvaluationRun(folder, name, short, about, finished, unfinished, changed)
 
 
 def read_runs(folders: Sequence[Path]) -> list[EvaluationRun]:
@@ -222,8 +233,8 @@ def _cells(folder: Path, order: Sequence[str]) -> Iterator[CellResult]:
                         file != path and file.exists() and not file.is_file()
                     ):
                         raise ValueError(f"{file} is no file of {folder}: it leads to {file.resolve()}; remove it")
-                cells.append(Cell(task, int(match[1]), match[2], int(match[3])))
-        for cell in sorted(cells, key=lambda one: (_rank(one.mode), one.shots, one.seed)):
+                cells.append(Cell(task, int(match[1]), match[2], int(match[3]), match[4] or ""))
+        for cell in sorted(cells, key=lambda one: (one.change, _rank(one.mode), one.shots, one.seed)):
             place = cell.folder(folder)
             if (place / SCORE).is_file():
                 yield CellResult(cell, place, read_object(place / SCORE))

@@ -7,6 +7,7 @@ figure-6-shots-random        Figure 6: a panel per task, score against shots wit
                              one per metric that several of these tasks share.
 figure-6-shots-rices         the same with RICES, its Figure 10; Flamingo's scores are with random demonstrations.
 figure-7-share-of-fine-tuned Figure 7: bars, scores as a share of the fine-tuned state of the art (Table 8), by task.
+ablation                     bars of the scores with changed demonstrations (ablation_figure.py).
 random-against-rices         what Tables 9, 11 and 12 compare: a panel per task, both ways of choosing demonstrations.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 
 from flamboyance.figure_style import COLORS, INK, add_legend, new_figure, save, style_axes
 from flamboyance.reports import published
+from flamboyance.reports.ablation_figure import ablation_figure
 from flamboyance.reports.report import USUAL, Report, shares_of_flamingo
 
 MARKERS = "osD^vPX*"
@@ -107,6 +109,7 @@ def _draw(report: Report, folder: Path) -> list[tuple[str, str]]:
         shown = [one for one in series if one.name in both]
         title = "Score against shots: random demonstrations (dashed) and RICES"
         made.append(("random-against-rices", title, _panels(report, shown, title, by_mode=True)))
+    made.append(("ablation", "Scores with changed demonstrations", ablation_figure(report)))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, title, figure in made:

@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from flamboyance.evaluation import baselines, changes
 from flamboyance.evaluation.data_folders import inside, trusted
-from flamboyance.evaluation.results import Row
+from flamboyance.evaluation.results import Cell, Row
 from flamboyance.files import replacing
 from flamboyance.images.loading import ImageError, load_image
 from flamboyance.reports.evaluation_run import CellResult, EvaluationRun, finite
+from flamboyance.reports.tags import tags
 
 PAGE = "index.html"
 STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")
@@ -68,7 +70,9 @@ def write_page(
         OSError: predictions are gone, or the page cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cells = [(number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.unfinished)]
+    cells = [
+        (number, run, done) for number, run in enumerate(runs) for done in (*run.cells, *run.changed, *run.unfinished)
+    ]
     share = _share([done.count() for _, _, done in cells], items)
     tasks: dict[str, _Task] = {}
     allowed = [[run.folder.resolve(), *map(Path, trusted(run.about))] for run in runs]
@@ -118,7 +122,7 @@ class _Task:
 
     def row(self, row: Row) -> list[Any]:
         """A prediction as the page's script reads it: [query, prompt, demonstrations, generated, answer, value,
-        probabilities, dropped]."""
+        probabilities, dropped, tags]."""
         query = self._example(self.asked, row, tuple(map(str, row.get("references") or ())))
         shown = [
             self._example(self.shown, one, str(one.get("answer") or "")) for one in row.get("demonstrations") or ()
@@ -135,6 +139,7 @@ class _Task:
             None if value is None else round(value, 2),
             chances,
             row.get("dropped") or 0,
+            [self._text(tag) for tag in tags(row, self.labels)],
         ]
 
     def tables(self) -> dict[str, Any]:
@@ -150,16 +155,17 @@ class _Task:
         """Images, the queries' before the demonstrations'."""
         images = list(self.images)
         examples = chain(self.asked.values(), self.shown.values())
-        yield from dict.fromkeys(images[image] for _, _, image, *_ in examples if image is not None)
+        yield from dict.fromkeys(images[place] for _, _, places, *_ in examples for place in places)
 
     def _example(self, table: dict[Any, list[Any]], one: Row, last: str | tuple[str, ...]) -> int:
-        """The example's index in the table, whose rows are [index, id, image, fields, right answers]."""
+        """The example's index in the table, whose rows are [index, id, images, fields, right answers]."""
         asked, image = tuple(map(str, one.get("asked") or ())), one.get("image")
-        key = (str(one.get("id")), None if image is None else str(image), asked, last)
+        images = tuple(map(str, one.get("images") or ([] if image is None else [image])))
+        key = (str(one.get("id")), images, asked, last)
         if key not in table:
             right = self._text(last) if isinstance(last, str) else [self._text(each) for each in last]
-            place = None if key[1] is None else self._image(key[1])
-            table[key] = [len(table), self._text(key[0]), place, [self._text(each) for each in asked], right]
+            places = [self._image(path) for path in images]
+            table[key] = [len(table), self._text(key[0]), places, [self._text(each) for each in asked], right]
         return table[key][0]
 
     def _text(self, text: Any) -> int:
@@ -229,7 +235,7 @@ def _about_cell(run: int, task: int, done: CellResult, seen: _Seen, there: int) 
     return {
         "run": run,
         "task": task,
-        "mode": cell.mode,
+        "mode": _mode(cell),
         "shots": cell.shots,
         "seed": cell.seed,
         "value": done.value,
@@ -240,6 +246,15 @@ def _about_cell(run: int, task: int, done: CellResult, seen: _Seen, there: int) 
         "kind": seen.kind(str((done.score or {}).get("metric"))),
         "middle": statistics.median(seen.values) if seen.values else None,
     }
+
+
+def _mode(cell: Cell) -> str:
+    """How the page names the way of choosing demonstrations, with what is changed in them."""
+    if cell.change.startswith(changes.ORDER):
+        return f"{cell.mode}, other order {cell.change.removeprefix(changes.ORDER)}"
+    if cell.change == baselines.BASELINE:
+        return f"{baselines.TITLES.get(cell.mode, cell.mode)}, without a model"
+    return f"{cell.mode}, {changes.TITLES.get(cell.change, cell.change)}" if cell.change else cell.mode
 
 
 def _found(path: str, run: EvaluationRun) -> Path:

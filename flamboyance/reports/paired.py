@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,6 +103,33 @@ def _compared(
 
     ends = interval(len(ids), difference, resamples)
     return Difference(*first.key, points[0], points[1], ends, len(ids))
+
+
+Loaded = list[dict[str, Row]]
+"""Of each seed, the predictions by query."""
+
+
+def loaded(line: TableRow) -> Loaded:
+    """What is compared of a line's predictions."""
+    return [_by_id(cell) for cell in line.cells]
+
+
+def shared_queries(first: Loaded, second: Loaded) -> tuple[list[str], str | None]:
+    """The queries of the first line, sorted; and why the two cannot be compared, None if they can."""
+    asked = [set().union(*cells) for cells in (first, second)]
+    return sorted(asked[0]), _problem([first, second], asked)
+
+
+def measure_of(rows: Loaded, ids: list[str], labels: list[str] | None) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A function from drawn queries, as places in `ids` (resamples, queries), to a line's scores (resamples,); None
+    if the metric has no values of single queries and is not the area under a ROC curve of two labels."""
+    values = _values(rows, ids)
+    if values is not None:
+        return lambda drawn: values[drawn].mean(axis=1)
+    curves = [_curve(cell, ids, labels) for cell in rows]
+    if any(curve is None for curve in curves):
+        return None
+    return lambda drawn: _mean_area(curves, np.stack([np.bincount(one, minlength=len(ids)) for one in drawn]))
 
 
 def _problem(rows: list[list[dict[str, Row]]], asked: list[set[str]]) -> str | None:

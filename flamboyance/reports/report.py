@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from flamboyance.evaluation.results import Cell
 from flamboyance.reports import published
+from flamboyance.reports.ablation import Ablation, ablations
 from flamboyance.reports.evaluation_run import EvaluationRun, TableRow
+from flamboyance.reports.inspection import Inspection, inspections
 from flamboyance.reports.paired import Difference, compare, gains
 
 USUAL = "OpenFlamingo-9B"
@@ -21,14 +23,19 @@ class Report:
 
     Attributes:
         beside: the published models to compare with, by their names in `published.models`.
+        differences: of each run but the first, to the first, query by query.
         gains: of each run, what more shots add to the fewest.
+        ablations: of each run, what of the demonstrations is used.
+        inspections: of each run, scores of parts of the answers.
     """
 
     runs: tuple[EvaluationRun, ...]
     beside: tuple[str, ...]
     lines: tuple[dict[Key, TableRow], ...]
-    differences: tuple[Difference, ...] = field(default=())
+    differences: tuple[tuple[Difference, ...], ...] = field(default=())
     gains: tuple[tuple[Difference, ...], ...] = field(default=())
+    ablations: tuple[tuple[Ablation, ...], ...] = field(default=())
+    inspections: tuple[tuple[Inspection, ...], ...] = field(default=())
 
     @property
     def comparable(self) -> bool:
@@ -66,29 +73,31 @@ class Report:
 
 
 def build(runs: Sequence[EvaluationRun], beside: Sequence[str] | None = None, with_gains: bool = False) -> Report:
-    """Puts runs side by side; two runs are also compared query by query.
+    """Puts runs side by side; the first is also compared with each other one, query by query.
 
     Args:
         beside: names of published models. None: the runs' own models if they are published, else OpenFlamingo-9B, if
             the queries are the benchmarks' own splits. Models without a score for any task here are left out.
-        with_gains: also compare numbers of shots with each other, query by query.
+        with_gains: also what is read query by query: gains of shots, changed demonstrations, parts of the answers.
 
     Raises:
         ValueError: no published model has a name, or a file of a run is damaged.
-        OSError: a finished cell's predictions are gone, and there are two runs.
+        OSError: a finished cell's predictions are gone, and there are several runs.
     """
     names = [published.named(name) for name in beside] if beside is not None else default_beside(runs)
-    differences = compare(runs[0], runs[1]) if len(runs) == 2 else []
+    differences = tuple(tuple(compare(runs[0], other)) for other in runs[1:])
     lines = tuple({line.key: line for line in run.lines()} for run in runs)
-    whole = Report(tuple(runs), (), lines, tuple(differences))
+    whole = Report(tuple(runs), (), lines, differences)
     more = tuple(tuple(gains(run)) for run in runs) if with_gains else ()
+    changed = tuple(tuple(ablations(run)) for run in runs) if with_gains else ()
+    seen = tuple(tuple(inspections(run)) for run in runs) if with_gains else ()
     there = [name for name in dict.fromkeys(names) if any(_has_score(name, *key) for key in whole.keys)]
-    return Report(tuple(runs), tuple(there), lines, tuple(differences), more)
+    return Report(tuple(runs), tuple(there), lines, differences, more, changed, seen)
 
 
 def of_cells(run: EvaluationRun, cells: Collection[Cell]) -> Report:
     """A report on some cells of a run, without published scores."""
-    mine = replace(run, cells=tuple(one for one in run.cells if one.cell in cells), unfinished=())
+    mine = replace(run, cells=tuple(one for one in run.cells if one.cell in cells), unfinished=(), changed=())
     return build([mine], [])
 
 

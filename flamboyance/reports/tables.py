@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.files import replacing
+from flamboyance.reports import ablation as ablations
 from flamboyance.reports import published
+from flamboyance.reports.curves import curves as curves_of
 from flamboyance.reports.evaluation_run import TableRow, finite, printable
+from flamboyance.reports.inspection import Group
 from flamboyance.reports.report import USUAL, Report, Share, other_data, shares_of_flamingo
 
 MARKDOWN, CSV = "report.md", "scores.csv"
@@ -60,25 +63,30 @@ def scores(report: Report) -> Table:
 
 
 def differences(report: Report) -> Table | None:
-    """The second run minus the first; None unless there are two runs."""
-    if len(report.runs) != 2:
+    """Each further run minus the first; None for one run."""
+    if len(report.runs) < 2:
         return None
-    first, second = report.runs
-    columns = ("task", "demonstrations", "shots", first.name, second.name, "difference", "95 %", "queries", "")
-    sections: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-    for one in report.differences:
-        rows = sections.setdefault((one.task, one.mode), [])
-        head = (report.title(one.task), one.mode) if not rows else ("", "")
-        sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
-        remark = one.why_not or ("" if sure else "not clear")
-        change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
-        numbers = (_number(one.first), _number(one.second), change, _interval(one.interval, "+.1f"))
-        rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", remark))
+    first, *others = report.runs
+    two = len(others) == 1
+    columns = ("task", "demonstrations", "shots", first.name, others[0].name if two else "the other run")
+    columns += ("difference", "95 %", "queries", "")
+    sections: dict[tuple[str, str, str], list[tuple[str, ...]]] = {}
+    for other, found in zip(others, report.differences, strict=True):
+        for one in found:
+            rows = sections.setdefault((other.name, one.task, one.mode), [])
+            name = report.title(one.task) if two else f"{other.name}: {report.title(one.task)}"
+            head = (name, one.mode) if not rows else ("", "")
+            sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
+            remark = one.why_not or ("" if sure else "not clear")
+            change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
+            numbers = (_number(one.first), _number(one.second), change, _interval(one.interval, "+.1f"))
+            rows.append((*head, str(one.shots), *numbers, f"{one.queries:,}", remark))
+    what = others[0].name if two else "each other run"
     note = (
-        f"Difference: {second.name} minus {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
+        f"Difference: {what} minus {first.name}, on the same queries, with the paired bootstrap's 95 % interval "
         "over queries. Not clear: the interval contains 0."
     )
-    if not report.differences:
+    if not any(report.differences):
         note = "The runs have no task in common with the same number of demonstrations, chosen in the same way."
     return Table("Difference", columns, 2, tuple(map(tuple, sections.values())), (note,))
 
@@ -104,6 +112,111 @@ def gains(report: Report) -> Table | None:
         "clear effect: the interval contains 0. With 0 shots, two demonstrations are shown without their images."
     )
     return Table("What demonstrations add", columns, 2, tuple(sections), (note,)) if sections else None
+
+
+def curves(report: Report) -> Table | None:
+    """Where each run's curve of scores over shots begins, its peak, and its efficiency; None without such curves."""
+    columns = ("task", "demonstrations", "0 shots", "peak", "at shots", "ICL efficiency")
+    sections = []
+    for run in report.runs:
+        rows = []
+        for one in curves_of(run):
+            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            found = (_number(one.zero), _number(one.peak), str(one.peak_shots), _number(one.efficiency))
+            rows.append((name, one.mode, *found))
+        sections += [tuple(rows)] if rows else []
+    note = (
+        "ICL efficiency (VL-ICL Bench): the area between the curve of scores over shots and the line of 0 shots, in "
+        "percent of the whole area; below 0 where demonstrations harm."
+    )
+    return Table("Curves over shots", columns, 2, tuple(sections), (note,)) if sections else None
+
+
+def ablation(report: Report) -> Table | None:
+    """What of the demonstrations each run uses, and in a note what follows; None without changed demonstrations."""
+    columns = ("task", "demonstrations", "shots", "score", "change", "95 %", "of the gain", "95 %")
+    sections: list[tuple[tuple[str, ...], ...]] = []
+    notes = []
+    for run, found in zip(report.runs, report.ablations, strict=False):
+        for one in found:
+            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            gain = f"{round(one.gain, 1) + 0.0:+.1f}", _interval(one.gain_interval, "+.1f")
+            rows = [(name, f"{one.mode}, as they are", str(one.shots), _number(one.whole), "", "", "", "")]
+            rows.append(("", "none: 0 shots; the gain", "0", _number(one.zero), *gain, "", ""))
+            for part in (*one.parts, *one.baselines):
+                share = NONE if part.share is None else f"{100 * part.share:.0f} %"
+                ends = (
+                    None
+                    if part.share_interval is None
+                    else (part.share_interval[0] * 100, part.share_interval[1] * 100)
+                )
+                words = ablations.title(part.name) + (", without a model" if part in one.baselines else "")
+                rows.append((
+                    "", words, str(one.shots), _number(part.score), f"{round(part.difference, 1) + 0.0:+.1f}",
+                    _interval(part.interval, "+.1f"), share, _interval(ends, ".0f"),
+                ))  # fmt: skip
+            sections.append(tuple(rows))
+            notes.append(printable(f"{name}, {one.mode}, {one.shots} shots: {ablations.conclusion(one)}"))
+            notes += [printable(f"{name}, {one.mode}, {one.shots} shots: not compared: {why}.") for why in one.skipped]
+    notes.append(
+        "Change: the score with changed demonstrations minus that with these as they are, on the same queries. Of the "
+        "gain: what is lost, as a share of the gain over 0 shots; the shares need not add up to 100 %. 95 %: the "
+        "paired bootstrap's interval over queries."
+    )
+    return Table("What in the demonstrations is used", columns, 2, tuple(sections), tuple(notes)) if sections else None
+
+
+MOST_KINDS = 12  # of each kind, the most frequent ones in a table
+
+
+def inspected(report: Report) -> list[Table]:
+    """Scores by type of question and of odd answers; calibration; orders of demonstrations. Those that there are."""
+    kinds, flags, sure, orders = [], [], [], []
+    for run, found in zip(report.runs, report.inspections, strict=False):
+        for one in found:
+            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            head = (name, one.mode, str(one.shots))
+            for title in dict.fromkeys(group.kind for group in one.kinds):
+                some = [group for group in one.kinds if group.kind == title][:MOST_KINDS]
+                kinds += [(*head, printable(title), *_group(group)) for group in some]
+            flags += [(*head, *_group(group)) for group in one.flags]
+            if (sureness := one.calibration) is not None:
+                numbers = (sureness.accuracy, sureness.confidence, sureness.error)
+                sure.append((*head, *(f"{100 * number:.1f}" for number in numbers), f"{sureness.answers:,}"))
+            if one.orders is not None:
+                scored = one.orders.scores
+                orders.append((
+                    *head, str(len(scored)), _number(scored[0]), _number(min(scored)), _number(max(scored)),
+                    _number(one.orders.spread), f"{100 * one.orders.changed:.0f} %",
+                ))  # fmt: skip
+    head, measured = ("task", "demonstrations", "shots"), ("queries", "of answers", "score", "95 %")
+    tables = [
+        Table(
+            "By type of question", (*head, "", "type", *measured), 2, (tuple(kinds),),
+            (f"As the benchmark's files say. Of each, the {MOST_KINDS} most frequent types.",),
+        ),
+        Table(
+            "Odd answers", (*head, "answers", *measured), 2, (tuple(flags),),
+            ("Cut off: at the longest length. Verbose: twice as many words as the longest reference, and three or "
+             "more words longer. Counting: the question asks for a number. Copied: from a demonstration.",),
+        ),
+        Table(
+            "Calibration of labels", (*head, "right, %", "probability, %", "error", "answers"), 2, (tuple(sure),),
+            ("Probability: the mean of the chosen label's. Error: the expected calibration error over ten bins, in "
+             "points.",),
+        ),
+        Table(
+            "Order of demonstrations",
+            (*head, "orders", "as given", "lowest", "highest", "deviation", "queries that change"), 2, (tuple(orders),),
+            ("The same demonstrations in several orders; deviation: of the scores over orders.",),
+        ),
+    ]  # fmt: skip
+    return [table for table in tables if table.sections[0]]
+
+
+def _group(group: Group) -> tuple[str, ...]:
+    share = f"{100 * group.share:.1f} %"
+    return printable(group.name), f"{group.queries:,}", share, _number(group.score), _interval(group.interval)
 
 
 def _verdict(interval: tuple[float, float] | None) -> str:
@@ -188,7 +301,8 @@ def markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
     """The report as Markdown. pictures: (file beside it, title)."""
     parts = [f"# Evaluation of {' and '.join(_plain(run.name) for run in report.runs)}"]
     parts += ["\n".join(f"- {_plain(fact)}" for fact in facts(report))]
-    tables = [scores(report), *filter(None, [gains(report), differences(report)])]
+    whole = [gains(report), curves(report), ablation(report), *inspected(report), differences(report)]
+    tables = [scores(report), *filter(None, whole)]
     parts += [f"## {table.title}\n\n{_table(table)}" for table in tables]
     shares = shares_of_flamingo(report)
     if shares:

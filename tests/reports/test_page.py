@@ -42,24 +42,26 @@ class Page:
         table = self.part(f"t{self.meta['cells'][cell]['task']}")
         texts = table["texts"]
         found = []
-        for query, prompt, shown, generated, answer, value, chances, dropped in self.part(f"c{cell}"):
-            id, image, asked, references = table["asked"][query]
+        for query, prompt, shown, generated, answer, value, chances, dropped, tags in self.part(f"c{cell}"):
+            id, images, asked, references = table["asked"][query]
             found.append(
                 {
                     "id": texts[id],
-                    "image": table["images"][image],
+                    "image": table["images"][images[0]] if images else None,
+                    "images": [table["images"][image] for image in images],
                     "asked": [texts[i] for i in asked],
                     "references": [texts[i] for i in references],
                     "prompt": "".join(texts[i] for i in prompt),
                     "shown": [
-                        (None if place is None else table["images"][place], [texts[i] for i in words], texts[said])
-                        for _, place, words, said in (table["shown"][i] for i in shown)
+                        (table["images"][places[0]] if places else None, [texts[i] for i in words], texts[said])
+                        for _, places, words, said in (table["shown"][i] for i in shown)
                     ],
                     "generated": None if generated is None else texts[generated],
                     "answer": None if answer is None else texts[answer],
                     "value": value,
                     "chances": chances and {texts[i]: chance for i, chance in chances},
                     "dropped": dropped,
+                    "tags": [texts[i] for i in tags],
                 }
             )
         return found
@@ -372,6 +374,32 @@ def test_keys_filters_and_search(tmp_path: Path) -> None:
     assert told["show"] == "100 queries"
     assert told["find"] == told["sort"] == "5 queries"  # 12, 120, 123, 126, 129: every third is right
     assert told["first"] == "12" and told["gone"] == 3  # the query's image and two demonstrations' are not there
+
+
+@needs_browser
+def test_only_answers_of_a_type(tmp_path: Path) -> None:
+    rows = [
+        row(f"{i}", 100.0 * (i % 2), kinds={"answer type": ("yes/no", "number", "other")[i % 3]}, image=None)
+        | {"images": ["/x/1.png", "/x/2.png"]}
+        for i in range(30)
+    ]
+    run = WrittenRun(tmp_path).task("vqav2", "VQAv2", "VQA accuracy")
+    run.cell("vqav2", rows=rows)
+    page = browse.write_page([read_run(run.folder)], tmp_path)
+    script = """
+      const field = () => document.querySelector("[name=tag]");
+      told.options = [...field().options].map((one) => one.textContent);
+      told.images = document.querySelectorAll(".card:first-child .query .gone").length;
+      field().value = "answer type: number"; field().dispatchEvent(new Event("change", { bubbles: true }));
+      await sleep(400);
+      told.count = document.querySelector(".count strong").textContent;
+      told.tags = document.querySelector(".card .tags").textContent;
+    """
+    told = in_a_browser(page, script)
+    kinds = [f"answer type: {kind} (10)" for kind in ("yes/no", "number", "other")]
+    assert told["options"] == ["any answer", *kinds, "counting (10)"]
+    assert told["count"] == "10 queries" and told["images"] == 2
+    assert told["tags"] == "answer type: number · counting"
 
 
 @needs_browser

@@ -207,6 +207,18 @@ def test_other_queries_are_not_compared(tmp_path: Path) -> None:
     ]
 
 
+def test_each_further_run_is_compared_with_the_first(tmp_path: Path) -> None:
+    for name, values in (("a", [10, 20]), ("b", [20, 30]), ("c", [0, 10])):
+        WrittenRun(tmp_path / name, name).task("t", "T", "m").cell("t", 4, rows=valued(values))
+    table = differences(build(read_runs([tmp_path / name for name in "abc"])))
+    assert table is not None and table.columns[3:5] == ("a", "the other run")
+    assert [row[:6] for row in cells(table)] == [
+        ["b: T", "random", "4", "15.0", "25.0", "+10.0"],
+        ["c: T", "random", "4", "15.0", "5.0", "-10.0"],
+    ]
+    assert "each other run minus a" in table.notes[0]
+
+
 def test_what_else_keeps_runs_from_being_compared(tmp_path: Path) -> None:
     (one,) = two_runs(tmp_path / "1", valued([1, 2]), valued([1, 2], references=["another"]))
     assert one.why_not == "the references of 2 queries differ, such as 'q0'"
@@ -351,8 +363,9 @@ def test_runs_that_measured_otherwise_are_neither_averaged_nor_compared(
         run.save()
     report = build(read_runs([tmp_path / "first", tmp_path / "second"]))
     assert [title for title, _ in titles_of_panels(report, tmp_path, monkeypatch)] == ["T", "U"]
-    assert [one.difference for one in report.differences] == [None, None]
-    assert all("official" in (one.why_not or "") and "always" in (one.why_not or "") for one in report.differences)
+    (differing,) = report.differences
+    assert [one.difference for one in differing] == [None, None]
+    assert all("official" in (one.why_not or "") and "always" in (one.why_not or "") for one in differing)
     assert any("T" in note and "official" in note and "always" in note for note in scores(report).notes)
 
 

@@ -25,10 +25,21 @@ function drawBar() {
     choose("shots", "shots", named(ours.filter((one) => one.mode === state.mode).map((one) => one.shots), String)),
     choose("seed", "seed", named(ours.filter((one) => one.mode === state.mode && one.shots === state.shots).map((one) => one.seed), String)),
     choose("show", "show", SHOWN[cell.kind]),
+    choose("only", "tag", tagged()),
     cell.kind === "none" ? null : choose("sort by", "sort", SORTS),
     h("label", {}, "find", search), count,
   ].filter(Boolean));
   if (focused) bar.querySelector(`[name="${focused}"]`)?.focus();
+}
+
+// The tags of the cell's answers, the most frequent first within their kind.
+function tagged() {
+  const counts = new Map();
+  for (const row of cell.rows) for (const number of row[8] || []) counts.set(text(number), (counts.get(text(number)) || 0) + 1);
+  if (state.tag && !counts.has(state.tag)) counts.set(state.tag, 0);
+  const kind = ([name]) => name.split(":")[0];
+  const found = [...counts].sort((a, b) => kind(a).localeCompare(kind(b)) || b[1] - a[1]);
+  return Object.fromEntries([["", "any answer"], ...found.map(([name, count]) => [name, `${name} (${count.toLocaleString("en")})`])]);
 }
 
 // Mean over seeds of the task's cells; each opens its first seed.
@@ -54,7 +65,7 @@ function drawOverview() {
 
 function change(key, value) {
   state[key] = typeof state[key] === "number" ? Number(value) : value;
-  if (key === "show" || key === "sort") select(false);
+  if (key === "show" || key === "sort" || key === "tag") select(false);
   else show();
 }
 
@@ -90,7 +101,8 @@ function haystack(row) {
 function select(stay) {
   const wanted = state.find.toLowerCase().trim();
   if (wanted && !cell.texts) cell.texts = new Map(cell.rows.map((row) => [row, haystack(row)]));
-  rows = cell.rows.filter((row) => (state.show === "all" || grade(cell, row) === state.show) && (!wanted || cell.texts.get(row).includes(wanted)));
+  rows = cell.rows.filter((row) => (state.show === "all" || grade(cell, row) === state.show) &&
+    (!state.tag || (row[8] || []).some((number) => text(number) === state.tag)) && (!wanted || cell.texts.get(row).includes(wanted)));
   if (state.sort !== "order") {
     const way = state.sort === "low" ? 1 : -1;
     const key = new Map(rows.map((row) => [row, worth(row)]));
@@ -148,7 +160,7 @@ function remember() {
 
 function address() {
   const { run, task, ...rest } = state;
-  const usual = { run: 0, show: "all", sort: "order", find: "", at: "" };
+  const usual = { run: 0, show: "all", tag: "", sort: "order", find: "", at: "" };
   const kept = Object.entries({ run, task: META.tasks[task]?.name ?? "", ...rest });
   return new URLSearchParams(kept.filter(([key, value]) => value !== usual[key]));
 }
@@ -156,7 +168,7 @@ function address() {
 function recall() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const key of ["run", "shots", "seed"]) if (/^-?\d+$/.test(given.get(key) || "")) state[key] = Number(given.get(key));
-  for (const key of ["mode", "show", "find", "at"]) if (given.has(key)) state[key] = given.get(key);
+  for (const key of ["mode", "show", "tag", "find", "at"]) if (given.has(key)) state[key] = given.get(key);
   if (given.get("sort") in SORTS) state.sort = given.get("sort");
   if (!META.runs[state.run]) state.run = 0;
   const task = META.tasks.findIndex((one) => one.name === given.get("task"));

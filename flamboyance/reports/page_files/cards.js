@@ -45,10 +45,11 @@ function card(row, place) {
   if (one.generated !== null && one.generated !== one.answer) say("generated", h("p", { class: "raw" }, one.generated));
   if (one.references.length) say(one.references.length > 1 ? "references" : "reference", references(one));
   if (one.chances) say("probabilities", chances(one));
-  const image = one.image === null ? h("div", { class: "gone" }, "no image") : picture(one.image, "query");
+  if (one.tags.length) facts.append(h("p", { class: "soft tags" }, one.tags.join(" · ")));
+  const images = one.images.length ? one.images.map((number) => picture(number, "query")) : [h("div", { class: "gone" }, "no image")];
   facts.append(...[strip(one), prompt(one), elsewhere(one)].flat().filter(Boolean));
   return h("article", { class: "card", tabindex: "-1", "data-id": one.id, onclick: () => stand(place, false) },
-    head, h("div", { class: "query" }, image), facts);
+    head, h("div", { class: "query" }, images), facts);
 }
 
 function references(one) {
@@ -70,12 +71,12 @@ function chances(one) {
 function strip(one) {
   if (!one.shown.length) return null;
   const shown = one.shown.map((number) => {
-    const [, image, asked, answer] = table.shown[number];
+    const [, images, asked, answer] = table.shown[number];
     const words = h("figcaption", { title: [...asked.map(text), text(answer)].join("\n") },
       ...asked.map((each) => h("span", { class: "soft" }, text(each), " ")), h("strong", {}, text(answer)));
-    return h("figure", { class: image === null ? "text" : "" }, image === null ? null : picture(image, "demonstration"), words);
+    return h("figure", { class: images.length ? "" : "text" }, images.map((number) => picture(number, "demonstration")), words);
   });
-  const blind = one.shown.every((number) => table.shown[number][1] === null);
+  const blind = one.shown.every((number) => !table.shown[number][1].length);
   return [h("p", { class: "label" }, counted(shown.length, "demonstration"), blind ? ", shown as text alone" : shown.length > 1 ? ", the last next to the query" : ""),
     h("div", { class: "strip" }, shown)];
 }

@@ -13,7 +13,7 @@ const SHOWN = {
 const SORTS = { order: "order of the queries", low: "value, lowest first", high: "value, highest first" };
 
 const app = document.getElementById("app");
-const state = { run: 0, task: 0, mode: "", shots: 0, seed: 0, show: "all", sort: "order", find: "", at: "" };
+const state = { run: 0, task: 0, mode: "", shots: 0, seed: 0, show: "all", tag: "", sort: "order", find: "", at: "" };
 let table = null, cell = null, rows = [], here = -1, drawn = 0, turn = 0;
 
 // ---- data
@@ -32,11 +32,11 @@ const cells = () => META.cells.filter((one) => one.task === state.task);
 
 // A row of a cell, with its texts.
 function opened(row) {
-  const [query, prompt, shown, generated, answer, value, chances, dropped] = row;
-  const [id, image, asked, references] = table.asked[query];
+  const [query, prompt, shown, generated, answer, value, chances, dropped, tags] = row;
+  const [id, images, asked, references] = table.asked[query];
   return {
-    query, prompt, shown, dropped, value, id: text(id), image, asked: asked.map(text), references: references.map(text),
-    generated: text(generated), answer: text(answer),
+    query, prompt, shown, dropped, value, id: text(id), images, asked: asked.map(text), references: references.map(text),
+    generated: text(generated), answer: text(answer), tags: (tags || []).map(text),
     chances: chances && chances.map(([label, chance]) => [text(label), chance]),
   };
 }
