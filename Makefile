@@ -8,11 +8,12 @@ CORE   := tests/model tests/checkpoints tests/parity tests/test_processing.py te
           tests/test_drop_in.py tests/training/test_step.py
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-families test-newest test-oldest bench check format clean
+.PHONY: help setup demo docs test test-all test-families test-newest test-oldest bench check format clean
 
 help:
 	@echo "make setup     the virtual environment in .venv"
 	@echo "make demo      evaluate the embedded model on small benchmarks (flamboyance-demo/index.html)"
+	@echo "make docs      the documentation's site (build/site/index.html)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test"
 	@echo "make test-families  every family of language models (docs/families.md)"
@@ -39,6 +40,11 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/flamboyance demo
+
+# The banner that is switched off says that Material for MkDocs ends in 2027. Zensical, its successor, reads mkdocs.yml.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "built build/site/index.html; with search: $(BIN)/python -m mkdocs serve"
 
 # Two workers: torch computes on one thread in each (tests/conftest.py).
 test: $(READY)

@@ -1,0 +1,1 @@
+"""The documentation site, which MkDocs builds from docs/ (mkdocs.yml): `make docs`."""
