@@ -36,6 +36,7 @@ PAGES = {
             "model/media.py:Media",
             "configuration.py:FlamingoConfig",
             "mini/__init__.py:load_mini",
+            "small/__init__.py:load_small",
             "compat.py:create_model_and_transforms",
         ),
     ),
