@@ -135,7 +135,7 @@ def _print(whole: Report) -> None:
         console.print(fact, soft_wrap=True)
     for table in (scores(whole), gains(whole), curves(whole), ablation(whole), *inspected(whole), differences(whole)):
         if table is not None:
-            console.print()
+            console.print(f"\n{table.title}")
             print_table(console, table)
     for share in shares_of_flamingo(whole):
         console.print(share_sentence(share), soft_wrap=True)

@@ -43,9 +43,18 @@ TITLES = {
 }
 
 
-def of_task(task: Task) -> list[str]:
-    """The changes that make a difference to a task's prompts."""
-    return [change for change in TITLES if change != "no_questions" or len(task.template.fields) > 1]
+def of_task(task: Task, shown: int) -> list[str]:
+    """The changes that make a difference to a task's prompts with so many demonstrations.
+
+    One demonstration cannot change places, and a support set that is shown whole has no other images.
+    """
+    left_out = set() if len(task.template.fields) > 1 else {"no_questions"}
+    if shown < 2:
+        left_out |= {"shuffled_images", "shuffled_answers"}
+    images = {one.images for one in task.support}
+    if len(images) - (not images.isdisjoint(one.images for one in task.queries)) <= shown:
+        left_out.add("other_images")
+    return [change for change in TITLES if change not in left_out]
 
 
 def changed(prompt: Prompt, change: str, seed: int, folder: Path) -> Prompt:

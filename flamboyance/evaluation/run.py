@@ -111,10 +111,10 @@ class Settings:
         reordered = [replace(cell, change=one) for cell in self.cells(task.name) if cell.shots > 1 for one in orders]
         if not self.ablate:
             return reordered
+        shown = {n: len(task.choose(task.queries[0], n, self.seeds[0])) if task.choose else n for n in self.shots}
+        possible = {n: changes.of_task(task, shown[n]) for n in self.shots if n}
         cells = reordered + [
-            replace(cell, change=change)
-            for cell in self.cells(task.name)
-            for change in (changes.of_task(task) if cell.shots else [])
+            replace(cell, change=change) for cell in self.cells(task.name) for change in possible.get(cell.shots, ())
         ]
         baseline = [Cell(task.name, 0, baselines.MAJORITY, self.seeds[0], baselines.BASELINE)]
         for number in self.shots if neighbours else ():
@@ -200,11 +200,6 @@ class Settings:
                 raise ValueError(
                     f"{task.name} has {available} demonstrations to choose from{beside}, and {most} shots were "
                     f"requested. Give fewer: --shots {fewer}"
-                )
-            if self.ablate and most == available:
-                raise ValueError(
-                    f"{task.name} has {available} demonstrations to choose from, and --ablate swaps the images of "
-                    f"{most} for others: give more examples, or fewer shots"
                 )
             without = [one.id for one in task.queries if not one.references]
             if 0 < len(without) < len(task.queries):

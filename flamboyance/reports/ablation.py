@@ -162,11 +162,19 @@ def conclusion(one: Ablation) -> str:
     if low <= 0 <= high:
         return (
             f"{one.shots} demonstrations add nothing clear to zero shots on these {one.queries:,} queries, so there is "
-            f"no gain to divide.{_against_baselines(one)}"
+            f"no gain to divide.{_without_gain(one)}{_against_baselines(one)}"
         )
     if high < 0:
         return f"{one.shots} demonstrations harm, so there is no gain to divide.{_against_baselines(one)}"
     return " ".join([_of_images(one), _of_answers(one), *_of_questions(one)]) + _against_baselines(one)
+
+
+def _without_gain(one: Ablation) -> str:
+    """A sentence on the changes that lower the score of demonstrations which add nothing: they distract then."""
+    worse = [f"{title(part.name)} ({part.difference:+.1f})" for part in one.parts if part.interval[1] < 0]
+    if worse:
+        return f" But the score is lower with {', '.join(worse)}."
+    return " No change of them lowers the score clearly." if one.parts else ""
 
 
 def _parts(one: Ablation, names: Sequence[str]) -> list[Part]:

@@ -21,7 +21,9 @@ from flamboyance.mini import world
 from flamboyance.mini.world.words import draw_words
 from flamboyance.reports import ablation
 from flamboyance.reports.evaluation_run import read_run
+from tests.evaluation.answers.scripted_server import serving
 from tests.evaluation.small_tasks import captions, questions
+from tests.evaluation.test_any_model_page import learner
 
 SHADES = {"ruby": 20, "jade": 90, "gold": 160, "opal": 230}
 
@@ -109,7 +111,8 @@ def test_answers_change_and_images_stay(tmp_path):
         "what is this" not in without.demonstrations_text
         and without.after_demonstrations == prompt.after_demonstrations
     )
-    assert changes.of_task(task) == list(changes.TITLES) and changes.of_task(free.task) == list(changes.TITLES)[:-1]
+    assert changes.of_task(task, 3) == list(changes.TITLES)
+    assert changes.of_task(free.task, 3) == list(changes.TITLES)[:-1]
 
 
 def test_places_are_drawn_evenly(tmp_path):
@@ -132,12 +135,14 @@ def test_several_images_stay_together(tmp_path):
         assert {one.images for one in found.demonstrations} <= pairs and len(found.demonstration_images) == 6
 
 
-def test_no_other_image_is_an_error(tmp_path):
+def test_changes_that_change_nothing_are_left_out(tmp_path):
     task = captions(tmp_path / "data", support=3)
     with pytest.raises(ValueError, match="has none besides the 3"):
         changes.changed(prompt_of(task), "other_images", 0, tmp_path)
-    with pytest.raises(ValueError, match="give more examples, or fewer shots"):
-        fl.evaluate(task, nearest, shots=[3], ablate=True, output=tmp_path / "run")
+    fl.evaluate(task, nearest, shots=[1, 3], seeds=[0], ablate=True, output=tmp_path / "run")
+    left_out = {n: {c for c in changes.TITLES if not list((tmp_path / "run").glob(f"*/{n}-*-0-{c}"))} for n in (1, 3)}
+    assert left_out[3] == {"other_images", "no_questions"}
+    assert left_out[1] == {"shuffled_images", "shuffled_answers", "no_questions"}  # one cannot change places
     with pytest.raises(ValueError, match="0 shots have none"):
         fl.evaluate(task, nearest, shots=[0], ablate=True, output=tmp_path / "run")
 
@@ -297,6 +302,40 @@ def test_the_command_and_a_flamingo(tmp_path, capsys):
     names = {f"2-random-0-{change}" for change in changes.TITLES if change != "no_questions"}
     assert cells == {"0-random-0", "2-random-0", "0-majority-0-baseline", "2-neighbours-0-baseline", *names}
     assert Example("a", Path("b.png"), "c").images == (Path("b.png"),)
+
+
+def test_a_served_model(tmp_path, capsys):
+    asked = stones(tmp_path, 12, 0)
+    with serving(learner) as server:
+        arguments = ["--model", server.url, "--shots", "3", "--seeds", "0", "--ablate", "--labels-by", "text"]
+        assert main(["evaluate", str(asked), *arguments, "--output", str(tmp_path / "run")]) == 0
+        pictures = [json.dumps(body).count('"image_url"') // 2 for body in server.requests]
+    assert 70 < len(pictures) <= 12 * 8 + 2  # an order that is drawn again is not asked again
+    assert pictures.count(1) == 24  # zero shots, and demonstrations without images
+    assert "needs a vision tower: --tower" in capsys.readouterr().err
+    assert {one.name for one in found(tmp_path / "run").baselines} == {"majority"}
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "What in the demonstrations is used" in capsys.readouterr().out
+
+
+def test_demonstrations_that_add_nothing_may_still_distract(tmp_path):
+    asked = stones(tmp_path, 24, 0)
+
+    def distracted(demonstrations, query):
+        """Knows the answer, unless the demonstrations are wrong."""
+        right = list(SHADES)[(int(query.id) - 1) % 4]
+        wrong = [one for one in demonstrations if one.images and nearest([one], query) != _label(one.images[0])]
+        return wrong[0].answer if wrong else right
+
+    for model, name in ((distracted, "distracted"), (lambda d, q: list(SHADES)[(int(q.id) - 1) % 4], "knowing")):
+        fl.evaluate(asked, model, name=name, shots=[3], seeds=[0], ablate=True, output=tmp_path / name)
+    said = ablation.conclusion(found(tmp_path / "distracted"))
+    assert "nothing clear to zero shots" in said and "the score is lower with" in said and "answers random (-" in said
+    assert "No change of them lowers the score clearly." in ablation.conclusion(found(tmp_path / "knowing"))
+
+
+def _label(image) -> str:
+    return min(SHADES, key=lambda label: abs(SHADES[label] - shade(image)))
 
 
 @pytest.mark.slow

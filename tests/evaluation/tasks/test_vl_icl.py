@@ -2,18 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 
 import flamboyance as fl
 from flamboyance.cli import main
 from flamboyance.evaluation import shots
+from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import read_rows
 from flamboyance.evaluation.tasks import VL_ICL, open_task, vl_icl
 from flamboyance.mini import vl_icl as small
 from flamboyance.reports.curves import curves, efficiency
 from flamboyance.reports.evaluation_run import read_run
+from tests.evaluation.answers.test_transformers_vlm import save_tiny_llava
+from tests.evaluation.small_tasks import tiny_answers
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "x": lambda a, b: a * b}
 
@@ -187,3 +192,19 @@ def test_a_wrong_record_is_named(name, change, said, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)) as error:
         open_task(name, tmp_path)
     assert "query.json" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["flamingo", "transformers"])
+def test_pairs_behind_shared_demonstrations_answer_as_alone(data, tmp_path, kind):
+    """Demonstrations that prompts share are computed once, with all their images."""
+    task = replace(open_task("matching_mi", data), max_new_tokens=4)
+    if kind == "flamingo":
+        answers = tiny_answers(tmp_path / "model", beams=1)
+    else:
+        answers = TransformersAnswers.open(str(save_tiny_llava(tmp_path / "model", True)), "cpu", torch.float32, 1)
+    prompts = [Prompt.of(task, i, (0, 1), 1) for i in range(3)]
+    alone = [answers.generate([prompt])[0] for prompt in (prompts[0], replace(prompts[1], demonstrations=()))]
+    together = answers.generate(prompts)
+    assert together[0] == alone[0] and len(together) == 3
+    if kind == "transformers":
+        assert answers._caches and answers._text(prompts[0]).count("<image>") == 6
