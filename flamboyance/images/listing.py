@@ -99,14 +99,16 @@ class Row(NamedTuple):
         place: "FILE, line 3", for messages.
         image: its path; a regular file.
         record: values by column, as in {"text": "a cat"} or {"question": …, "answer": …}.
+        further: the other images, if the row has several.
     """
 
     place: str
     image: Path
     record: Record
+    further: tuple[Path, ...] = ()
 
 
-def image_rows(path: Path | str, outside: bool = False, labels: bool = False) -> list[Row]:
+def image_rows(path: Path | str, outside: bool = False, labels: bool = False, several: bool = False) -> list[Row]:
     """The rows of a CSV, TSV or JSONL file, or the images of a folder with their texts.
 
     In a folder each image has its text beside it (`cat.jpg`, `cat.txt`).
@@ -114,6 +116,7 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False) ->
     Args:
         outside: images may be outside of the folder: absolute paths, `..`, links that lead out.
         labels: if no image has a text beside it, the name of its folder is its label (`cat/1.jpg`).
+        several: a line of JSONL may have a list of `images` instead of one `image`.
 
     Raises:
         ValueError: an invalid file, or an image outside; names file and line.
@@ -129,8 +132,18 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False) ->
     rows = []
     for place, record in read_table(path):
         _check_texts(record, place)
-        rows.append(Row(place, _image(path, record, place, outside), record))
+        if several and "images" in record:
+            first, *further = _images(path, record["images"], place, outside)
+            rows.append(Row(place, first, record, tuple(further)))
+        else:
+            rows.append(Row(place, _image(path, record, place, outside), record))
     return rows
+
+
+def _images(table: Path, names: Any, place: str, outside: bool) -> list[Path]:
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{place}: images is {_brief(names)}; expected a list of paths of images")
+    return [_image(table, {"image": name}, place, outside) for name in names]
 
 
 def _check_texts(record: Record, place: str) -> None:

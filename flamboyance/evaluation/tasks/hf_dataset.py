@@ -45,7 +45,8 @@ def load(
 
     Args:
         name: as above: the queries.
-        columns: our names -> the dataset's, as {"image": "picture", "label": "species"}.
+        columns: our names -> the dataset's, as {"image": "picture", "label": "species"}; "left+right" for several
+            images.
         support: the split to choose demonstrations from, as above, or the file of one's own; default: the queries, of
             which a query is never shown its own image.
         folder: where the images are written; default: in the user's cache folder.
@@ -81,25 +82,32 @@ def _rows(name: str, columns: Mapping[str, str], folder: Path) -> list[Row]:
     if wrong:
         raise ValueError(f"--columns {wrong[0]}={columns[wrong[0]]}: expected one of {', '.join(COLUMNS)} before '='")
     there = {ours: columns.get(ours, ours) for ours in COLUMNS}
-    missing = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in dataset.column_names]
-    if there["image"] not in dataset.column_names or missing:
+    images = there.pop("image").split("+")
+    missing = [
+        f"{ours}={one}"
+        for ours, theirs in columns.items()
+        for one in theirs.split("+")
+        if one not in dataset.column_names
+    ]
+    if images[0] not in dataset.column_names or missing:
         what = f"--columns {missing[0]}: {name}" if missing else f"{name} has no column 'image':"
         raise ValueError(
             f"{what} has the columns {', '.join(dataset.column_names)}; expected image=THEIRS,label=THEIRS"
         )
     there = {ours: theirs for ours, theirs in there.items() if theirs in dataset.column_names}
-    dataset = dataset.select_columns(list(dict.fromkeys(there.values())))
+    dataset = dataset.select_columns(list(dict.fromkeys([*images, *there.values()])))
     labels = {ours: _class_names(dataset.features[theirs]) for ours, theirs in there.items()}
-    dataset = _undecoded(dataset, there["image"], name)
+    for column in images:
+        dataset = _undecoded(dataset, column, name)
     rows = []
     for number, record in enumerate(dataset):
         place = f"{name}, row {number}"
-        image = _file(record[there["image"]], folder, place)
-        values = {ours: record[theirs] for ours, theirs in there.items() if ours != "image"}
+        first, *further = (_file(record[column], folder, place) for column in images)
+        values = {ours: record[theirs] for ours, theirs in there.items()}
         for ours, names in labels.items():
             if names is not None and ours in values:
                 values[ours] = _class_name(values[ours], names, place)
-        rows.append(Row(place, image, values))
+        rows.append(Row(place, first, values, tuple(further)))
     if not rows:
         raise ValueError(f"{name} has no rows")
     return rows

@@ -6,6 +6,8 @@
     image,question,answer   answers, by exact match; a line of JSONL may have a list of `answers`. If all lines have ten
                             of them, they are measured by VQA accuracy
 
+A line of JSONL may have several `images` instead of one `image`; then all have equally many.
+
 The columns `answer_type` and `question_type` may name groups of questions, whose scores are reported separately.
 
 In a folder each image has its text beside it (`cat.jpg`, `cat.txt`), or the images of a label are in a folder of that
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flamboyance import templates
@@ -25,7 +28,7 @@ from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.official_files import Record, check, value
 from flamboyance.evaluation.tasks.protocols import check_protocol, separator, shown_answer
 from flamboyance.images.listing import Row, image_rows
-from flamboyance.templates import Template
+from flamboyance.templates import IMAGE_TOKEN, Template
 
 LONGEST_ANSWER = 20  # tokens
 COLUMNS = "image,label or image,text or image,question,answer"
@@ -68,7 +71,7 @@ def from_rows(
     """As `load`, of rows that are read already, each list with the place that it comes from, for messages."""
     path, rows = asked
     kind = _kind(rows[0], path)
-    template = template or _template(kind, rows[0])
+    template = _with_images(template or _template(kind, rows[0]), [*rows, *(support[1] if support else [])])
     queries = _examples(rows, kind, template, protocol, path, "queries")
     shown = queries
     if support is not None:
@@ -112,7 +115,7 @@ def _classification(
 
 
 def _read(path: Path, outside: bool) -> list[Row]:
-    rows = image_rows(path, outside, labels=True)
+    rows = image_rows(path, outside, labels=True, several=True)
     if not rows:
         raise ValueError(f"{path} is empty; expected {COLUMNS}")
     return rows
@@ -136,6 +139,18 @@ def _template(kind: str, row: Row) -> Template:
     return templates.vqa if "question" in row.record else templates.classification
 
 
+def _with_images(template: Template, rows: Sequence[Row]) -> Template:
+    """The template with an `<image>` for each image of a row, if there are several."""
+    numbers = {1 + len(row.further): row.place for row in rows}
+    if len(numbers) > 1:
+        found = ", ".join(f"{number} ({place})" for number, place in sorted(numbers.items()))
+        raise ValueError(f"rows have different numbers of images: {found}; expected the same in all")
+    (number,) = numbers
+    if number == 1 or template.pattern.count(IMAGE_TOKEN) == number:
+        return template
+    return replace(template, pattern=template.pattern.replace(IMAGE_TOKEN, IMAGE_TOKEN * number, 1))
+
+
 def _examples(
     rows: Sequence[Row], kind: str, template: Template, protocol: str, path: Path, split: str
 ) -> list[Example]:
@@ -145,7 +160,9 @@ def _examples(
         references = _references(row, kind)
         answer = str(row.record["answer"]).strip() if row.record.get("answer") and kind == "answer" else None
         shown = references[0] if kind == "text" else answer or shown_answer(references, protocol)
-        examples.append(Example(f"{number}", row.image, shown, asked, references, kinds=vqa.read_kinds(row.record)))
+        examples.append(
+            Example(f"{number}", row.image, shown, asked, references, row.further, vqa.read_kinds(row.record))
+        )
     check(examples, template, path, split, solved=True)
     return examples
 

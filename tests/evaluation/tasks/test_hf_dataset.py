@@ -62,6 +62,21 @@ def test_classes_of_a_saved_dataset(saved, tmp_path):
     assert load(f"hf:{saved}[test]", COLUMNS, folder=tmp_path).support == task.queries and len(files) == 18
 
 
+def test_several_columns_of_images(tmp_path):
+    rows = {"left": pictures(4), "right": pictures(4, 1), "question": ["same?"] * 4, "answer": ["no"] * 4}
+    text = datasets.Value("string")
+    features = datasets.Features(
+        {"left": datasets.Image(), "right": datasets.Image(), "question": text, "answer": text}
+    )
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "pairs")
+    task = load(f"hf:{tmp_path / 'pairs'}[train]", {"image": "left+right"}, folder=tmp_path / "files")
+    assert task.template.pattern.startswith("<image><image>Question") and len(list(tmp_path.rglob("files/*/*"))) == 5
+    for i, one in enumerate(task.queries):
+        assert [Image.open(image).getpixel((0, 0)) for image in one.images] == [
+            picture.getpixel((0, 0)) for picture in pictures(2, i)
+        ]
+
+
 def test_the_command_reads_parquet_with_questions(tmp_path, capsys):
     rows = {
         "image": pictures(5),

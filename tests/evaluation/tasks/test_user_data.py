@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from PIL import Image
 
 from flamboyance import templates
+from flamboyance.evaluation.prompts import Prompt
+from flamboyance.evaluation.run import Settings
 from flamboyance.evaluation.tasks import user_data
 from flamboyance.templates import Template
 from tests.evaluation.tasks.files import picture, put
@@ -176,3 +179,28 @@ def test_support_of_another_kind(folder):
     shown = put(folder / "shown.csv", "image,text\nin/c.png,bird\n")
     with pytest.raises(ValueError, match=r"shown\.csv.*'label'.*mine\.csv"):
         user_data.load(csv(folder, "image,label", "a.jpg,dog"), support=shown)
+
+
+def test_lines_with_several_images(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (4, 4), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    lines = [{"images": [f"{i}.png", f"{(i + 1) % 4}.png"], "question": "same?", "answer": "no"} for i in range(4)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    task = user_data.load(file)
+    assert task.template.pattern == "<image><image>Question:{question} Short answer:{answer}"
+    assert [one.images for one in task.queries] == [
+        (tmp_path / f"{i}.png", tmp_path / f"{(i + 1) % 4}.png") for i in range(4)
+    ]
+    prompt = Prompt.of(task, 0, (1, 2), 2)
+    assert prompt.text.count("<image>") == len(prompt.images) == 6
+    with pytest.raises(ValueError, match="RICES compares one"):
+        Settings(tmp_path / "run", shots=(1,), modes=("rices",)).check([task])
+    lines[2]["images"] = ["0.png"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"different numbers of images: 1 .*line 3.*, 2 "):
+        user_data.load(file)
+    lines[2]["images"] = []
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(ValueError, match="expected a list of paths"):
+        user_data.load(file)
