@@ -94,6 +94,11 @@ class PerceiverAttention(nn.Module):
         return q, k, v
 
 
+# Of new models. With OpenFlamingo's 1, most of what the final norm lets through is the same for all images, until
+# training has changed that.
+LATENTS_STD = 0.02
+
+
 class ResamplerLayer(nn.Module):
     def __init__(self, dim: int, heads: int, dim_head: int, ff_mult: int, activation: str, norm_keys_values: bool):
         super().__init__()
@@ -135,7 +140,7 @@ class PerceiverResampler(nn.Module):
         super().__init__()
         self.projection = None if width in (None, dim) else Linear(dim, width)
         dim = width or dim
-        self.latents = nn.Parameter(torch.randn(latents, dim))
+        self.latents = nn.Parameter(LATENTS_STD * torch.randn(latents, dim))
         self.time_embeddings = nn.Parameter(torch.randn(max_frames, dim)) if max_frames else None
         self.layers = nn.ModuleList(
             ResamplerLayer(dim, heads, dim_head, ff_mult, activation, norm_keys_values) for _ in range(depth)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flamboyance import catalog
 from flamboyance.data.formats.user_data import UserData
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SMALL = 1024  # width of a language model, below which the sizes are those for small ones
 # For language models of less than that width: a few blocks' worth of parameters instead of ten times the model's own.
 SMALL_RESAMPLER = {"depth": 2, "heads": 8, "dim_head": 64, "latents": 16, "ff_mult": 2}
+HALF_OPEN = 0.5  # of a gate, whose tanh multiplies a block's output
 SMALL_CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 1}
 
 
@@ -58,11 +59,12 @@ def new(
     cross_attention_heads: int | None = None,
     cross_attention_dim_head: int | None = None,
     cross_attention_ff_mult: int | None = None,
+    zero_init: Literal["outputs", "gates"] = "outputs",
 ) -> TrainingRun:
     """Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.
 
     The loss is OpenFlamingo's: the next token of the text after each image, up to `<|endofchunk|>`; of an image with a
-    text, all of the text. Gates start at zero and have the learning rate of the rest.
+    text, all of the text. A block changes nothing at first; see zero_init.
 
     Args:
         output: the run's directory.
@@ -92,6 +94,9 @@ def new(
             latents, depth 6, ff_mult 4. 8 heads of 64. Its width is the tower's.
         cross_attention_heads, cross_attention_dim_head, cross_attention_ff_mult: of the blocks. Default 8 heads of 64;
             ff_mult 1 below a width of 1024, otherwise 4.
+        zero_init: what is zero at the start, so that a block changes nothing. "gates", as in the papers: little is
+            learned behind a gate until it opens, and in small batches it may stay shut. "outputs": the last projection
+            of attention and feed-forward, with all gates half open, at tanh(0.5).
 
     Raises:
         ValueError: settings that contradict each other.
@@ -121,6 +126,7 @@ def new(
         resampler=tuple(_given(resampler).items()),
         cross_attention=tuple(_given(cross_attention).items()),
         initial=initial,
+        zero_init=zero_init,
     )
     every: dict[str, Any] = {
         "batch_size": batch_size,
@@ -170,6 +176,7 @@ class Parts:
     resampler: tuple[tuple[str, int], ...]
     cross_attention: tuple[tuple[str, int], ...]
     initial: str
+    zero_init: Literal["outputs", "gates"] = "outputs"
 
 
 def named(data: Sequence[str] | str) -> dict[str, str]:
@@ -214,6 +221,8 @@ def build(parts: Parts) -> tuple[FlamingoForConditionalGeneration, FlamingoProce
         begin_with(model, catalog.resolve(parts.initial).files())
     else:
         begin_rows(model, processor)
+        if parts.zero_init == "outputs":
+            begin_outputs(model)
     return model, processor
 
 
@@ -303,6 +312,23 @@ def begin_rows(model: FlamingoForConditionalGeneration, processor: FlamingoProce
     with torch.no_grad():
         for name, table in tables.items():
             getattr(added, name)[row] = table[like]
+
+
+def begin_outputs(model: FlamingoForConditionalGeneration) -> None:
+    """Opens all gates half, and sets the projections that they multiply to zero.
+
+    A block is the identity then, as with closed gates. But a gate at zero gets its gradient from whatever a random
+    projection lets through, and the projection gets none until the gate opens: in small batches gates swing about
+    zero, and nothing is learned behind them.
+    """
+    import torch
+
+    with torch.no_grad():
+        for block in model.cross_attention:
+            for gate in (block.attention_gate, block.feed_forward_gate):
+                gate.fill_(HALF_OPEN)
+            for output in (block.attention.to_out, block.feed_forward.down):
+                output.weight.zero_()
 
 
 def validate(

@@ -2,11 +2,13 @@
 
 import json
 from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -148,7 +150,31 @@ def test_added_rows_begin_as_the_language_models_own(parts: Path, tmp_path: Path
     table = model.get_input_embeddings().weight
     row = processor.eoc_token_id - processor.base_vocab_size
     assert torch.equal(model.added_tokens.embedding[row], table[processor.tokenizer.eos_token_id])
-    assert not any(block.attention_gate.item() for block in model.blocks)
+
+
+@pytest.mark.parametrize("zero", ["outputs", "gates"])
+def test_blocks_begin_as_the_identity(parts: Path, tmp_path: Path, zero: str) -> None:
+    torch.manual_seed(0)
+    model, processor = resolve(new, [*settings(parts, tmp_path / "run"), f"zero_init={zero}"]).build()
+    inputs = processor(["<image>a red square"], [[Image.open(BytesIO(jpeg("red", 3)))]])
+    seen = model(**inputs).logits
+    with torch.no_grad():  # no block of this model does anything
+        for block in model.blocks:
+            block.attention_gate.zero_()
+            block.feed_forward_gate.zero_()
+    assert torch.equal(model(**inputs).logits, seen)
+
+
+def test_only_closed_outputs_learn_at_the_first_step(parts: Path, tmp_path: Path) -> None:
+    moved = {}
+    for zero in ("outputs", "gates"):
+        model, processor = resolve(new, [*settings(parts, tmp_path / zero), f"zero_init={zero}"]).build()
+        model(
+            **processor(["<image>a red square"], [[Image.open(BytesIO(jpeg("red", 3)))]])
+        ).logits.square().sum().backward()
+        block = model.blocks[0]
+        moved[zero] = bool(block.attention.to_out.weight.grad.any()), bool(block.attention_gate.grad.any())
+    assert moved == {"outputs": (True, False), "gates": (False, True)}
 
 
 def test_the_outline_is_the_models_own_configuration(parts: Path, tmp_path: Path) -> None:
