@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "flamboyance"
 # From the bottom to the top: a part (a module or a folder of the package) imports only parts that come before it.
 ORDER = (
     *("checks", "hub", "names", "configuration_mosaic_gpt", "configuration_original", "configuration", "templates"),
-    *("files", "images"),
+    *("files", "images", "videos"),
     *("figure_style", "processes", "examples", "auto", "chat", "task_files", "processor_arguments"),
     *(
         "model",
@@ -122,7 +122,7 @@ def watched(name, globals=None, locals=None, fromlist=(), level=0):
 builtins.__import__ = watched
 import flamboyance
 dir(flamboyance)
-print(*sorted(asked & {"open_clip", "timm", "torchvision", "sklearn", "matplotlib", "rich", "accelerate"}))
+print(*sorted(asked & {"open_clip", "timm", "torchvision", "sklearn", "matplotlib", "rich", "accelerate", "av"}))
 print("torch" in asked or "transformers" in asked)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,5 +1,7 @@
 """The images that users name: files and folders of images, and tables or folders that give each image its texts.
 
+A video may be wherever an image may be.
+
 In a folder, and in the folder of a table, regular files are read. Files outside, by a path or a link, are refused
 unless `outside` allows them.
 """
@@ -23,15 +25,15 @@ from flamboyance.files import (
     read_text,
     walk,
 )
-from flamboyance.images.suffixes import SUFFIXES, UNREADABLE
+from flamboyance.images.suffixes import MEDIA_SUFFIXES, SUFFIXES, UNREADABLE
 
 TEXTS = ("text", "caption", "captions", "label", "question", "answer", "answers")
 SHOWN = 3  # names of files in a warning, per reason
 
 
 def is_image(name: str | Path) -> bool:
-    """Whether a file has an image suffix, in lower or upper case."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    """Whether a file has the suffix of an image or a video, in lower or upper case."""
+    return os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES
 
 
 def find_images(paths: Iterable[Path | str], outside: bool = False) -> list[Path]:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from flamboyance.images.containers import HEAD, container
+
 MAX_PIXELS = 178_956_970
 """The largest image that is decoded, in pixels: Pillow's own limit (twice its MAX_IMAGE_PIXELS)."""
 
@@ -32,10 +34,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow reads more formats, but runs some as programs (EPS, by Ghostscript).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "QOI", "HEIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "QOI", "HEIF")
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # formats of several frames, each of which could be the image
 # The errors of Pillow's decoders on damaged data. SyntaxError means "broken file" in its PNG and TIFF readers.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError),
     *(struct.error, zlib.error),
 )
@@ -77,7 +79,7 @@ def load_image(source: Any, max_pixels: int | None = None, frame: int | None = N
     if isinstance(source, np.ndarray):
         return _from_array(source, "the array")
     if isinstance(source, (str, Path)):
-        path = _local_path(source)
+        path = local_path(source)
         return _open(path, f"'{path}'", max_pixels, frame)
     if hasattr(source, "read"):
         source = source.read()
@@ -102,7 +104,7 @@ def frames_of(medium: Any) -> Sequence[Any]:
     return medium
 
 
-def _local_path(source: str | Path) -> Path:
+def local_path(source: str | Path) -> Path:
     text = str(source)
     scheme = text.split(":", 1)[0].lower() if isinstance(source, str) else ""
     if scheme in ("http", "https", "ftp", "s3", "gs", "data"):
@@ -125,15 +127,17 @@ def _local_path(source: str | Path) -> Path:
 def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None, frame: int | None) -> Image.Image:
     try:
         Image.init()  # loads the plugins of this build of Pillow
-        image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
-        start = file.getvalue()[:8] if isinstance(file, io.BytesIO) else file.open("rb").read(8)
+        start = file.getvalue()[:HEAD] if isinstance(file, io.BytesIO) else file.open("rb").read(HEAD)
+        if container(start) is not None:
+            raise ImageError(f"{name} is a video, and an image is expected here; give one of its frames") from error
         raise ImageError(
-            f"{name} is not an image of a known format (it starts with {start!r}); use JPEG, PNG or WebP"
+            f"{name} is not an image of a known format (it starts with {start[:8]!r}); use JPEG, PNG or WebP"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name} is too large: {error} Scale it down") from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
     with image:
         _choose(image, name, frame)
@@ -148,7 +152,7 @@ def _choose(image: Image.Image, name: str, frame: int | None) -> None:
         frames = getattr(image, "n_frames", 1)
         if frame is not None and 0 <= frame < frames:
             return image.seek(frame)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         if frame is None or frame == 0:
             return None  # a damaged second frame does not matter; a damaged first frame is reported by its decode
         raise ImageError(f"frame {frame} of {name} cannot be read: {error}") from error
@@ -174,14 +178,14 @@ def _decode(image: Image.Image, name: str, max_pixels: int | None = None) -> Ima
         return _to_rgb(_upright(image), name)
     except ImageError:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(f"{name} is truncated or damaged ({error}); download or save it again") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except _DECODE_ERRORS:  # only the EXIF data is damaged
+    except DECODE_ERRORS:  # only the EXIF data is damaged
         turn = None
     if turn is None:
         return image

@@ -1,4 +1,4 @@
-"""The suffixes of image files, for every command and every format of data."""
+"""The suffixes of image and video files, for every command and every format of data."""
 
 SUFFIXES = (
     *(".jpg", ".png", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif", ".jpe"),
@@ -8,3 +8,9 @@ SUFFIXES = (
 
 UNREADABLE = (".heic", ".heif", ".hif", ".jxl", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd")
 """Of image formats that are not supported; such files are reported, not skipped silently."""
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
+"""Of video files, wherever an image may be. (Animations have the suffixes of images: .gif, .webp.)"""
+
+MEDIA_SUFFIXES = SUFFIXES + VIDEO_SUFFIXES
+"""Of both: images come first where a file of each kind has the same name."""

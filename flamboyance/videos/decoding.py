@@ -1,0 +1,161 @@
+"""Video files, read by PyAV, whose wheels hold FFmpeg's libraries.
+
+A file is read twice: once for the times of its frames, without decoding any, which costs little and needs no trust in
+what a header states about length and rate; and once from a key frame before each frame that is wanted.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeError
+from flamboyance.videos.sampling import VideoSampling
+from flamboyance.videos.timeline import shown_at
+
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+SHORT = 0.95  # of the frames that an MP4's index lists: with fewer in the file, its end is missing
+
+
+def decoded(
+    source: Path | bytes,
+    name: str,
+    container: str,
+    sampling: VideoSampling,
+    max_pixels: int | None,
+    rng: np.random.Generator | None,
+) -> Iterator[Image.Image]:
+    """The sampled frames; see `VideoFile.frames`. `container`: FFmpeg's name of the format."""
+    with _opened(source, name, container) as (file, stream):
+        _check_size(stream, name, max_pixels)
+        timeline = _timeline(file, stream, name, listed=stream.frames if container == "mov" else 0)
+    seconds = [float((stamp - timeline.stamps[0]) * timeline.unit) for stamp in timeline.stamps]
+    end = seconds[-1] + timeline.last
+    chosen = [timeline.stamps[i] for i in shown_at(seconds, sampling.times(end, len(seconds), rng))]
+    with _opened(source, name, container) as (file, stream):
+        yield from _pictures(file, stream, name, chosen, timeline.keys)
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str, container: str) -> Generator[tuple[Any, Any]]:
+    """The open file and its stream of pictures. Errors of FFmpeg become ImageErrors."""
+    try:
+        import av  # an optional dependency
+        from av.stream import Disposition
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is a video, which needs PyAV: pip install 'flamboyance[video]', or pip install av"
+        ) from error
+    try:
+        # FFmpeg is given an open file, not a name that it may take for an address, and the format that was recognised.
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content,
+            av.open(content, format=container, metadata_errors="replace") as file,
+        ):
+            # The cover of a song is a stream of one picture.
+            streams = [stream for stream in file.streams.video if not stream.disposition & Disposition.attached_pic]
+            if not streams:
+                holds = "sound alone" if file.streams.audio else "neither pictures nor sound"
+                raise ImageError(f"{name} has no video in it: it holds {holds}; give a file with pictures")
+            yield file, streams[0]
+    except (av.error.FFmpegError, OSError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name} is a truncated or damaged video ({said}); download or save it again") from error
+
+
+def _check_size(stream: Any, name: str, max_pixels: int | None) -> None:
+    width, height = stream.width, stream.height
+    limit = MAX_PIXELS if max_pixels is None else min(max_pixels, MAX_PIXELS)
+    if width * height > limit:
+        raise ImageTooLargeError(f"{name} is too large: {width} x {height} pixels, limit {limit}; scale it down")
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """The frames of a stream, in the order in which they are shown.
+
+    Attributes:
+        stamps: when each is shown, in `unit`s.
+        keys: the stamps of frames that can be decoded without others, in order.
+        unit: seconds.
+        last: for how long the last one is shown, in seconds.
+    """
+
+    stamps: list[int]
+    keys: list[int]
+    unit: Any
+    last: float
+
+
+def _timeline(file: Any, stream: Any, name: str, listed: int) -> _Timeline:
+    """`listed`: the number of frames in the file's index; 0 if it has none."""
+    stamps, keys, last = [], [], 0
+    for packet in file.demux(stream):
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None or not packet.size or packet.is_discard:
+            continue
+        if not stamps or stamp >= max(stamps[-32:]):
+            last = packet.duration or 0
+        stamps.append(stamp)
+        if packet.is_keyframe:
+            keys.append(stamp)
+    if not stamps:
+        raise ImageError(f"{name} is a video without a frame; download or save it again")
+    if len(stamps) < SHORT * listed - 1:
+        raise ImageError(
+            f"{name} is a truncated video: it holds {len(stamps)} of the {listed} frames that its index lists; "
+            "download or save it again"
+        )
+    stamps.sort()
+    mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1) if len(stamps) > 1 else 0
+    return _Timeline(stamps, sorted(keys), stream.time_base, float((last or mean) * stream.time_base))
+
+
+def _pictures(file: Any, stream: Any, name: str, chosen: list[int], keys: list[int]) -> Iterator[Image.Image]:
+    """The frames of the chosen stamps, which are in order and may repeat."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    frame, stamp, ahead = None, 0, None
+    for wanted in chosen:
+        if frame is None or stamp < wanted:
+            key = keys[max(0, bisect_right(keys, wanted) - 1)] if keys else 0
+            if ahead is None or key > stamp:
+                if keys and key > keys[0]:
+                    file.seek(key, stream=stream)
+                ahead = file.decode(stream)
+                frame, stamp = _next(ahead, name)
+                if stamp > wanted:  # the file's index led too far
+                    file.seek(min(chosen[0], 0), stream=stream)
+                    ahead, keys = file.decode(stream), []
+                    frame, stamp = _next(ahead, name)
+            while stamp < wanted:
+                frame, stamp = _next(ahead, name)
+        yield _picture(frame, aspect, name)
+
+
+def _next(ahead: Iterator[Any], name: str) -> tuple[Any, int]:
+    """The next decoded frame and its stamp."""
+    frame = next(ahead, None)
+    stamp = None if frame is None else frame.dts if frame.pts is None else frame.pts
+    if frame is None or stamp is None or frame.is_corrupt:
+        raise ImageError(f"{name} is a damaged video: a frame cannot be decoded; download or save it again")
+    return frame, stamp
+
+
+def _picture(frame: Any, aspect: float, name: str) -> Image.Image:
+    """A frame upright, RGB, with square pixels. `aspect`: width of its pixels / height."""
+    picture = frame.to_image()
+    if aspect > 0 and aspect != 1:
+        width = round(picture.width * aspect)
+        if not 0 < width * picture.height <= MAX_PIXELS:
+            raise ImageError(f"{name} is a damaged video: its pixels are {aspect:g} times as wide as high")
+        picture = picture.resize((width, picture.height))
+    turn = _TURNS.get(round(frame.rotation / 90) * 90 % 360)
+    return picture if turn is None else picture.transpose(turn)
