@@ -36,7 +36,7 @@ class FewShotTask:
 
     Args:
         demonstrations: (image, answer), or (image, question, answer): an image, then the template's fields in order.
-            An image is anything the processor reads.
+            An image is anything the processor reads, videos too.
         template: how a demonstration and the query are written.
     """
 
@@ -95,7 +95,7 @@ class FewShotTask:
     def _compute(self) -> Prefix:
         images = [image for image, *_ in self._shots]
         inputs = self.processor(["".join(self.texts)], [images]).to(self.model.device)
-        media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
+        media = self.model.encode_media(inputs.pixel_values, inputs.media_counts, inputs.get("frame_counts"))
         return Prefix.of(self.model, inputs.input_ids[0], media)
 
     def __call__(
@@ -188,7 +188,7 @@ class FewShotTask:
         prefix = self.prefix
         queries = [self.template.query(*fields) for _, *fields in batch]
         inputs = self.processor(queries, [[image] for image, *_ in batch]).to(self.model.device)
-        media = self.model.encode_media(inputs.pixel_values, inputs.media_counts)
+        media = self.model.encode_media(inputs.pixel_values, inputs.media_counts, inputs.get("frame_counts"))
         if prefix is not None:
             media = prefix.before(media)
         return prompt_inputs(self.model, self.processor, queries, media, prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,15 +27,17 @@ from flamboyance.checkpoints.preprocessing import image_processor_of
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.files import read_json, write_json, write_text
 from flamboyance.hub import options as reachable
-from flamboyance.images import ImageError, ImageProcessor, frames_of, load_image
+from flamboyance.images import ImageError, ImageProcessor, load_image
 from flamboyance.templates import CHAT_TEMPLATE, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, well_formed
+from flamboyance.videos import VideoSampling, frames_of
 
 PAD_TOKEN = "<PAD>"
 FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # the files of a processor in a repository
-CONFIG, CHAT_FILE = "processor_config.json", "chat_template.jinja"
+CONFIG, MODEL_CONFIG, CHAT_FILE = "processor_config.json", "config.json", "chat_template.jinja"
 # Arguments that transformers' Auto classes and pipelines pass to every processor; they have no effect here.
 _IGNORED = {"trust_remote_code", "use_fast", "backend", "proxies", "resume_download", "dtype", "torch_dtype"}
 _IGNORED |= {"device_map", "code_revision"}
+_SAMPLING = VideoSampling()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class FlamingoProcessor(ProcessorMixin):
             that takes a PIL image (torchvision's and OpenCLIP's transforms). None for text alone.
         tokenizer: the language model's.
         chat_template: Jinja template of `apply_chat_template`. None: the few-shot template, `templates.CHAT_TEMPLATE`.
+        video: which frames of video files are shown. None: the model has no time embeddings, and is shown the middle
+            frame, with a warning. `from_pretrained` knows that of a model; it may be set at any time.
 
     Attributes:
         image_token_id, eoc_token_id, pad_token_id: ids of `<image>`, `<|endofchunk|>` and padding.
@@ -70,6 +74,7 @@ class FlamingoProcessor(ProcessorMixin):
         image_processor: Callable[[Any], torch.Tensor] | None,
         tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None = None,
+        video: VideoSampling | None = _SAMPLING,
     ) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(
@@ -85,6 +90,7 @@ class FlamingoProcessor(ProcessorMixin):
             )
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.video = video
         self.chat_template = CHAT_TEMPLATE if chat_template is None else chat_template
         _add_special_tokens(tokenizer)
         vocabulary = tokenizer.get_vocab()
@@ -106,7 +112,7 @@ class FlamingoProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "media_counts"]
+        return ["input_ids", "attention_mask", "pixel_values", "media_counts", "frame_counts"]
 
     def __call__(  # the text comes first; transformers' callers pass names
         self,
@@ -130,8 +136,8 @@ class FlamingoProcessor(ProcessorMixin):
             text: one text, or B of them. Nothing is appended, even if the tokenizer appends an end of text.
             images: a list of media per text, in order of appearance; for a single text, its list or its one image; or
                 a flat list of all images, which the texts take in order, one per `<image>`.
-                A medium is anything `load_image` reads, a list of such frames (video; all of one length), or what
-                `prepare` returned.
+                A medium is anything `load_image` reads, a video file or an animation (its path or content; `video`
+                says which frames are shown), a list of images as frames of a video, or what `prepare` returned.
             padding_side: "left" (the default) to generate from, "right" to train on.
             return_tensors: "pt"; "np" for arrays; None for lists, one entry per row.
             max_length: the largest number of tokens of a row. A longer row is an error, unless `truncation` is set.
@@ -145,7 +151,9 @@ class FlamingoProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` (B, T) and `attention_mask` (B, T) long; `media_counts` (B,) long, media per row;
-            `pixel_values` (B, N, F, C, H, W) float32, zeros after a row's last medium; absent without media.
+            `pixel_values` (B, N, F, C, H, W) float32, zeros after a row's last medium; absent without media. Where
+            media have different numbers of frames, `pixel_values` (frames, C, H, W), the frames of all media one after
+            another, and `frame_counts`, long, frames per medium.
 
         Raises:
             ValueError: counts or lengths that do not agree; names the row.
@@ -173,7 +181,7 @@ class FlamingoProcessor(ProcessorMixin):
         if not options.return_attention_mask:
             del data["attention_mask"]
         if any(media):
-            data["pixel_values"] = self._pixel_values(media)
+            data |= self._pixel_values(media)
         return BatchFeature(options.converted(data))
 
     # Chats --------------------------------------------------------------------------------------------------------
@@ -200,8 +208,8 @@ class FlamingoProcessor(ProcessorMixin):
         Args:
             conversation: messages with `role` (system, user, assistant) and `content`, a text or a list of parts:
                 `{"type": "text", "text": …}`, `{"type": "image", "image": …}` with anything that `load_image` reads
-                (also as "path", "url" of a local file, or "base64"), `{"type": "video", "video": [frames]}`. Or a list
-                of such conversations.
+                (also as "path", "url" of a local file, or "base64"), `{"type": "video", "video": …}` with the same of a
+                video, or a list of frames. Or a list of such conversations.
             chat_template: another Jinja template.
             add_generation_prompt: accepted without effect: the answer begins where the query ends.
             continue_final_message: the last message is the beginning of an answer, and is not ended.
@@ -309,7 +317,7 @@ class FlamingoProcessor(ProcessorMixin):
             tokenizer.chat_template = config.get("tokenizer_chat_template")
             if chat_template is None and (directory / CHAT_FILE).is_file():
                 chat_template = (directory / CHAT_FILE).read_text(encoding="utf-8")
-        return cls(image_processor, tokenizer, chat_template)
+        return cls(image_processor, tokenizer, chat_template, _sampling(directory, config.get("video", {})))
 
     @classmethod
     def of_released(cls, name: str, *, tokenizer: str | None = None, **hub: Any) -> FlamingoProcessor:
@@ -325,7 +333,7 @@ class FlamingoProcessor(ProcessorMixin):
         source = str(tokenizer or released.config_for(name).language)
         with opening("tokenizer", source):
             reader: Any = AutoTokenizer.from_pretrained(source, **reachable(source, hub))
-        return cls(released.image_processor(), reader)
+        return cls(released.image_processor(), reader, video=None)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes the files that `from_pretrained` and transformers' AutoProcessor open: the tokenizer's files,
@@ -352,6 +360,7 @@ class FlamingoProcessor(ProcessorMixin):
         self.tokenizer._set_processor_class(type(self).__name__)
         self.tokenizer.save_pretrained(str(directory))
         config: dict[str, Any] = {"processor_class": type(self).__name__}
+        config["video"] = None if self.video is None else asdict(self.video)
         if self.tokenizer.chat_template is not None:
             config["tokenizer_chat_template"] = self.tokenizer.chat_template
         write_text(directory / CHAT_FILE, cast(str, self.chat_template))
@@ -364,7 +373,8 @@ class FlamingoProcessor(ProcessorMixin):
         """The processor without its tokenizer, as JSON can hold it."""
         images = self.image_processor
         described = images.to_dict() if isinstance(images, ImageProcessor) else repr(images)
-        return {"processor_class": type(self).__name__, "image_processor": described}
+        video = None if self.video is None else asdict(self.video)
+        return {"processor_class": type(self).__name__, "image_processor": described, "video": video}
 
     # Parts --------------------------------------------------------------------------------------------------------
 
@@ -429,11 +439,13 @@ class FlamingoProcessor(ProcessorMixin):
         if self.image_processor is None:
             raise ValueError("this processor was made without an image processor, for text alone; give it one")
         # One frame at a time: a large picture is small again before the next one is decoded.
-        return PreparedMedium(torch.stack([self.image_processor(load_image(frame)) for frame in frames_of(medium)]))
+        frames = frames_of(medium, self.video)
+        return PreparedMedium(torch.stack([self.image_processor(load_image(frame)) for frame in frames]))
 
-    def _pixel_values(self, media: list[list[Any]]) -> torch.Tensor:
-        """(B, N, F, C, H, W): each row's media, padded with zeros."""
-        batch = None
+    def _pixel_values(self, media: list[list[Any]]) -> dict[str, torch.Tensor]:
+        """(B, N, F, C, H, W): each row's media, padded with zeros; or frames and their counts."""
+        first: torch.Tensor | None = None
+        found: list[list[torch.Tensor]] = [[] for _ in media]
         prepared: dict[Any, torch.Tensor] = {}  # rows often share their demonstrations
         for row, row_media in enumerate(media):
             for position, medium in enumerate(row_media):
@@ -445,16 +457,42 @@ class FlamingoProcessor(ProcessorMixin):
                     except ImageError as error:
                         raise type(error)(f"{where}: {error}") from error
                 pixels = prepared[key]
-                if batch is None:
-                    batch = torch.zeros(len(media), max(map(len, media)), *pixels.shape)
-                if pixels.shape != batch.shape[2:]:
+                first = pixels if first is None else first
+                if pixels.shape[1:] != first.shape[1:]:
                     raise ValueError(
-                        f"{where} has shape {tuple(pixels.shape)} (frames, channels, height, width), the first has "
-                        f"{tuple(batch.shape[2:])}; give all media of one call as many frames"
+                        f"{where} has shape {tuple(pixels.shape[1:])} (channels, height, width), the first has "
+                        f"{tuple(first.shape[1:])}; expected an image processor that gives all images one shape"
                     )
+                found[row].append(pixels)
+        assert first is not None
+        if any(len(pixels) != len(first) for row in found for pixels in row):
+            return frames_and_counts([pixels for row in found for pixels in row])
+        batch = torch.zeros(len(media), max(map(len, media)), *first.shape)
+        for row, row_media in enumerate(found):
+            for position, pixels in enumerate(row_media):
                 batch[row, position] = pixels
-        assert batch is not None
-        return batch
+        return {"pixel_values": batch}
+
+
+def frames_and_counts(media: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Media (F, C, H, W) of different lengths, as `encode_media` takes them: `pixel_values` (frames, C, H, W), and
+    `frame_counts` (M,)."""
+    return {"pixel_values": torch.cat(list(media)), "frame_counts": torch.tensor([len(pixels) for pixels in media])}
+
+
+def _sampling(directory: Path, saved: Any) -> VideoSampling | None:
+    """The sampling for the model in a directory: None where its resampler has no time embeddings, and otherwise that
+    of `processor_config.json`. Without a model, what is saved."""
+    config = read_json(directory / MODEL_CONFIG) if (directory / MODEL_CONFIG).is_file() else {}
+    resampler = config.get("resampler") if isinstance(config, dict) else None
+    if isinstance(resampler, dict) and not resampler.get("max_frames"):
+        return None
+    if saved is None:
+        return None if resampler is None else VideoSampling()
+    try:
+        return VideoSampling(**saved)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{directory / CONFIG}: video is {saved!r:.200}; expected frames and per_second") from error
 
 
 def _check_row(row: int, tokens: list[int], places: int, media: list[Any], max_length: int | None) -> None:
@@ -479,7 +517,8 @@ def complete(processor: FlamingoProcessor, vision: dict[str, Any]) -> FlamingoPr
     """
     if isinstance(processor.image_processor, ImageProcessor):
         return processor
-    return FlamingoProcessor(image_processor_of(vision), processor.tokenizer, cast(str, processor.chat_template))
+    images = image_processor_of(vision)
+    return FlamingoProcessor(images, processor.tokenizer, cast(str, processor.chat_template), processor.video)
 
 
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

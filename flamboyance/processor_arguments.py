@@ -88,7 +88,10 @@ class Options:
         if self.return_tensors == "np":
             return {name: tensor.numpy() for name, tensor in data.items()}
         counts = data["media_counts"].tolist()
-        if "pixel_values" in data:
+        if "frame_counts" in data:
+            media = iter(data["pixel_values"].split(data["frame_counts"].tolist()))
+            data = data | {"pixel_values": [[next(media) for _ in range(count)] for count in counts]}
+        elif "pixel_values" in data:
             rows = zip(data["pixel_values"], counts, strict=True)
             data = data | {"pixel_values": [list(pixels[:count]) for pixels, count in rows]}
         return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in data.items()}
@@ -111,8 +114,8 @@ def grouped(others: dict[str, Any]) -> dict[str, Any]:
     for media in ("videos", "audio", "audios"):
         if others.pop(media, None) is not None:
             raise ValueError(
-                f"{media}: give videos in images, each as a list of frames, with one {IMAGE_TOKEN} per video in the "
-                "text; audio is not supported"
+                f"{media}: give videos in images, each as a file or a list of frames, with one {IMAGE_TOKEN} per video "
+                "in the text; audio is not supported"
             )
     if others.pop("images_kwargs", None):
         raise TypeError("images_kwargs: preprocessing follows the vision tower; give another image_processor instead")

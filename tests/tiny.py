@@ -21,8 +21,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
 
 
-def save_tiny_flamingo(directory: Path, seed: int = 0) -> Path:
-    """Write model and processor to `directory`; its gates are open, so that images count."""
+def save_tiny_flamingo(directory: Path, seed: int = 0, max_frames: int | None = None) -> Path:
+    """Write model and processor to `directory`; its gates are open, so that images count.
+
+    `max_frames`: time embeddings, for videos.
+    """
     torch.manual_seed(seed)
     backbones = directory / "backbones"
     vision = CLIPVisionConfig(
@@ -50,7 +53,7 @@ def save_tiny_flamingo(directory: Path, seed: int = 0) -> Path:
         str(backbones / "language"),
         processor,
         cross_attn_every_n_layers=1,
-        resampler={"depth": 1, "heads": 2, "dim_head": 8, "latents": 4},
+        resampler={"depth": 1, "heads": 2, "dim_head": 8, "latents": 4, "max_frames": max_frames},
         cross_attention={"heads": 2, "dim_head": 8},
     )
     for block in model.cross_attention:

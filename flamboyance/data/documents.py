@@ -30,7 +30,7 @@ class Document:
 
     Attributes:
         text: with one `<image>` per image, and `<|endofchunk|>` after the text of each image.
-        images: encoded (JPEG, PNG, …), in order of appearance.
+        images: encoded (JPEG, PNG, MP4, …), in order of appearance; videos too.
         learned: which tokens are predicted: "all", or those "after_image", up to and including the next
             `<|endofchunk|>`.
     """
@@ -71,7 +71,7 @@ class Source:
         replacement: draw shards with replacement. Otherwise each shard is read once per epoch, in a new order.
         flip: probability that an image is mirrored; drawn per image.
         max_images: a document is cut before its next image.
-        max_pixels: larger images are rejected by their header, before they are decoded.
+        max_pixels: larger images, and videos of larger frames, are rejected by their header, before they are decoded.
     """
 
     shards: str | tuple[str, ...]

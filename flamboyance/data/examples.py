@@ -16,6 +16,7 @@ from flamboyance.data.formats.interleaved import Interleaved
 from flamboyance.files import TEXT_LIMIT
 from flamboyance.images import ImageError, ImageProcessor, ImageTooLargeError, load_image
 from flamboyance.templates import well_formed
+from flamboyance.videos import VideoSampling, find_video
 
 if TYPE_CHECKING:
     from flamboyance.processing import FlamingoProcessor
@@ -35,6 +36,7 @@ class WorkerProcessor:
         prefix: ids that the tokenizer puts before a text (a BOS, or none).
         suffix: number of ids that it puts after a text.
         features: the tower's features of all images, if they were computed before; images are then not decoded.
+        frames: of a video, one a second: the number of the model's time embeddings; None for a model of still images.
     """
 
     tokenizer: Any
@@ -46,9 +48,12 @@ class WorkerProcessor:
     prefix: tuple[int, ...]
     suffix: int
     features: FeatureTable | None = None
+    frames: int | None = None
 
     @classmethod
-    def of(cls, processor: FlamingoProcessor, features: FeatureTable | None = None) -> WorkerProcessor:
+    def of(
+        cls, processor: FlamingoProcessor, features: FeatureTable | None = None, frames: int | None = None
+    ) -> WorkerProcessor:
         """Raises TypeError for an image processor that is not Flamboyance's: it gives no 8-bit levels."""
         images = processor.image_processor
         if not isinstance(images, ImageProcessor):
@@ -67,6 +72,7 @@ class WorkerProcessor:
             prefix=tuple(prefix),
             suffix=len(suffix),
             features=features,
+            frames=frames,
         )
 
     def tokens(self, text: str) -> np.ndarray:
@@ -78,10 +84,17 @@ class WorkerProcessor:
         ids = ids[len(self.prefix) : len(ids) - self.suffix]
         return np.array(ids + [self.eos_token_id] * (self.eos_token_id is not None), dtype=np.int64)
 
-    def levels(self, image: bytes, source: Source) -> Tensor:
-        """An encoded image as uint8 (3, H, W)."""
+    def levels(self, image: bytes, source: Source, rng: np.random.Generator | None = None) -> Tensor:
+        """An encoded image or video as uint8 (F, 3, H, W). Of an animation, a model of still images is shown the first
+        frame, as in the published data."""
         try:
-            return self.images.levels(load_image(image, source.max_pixels, frame=0))
+            video = find_video(image)
+            if video is not None and self.frames is not None:
+                frames = video.frames(VideoSampling(self.frames), source.max_pixels, rng)
+                return torch.stack([self.images.levels(frame) for frame in frames])
+            if video is not None and video.container:
+                raise Rejected("video, for a model of images")
+            return self.images.levels(load_image(image, source.max_pixels, frame=0))[None]
         except ImageTooLargeError as error:
             raise Rejected("image too large") from error
         except ImageError as error:
@@ -112,13 +125,15 @@ def make_example(
         images = [processor.features.of(image, rng) for image in chosen]
     else:
         for image in chosen:
-            levels = processor.levels(image, source)
+            levels = processor.levels(image, source, rng)
             images.append(levels.flip(-1) if rng.random() < source.flip else levels)
+    moves = processor.features is None and any(len(levels) > 1 for levels in images)
     return TrainingExample(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(np.where(learned, ids, IGNORED)),
         images_seen=torch.from_numpy(seen),
-        images=torch.stack(images),
+        images=torch.stack(images) if processor.features is not None else torch.cat(images),
+        frame_counts=tuple(map(len, images)) if moves else None,
     )
 
 

@@ -55,6 +55,7 @@ class Loader:
             stream had begun; the rest of begun shards, and the records in shuffle buffers, are skipped.
         pin_memory: put batches into page-locked memory, if CUDA is available.
         features: the tower's features, in the place of decoded images.
+        frames: the number of the model's time embeddings, and of frames of a video; None for a model of still images.
 
     Raises:
         ValueError: shards that are not found, or a state that lacks ranks. While iterating: a source without usable
@@ -75,6 +76,7 @@ class Loader:
         state: dict[str, Any] | None = None,
         pin_memory: bool = False,
         features: FeatureTable | None = None,
+        frames: int | None = None,
     ) -> None:
         if not sources or seed < 0 or workers < 0 or not 0 <= rank < ranks:
             raise ValueError(
@@ -94,9 +96,8 @@ class Loader:
         self.waited = 0.0
         # torch takes the next item from its first worker, so that gets the stream whose turn it is.
         turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
-        dataset = _Batches(
-            sources, shards, WorkerProcessor.of(processor, features), seed, self._per_rank * ranks, turns, self._states
-        )
+        worker = WorkerProcessor.of(processor, features, frames)
+        dataset = _Batches(sources, shards, worker, seed, self._per_rank * ranks, turns, self._states)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's advice on the number of cores
             loader = DataLoader(

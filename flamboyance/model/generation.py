@@ -35,6 +35,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         media: Media | None = None,
         attention_mask: Tensor | None = None,
         logits_processor: LogitsProcessorList | None = None,
+        frame_counts: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Transformers' `generate` (greedy, beams, sampling, streamers, …) on prompts with media.
@@ -45,7 +46,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
 
         Args:
             input_ids: (B, T), padded on the left.
-            pixel_values, media_counts, media: as in `forward`.
+            pixel_values, media_counts, frame_counts, media: as in `forward`.
             kwargs: everything `GenerationMixin.generate` takes.
 
         Returns:
@@ -55,7 +56,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
             to the step that chose the token. The rows of beam search are those of the step; `.beam_indices` leads back.
         """
         attention_mask = self._mask(input_ids, attention_mask)
-        media = self._media(input_ids, media, pixel_values, media_counts)
+        media = self._media(input_ids, media, pixel_values, media_counts, frame_counts=frame_counts)
         cached = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
         seen = count_seen(input_ids, self.config.image_token_id, media, cached)
         seen = F.pad(seen, (cached, 0))  # columns for tokens of the cache that are not in input_ids
@@ -185,11 +186,13 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         normalize: str = "sum",
         past_key_values: Any = None,
         batch_size: int = 32,
+        frame_counts: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """Log-probability of each candidate as the continuation of each prompt; the prompts are computed once.
 
         Args:
             input_ids: (B, T), padded on the left.
+            pixel_values, media_counts, frame_counts, media: as in `forward`.
             candidates: texts (which need `model.tokenizer`), or lists of token ids.
             normalize: "sum", or "mean" over the candidate's tokens (the papers' classification).
             past_key_values: a cache of the first tokens of input_ids; it does not change.
@@ -200,7 +203,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         """
         attention_mask = self._mask(input_ids, attention_mask)
         checks.whole_number("batch_size", batch_size, 1)
-        media = self._media(input_ids, media, pixel_values, media_counts)
+        media = self._media(input_ids, media, pixel_values, media_counts, frame_counts=frame_counts)
         return score_candidates(
             self, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
         )

@@ -5,6 +5,7 @@ batch, F frames, C H W pixels, P patches, L latents, D width, V logits (tokenize
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -183,22 +184,32 @@ class FlamingoModel(TrainableModel):
 
     # Media ------------------------------------------------------------------------------------------------------
 
-    def encode_media(self, pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None = None) -> Media:
+    def encode_media(
+        self,
+        pixel_values: Tensor,
+        media_counts: Tensor | Sequence[int] | None = None,
+        frame_counts: Tensor | Sequence[int] | None = None,
+    ) -> Media:
         """Encodes images or videos once, for use in any number of calls. Outside of training, equal media are computed
         once, such as demonstrations that all rows of a batch share.
 
         Args:
             pixel_values: (B, N, F, C, H, W); F is 1 for images. Entries beyond a row's count do not matter. Or packed,
-                without padding: (M, F, C, H, W), those of row 0 first.
+                without padding: (M, F, C, H, W), those of row 0 first. Or, where media have different numbers of
+                frames, all frames: (frames, C, H, W), in the same order.
             media_counts: (B,) real media of each row; None: N each.
+            frame_counts: (M,) frames of each medium, for the last form.
 
         Raises:
-            ValueError: another number of dimensions, or counts that do not fit it.
+            ValueError: another number of dimensions, or counts that do not fit it; or several frames, and the model has
+                no time embeddings.
         """
         if not isinstance(pixel_values, Tensor):
             raise ValueError(
                 f"pixel_values is {checks.brief(pixel_values)}; expected a tensor, as the processor makes it"
             )
+        if frame_counts is not None:
+            return self._encode_frames(pixel_values, media_counts, frame_counts)
         self._check_frames(pixel_values.shape[-4] if pixel_values.ndim in (5, 6) else 1)
         if torch.compiler.is_compiling() and isinstance(media_counts, Tensor) and pixel_values.ndim in (5, 6):
             return self._encode_traced(pixel_values, media_counts)
@@ -209,6 +220,35 @@ class FlamingoModel(TrainableModel):
             places, numbers = pixels.first_of_equal(media, places)
         media = media if places == list(range(len(media))) else media[places]
         return self._keys_values(self._latents(self._patches(media)), rows_of(counts, numbers))
+
+    def _encode_frames(
+        self, frames: Tensor, media_counts: Tensor | Sequence[int] | None, frame_counts: Tensor | Sequence[int]
+    ) -> Media:
+        """`encode_media` of media of different lengths. Outside of training, equal frames are computed once, too."""
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "frame_counts: media of different lengths cannot be encoded in a compiled function; encode them before "
+                "(media=model.encode_media(…)), or give all as many frames"
+            )
+        lengths, counts = pixels.checked_frames(frames, media_counts, frame_counts)
+        self._check_frames(max(lengths, default=1))
+        ends = [0, *accumulate(lengths)]
+        media = [tuple(range(start, end)) for start, end in pairwise(ends)]
+        if not self.training and frames.numel() and not is_finite(frames):
+            raise ValueError(f"pixel_values of {len(media)} media are not finite (NaN or infinity); compute them again")
+        numbers = None
+        if not self.training and pixels.comparable(frames):
+            places, which = pixels.first_of_equal(frames, range(len(frames)))
+            frames = frames[places]
+            named = [tuple(which[frame] for frame in medium) for medium in media]
+            media = list(dict.fromkeys(named))
+            numbers = [media.index(medium) for medium in named]
+        if not media:
+            return self._keys_values(self._latents(None), rows_of(counts))
+        patches = self.vision(frames.to(self.resampler.latents.device))
+        order = [frame for medium in media for frame in medium]
+        patches = patches if order == list(range(len(patches))) else patches[order]
+        return self._keys_values(self._latents(patches, [len(medium) for medium in media]), rows_of(counts, numbers))
 
     def _encode_traced(self, pixel_values: Tensor, media_counts: Tensor) -> Media:
         """`encode_media` in a compiled function, where nothing may depend on the values of media_counts: entries beyond
@@ -254,12 +294,13 @@ class FlamingoModel(TrainableModel):
                 "its own <image>; a model for videos has resampler={'max_frames': …}."
             )
 
-    def _latents(self, patches: Tensor | None) -> Tensor:
+    def _latents(self, patches: Tensor | None, frame_counts: Sequence[int] | None = None) -> Tensor:
         home = self.resampler.latents
         if patches is None:
             return torch.zeros(0, *home.shape, dtype=home.dtype, device=home.device)
-        self._check_frames(patches.shape[1])
-        return self.resampler(patches.to(home.device, home.dtype))
+        if frame_counts is None:
+            self._check_frames(patches.shape[1])
+        return self.resampler(patches.to(home.device, home.dtype), frame_counts)
 
     def media_of(self, latents: Tensor, media_counts: Sequence[int]) -> Media:
         """The last part of `encode_media`: the keys and values of every block, for latents (M, L, D).
@@ -310,6 +351,7 @@ class FlamingoModel(TrainableModel):
         pixel_values: Tensor | None,
         media_counts: Tensor | Sequence[int] | None,
         patches: Tensor | None = None,
+        frame_counts: Tensor | Sequence[int] | None = None,
     ) -> Media | None:
         if media is not None and not isinstance(media, Media):
             raise ValueError(f"media is {checks.brief(media)}; expected a Media, as model.encode_media makes it")
@@ -321,7 +363,7 @@ class FlamingoModel(TrainableModel):
         if len(given_as) > 1:
             raise ValueError(f"{' and '.join(given_as)} are given; expected one of them")
         if pixel_values is not None:
-            media = self.encode_media(pixel_values, media_counts)
+            media = self.encode_media(pixel_values, media_counts, frame_counts)
         elif patches is not None:
             if media_counts is None:
                 raise ValueError("patches are given without media_counts; expected the number of media of each row")
@@ -351,6 +393,7 @@ class FlamingoModel(TrainableModel):
         num_items_in_batch: Tensor | int | None = None,
         cache: Any = None,
         patches: Tensor | None = None,
+        frame_counts: Tensor | Sequence[int] | None = None,
         **outputs: Any,
     ) -> CausalLMOutputWithPast | CausalLMOutputWithCrossAttentions:
         """Next-token logits, and the loss when labels are given.
@@ -358,7 +401,7 @@ class FlamingoModel(TrainableModel):
         Args:
             input_ids: (R, T). With past_key_values, the new tokens only.
             attention_mask: (R, past + T), 1 for real tokens; padding may be on either side.
-            pixel_values, media_counts: as in `encode_media`; or
+            pixel_values, media_counts, frame_counts: as in `encode_media`; or
             patches, media_counts: the tower's features of all media, as in `resample`; or
             media: of B prompts, R a multiple of B. With past_key_values: all media of the conversation so far, those
                 of the new `<image>` tokens last.
@@ -391,7 +434,7 @@ class FlamingoModel(TrainableModel):
             raise TypeError(f"forward has no argument {unknown[0]!r}; see its documentation")
         check_ids(input_ids)
         past_key_values = given(past_key_values, cache)
-        media = self._media(input_ids, media, pixel_values, media_counts, patches)
+        media = self._media(input_ids, media, pixel_values, media_counts, patches, frame_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         self.check_length(past + input_ids.shape[1], attention_mask)
         # Reading ids waits for the device: not while decoding, nor for callers that counted their images.

@@ -45,6 +45,38 @@ def unpadded(pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None) 
     )
 
 
+def checked_frames(
+    pixel_values: Tensor, media_counts: Tensor | Sequence[int] | None, frame_counts: Tensor | Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The numbers of frames of each medium and of media of each prompt, for the frames of all media one after another:
+    (frames, C, H, W).
+
+    Raises:
+        ValueError: another number of dimensions, or counts that do not fit it.
+    """
+    frames, counts = (
+        [int(count) for count in (given.tolist() if isinstance(given, Tensor) else given or [])]
+        for given in (frame_counts, media_counts)
+    )
+    shape = tuple(pixel_values.shape)
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values has shape {shape}; with frame_counts, expected four dimensions: (frames of all media, "
+            "channels, height, width)"
+        )
+    if sum(frames) != len(pixel_values) or min(frames, default=1) < 1:
+        raise ValueError(
+            f"frame_counts {frames} does not fit pixel_values of shape {shape}: expected counts of 1 or more that add "
+            f"up to {len(pixel_values)}"
+        )
+    if sum(counts) != len(frames) or min(counts, default=0) < 0:
+        raise ValueError(
+            f"media_counts {counts} does not fit frame_counts of {len(frames)} media: expected counts that add up to "
+            f"{len(frames)}"
+        )
+    return frames, counts
+
+
 def first_of_equal(media: Tensor, places: Sequence[int]) -> tuple[list[int], list[int]]:
     """Those of `places` that hold the first of equal media, and for each of `places` its number among them. Reads the
     pixels once, and equal ones once more."""

@@ -147,8 +147,24 @@ class PerceiverResampler(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """patches (M, F, P, Dv) -> latents (M, L, D)."""
+    def forward(self, patches: Tensor, frame_counts: Sequence[int] | None = None) -> Tensor:
+        """patches (M, F, P, Dv) -> latents (M, L, D).
+
+        Args:
+            frame_counts: frames of each of the M media, if they differ; patches are then those of all frames, one after
+                another: (frames, P, Dv). Media of equal length are computed together.
+        """
+        if frame_counts is None:
+            return self._resampled(patches)
+        media = patches.split(list(frame_counts))
+        places: dict[int, list[int]] = {}
+        for place, count in enumerate(frame_counts):
+            places.setdefault(count, []).append(place)
+        found = torch.cat([self._resampled(torch.stack([media[i] for i in some])) for some in places.values()])
+        order = [place for some in places.values() for place in some]
+        return found[torch.tensor(order, device=found.device).argsort()]
+
+    def _resampled(self, patches: Tensor) -> Tensor:
         patches, latents = self._start(patches)
         for layer in self.layers:
             latents = layer(patches, latents)

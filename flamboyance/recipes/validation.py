@@ -76,7 +76,7 @@ def mean_loss(
     model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: Source, documents: list[Document]
 ) -> float:
     """The mean loss per learned token, in the model's precision; NaN without any."""
-    worker, examples = WorkerProcessor.of(processor), []
+    worker, examples = WorkerProcessor.of(processor, frames=model.config.resampler["max_frames"]), []
     for document in documents:
         try:
             examples.append(make_example(document, source, worker, np.random.default_rng(0)))

@@ -26,6 +26,7 @@ from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.images import ImageProcessor, frames_of, load_image
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.prompting import tokens_after
+from flamboyance.videos import find_video
 
 # Stops of matplotlib's "inferno": it is read alike by the color-blind and in print.
 COLORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
@@ -92,7 +93,7 @@ def attention_maps(
     images = checks.listed("images", images, "the images of one prompt", "[image]")
     if not images:
         raise ValueError("images is empty; expected the image of each <image> of the text: an attention map shows one")
-    if len(frames_of(images[-1])) > 1:
+    if find_video(images[-1]) is not None or len(frames_of(images[-1])) > 1:
         raise ValueError("the last medium is a video; expected an image: an attention map shows one")
     inputs = processor([text], [images]).to(model.device)
     pixels: Tensor = inputs.pop("pixel_values")

@@ -32,6 +32,7 @@ from flamboyance.files import replacing
 from flamboyance.images.loading import ImageError, load_image
 from flamboyance.reports.evaluation_run import CellResult, EvaluationRun, finite
 from flamboyance.reports.tags import tags
+from flamboyance.videos import find_video
 
 PAGE = "index.html"
 STYLE, SCRIPTS = "browse.css", ("data.js", "cards.js", "browse.js")
@@ -284,8 +285,9 @@ def _add_thumbnails(tasks: Sequence[_Task], most: int, images: Sequence[Path], s
             outside += [found] if _is_there(found) else []
             continue
         try:
-            image = load_image(file, frame=0)
-        except ImageError:
+            video = find_video(file)
+            image = load_image(file, frame=0) if video is None else video.middle()
+        except (ImageError, ImportError):
             continue  # the card says that the image is missing
         image = image.copy()
         image.thumbnail((SIDE, SIDE))

@@ -120,7 +120,7 @@ class Trainer:
         self.loader = Loader(
             config.sources, self.processor, seed=config.seed, workers=config.workers, prefetch=config.prefetch,
             rank=here.rank, ranks=here.size, state=merge_states([s["data"] for s in states]) if states else None,
-            pin_memory=here.device.type == "cuda", features=features,
+            pin_memory=here.device.type == "cuda", features=features, frames=self.model.config.resampler["max_frames"],
         )  # fmt: skip
         self.stepper = Stepper(self.parallel, self.optimizer, config, self.processor.image_processor.normalized)
         self.meter = Meter(self.model, here, config.precision)

@@ -32,7 +32,8 @@ class StepResult:
         losses: mean cross-entropy of each source, over the tokens of all ranks and micro-steps.
         loss: their weighted sum, which is minimised.
         gradient_norm: norm before clipping; not finite if the step was skipped.
-        targets, tokens, images: numbers of predicted tokens, of tokens without padding, and of images, of all ranks.
+        targets, tokens, images: numbers of predicted tokens, of tokens without padding, and of images (or frames of
+            videos), of all ranks.
     """
 
     losses: dict[str, float]
@@ -54,8 +55,12 @@ def summed_loss(call: Any, batch: Batch, normalize: Any, device: torch.device) -
     target = batch.labels[rows, tokens + 1]
     seen = batch.images_seen  # stays on the CPU, where the layout of attention is computed
     batch = batch.to(device)
-    cached = batch.images.ndim == 3  # features (M, P, D), not pixels (M, C, H, W)
-    media = {"patches": batch.images[:, None]} if cached else {"pixel_values": normalize(batch.images)[:, None]}
+    if batch.images.ndim == 3:  # features (M, P, D), not pixels (M, C, H, W)
+        media = {"patches": batch.images[:, None]}
+    elif batch.frame_counts is None:
+        media = {"pixel_values": normalize(batch.images)[:, None]}
+    else:
+        media = {"pixel_values": normalize(batch.images), "frame_counts": batch.frame_counts}
     logits = call(
         batch.input_ids,
         batch.attention_mask,

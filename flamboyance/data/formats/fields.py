@@ -10,10 +10,10 @@ from typing import Any
 
 from flamboyance.data.documents import Record, Rejected
 from flamboyance.files import TEXT_LIMIT, local_name, text_of, without_halves
-from flamboyance.images import SUFFIXES
+from flamboyance.images.suffixes import MEDIA_SUFFIXES
 
-IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in SUFFIXES)
-"""In order of preference, where a record has several."""
+IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in MEDIA_SUFFIXES)
+"""Of images and videos, in order of preference, where a record has several."""
 
 FILE_LIMIT = 256 << 20
 """Largest image file that is read, in bytes."""
@@ -44,7 +44,7 @@ def text(content: bytes) -> str:
 
 
 def first_image(record: Record) -> bytes:
-    """The image among a record's files."""
+    """The image or video among a record's files."""
     for extension in IMAGE_EXTENSIONS:
         if extension in record.fields:
             return record.fields[extension]

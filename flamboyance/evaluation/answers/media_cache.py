@@ -14,11 +14,11 @@ from torch import Tensor
 from flamboyance.evaluation.rices.feature_store import digest, stamp
 from flamboyance.files import replacing
 from flamboyance.flamingo import FlamingoForConditionalGeneration
-from flamboyance.images import ImageError, load_image
+from flamboyance.images import ImageError
 from flamboyance.model.fingerprint import fingerprint
 from flamboyance.model.kept_media import KeptMedia, apart
 from flamboyance.model.media import Media
-from flamboyance.processing import FlamingoProcessor
+from flamboyance.processing import FlamingoProcessor, frames_and_counts
 
 AT_ONCE = 32  # images encoded together
 DECODERS = 4  # threads
@@ -55,6 +55,7 @@ class MediaCache:
         self._contents: dict[Path, tuple[bytes, bytes]] = {}  # file -> its stamp, and a hash of its content
         self._threads = ThreadPoolExecutor(DECODERS)
         self._model = f"{fingerprint(model)} {model.vision.spec} {processor.image_processor}" if folder else ""
+        self._model += f" {processor.video}" if folder and processor.video else ""
 
     def ahead(self, images: Sequence[Path]) -> None:
         """Starts to read the images that are needed next, in other threads."""
@@ -93,8 +94,8 @@ class MediaCache:
         latents = [self._stored(image) for image in images]
         new = [i for i, stored in enumerate(latents) if stored is None]
         if new:
-            pixels = torch.stack([self._pixels(images[i]) for i in new])[:, None]
-            made = self.model.encode_media(pixels, [1] * len(new))
+            inputs = frames_and_counts([self._pixels(images[i]) for i in new])
+            made = self.model.encode_media(inputs["pixel_values"], [1] * len(new), inputs["frame_counts"])
             made = made.select([image for (image,) in made.rows], tuple((i,) for i in range(len(new))))
             self.encoded += len(new)
             for i in (~made.latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
@@ -117,7 +118,7 @@ class MediaCache:
 
     def _read(self, image: Path) -> Tensor:
         try:
-            return self.processor.image_processor(load_image(image))
+            return self.processor.prepare(image).pixels
         except ImageError as error:
             raise ImageError(f"{image}: {error}") from error
 

@@ -24,6 +24,7 @@ from flamboyance.evaluation.rices.feature_store import Features, Store, digest, 
 from flamboyance.files import write_json
 from flamboyance.images import ImageError, ImageProcessor
 from flamboyance.model.vision import VisionTower
+from flamboyance.videos import find_video
 
 VERSION = 1  # increased when the results of `VisionTower.embed` change
 ROWS, SECONDS = 8192, 60.0  # a part is written after so many rows or so much time; a kill loses at most one part
@@ -112,7 +113,7 @@ def build(
     An image that cannot be read or decoded gets no feature; the others do.
 
     Args:
-        images: image files, possibly repeated.
+        images: image files, possibly repeated. Of a video, the frame in the middle stands for it.
         cache: a folder for the features of all towers.
         batch_size: the number of images that are encoded at a time.
         threads: how many threads read and decode; default: the number of cores, at most 8.
@@ -171,7 +172,8 @@ class _Reader:
                 return read
             self._taken.add(read.content)
         try:
-            return read._replace(levels=self._processor.levels(data))
+            video = find_video(data)
+            return read._replace(levels=self._processor.levels(data if video is None else video.middle()))
         except ImageError as error:
             return read._replace(error=str(error))
 
