@@ -68,6 +68,30 @@ def renamed(given: str) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
+def add_video(parser: argparse._ActionsContainer) -> None:
+    """Which frames of videos are shown; see flamboyance.commands.models.set_sampling."""
+    parser.add_argument(
+        "--frames",
+        type=at_least(1),
+        metavar="N",
+        help="the most frames of a video (default: 30; of a model of images: 1)",
+    )
+    parser.add_argument(
+        "--frames-per-second", type=above_zero, metavar="X", help="frames for each second of a video (default: 1)"
+    )
+
+
+def above_zero(given: str) -> float:
+    """The type of an argument that is a number above 0, and at most 1,000."""
+    try:
+        number = float(given)
+    except ValueError:
+        number = 0
+    if not 0 < number <= 1000:
+        raise argparse.ArgumentTypeError(f"{given!r} is not a number above 0 and at most 1,000")
+    return number
+
+
 def add_tasks(parser: argparse.ArgumentParser, help: str) -> None:
     """The evaluation tasks and their files; see flamboyance.commands.tasks.read_tasks."""
     parser.add_argument("tasks", nargs="+", metavar="TASK", help=help)

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.checks import brief, printable
-from flamboyance.commands.arguments import add_model, at_least
+from flamboyance.commands.arguments import add_model, add_video, at_least
 from flamboyance.commands.inputs import Demonstration, find_images, read_demonstrations, task_of
-from flamboyance.commands.models import device_of, dtype_of, load, model_name, note_default, note_unknown_words
+from flamboyance.commands.models import (
+    device_of,
+    dtype_of,
+    load,
+    model_name,
+    note_default,
+    note_unknown_words,
+    sampling_settings,
+    set_sampling,
+)
 from flamboyance.commands.output import Row, RowFile
 from flamboyance.commands.output_identity import Settings, demonstration_settings, model_settings
 from flamboyance.commands.progress import progress
@@ -67,12 +76,15 @@ class Job:
 def add_images(parser: argparse.ArgumentParser) -> None:
     """The arguments that the three commands share."""
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them at any depth")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image or video files, or folders of them at any depth"
+    )
     group = parser.add_argument_group("demonstrations")
     group.add_argument("--demonstrations", metavar="FOLDER|FILE", help="images with their texts; see below")
     group.add_argument("--shots", type=at_least(0), metavar="N", help="the first N demonstrations (default: all)")
     group.add_argument("--outside", action="store_true", help="paths and links may lead out of the given folders")
     add_model(parser)
+    add_video(parser.add_argument_group("videos"))
     parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images per batch (default: 8)")
     group = parser.add_argument_group("output")
     group.add_argument("--output", metavar="FILE", help=".jsonl or .csv file to append rows to")
@@ -133,6 +145,7 @@ def settings_of(job: Job) -> Settings:
         **({"quantize": arguments.quantize} if arguments.quantize else {}),
         "demonstrations": demonstration_settings(arguments.demonstrations, job.demonstrations),
         **({} if task is None else {"template": task.template.pattern}),
+        **sampling_settings(arguments),
         **job.settings,
         "flamboyance": flamboyance.__version__,
     }
@@ -212,6 +225,7 @@ def _open_task(job: Job, shots: list[tuple[Any, ...]]) -> Any:
 
     arguments = job.arguments
     model, processor = load(model_name(arguments), arguments.device, arguments.dtype, quantize=arguments.quantize)
+    set_sampling(processor, arguments, model_name(arguments))
     if arguments.model is None:
         note_default()
     texts = [text for _, *fields in job.demonstrations for text in fields]

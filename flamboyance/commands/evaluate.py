@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.commands.arguments import DEVICES, DTYPES, add_quantize, add_tasks, add_tower, at_least, numbers
+from flamboyance.commands.arguments import (
+    DEVICES,
+    DTYPES,
+    add_quantize,
+    add_tasks,
+    add_tower,
+    add_video,
+    at_least,
+    numbers,
+)
 from flamboyance.commands.models import model_name, note_default
 from flamboyance.commands.tasks import read_tasks
 
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
     from flamboyance.processes import World
 
 BEAMS, CONCURRENCY, TIMEOUT = 3, 8, 300
+NO_VIDEOS = "videos are for Flamingos,"
 NO_TOWER = "RICES needs a vision tower: give --tower, for example openai/clip-vit-large-patch14"
 NO_NEIGHBOURS = "needs a vision tower: --tower, for example openai/clip-vit-large-patch14"
 VL_ICL = "open_mi clevr operator_induction operator_induction_interleaved textocr matching_mi"
@@ -83,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
     add_quantize(group)
+    add_video(group)
     group.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="prompts per batch (default: 8)")
     group.add_argument(
         "--media-gb", type=float, default=2.0, metavar="X", help="memory for encoded images (default: %(default)s)"
@@ -142,6 +153,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
     Returns:
         The settings, the tasks, and whether this is the first process.
     """
+    from flamboyance.commands import models
     from flamboyance.commands.progress import progress
     from flamboyance.evaluation.about import describe
     from flamboyance.evaluation.run import Settings, evaluate
@@ -166,7 +178,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
                 note_default()
             fixed = {
                 "beams": None if endpoint else arguments.beams or BEAMS, "tower": arguments.tower,
-                "tower_pretrained": arguments.tower_pretrained,
+                "tower_pretrained": arguments.tower_pretrained, **models.sampling_settings(arguments),
             }  # fmt: skip
             name = answers.name if endpoint else arguments.model
             about = describe(tasks, answers, settings, name, ["flamboyance", *sys.argv[1:]], fixed)
@@ -229,6 +241,8 @@ def check_endpoint(arguments: argparse.Namespace) -> bool:
         raise ValueError("--beams is for a model that is computed here; a server decides itself: remove it")
     if arguments.quantize:
         raise ValueError("--quantize is for a model that is computed here; a server decides itself: remove it")
+    if arguments.frames or arguments.frames_per_second:
+        raise ValueError(f"{NO_VIDEOS} and a server is given images: remove --frames and --frames-per-second")
     if "rices" in arguments.demonstrations and not arguments.tower:
         raise ValueError(NO_TOWER)
     return True
@@ -274,6 +288,7 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
         model, processor = models.load(
             arguments.model, arguments.device, arguments.dtype, here.local_rank, arguments.quantize
         )
+        models.set_sampling(processor, arguments, arguments.model)
         return FlamingoAnswers(
             model, processor, arguments.beams or BEAMS, arguments.protocol == "openflamingo", arguments.media_gb * 1e9,
             arguments.media_folder and Path(arguments.media_folder),
@@ -284,6 +299,8 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
         raise ValueError(
             f"--quantize {arguments.quantize} is for Flamingos, and {arguments.model} is none; leave it out"
         )
+    if arguments.frames or arguments.frames_per_second:
+        raise ValueError(f"{NO_VIDEOS} and {arguments.model} is none: remove --frames and --frames-per-second")
     place = models.device_of(arguments.device, here.local_rank)
     return TransformersAnswers.open(
         arguments.model, place, models.dtype_of(arguments.dtype, place), arguments.beams or BEAMS

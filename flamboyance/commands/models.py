@@ -31,6 +31,33 @@ def load(
     return model.to(device=place, dtype=kind).eval().pack(), processor
 
 
+def set_sampling(processor: Any, arguments: argparse.Namespace, model: str) -> None:
+    """Gives the processor --frames and --frames-per-second, if they are given.
+
+    Raises:
+        ValueError: several frames, for a model of still images.
+    """
+    from flamboyance.videos import STILL, VideoSampling
+
+    if not (given := sampling_settings(arguments)):
+        return
+    if processor.video is None and arguments.frames != 1:
+        raise ValueError(
+            f"{model} is a model of still images: it has no time embeddings for the order of a video's frames. With "
+            "--frames 1 it is shown the middle frame"
+        )
+    default = STILL if processor.video is None else processor.video
+    processor.video = VideoSampling(
+        given.get("frames", default.frames), given.get("frames_per_second", default.per_second)
+    )
+
+
+def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of --frames and --frames-per-second that are given."""
+    names = ("frames", "frames_per_second")
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
 def model_name(arguments: argparse.Namespace) -> str:
     """--model, or the embedded model."""
     return arguments.model or MINI
