@@ -27,6 +27,7 @@ from flamboyance.evaluation.shots import generator_of, permutations, shuffled
 from flamboyance.evaluation.task import Example, Task
 from flamboyance.files import replacing
 from flamboyance.images import load_image
+from flamboyance.videos import find_video
 
 GREY = (128, 128, 128)
 ORDER = "order_"
@@ -125,7 +126,7 @@ def _texts(prompt: Prompt, change: str, draws: Callable[[int], Iterator[int]]) -
 
 
 def blank(image: Path, folder: Path) -> Path:
-    """A grey image of the same size as another, so that a model gives it equally many tokens."""
+    """A grey image of the same size as another, so that a model gives it equally many tokens; also for a video."""
     width, height = _size(image)
     file = folder / f"{width}x{height}.png"
     if not file.exists():
@@ -137,4 +138,5 @@ def blank(image: Path, folder: Path) -> Path:
 
 @cache
 def _size(image: Path) -> tuple[int, int]:
-    return load_image(image).size
+    video = find_video(image)
+    return (load_image(image) if video is None else video.middle()).size
