@@ -76,6 +76,11 @@ COMMANDS = (
         "flamboyance report runs/3b --beside OpenFlamingo-3B,Flamingo-3B",
     ),
     Command(
+        "data",
+        "say what training data holds: documents, images, tokens, and what is dropped",
+        "flamboyance data photos/ --page samples.html",
+    ),
+    Command(
         "plan",
         "estimate the memory, time and data of a training run, without a GPU",
         "flamboyance plan openflamingo-9b --gpus 64 --kind H100-80GB",

@@ -20,7 +20,7 @@ def script(shell: str, capsys: pytest.CaptureFixture) -> str:
 def test_every_shell_knows_the_commands(shell: str, capsys) -> None:
     text = script(shell, capsys)
     assert all(word in text for word in ("caption", "classify", "completion", "demonstrations", "openflamingo-3b"))
-    assert "mmc4" not in text  # a command of two words is no word to complete
+    assert "zips and images" not in text  # of `convert mmc4`: a command of two words is no word to complete
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
