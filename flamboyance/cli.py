@@ -54,6 +54,7 @@ COMMANDS = (
         "choose a label for each image",
         "flamboyance classify photos/ --labels cat,dog,bird --demonstrations labelled.csv",
     ),
+    Command("chat", "converse about images and videos in the terminal", "flamboyance chat --model my-flamingo/"),
     Command(
         "info",
         "list a model's parts, trainable parameters, memory and gates",

@@ -23,6 +23,7 @@ ORDER = (
         "flamingo",
         "prompting",
         "few_shot",
+        "conversation",
         "compat",
         "convert_checkpoint",
         "catalog",

@@ -13,6 +13,7 @@ ARGUMENTS = {
     "caption": [IMAGE, *MODEL],
     "ask": [IMAGE, "--question", "what is it?", *MODEL],
     "classify": [IMAGE, "--labels", "a,b", *MODEL],
+    "chat": MODEL,
     "serve": ["--port", "0", *MODEL],
     "web": ["--port", "0", *MODEL],
     "evaluate": [str(Path(examples.demonstrations[0][0]).parent), "--shots", "0", *MODEL],
