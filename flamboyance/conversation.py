@@ -85,7 +85,7 @@ class Conversation:
         known = len(self._ids) if ids[: len(self._ids)] == self._ids and len(self._ids) < len(ids) - 1 else 0
         cache = branch(self._cache, 1) if known else empty(self.model.config.text_config)
         self.model(whole[:, known:-1], media=encoded, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False} | generation
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False} | generation
         out = self.model.generate(whole, media=encoded, past_key_values=branch(cache, 1), **options)
         answer = answer_of(out[0, len(ids) :].tolist(), self.processor)
         self.text = f"{prompt} {answer}\n"
