@@ -37,14 +37,13 @@ def build(vocabulary: int, pad: int, begin: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     fan_in(model, 2 * LAYERS * 25)  # branches start small, or they drown the embeddings
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
-    look_back(model)
+    _look_back(model)
     return model
 
 
 @torch.no_grad()
-def look_back(model: LlamaForCausalLM, sharpness: float = 5.0) -> None:
-    """Starts the first layer as a bag of the last tokens, one for each head, and later layers as copying from places
-    like one's own.
+def _look_back(model: LlamaForCausalLM, sharpness: float = 5.0) -> None:
+    """Starts the first layer as a bag of the last six tokens, and later layers as copying from places like one's own.
 
     Matching a description with an earlier one, and copying the word after it, needs such layers. Left to chance they
     take thousands of steps to form; started so, matching is learned in hundreds. Nothing holds them there.
@@ -56,18 +55,17 @@ def look_back(model: LlamaForCausalLM, sharpness: float = 5.0) -> None:
     """
     model.get_input_embeddings().weight[:, 0] = 0.7
     constant = 6.0  # what the norm makes of it
-    heads = model.config.num_attention_heads
-    first, width = model.model.layers[0].self_attn, model.config.hidden_size // heads
+    first, width = model.model.layers[0].self_attn, WIDTH // HEADS
     angles = model.model.rotary_emb.inv_freq[: width // 4].float()  # fast-turning pairs tell neighbours apart
-    for head in range(heads):
+    for head in range(HEADS):
         rows = head * width + torch.arange(len(angles))
         first.q_proj.weight[rows, 0] = sharpness / constant * torch.cos(-(head + 1) * angles)
         first.q_proj.weight[rows + width // 2, 0] = sharpness / constant * torch.sin(-(head + 1) * angles)
         first.k_proj.weight[rows, 0] = sharpness / constant
         first.k_proj.weight[rows + width // 2, 0] = 0.0
-    shared = nn.init.orthogonal_(torch.empty(width, model.config.hidden_size))
-    first.v_proj.weight.copy_(shared.repeat(heads, 1))
-    first.o_proj.weight.copy_(0.3 * shared.T.repeat(1, heads))
+    shared = nn.init.orthogonal_(torch.empty(width, WIDTH))
+    first.v_proj.weight.copy_(shared.repeat(HEADS, 1))
+    first.o_proj.weight.copy_(0.3 * shared.T.repeat(1, HEADS))
     for layer in model.model.layers[1:]:
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
         layer.self_attn.o_proj.weight.copy_(0.3 * layer.self_attn.v_proj.weight.T)
