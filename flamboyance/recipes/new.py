@@ -324,7 +324,7 @@ def begin_outputs(model: FlamingoForConditionalGeneration) -> None:
     import torch
 
     with torch.no_grad():
-        for block in model.cross_attention:
+        for block in model.blocks:
             for gate in (block.attention_gate, block.feed_forward_gate):
                 gate.fill_(HALF_OPEN)
             for output in (block.attention.to_out, block.feed_forward.down):
