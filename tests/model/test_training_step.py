@@ -21,7 +21,7 @@ def test_one_step_trains_and_generates(family):
     trained = model.trained_parameters()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(trained)
     frozen = {n: p.clone() for n, p in model.named_parameters() if n not in trained}
-    optimizer = torch.optim.SGD(trained.values(), lr=0.02)
+    optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
     before = model(**batch()).loss
     before.backward()
     for name, p in trained.items():
