@@ -108,7 +108,8 @@ def read_documents(folder: Path, name: str) -> list[tuple[str, list[bytes]]]:
 
 
 def chunks(text: str) -> list[str]:
-    return [part.split(IMAGE_TOKEN)[1] for part in text.split(END_OF_CHUNK_TOKEN)[:-1]]
+    """What is said of each image, by either template."""
+    return [part.split(IMAGE_TOKEN)[1].removeprefix("Output:").strip() for part in text.split(END_OF_CHUNK_TOKEN)[:-1]]
 
 
 def test_a_world_is_the_same_again_and_resumes(built, tmp_path):
