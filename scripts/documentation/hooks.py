@@ -27,6 +27,7 @@ COPIED = {  # a file of the repository -> its place in the site
     "CHANGELOG.md": "changelog.md",
     "dev/LOG.md": "log.md",
     "flamboyance/weights/flamingo-mini/README.md": "flamingo-mini.md",
+    "flamboyance/weights/flamingo-small/README.md": "card-of-flamingo-small.md",
 }
 NOTEBOOK = "examples/few_shot_captioning.ipynb"
 MADE = {  # a page's place in the site -> the function that writes its Markdown

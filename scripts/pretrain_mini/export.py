@@ -28,11 +28,11 @@ def train_and_save(folder: Path) -> Path:
     return target
 
 
-def halve(directory: Path) -> int:
+def halve(directory: Path, most: int = MOST_BYTES) -> int:
     """Stores every weight in 16 bits; models still open in 32. Returns the directory's bytes of weights.
 
     Raises:
-        ValueError: the weights take more than 20 MB.
+        ValueError: the weights take more than `most` bytes.
     """
     for file in directory.rglob("*.safetensors"):
         tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
@@ -45,8 +45,10 @@ def halve(directory: Path) -> int:
                 part["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
-    if size > MOST_BYTES:
-        raise ValueError(f"the weights in {directory} take {size / 1e6:.1f} MB; at most 20 MB are shipped")
+    if size > most:
+        raise ValueError(
+            f"the weights in {directory} take {size / 1e6:.1f} MB; at most {most / 1e6:.1f} MB are shipped"
+        )
     return size
 
 

@@ -1,0 +1,52 @@
+"""Writes flamingo-small, as the package ships it, from the model of a training run.
+
+    python -m scripts.pretrain_small.export --model runs/episodes/model --table measured.md
+
+What is trained and the tower are stored in 16 bits. The language model is named, not copied. The card has the table of
+`scripts.pretrain_small.measure`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from flamboyance import names
+from flamboyance.files import write_text
+from scripts.pretrain_mini.export import halve
+
+MOST_BYTES = 21_000_000  # of weights: with the tokenizer, 25 MB
+CARD = Path(__file__).with_name("card.md")
+
+
+def export(model: Path, table: str, target: Path) -> int:
+    """Replaces `target` by the model and its card; returns its bytes.
+
+    Raises:
+        ValueError: the weights are too large to be shipped.
+    """
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(model, part)
+    halve(part, MOST_BYTES)
+    write_text(part / "README.md", CARD.read_text(encoding="utf-8").replace("{table}", table.strip()))
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="the model's directory, of the last run")
+    parser.add_argument("--table", type=Path, required=True, help="the Markdown that measure.py wrote")
+    target = names.WEIGHTS / names.EMBEDDED[names.SMALL]
+    parser.add_argument("--target", type=Path, default=target, help="(default: %(default)s)")
+    given = parser.parse_args(arguments)
+    size = export(given.model, given.table.read_text(encoding="utf-8"), given.target)
+    print(f"{given.target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
