@@ -152,8 +152,7 @@ def embedded_directory(name: str) -> Path:
     if not (directory / "config.json").is_file():
         raise OSError(
             f"the embedded model {EMBEDDED[name]} is missing from this installation: no config.json in {directory}. "
-            f"Install flamboyance again, or train it with `python -m scripts.pretrain_{name}` in a clone of the "
-            "repository"
+            f"Install flamboyance again, or train it with scripts/pretrain_{name} in a clone of the repository"
         )
     return directory
 

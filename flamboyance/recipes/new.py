@@ -96,7 +96,7 @@ def new(
             ff_mult 1 below a width of 1024, otherwise 4.
         zero_init: what is zero at the start, so that a block changes nothing. "gates", as in the papers: little is
             learned behind a gate until it opens, and in small batches it may stay shut. "outputs": the last projection
-            of attention and feed-forward, with all gates half open, at tanh(0.5).
+            of attention and feed-forward, with all gates half open, at tanh(0.5). `initial` takes its place.
 
     Raises:
         ValueError: settings that contradict each other.
