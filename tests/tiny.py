@@ -8,6 +8,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCau
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.images import ImageProcessor
+from flamboyance.model.resampler import LATENTS_STD
 
 TEXT = "Output : Question Short answer ? . a red blue green square circle cat dog yes no what is this"
 IMAGE_SIZE = 16
@@ -56,7 +57,8 @@ def save_tiny_flamingo(directory: Path, seed: int = 0, max_frames: int | None = 
         resampler={"depth": 1, "heads": 2, "dim_head": 8, "latents": 4, "max_frames": max_frames},
         cross_attention={"heads": 2, "dim_head": 8},
     )
-    torch.nn.init.normal_(model.resampler.latents)  # as far apart as after training
+    with torch.no_grad():
+        model.resampler.latents.div_(LATENTS_STD)  # as far apart as after training
     for block in model.cross_attention:
         torch.nn.init.constant_(block.attention_gate, 1.0)
         torch.nn.init.constant_(block.feed_forward_gate, 0.5)
