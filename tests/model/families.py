@@ -4,6 +4,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig
 
 from flamboyance import FlamingoConfig, FlamingoForConditionalGeneration
+from flamboyance.model.resampler import LATENTS_STD
 
 VOCABULARY = 90  # the tokenizer's; tables have spare rows, as published ones do
 EOC, IMAGE, PAD = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2
@@ -85,6 +86,8 @@ def make(
         if p.ndim > 1:
             torch.nn.init.normal_(p, std=0.5 if "embed" in name or "wte" in name else 1.5 / p.shape[-1] ** 0.5)
     model = FlamingoForConditionalGeneration(config, language_model=language_model)
+    with torch.no_grad():
+        model.resampler.latents.div_(LATENTS_STD)  # as far apart as after training
     for block in model.cross_attention:
         torch.nn.init.constant_(block.attention_gate, 0.8)
         torch.nn.init.constant_(block.feed_forward_gate, 0.5)

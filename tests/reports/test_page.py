@@ -389,7 +389,7 @@ def test_only_answers_of_a_type(tmp_path: Path) -> None:
     script = """
       const field = () => document.querySelector("[name=tag]");
       told.options = [...field().options].map((one) => one.textContent);
-      const gone = () => document.querySelectorAll(".card:first-child .query .gone").length;  // once their loading failed
+      const gone = () => document.querySelectorAll(".card:first-child .query .gone").length;
       await until(() => gone() === 2);
       told.images = gone();
       field().value = "answer type: number"; field().dispatchEvent(new Event("change", { bubbles: true }));
