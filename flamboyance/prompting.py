@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import RoomyLayer, branch, empty, is_plain, moved, roomy
@@ -119,15 +119,15 @@ def generate_ended(
 ) -> tuple[list[str], list[bool]]:
     """As `generate_texts`, and whether each text was ended by a token that ends texts, not by its longest length."""
     out = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-    ending = torch.tensor(ending_tokens(model, processor), device=out.device)
+    ending = torch.tensor(ending_tokens(model, processor.tokenizer, processor.eoc_token_id), device=out.device)
     return processor.batch_decode(out, skip_special_tokens=True), torch.isin(out, ending).any(1).tolist()
 
 
-def ending_tokens(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> list[int]:
+def ending_tokens(model: GenerationMixin, tokenizer: Any, *further: int) -> list[int]:
     """The tokens that end a generated text, and those that fill it up afterwards."""
-    config, tokenizer = model.generation_config, processor.tokenizer
+    config: Any = model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    known = [*ends, config.pad_token_id, processor.eoc_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    known = [*ends, config.pad_token_id, *further, tokenizer.eos_token_id, tokenizer.pad_token_id]
     return [int(token) for token in dict.fromkeys(known) if token is not None]
 
 

@@ -156,7 +156,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
     from flamboyance.commands import models
     from flamboyance.commands.progress import progress
     from flamboyance.evaluation.about import describe
-    from flamboyance.evaluation.run import Settings, evaluate
+    from flamboyance.evaluation.run import Settings, evaluate, has_features
     from flamboyance.processes import world
 
     # Files are checked before a model is loaded.
@@ -185,7 +185,7 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
             whole = sum(
                 len(here.share(range(settings.query_count(task))))
                 for task in tasks
-                for _ in settings.all_cells(task, task.name in features or not settings.images(task))
+                for _ in settings.all_cells(task, has_features(task, features, settings))
             )
             with progress(whole, "queries", here.first) as advance:
                 evaluate(

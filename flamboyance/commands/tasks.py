@@ -13,7 +13,7 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
     Raises:
         ValueError, OSError: a task is unknown, or its files are missing or wrong.
     """
-    from flamboyance.evaluation.tasks import TASKS, VL_ICL, hf_dataset, known, open_task, user_data
+    from flamboyance.evaluation.tasks import TASKS, VL_ICL, hf_dataset, known, open_own, open_task
 
     files: dict[str, dict[str, str]] = {}
     for given in arguments.file:
@@ -38,11 +38,8 @@ def read_tasks(arguments: argparse.Namespace) -> list[Any]:
             if arguments.data is None:
                 raise ValueError(f"--data is missing: the folder that holds {base}/ with the benchmark's files")
             tasks.append(open_task(name, Path(arguments.data), files.get(base, {}), arguments.protocol))
-        elif name.startswith(hf_dataset.PREFIX):
-            tasks.append(hf_dataset.load(name, arguments.columns, arguments.support, protocol=arguments.protocol))
-        elif Path(name).exists():
-            own_data = user_data.load(name, arguments.support, protocol=arguments.protocol, outside=arguments.outside)
-            tasks.append(own_data)
+        elif name.startswith(hf_dataset.PREFIX) or Path(name).exists():
+            tasks.append(open_own(name, arguments.support, arguments.columns, arguments.protocol, arguments.outside))
         else:
             raise ValueError(
                 f"{name} is neither a task ({', '.join(known())}) nor an existing file or folder, nor hf:NAME[SPLIT]"

@@ -13,7 +13,7 @@ from flamboyance.evaluation.results import Row
 from flamboyance.evaluation.rices.features import Encoder, build, default_cache
 from flamboyance.evaluation.run import Answers, Settings
 from flamboyance.evaluation.task import Task
-from flamboyance.evaluation.tasks import hf_dataset, user_data
+from flamboyance.evaluation.tasks import open_own
 
 
 def evaluate(
@@ -57,7 +57,7 @@ def evaluate(
         TypeError: the function gives something else.
     """
     given = [task] if isinstance(task, Task | Path | str) else list(task)
-    tasks = [one if isinstance(one, Task) else _opened(one, support, columns or {}, protocol) for one in given]
+    tasks = [one if isinstance(one, Task) else open_own(one, support, columns, protocol) for one in given]
     if "rices" in demonstrations and encoder is None:
         raise ValueError("RICES needs features of the images: give encoder=Encoder.open(tower), or use the command")
     answers: Answers = FunctionAnswers(cast(Answer, answer)) if callable(answer) else answer
@@ -73,9 +73,3 @@ def evaluate(
     called = name or getattr(answer, "name", None) or getattr(answer, "__name__", None) or type(answer).__name__
     about = describe(tasks, answers, settings, called, ["flamboyance.evaluate"], {})
     return run.evaluate(tasks, answers, settings, about, features, say=lambda _: None)
-
-
-def _opened(name: Path | str, support: Path | str | None, columns: Mapping[str, str], protocol: str) -> Task:
-    if str(name).startswith(hf_dataset.PREFIX):
-        return hf_dataset.load(str(name), columns, None if support is None else str(support), protocol=protocol)
-    return user_data.load(name, support=support, protocol=protocol)

@@ -265,7 +265,7 @@ def _evaluate(
         results.begin(settings.output, about)
     ranks.wait()
     known = features or {}
-    cells = [(task, cell) for task in tasks for cell in settings.all_cells(task, _has_features(task, known, settings))]
+    cells = [(task, cell) for task in tasks for cell in settings.all_cells(task, has_features(task, known, settings))]
     for task, cell in cells:
         queries = settings.chosen(task, cell.seed)
         if settings.is_done(cell):
@@ -283,7 +283,7 @@ def _evaluate(
     return scores
 
 
-def _has_features(task: Task, features: Mapping[str, Features], settings: Settings) -> bool:
+def has_features(task: Task, features: Mapping[str, Any], settings: Settings) -> bool:
     """Whether the nearest neighbours of a task can vote; they need not, if they have."""
     return task.name in features or not settings.images(task)
 

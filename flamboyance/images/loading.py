@@ -124,10 +124,15 @@ def local_path(source: str | Path) -> Path:
     return path
 
 
+def opened(file: Path | io.BytesIO) -> Image.Image:
+    """A file of one of FORMATS, not decoded. Raises what Pillow raises."""
+    Image.init()  # loads the plugins of this build of Pillow
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None, frame: int | None) -> Image.Image:
     try:
-        Image.init()  # loads the plugins of this build of Pillow
-        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        image = opened(file)
     except UnidentifiedImageError as error:
         start = file.getvalue()[:HEAD] if isinstance(file, io.BytesIO) else file.open("rb").read(HEAD)
         if container(start) is not None:

@@ -9,6 +9,7 @@ Classes are colored shapes, digits are scans of handwriting.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,14 @@ class _Writer:
 
     def __init__(self, folder: Path, task: str, rng: np.random.Generator) -> None:
         self.folder, self.task, self.rng = folder, task, rng
+        self.written: Counter[str] = Counter()  # pictures, by split
 
     def picture(self, split: str, image: Image.Image) -> str:
         """Writes a picture; its path from the benchmark's folder."""
         home = self.folder / self.task / split
         home.mkdir(parents=True, exist_ok=True)
-        path = f"{self.task}/{split}/{len(list(home.iterdir())):05d}.png"
+        path = f"{self.task}/{split}/{self.written[split]:05d}.png"
+        self.written[split] += 1
         with naming(self.folder / path):
             image.save(self.folder / path)
         return path

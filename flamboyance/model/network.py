@@ -241,8 +241,8 @@ class FlamingoModel(TrainableModel):
             places, which = pixels.first_of_equal(frames, range(len(frames)))
             frames = frames[places]
             named = [tuple(which[frame] for frame in medium) for medium in media]
-            media = list(dict.fromkeys(named))
-            numbers = [media.index(medium) for medium in named]
+            place_of = {medium: place for place, medium in enumerate(dict.fromkeys(named))}
+            media, numbers = list(place_of), [place_of[medium] for medium in named]
         if not media:
             return self._keys_values(self._latents(None), rows_of(counts))
         patches = self.vision(frames.to(self.resampler.latents.device))

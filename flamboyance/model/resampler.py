@@ -21,6 +21,11 @@ ACTIVATIONS = {"gelu": F.gelu, "squared_relu": squared_relu}
 """By the names of `configuration.ACTIVATIONS`."""
 
 
+# The standard deviation of a new model's latents. With OpenFlamingo's 1 a new resampler gives nearly the same for all
+# images, because the final norm scales what comes from the image down with the latents.
+LATENTS_STD = 0.02
+
+
 class FeedForward(nn.Module):
     """LayerNorm, expansion, exact GELU or squared ReLU, contraction; no biases outside the norm. (…, D) -> (…, D)."""
 
@@ -92,11 +97,6 @@ class PerceiverAttention(nn.Module):
         q = self.to_q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
-
-
-# Of new models. With OpenFlamingo's 1, most of what the final norm lets through is the same for all images, until
-# training has changed that.
-LATENTS_STD = 0.02
 
 
 class ResamplerLayer(nn.Module):

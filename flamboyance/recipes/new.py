@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SMALL = 1024  # width of a language model, below which the sizes are those for small ones
 # For language models of less than that width: a few blocks' worth of parameters instead of ten times the model's own.
 SMALL_RESAMPLER = {"depth": 2, "heads": 8, "dim_head": 64, "latents": 16, "ff_mult": 2}
-HALF_OPEN = 0.5  # of a gate, whose tanh multiplies a block's output
 SMALL_CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 1}
+HALF_OPEN = 0.5  # a gate, whose tanh multiplies a block's output
 
 
 def new(

@@ -25,8 +25,7 @@ def ablation_figure(report: Report) -> Any:
     figure = new_figure(max(6.0, 4.6 * columns), (0.9 + 0.27 * tall) * rows)
     for place, (run, one) in enumerate(found, 1):
         axes = figure.add_subplot(rows, columns, place)
-        name = f"{run.name}: {report.title(one.task)}" if len(report.runs) > 1 else report.title(one.task)
-        shown = f"{name}, {one.mode}, {one.shots} shots"
+        shown = f"{report.heading(run, one.task)}, {one.mode}, {one.shots} shots"
         style_axes(axes, shown, report.metric(one.task), grid="x")
         bars: list[tuple[str, float, tuple[float, float] | None, str]] = [("as they are", one.whole, None, WHOLE)]
         for part in (*one.parts, *one.baselines):

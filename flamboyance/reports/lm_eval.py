@@ -13,12 +13,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from flamboyance.evaluation.metrics.intervals import RESAMPLES
 from flamboyance.evaluation.results import Row
 from flamboyance.files import write_json
 from flamboyance.reports.evaluation_run import EvaluationRun, TableRow
 
 FOLDER = "lm_eval"
-Z = 1.959964  # of a 95 % interval, in standard errors
+Z = statistics.NormalDist().inv_cdf(0.975)  # half of a 95 % interval, in standard errors
 
 
 def write(run: EvaluationRun, folder: Path) -> list[Path]:
@@ -29,7 +30,7 @@ def write(run: EvaluationRun, folder: Path) -> list[Path]:
             together.setdefault((line.shots, line.mode), []).append(line)
     written = []
     for (shots, mode), lines in together.items():
-        place = folder / FOLDER / f"{shots}-{mode}" / re.sub(r"[^\w.-]+", "__", run.model).strip("_")
+        place = folder / FOLDER / f"{shots}-{mode}" / sanitized(run.model)
         date = re.sub(r"[^\w.-]", "-", str(run.about.get("date") or "undated"))
         place.mkdir(parents=True, exist_ok=True)
         written.append(place / f"results_{date}.json")
@@ -64,7 +65,7 @@ def content(run: EvaluationRun, lines: list[TableRow]) -> dict[str, Any]:
             "model_dtype": model.get("dtype"),
             "batch_size": settings.get("batch_size"),
             "limit": None,
-            "bootstrap_iters": 2000,
+            "bootstrap_iters": RESAMPLES,
         },
         "git_hash": None,
         "date": about.get("date"),
@@ -73,10 +74,15 @@ def content(run: EvaluationRun, lines: list[TableRow]) -> dict[str, Any]:
         "flamboyance_version": versions.get("flamboyance"),
         "model_source": "flamboyance",
         "model_name": run.model,
-        "model_name_sanitized": re.sub(r"[^\w.-]+", "__", run.model).strip("_"),
+        "model_name_sanitized": sanitized(run.model),
         "chat_template": None,
         "fewshot_as_multiturn": False,
     }
+
+
+def sanitized(model: str) -> str:
+    """A model's name as a folder's, as lm-eval writes it: "org/model" -> "org__model"."""
+    return re.sub(r"[^\w.-]+", "__", model).strip("_")
 
 
 def _part(about: Row, name: str) -> Row:

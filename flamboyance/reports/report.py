@@ -54,6 +54,10 @@ class Report:
         named = [run.title(task) for run in self.runs if task in run.tasks]
         return named[0] if named else task
 
+    def heading(self, run: EvaluationRun, task: str) -> str:
+        """The task's title, after the run's name where there are several."""
+        return self.title(task) if len(self.runs) == 1 else f"{run.name}: {self.title(task)}"
+
     def metric(self, task: str) -> str:
         """Its name; several if the runs differ."""
         return " / ".join(dict.fromkeys(name for name, _ in self.measures(task) if name))

@@ -99,7 +99,7 @@ def gains(report: Report) -> Table | None:
     for run, found in zip(report.runs, report.gains, strict=False):
         rows = []
         for one in found:
-            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            name = report.heading(run, one.task)
             fewest = min(line.shots for line in run.lines() if (line.task, line.mode) == (one.task, one.mode))
             change = NONE if one.difference is None else f"{round(one.difference, 1) + 0.0:+.1f}"
             rows.append((
@@ -121,7 +121,7 @@ def curves(report: Report) -> Table | None:
     for run in report.runs:
         rows = []
         for one in curves_of(run):
-            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            name = report.heading(run, one.task)
             found = (_number(one.zero), _number(one.peak), str(one.peak_shots), _number(one.efficiency))
             rows.append((name, one.mode, *found))
         sections += [tuple(rows)] if rows else []
@@ -139,7 +139,7 @@ def ablation(report: Report) -> Table | None:
     notes = []
     for run, found in zip(report.runs, report.ablations, strict=False):
         for one in found:
-            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            name = report.heading(run, one.task)
             gain = f"{round(one.gain, 1) + 0.0:+.1f}", _interval(one.gain_interval, "+.1f")
             rows = [(name, f"{one.mode}, as they are", str(one.shots), _number(one.whole), "", "", "", "")]
             rows.append(("", "none: 0 shots; the gain", "0", _number(one.zero), *gain, "", ""))
@@ -174,7 +174,7 @@ def inspected(report: Report) -> list[Table]:
     kinds, flags, sure, orders = [], [], [], []
     for run, found in zip(report.runs, report.inspections, strict=False):
         for one in found:
-            name = report.title(one.task) if len(report.runs) == 1 else f"{run.name}: {report.title(one.task)}"
+            name = report.heading(run, one.task)
             head = (name, one.mode, str(one.shots))
             for title in dict.fromkeys(group.kind for group in one.kinds):
                 some = [group for group in one.kinds if group.kind == title][:MOST_KINDS]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flamboyance.images.loading import DECODE_ERRORS, FORMATS, ImageError, load_image
+from flamboyance.images.loading import DECODE_ERRORS, ImageError, load_image, opened
 from flamboyance.videos.sampling import VideoSampling
 from flamboyance.videos.timeline import shown_at
 
@@ -63,8 +63,6 @@ def frames(
 
 
 def _open(source: Path | bytes) -> Image.Image:
-    Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `load_image` has its own limit
-        opened = io.BytesIO(source) if isinstance(source, bytes) else source
-        return Image.open(opened, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        return opened(io.BytesIO(source) if isinstance(source, bytes) else source)

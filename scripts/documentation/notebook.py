@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from flamboyance.files import read_json
 
 
 def page(path: Path) -> str:
     """The Markdown of a notebook."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = read_json(path)["cells"]
     return "\n\n".join(part for cell in cells for part in _cell(cell))
 
 

@@ -29,11 +29,14 @@ def export(model: Path, table: str, target: Path) -> int:
     """
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(model, part)
-    halve(part, MOST_BYTES)
-    write_text(part / "README.md", CARD.read_text(encoding="utf-8").replace("{table}", table.strip()))
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    try:
+        shutil.copytree(model, part)
+        halve(part, MOST_BYTES)
+        write_text(part / "README.md", CARD.read_text(encoding="utf-8").replace("{table}", table.strip()))
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 
 

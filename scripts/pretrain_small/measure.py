@@ -12,7 +12,8 @@ WORLD is the folder that `python -m scripts.small_world` writes. A row is a file
 Beside it are two baselines without a language model. They answer with the class whose demonstrations are most similar
 to the query: by the tower's features (the mean over the cells), or by 16 × 16 pixels.
 
-Each row is written to the output file as soon as it is measured. The same command resumes after the last one.
+Each row is written to the output file, and to the table beside it, as soon as it is measured. The same command resumes
+after the last one.
 """
 
 from __future__ import annotations
@@ -205,9 +206,16 @@ def measured(
         yield Row(task, way, n, judge.right(shown), len(shown))
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line per task and way, a column per number of shots."""
-    shots = sorted({row.shots for row in rows})
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown: a table for each set of shots that tasks have, with a line per task and way."""
+    together: dict[tuple[int, ...], list[Row]] = defaultdict(list)
+    for task in dict.fromkeys(row.task for row in rows):
+        some = [row for row in rows if row.task == task]
+        together[tuple(sorted({row.shots for row in some}))] += some
+    return "\n".join(_table(some, shots) for shots, some in together.items())
+
+
+def _table(rows: Sequence[Row], shots: Sequence[int]) -> str:
     lines = [f"| | | {' | '.join(f'{n} shots' for n in shots)} |", f"|---|---|{'---:|' * len(shots)}"]
     for task, way in dict.fromkeys((row.task, row.way) for row in rows):
         cells = []
@@ -242,8 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in measured(judges, given.world, tasks, given.trials, gray, done):
         done.append(row)
         write_json(given.output, {"model": given.model, "rows": [asdict(row) for row in done]})
-    write_text(given.output.with_suffix(".md"), table(done))
-    print(table(done))
+        write_text(given.output.with_suffix(".md"), tables(done))
+    print(tables(done))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from scripts.small_world.variants import Variant, random_for
 PATTERN = "<image> {text}"
 """A picture and the text after it: `Template(PATTERN)` writes the same prompts for a model. After a space a name has
 1.8 tokens of SmolLM2 on average, without it 2.4."""
-DEFAULT = 0.3  # share of the documents, other than names, that `templates.caption`, the library's default, writes
+DEFAULT_SHARE = 0.3  # share of the documents, other than names, that `templates.caption`, the library's default, writes
 
 PER_SHARD = 1000  # documents
 SINGLE = 0.4  # share of the caption documents with one picture
@@ -87,7 +87,7 @@ def write_documents(material: Material, counts: Mapping[str, int], seed: int, pr
     }
     shards = []
     for name, count in counts.items():
-        settings = {"seed": seed, "pattern": PATTERN, "default": DEFAULT, "per_shard": PER_SHARD}
+        settings = {"seed": seed, "pattern": PATTERN, "default": DEFAULT_SHARE, "per_shard": PER_SHARD}
         settings |= {"variants": len(material.variants), "scenes": len(material.scenes)}
         settings |= {"documents": count} if count % PER_SHARD else {}
         if count:
@@ -109,7 +109,7 @@ def _records(material: Material, name: str, writer: Writer, numbers: range, seed
     for number in numbers:
         rng = random_for(seed, name, number)
         opening, parts = writer(rng)
-        template = default if name != "names" and rng.random() < DEFAULT else plain
+        template = default if name != "names" and rng.random() < DEFAULT_SHARE else plain
         text = opening + "".join(template.demonstration(text) for _, text in parts)
         # Not files beside the JSON: a tar member costs more time than its content, to write and to read.
         images = [_data_url(f"{material.folder}/{file}") for file, _ in parts]

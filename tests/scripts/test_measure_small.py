@@ -9,7 +9,18 @@ from PIL import Image
 
 import flamboyance as fl
 from scripts.pretrain_small import measure
-from scripts.pretrain_small.measure import Judge, Nearest, Row, Trial, changed, derangement, main, pixels, table, trials
+from scripts.pretrain_small.measure import (
+    Judge,
+    Nearest,
+    Row,
+    Trial,
+    changed,
+    derangement,
+    main,
+    pixels,
+    tables,
+    trials,
+)
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
 
@@ -101,5 +112,5 @@ def test_the_command_goes_on_after_its_last_row(world: Path, monkeypatch: pytest
     assert all(len(trial.shown) == row.shots for row, some in zip(rows[1:5], asked, strict=False) for trial in some)
     main(arguments)
     assert len(asked) == 4 + 3 * 3
-    assert table(rows) == output.with_suffix(".md").read_text("utf-8")
-    assert "| words-2way-colors | as given | 100% (34%–100%) |" in table(rows)
+    assert tables(rows) == output.with_suffix(".md").read_text("utf-8")
+    assert "| words-2way-colors | as given | 100% (34%–100%) |" in tables(rows)

@@ -3,6 +3,7 @@
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ from tests.videos.make import HEIGHT, WIDTH, grey, numbers, write_sound, write_v
 ONE_A_SECOND = VideoSampling()
 
 
-def shown(medium: object, sampling: VideoSampling = ONE_A_SECOND, **options: object) -> list[Image.Image]:
+def shown(medium: object, sampling: VideoSampling = ONE_A_SECOND, **options: Any) -> list[Image.Image]:
     video = find_video(medium)
     assert video is not None
     return list(video.frames(sampling, **options))
 
 
-def clip(path: Path, count: int = 40, **options: object) -> Path:
-    write_video(path, [grey(number) for number in range(count)], **options)  # type: ignore[arg-type]
+def clip(path: Path, count: int = 40, **options: Any) -> Path:
+    write_video(path, [grey(number) for number in range(count)], **options)
     return path
 
 
@@ -64,9 +65,9 @@ def test_training_draws_a_stretch_of_a_long_video_at_the_same_rate() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"frames": 0}, {"frames": 2.5}, {"frames": True}, {"per_second": 0}])
-def test_a_sampling_is_checked(wrong: dict[str, float]) -> None:
+def test_a_sampling_is_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected"):
-        VideoSampling(**wrong)  # type: ignore[arg-type]
+        VideoSampling(**wrong)
 
 
 # Files -------------------------------------------------------------------------------------------------------------
@@ -144,9 +145,9 @@ def damaged(content: bytes) -> bytes:
     return levels.tobytes()
 
 
-def noisy(path: Path, **options: object) -> bytes:
+def noisy(path: Path, **options: Any) -> bytes:
     rng = np.random.default_rng(0)
-    write_video(path, list(rng.integers(0, 256, (20, HEIGHT, WIDTH, 3), np.uint8)), **options)  # type: ignore[arg-type]
+    write_video(path, list(rng.integers(0, 256, (20, HEIGHT, WIDTH, 3), np.uint8)), **options)
     return path.read_bytes()
 
 

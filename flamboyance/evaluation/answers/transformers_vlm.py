@@ -24,6 +24,7 @@ from flamboyance.evaluation.answers.turns import turns
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Generated
 from flamboyance.images import load_image
+from flamboyance.prompting import ending_tokens
 from flamboyance.templates import IMAGE_TOKEN
 
 COMPARED = 1024  # numbers of each parameter that go into the fingerprint
@@ -120,17 +121,11 @@ class TransformersAnswers:
                 else:
                     out = rows.generate(self.model, self.beams, **options)
             texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-            cut = (~torch.isin(out, self._endings(out.device)).any(1)).tolist()
+            ending = torch.tensor(ending_tokens(self.model, self.tokenizer), device=out.device)
+            cut = (~torch.isin(out, ending).any(1)).tolist()
             for i, text, short in zip(places, texts, cut, strict=True):
                 answers[i] = Generated(text, short)
         return answers
-
-    def _endings(self, device: torch.device) -> Tensor:
-        """The tokens that end a text, and those that fill it up afterwards."""
-        config = self.model.generation_config
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        known = [*ends, config.pad_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
-        return torch.tensor([token for token in dict.fromkeys(known) if token is not None], device=device)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:

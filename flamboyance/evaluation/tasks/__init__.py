@@ -1,4 +1,4 @@
-"""Benchmarks, one module each, and a user's own data (own.py).
+"""Benchmarks, one module each; one's own data (user_data.py); datasets of Hugging Face (hf_dataset.py).
 
 A benchmark's module declares `TASK`, whose `load(files, protocol)` reads the benchmark's files and returns the Task.
 """
@@ -15,9 +15,11 @@ from flamboyance.evaluation.tasks import (
     coco,
     flickr30k,
     hateful_memes,
+    hf_dataset,
     imagenet,
     ok_vqa,
     textvqa,
+    user_data,
     vizwiz,
     vl_icl,
     vqav2,
@@ -35,6 +37,28 @@ VL_ICL: dict[str, TaskFile] = {task.name: task for task in vl_icl.TASKS}
 def known() -> dict[str, TaskFile]:
     """All benchmarks."""
     return {**TASKS, **VL_ICL}
+
+
+def open_own(
+    name: Path | str,
+    support: Path | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    protocol: str = "papers",
+    outside: bool = False,
+) -> Task:
+    """Reads a task that is no benchmark: a file or folder of one's own, or a dataset as "hf:NAME[SPLIT]".
+
+    Args:
+        support: the examples to choose demonstrations from, of the same sort; default: those of `name`.
+        columns: of a dataset: our names -> its own.
+        outside: a file's images may be outside of its folder.
+
+    Raises:
+        ValueError, OSError, ImportError: see `user_data.load` and `hf_dataset.load`.
+    """
+    if str(name).startswith(hf_dataset.PREFIX):
+        return hf_dataset.load(str(name), columns, None if support is None else str(support), protocol)
+    return user_data.load(name, support, protocol=protocol, outside=outside)
 
 
 def open_task(

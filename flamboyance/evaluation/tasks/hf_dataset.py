@@ -19,14 +19,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flamboyance.evaluation.data_folders import user_cache
 from flamboyance.evaluation.task import Task
 from flamboyance.evaluation.tasks import user_data
 from flamboyance.evaluation.tasks.protocols import check_protocol
 from flamboyance.files import replacing
 from flamboyance.images.listing import Row
+from flamboyance.images.loading import opened
 from flamboyance.images.suffixes import SUFFIXES
 
 PREFIX = "hf:"
@@ -171,7 +170,7 @@ def _file(found: Any, folder: Path, place: str) -> Path:
 
 def _suffix(content: bytes, place: str) -> str:
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(io.BytesIO(content)) as image:
             kind = f".{(image.format or 'png').lower()}"
     except OSError as error:
         raise ValueError(f"{place}: the image cannot be read ({error})") from None

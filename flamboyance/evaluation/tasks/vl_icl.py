@@ -59,8 +59,8 @@ def yes_or_no(text: str) -> str:
 
 
 def _plain(files: Mapping[str, Path], protocol: str, name: str, title: str) -> Task:
-    support = [_example(one, place, f"{i}", files, place) for i, (place, one) in _numbered(files["support"])]
-    queries = [_example(one, place, f"{i}", files, place, True) for i, (place, one) in _numbered(files["queries"])]
+    support = [_example(one, place, f"{i}", files) for i, (place, one) in _numbered(files["support"])]
+    queries = [_example(one, place, f"{i}", files, True) for i, (place, one) in _numbered(files["queries"])]
 
     def choose(query: Example, shots: int, seed: int) -> tuple[int, ...]:
         return _drawn(name, len(support), shots, seed, query)
@@ -76,14 +76,14 @@ def _operators(files: Mapping[str, Path], protocol: str, name: str, title: str) 
         if len(answers) != len(OPERATORS):
             raise ValueError(f"{place}: answer has {len(answers)} numbers; expected three, of + - and x")
         for operator, answer in zip(OPERATORS, answers, strict=True):
-            support.append(_example(one | {"answer": answer}, place, f"{i}{operator}", files, place))
+            support.append(_example(one | {"answer": answer}, place, f"{i}{operator}", files))
     queries, operator_of = [], dict[str, int]()
     for i, (place, one) in _numbered(files["queries"]):
         operator = value(one, "operator", str, place)
         if operator not in OPERATORS:
             raise ValueError(f"{place}: operator is {operator!r}; expected one of {' '.join(OPERATORS)}")
         operator_of[f"{i}"] = OPERATORS.index(operator)
-        queries.append(_example(one, place, f"{i}", files, place, True))
+        queries.append(_example(one, place, f"{i}", files, True))
 
     def choose(query: Example, shots: int, seed: int) -> tuple[int, ...]:
         drawn = _drawn(name, len(support) // len(OPERATORS), shots, seed, query)
@@ -97,7 +97,7 @@ def _open_mi(files: Mapping[str, Path], protocol: str, name: str, title: str) ->
     queries: list[Example] = []
     places = dict[str, dict[str, list[int]]]()  # query -> class -> its examples in the support set
     for i, (place, one) in _numbered(files["queries"]):
-        query = _example(one, place, f"{i}", files, place, True)
+        query = _example(one, place, f"{i}", files, True)
         shown = value(one, "support", dict, place)
         classes = [str(each) for each in value(one, "classes", list, place)]
         if query.answer not in classes or len(classes) < 2 or not set(classes) <= set(shown):
@@ -109,7 +109,7 @@ def _open_mi(files: Mapping[str, Path], protocol: str, name: str, title: str) ->
             places[query.id][label] = [*range(len(support), len(support) + len(images))]
             for number, image in enumerate(images):
                 told = {"image": image, "question": one["question"], "answer": label}
-                support.append(_example(told, place, f"{i}-{label}-{number}", files, place))
+                support.append(_example(told, place, f"{i}-{label}-{number}", files))
 
     def choose(query: Example, shots: int, seed: int) -> tuple[int, ...]:
         mine, generator = places[query.id], generator_of(name, seed, query.id)
@@ -125,11 +125,11 @@ def _open_mi(files: Mapping[str, Path], protocol: str, name: str, title: str) ->
 
 def _matching_mi(files: Mapping[str, Path], protocol: str, name: str, title: str) -> Task:
     support = [
-        _example(value(one, kind, dict, place), f"{place}, {kind}", f"{i}-{kind}", files, place)
+        _example(value(one, kind, dict, place), f"{place}, {kind}", f"{i}-{kind}", files)
         for i, (place, one) in _numbered(files["support"])
         for kind in ("same", "diff")
     ]
-    queries = [_example(one, place, f"{i}", files, place, True) for i, (place, one) in _numbered(files["queries"])]
+    queries = [_example(one, place, f"{i}", files, True) for i, (place, one) in _numbered(files["queries"])]
 
     def choose(query: Example, shots: int, seed: int) -> tuple[int, ...]:
         drawn = _drawn(name, len(support) // 2, shots, seed, query)
@@ -142,15 +142,13 @@ def _numbered(file: Path) -> Any:
     return enumerate(listed(read_json(file), file))
 
 
-def _example(
-    record: Record, place: str, key: str, files: Mapping[str, Path], where: str, asked: bool = False
-) -> Example:
+def _example(record: Record, place: str, key: str, files: Mapping[str, Path], asked: bool = False) -> Example:
     """The example of a record; queries have their answer as a reference too."""
     paths = value(record, "image", (list, str), place)
     paths = [paths] if isinstance(paths, str) else paths
     if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise ValueError(f"{where}: image is {paths!r}; expected a list of paths")
-    first, *further = (_image(path, files["queries"].parent, where) for path in paths)
+        raise ValueError(f"{place}: image is {paths!r}; expected a list of paths")
+    first, *further = (_image(path, files["queries"].parent, place) for path in paths)
     answer = str(value(record, "answer", (str, int), place))
     question = value(record, "question", str, place)
     return Example(key, first, answer, (question,), (answer,) if asked else (), tuple(further))
