@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from scripts.small_world.variants import Variant
 SHORTEST, LONGEST = 4, 16  # pictures of a training document
 FEWEST, MOST = 2, 5  # classes
 MADE_UP = 0.6  # share of the training documents; the others follow a task
+DIFFERENT = 0.6  # share of a task's documents in which no concept comes twice, so that no text can be copied
 ONE_KIND = 0.4  # share of the documents whose classes are of one kind: they are harder to tell apart
 SETTINGS = (("within", 0.4), ("across", 0.45), ("photographs", 0.15))  # which pictures, and how often
 
@@ -38,7 +38,8 @@ FORMATS: Mapping[str, Callable[[str], str]] = {
     "hash": lambda text: f"#{text.replace(' ', '')}",
     "twice": lambda text: f"{text} {text}",
 }
-TASKS = tuple(product(CONTENTS, FORMATS))
+CONTENT_SHARES = {"name": 0.45, "kind": 0.25, "de": 0.1, "fr": 0.1, "es": 0.1}
+PLAIN = 0.4  # share of the documents with a task that have no other format than the text itself
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,31 @@ class Shelf:
 
 
 def training_document(shelf: Shelf, words: Words, rng: np.random.Generator) -> list[Entry]:
-    """A document of 4 to 16 pictures of 2 to 5 classes, in random order; each class has a text."""
+    """A document of 4 to 16 pictures in random order: of 2 to 5 concepts, or of different ones that follow a task."""
     settings, shares = zip(*SETTINGS, strict=True)
     setting = str(rng.choice(settings, p=shares))
     length = int(rng.integers(SHORTEST, LONGEST + 1))
     made_up = rng.random() < MADE_UP
     classes = int(rng.integers(FEWEST, min(MOST, length // 2) + 1))
     allowed, pick = _setting(shelf, setting, rng)
-    names = shelf.draw_classes(classes, allowed, rng)
+    different = not made_up and rng.random() < DIFFERENT
+    names = shelf.draw_classes(length if different else classes, allowed, rng)
     if made_up:
         texts = dict(zip(names, words.draw(len(names), "train", rng), strict=True))
     else:
-        content, form = TASKS[int(rng.integers(len(TASKS)))]
-        texts = {name: FORMATS[form](CONTENTS[content](shelf.concepts[name])) for name in names}
-    order = [*names, *names, *(names[i] for i in rng.integers(0, len(names), max(length - 2 * len(names), 0)))]
+        texts = _task_texts([shelf.concepts[name] for name in names], rng)
+    more = rng.integers(0, len(names), max(length - 2 * len(names), 0))
+    order = names if different else [*names, *names, *(names[i] for i in more)]
     order = [order[i] for i in rng.permutation(len(order))]
     pictures = pick(order)
     return [Entry(variant, texts[name]) for name, variant in zip(order, pictures, strict=True)]
+
+
+def _task_texts(concepts: Sequence[Concept], rng: np.random.Generator) -> dict[str, str]:
+    """What one task says of each concept."""
+    content = CONTENTS[str(rng.choice(list(CONTENT_SHARES), p=list(CONTENT_SHARES.values())))]
+    form = "plain" if rng.random() < PLAIN else str(rng.choice(list(FORMATS)))
+    return {concept.name: FORMATS[form](content(concept)) for concept in concepts}
 
 
 Pick = Callable[[Sequence[str]], list[Variant]]
