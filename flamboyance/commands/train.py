@@ -1,7 +1,6 @@
 """`train`: run a recipe, with the given settings in place of its own."""
 
 import argparse
-import inspect
 import os
 from typing import Any
 
@@ -72,7 +71,7 @@ def _overview(summaries: dict[str, str]) -> str:
 
 
 def _about(name: str, recipe: Any) -> str:
-    from flamboyance.recipes.arguments import describe, fields, parameters, settings
+    from flamboyance.recipes.arguments import describe, documentation, fields, parameters, settings
 
     taken = parameters(recipe)
     needed = " ".join(f"{key}=…" for key, one in taken.items() if one.required)
@@ -84,7 +83,7 @@ def _about(name: str, recipe: Any) -> str:
         known = {f"{source}.{key}": one for key, one in fields(made).items()}
         sections[f"its source {source}"] = (known, {f"{source}.{key}": value for key, value in vars(made).items()})
     width = max(len(key) for known, _ in sections.values() for key in known)
-    lines = [f"usage: flamboyance train {name} {needed} [key=value …]", "", inspect.getdoc(recipe) or ""]
+    lines = [f"usage: flamboyance train {name} {needed} [key=value …]", "", documentation(recipe)]
     for title, (known, values) in sections.items():
         lines += ["", f"{title}:"]
         for key, one in known.items():
@@ -95,8 +94,11 @@ def _about(name: str, recipe: Any) -> str:
 
 def _example(recipe: Any, taken: dict[str, Any]) -> Any:
     """The run's settings as the recipe makes them; None if it needs real arguments."""
+    from flamboyance.recipes.arguments import call, convert
+
     try:
-        return recipe(**{key: key.upper() for key, one in taken.items() if one.required}).training
+        required = {key: convert(key.upper(), one.kind, key) for key, one in taken.items() if one.required}
+        return call(recipe, required).training
     except (ValueError, TypeError, OSError):
         return None
 

@@ -68,7 +68,39 @@ def _function(path: str, function: str) -> Recipe:
 
 
 def parameters(recipe: Recipe) -> dict[str, Parameter]:
-    """The parameters of a recipe. One without annotation has the type of its default, or is a text."""
+    """The parameters of a recipe, with the fields of a group in the group's place.
+
+    A group is a parameter whose type is a dataclass. A parameter without annotation has the type of its default, or is
+    a text.
+    """
+    found: dict[str, Parameter] = {}
+    for name, one in _signature(recipe).items():
+        found |= fields(one.kind) if dataclasses.is_dataclass(one.kind) else {name: one}
+    return found
+
+
+def call(recipe: Recipe, values: dict[str, Any]) -> TrainingRun:
+    """The recipe's run.
+
+    Args:
+        values: of `parameters(recipe)`, by name; all required ones are among them.
+    """
+    given = {}
+    for name, one in _signature(recipe).items():
+        if dataclasses.is_dataclass(one.kind):
+            given[name] = one.kind(**{field: values[field] for field in fields(one.kind) if field in values})
+        elif name in values:
+            given[name] = values[name]
+    return recipe(**given)
+
+
+def documentation(recipe: Recipe) -> str:
+    """The docstrings of a recipe and of its groups."""
+    groups = [one.kind for one in _signature(recipe).values() if dataclasses.is_dataclass(one.kind)]
+    return "\n\n".join(filter(None, map(inspect.getdoc, (recipe, *groups))))
+
+
+def _signature(recipe: Recipe) -> dict[str, Parameter]:
     hints = get_type_hints(recipe)
     found = {}
     for name, one in inspect.signature(recipe).parameters.items():
@@ -116,7 +148,7 @@ def resolve(recipe: Recipe, given: Iterable[str]) -> TrainingRun:
     if missing:
         needed = " ".join(f"{name}={_EXAMPLES.get(name, '…')}" for name in missing)
         raise ValueError(f"the recipe needs {', '.join(missing)}: add {needed}")
-    run = recipe(**arguments)
+    run = call(recipe, arguments)
     training = dataclasses.replace(run.training, **replaced)
     return dataclasses.replace(run, training=dataclasses.replace(training, sources=_sources(training.sources, dotted)))
 

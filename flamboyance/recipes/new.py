@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flamboyance import catalog
+from flamboyance.data.documents import Source
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import has_bfloat16
@@ -27,39 +28,138 @@ SMALL_CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 1}
 HALF_OPEN = 0.5  # a gate, whose tanh multiplies a block's output
 
 
+@dataclass(frozen=True, kw_only=True)
+class Backbones:
+    """The frozen parts.
+
+    Args:
+        vision: a hub id or directory; timm/NAME; or OpenCLIP's name, with vision_pretrained.
+        language: a hub id or directory; a .gguf file; or package:NAME, an installed Python package with weights.
+        vision_pretrained: OpenCLIP's or timm's tag, or a file of weights.
+        image_size, feature_levels: of timm's towers: another image size, and the feature maps that are joined.
+        decoder_layers: dotted name of the language model's list of layers, if it is not found.
+    """
+
+    vision: str
+    language: str
+    vision_pretrained: str | None = None
+    image_size: int | None = None
+    feature_levels: tuple[int, ...] = ()
+    decoder_layers: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of the trained parts.
+
+    Args:
+        cross_attn_every_n_layers: a block before every n-th layer. Default: 1 for up to 24 layers, 2 for up to 32, 4
+            for more.
+        cross_attention_layers: instead, the layers that have a block before them, counted from 0.
+        latents, resampler_width, resampler_depth, resampler_heads, resampler_dim_head, resampler_ff_mult: of the
+            resampler. Defaults below a width of 1024: 16 latents, depth 2, ff_mult 2; otherwise OpenFlamingo's, 64
+            latents, depth 6, ff_mult 4. 8 heads of 64. Its width is the tower's.
+        cross_attention_heads, cross_attention_dim_head, cross_attention_ff_mult: of the blocks. Default 8 heads of 64;
+            ff_mult 1 below a width of 1024, otherwise 4.
+    """
+
+    cross_attn_every_n_layers: int | None = None
+    cross_attention_layers: tuple[int, ...] = ()
+    latents: int | None = None
+    resampler_width: int | None = None
+    resampler_depth: int | None = None
+    resampler_heads: int | None = None
+    resampler_dim_head: int | None = None
+    resampler_ff_mult: int | None = None
+    cross_attention_heads: int | None = None
+    cross_attention_dim_head: int | None = None
+    cross_attention_ff_mult: int | None = None
+
+    def resampler(self) -> dict[str, int]:
+        """The sizes of the resampler that are given, as FlamingoConfig names them."""
+        given = {"latents": self.latents, "width": self.resampler_width, "depth": self.resampler_depth}
+        given |= {"heads": self.resampler_heads, "dim_head": self.resampler_dim_head, "ff_mult": self.resampler_ff_mult}
+        return _without_none(given)
+
+    def cross_attention(self) -> dict[str, int]:
+        """The sizes of the blocks that are given, as FlamingoConfig names them."""
+        given = {"heads": self.cross_attention_heads, "dim_head": self.cross_attention_dim_head}
+        return _without_none(given | {"ff_mult": self.cross_attention_ff_mult})
+
+
+def _without_none(sizes: dict[str, int | None]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The documents that are trained on.
+
+    Args:
+        data: sources, with commas between them: tars, .jsonl, .csv, .tsv, folders, as `finetune` takes. Each source is
+            named after its file or folder, and SOURCE.field changes its settings.
+        weights: of the sources' losses, in their order; default: 1 each.
+        batch_size: documents per step, source and device.
+        max_tokens, max_images: of a document; longer ones are cut.
+        template: how an image and its text are written, as in "<image>A photo of {text}"; "": as few-shot tasks do.
+    """
+
+    data: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    batch_size: int = 16
+    max_tokens: int = 256
+    max_images: int = 16
+    template: str = ""
+
+    def sources(self) -> dict[str, Source]:
+        """The sources by name.
+
+        Raises:
+            ValueError: there is not one weight for each.
+        """
+        if self.weights and len(self.weights) != len(self.data):
+            given = ",".join(map(str, self.weights))
+            raise ValueError(f"weights={given}: expected {len(self.data)}, one for each source of data")
+        weighed = zip(named(self.data).items(), self.weights or [1.0] * len(self.data), strict=True)
+        return {name: self.source(shards, weight) for (name, shards), weight in weighed}
+
+    def source(self, shards: str, weight: float = 1.0) -> UserData:
+        return UserData(
+            shards=shards,
+            weight=weight,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            max_images=self.max_images,
+            template=self.template,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The documents that are measured on.
+
+    Args:
+        validation: sources that are not trained on. The mean loss per token on them, and the perplexity, are logged.
+        validate_every: steps between validations.
+        validation_documents: the first ones of each of these sources that are used.
+    """
+
+    validation: tuple[str, ...] = ()
+    validate_every: int = 500
+    validation_documents: int = 200
+
+
 def new(
     *,
     output: str,
-    vision: str,
-    language: str,
-    data: tuple[str, ...],
-    weights: tuple[float, ...] = (),
-    validation: tuple[str, ...] = (),
-    validate_every: int = 500,
-    validation_documents: int = 200,
+    backbones: Backbones,
+    data: Data,
+    validation: Validation = Validation(),
+    sizes: Sizes = Sizes(),
     initial: str = "",
-    steps: int = 5000,
-    batch_size: int = 16,
-    max_tokens: int = 256,
-    max_images: int = 16,
-    template: str = "",
-    learning_rate: float = 3e-4,
-    vision_pretrained: str | None = None,
-    image_size: int | None = None,
-    feature_levels: tuple[int, ...] = (),
-    cross_attn_every_n_layers: int | None = None,
-    cross_attention_layers: tuple[int, ...] = (),
-    decoder_layers: str | None = None,
-    latents: int | None = None,
-    resampler_width: int | None = None,
-    resampler_depth: int | None = None,
-    resampler_heads: int | None = None,
-    resampler_dim_head: int | None = None,
-    resampler_ff_mult: int | None = None,
-    cross_attention_heads: int | None = None,
-    cross_attention_dim_head: int | None = None,
-    cross_attention_ff_mult: int | None = None,
     zero_init: Literal["outputs", "gates"] = "outputs",
+    steps: int = 5000,
+    learning_rate: float = 3e-4,
 ) -> TrainingRun:
     """Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.
 
@@ -68,122 +168,42 @@ def new(
 
     Args:
         output: the run's directory.
-        vision: a hub id or directory; timm/NAME; or OpenCLIP's name, with vision_pretrained.
-        language: a hub id or directory; a .gguf file; or package:NAME, an installed Python package with weights.
-        data: sources, with commas between them: tars, .jsonl, .csv, .tsv, folders, as `finetune` takes. Each source is
-            named after its file or folder, and SOURCE.field changes its settings.
-        weights: of the sources' losses, in their order; default: 1 each.
-        validation: sources that are not trained on. The mean loss per token on them, and the perplexity, are logged.
-        validate_every: steps between validations.
-        validation_documents: the first ones of each of these sources that are used.
         initial: a model directory whose trained part this run begins with, such as an earlier run's `model`. Sizes that
             are not given are its sizes.
-        steps: optimizer steps.
-        batch_size: documents per step, source and device.
-        max_tokens, max_images: of a document; longer ones are cut.
-        template: how an image and its text are written, as in "<image>A photo of {text}"; "": as few-shot tasks do.
-        learning_rate: decays to 0 over the last fifth of the steps. OpenFlamingo's was 1e-4.
-        vision_pretrained: OpenCLIP's or timm's tag, or a file of weights.
-        image_size, feature_levels: of timm's towers: another image size, and the feature maps that are joined.
-        cross_attn_every_n_layers: a block before every n-th layer. Default: 1 for up to 24 layers, 2 for up to 32, 4
-            for more.
-        cross_attention_layers: instead, the layers that have a block before them, counted from 0.
-        decoder_layers: dotted name of the language model's list of layers, if it is not found.
-        latents, resampler_width, resampler_depth, resampler_heads, resampler_dim_head, resampler_ff_mult: of the
-            resampler. Defaults below a width of 1024: 16 latents, depth 2, ff_mult 2; otherwise OpenFlamingo's, 64
-            latents, depth 6, ff_mult 4. 8 heads of 64. Its width is the tower's.
-        cross_attention_heads, cross_attention_dim_head, cross_attention_ff_mult: of the blocks. Default 8 heads of 64;
-            ff_mult 1 below a width of 1024, otherwise 4.
         zero_init: what is zero at the start, so that a block changes nothing. "gates", as in the papers: little is
             learned behind a gate until it opens, and in small batches it may stay shut. "outputs": the last projection
             of attention and feed-forward, with all gates half open, at tanh(0.5). `initial` takes its place.
+        steps: optimizer steps.
+        learning_rate: decays to 0 over the last fifth of the steps. OpenFlamingo's was 1e-4.
 
     Raises:
         ValueError: settings that contradict each other.
     """
-    resampler = {
-        "latents": latents,
-        "width": resampler_width,
-        "depth": resampler_depth,
-        "heads": resampler_heads,
-        "dim_head": resampler_dim_head,
-        "ff_mult": resampler_ff_mult,
-    }
-    cross_attention = {
-        "heads": cross_attention_heads,
-        "dim_head": cross_attention_dim_head,
-        "ff_mult": cross_attention_ff_mult,
-    }
-    parts = Parts(
-        vision=vision,
-        language=language,
-        vision_pretrained=vision_pretrained,
-        image_size=image_size,
-        feature_levels=feature_levels,
-        cross_attn_every_n_layers=cross_attn_every_n_layers,
-        cross_attention_layers=cross_attention_layers,
-        decoder_layers=decoder_layers,
-        resampler=tuple(_given(resampler).items()),
-        cross_attention=tuple(_given(cross_attention).items()),
-        initial=initial,
-        zero_init=zero_init,
-    )
-    every: dict[str, Any] = {
-        "batch_size": batch_size,
-        "max_tokens": max_tokens,
-        "max_images": max_images,
-        "template": template,
-    }
-    patterns = named(data)
-    if weights and len(weights) != len(patterns):
-        raise ValueError(
-            f"weights={','.join(map(str, weights))}: expected {len(patterns)}, one for each source of data"
-        )
-    weighed = zip(patterns.items(), weights or [1.0] * len(patterns), strict=True)
-    sources = {name: UserData(shards=shards, weight=weight, **every) for (name, shards), weight in weighed}
-    held = tuple((name, UserData(shards=shards, **every)) for name, shards in named(validation).items())
+    held = tuple((name, data.source(shards)) for name, shards in named(validation.validation).items())
     training = TrainingConfig(
         output=output,
-        sources=dict(sources),
+        sources=data.sources(),
         steps=steps,
         learning_rate=learning_rate,
         warmup_steps=max(1, min(500, steps // 20)),
         schedule="linear",
         decay_fraction=0.2,
         precision="bf16" if has_bfloat16() else "fp32",
-        evaluate_every=validate_every if held else 0,
+        evaluate_every=validation.validate_every if held else 0,
     )
     return TrainingRun(
         training,
-        build=partial(build, parts),
-        outline=partial(outline, parts),
-        evaluate=partial(validate, sources=held, documents=validation_documents) if held else None,
+        build=partial(build, backbones, sizes, initial, zero_init),
+        outline=partial(outline, backbones, sizes, initial),
+        evaluate=partial(validate, sources=held, documents=validation.validation_documents) if held else None,
     )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a new model is made of; `resampler` and `cross_attention` have the sizes that are given, as pairs."""
-
-    vision: str
-    language: str
-    vision_pretrained: str | None
-    image_size: int | None
-    feature_levels: tuple[int, ...]
-    cross_attn_every_n_layers: int | None
-    cross_attention_layers: tuple[int, ...]
-    decoder_layers: str | None
-    resampler: tuple[tuple[str, int], ...]
-    cross_attention: tuple[tuple[str, int], ...]
-    initial: str
-    zero_init: Literal["outputs", "gates"] = "outputs"
-
-
-def named(data: Sequence[str] | str) -> dict[str, str]:
+def named(data: Sequence[str]) -> dict[str, str]:
     """Sources by the names of their files or folders, without numbers and patterns: `captions` for
     `world/captions-{00000..00009}.tar` and for `captions/*.tar`."""
     found: dict[str, str] = {}
-    for shards in (data,) if isinstance(data, str) else data:
+    for shards in data:
         words = [re.sub(r"\.(tar|jsonl|csv|tsv)(\.gz)?$", "", part) for part in reversed(re.split(r"[/\\]", shards))]
         plain = (re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"\{[^}]*\}|[*?]|\d{3,}", "", word)).strip("_") for word in words)
         name = next(filter(None, plain), "data")
@@ -192,11 +212,9 @@ def named(data: Sequence[str] | str) -> dict[str, str]:
     return found
 
 
-def _given(sizes: dict[str, int | None]) -> dict[str, int]:
-    return {name: size for name, size in sizes.items() if size is not None}
-
-
-def build(parts: Parts) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
+def build(
+    backbones: Backbones, sizes: Sizes, initial: str = "", zero_init: Literal["outputs", "gates"] = "outputs"
+) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The new model, or `initial`'s trained part in it, and its processor."""
     import torch  # for start-up time
 
@@ -205,28 +223,28 @@ def build(parts: Parts) -> tuple[FlamingoForConditionalGeneration, FlamingoProce
     from flamboyance.hub import options as reachable
     from flamboyance.processing import FlamingoProcessor
 
-    hub = reachable(parts.language, {})
-    processor = FlamingoProcessor(None, open_tokenizer(parts.language, **hub))
+    hub = reachable(backbones.language, {})
+    processor = FlamingoProcessor(None, open_tokenizer(backbones.language, **hub))
     model = FlamingoForConditionalGeneration.from_backbones(
-        parts.vision,
-        parts.language,
+        backbones.vision,
+        backbones.language,
         processor,
-        vision_pretrained=parts.vision_pretrained,
-        image_size=parts.image_size,
-        feature_levels=parts.feature_levels or None,
+        vision_pretrained=backbones.vision_pretrained,
+        image_size=backbones.image_size,
+        feature_levels=backbones.feature_levels or None,
         trained_dtype=torch.float32,
-        **sizes(parts, language_config(parts.language, **hub)),
+        **resolved(backbones, sizes, initial, language_config(backbones.language, **hub)),
     )
-    if parts.initial:
-        begin_with(model, catalog.resolve(parts.initial).files())
+    if initial:
+        begin_with(model, catalog.resolve(initial).files())
     else:
         begin_rows(model, processor)
-        if parts.zero_init == "outputs":
+        if zero_init == "outputs":
             begin_outputs(model)
     return model, processor
 
 
-def outline(parts: Parts) -> FlamingoConfig:
+def outline(backbones: Backbones, sizes: Sizes, initial: str = "") -> FlamingoConfig:
     """The new model's configuration; no weights are read."""
     import torch
 
@@ -237,28 +255,28 @@ def outline(parts: Parts) -> FlamingoConfig:
     from flamboyance.model.vision import VisionTower, tower_spec
     from flamboyance.processing import FlamingoProcessor
 
-    hub = reachable(parts.language, {})
-    text = language_config(parts.language, **hub)
-    processor = FlamingoProcessor(None, open_tokenizer(parts.language, **hub))
-    levels = parts.feature_levels or None
-    spec = tower_spec(absolute(parts.vision), parts.vision_pretrained, None, parts.image_size, levels)
+    hub = reachable(backbones.language, {})
+    text = language_config(backbones.language, **hub)
+    processor = FlamingoProcessor(None, open_tokenizer(backbones.language, **hub))
+    levels = backbones.feature_levels or None
+    spec = tower_spec(absolute(backbones.vision), backbones.vision_pretrained, None, backbones.image_size, levels)
     with torch.device("meta"):
         width = VisionTower.from_config(spec).width
     return FlamingoConfig(
         vision=spec,
         vision_width=width,
-        language=absolute(parts.language),
+        language=absolute(backbones.language),
         text_config=text,
         base_vocab_size=processor.base_vocab_size,
         added_tokens=processor.added_tokens,
         image_token_id=processor.image_token_id,
         eoc_token_id=processor.eoc_token_id,
         pad_token_id=processor.pad_token_id,
-        **sizes(parts, text),
+        **resolved(backbones, sizes, initial, text),
     )
 
 
-def sizes(parts: Parts, text: Any) -> dict[str, Any]:
+def resolved(backbones: Backbones, sizes: Sizes, initial: str, text: Any) -> dict[str, Any]:
     """The arguments of FlamingoConfig that are given, or else `initial`'s, or else those for the language model."""
     small = text.hidden_size < SMALL
     resampler: dict[str, Any] = dict(SMALL_RESAMPLER) if small else {}
@@ -266,17 +284,17 @@ def sizes(parts: Parts, text: Any) -> dict[str, Any]:
     depth = text.num_hidden_layers
     every: int | None = 1 if depth <= 24 else 2 if depth <= 32 else 4
     layers: list[int] | None = None
-    decoder_layers = parts.decoder_layers
-    if parts.initial:
-        before = catalog.resolve(parts.initial).config()
+    decoder_layers = backbones.decoder_layers
+    if initial:
+        before = catalog.resolve(initial).config()
         resampler, cross_attention = dict(before.resampler), dict(before.cross_attention)
         every, layers = before.cross_attn_every_n_layers, before.cross_attention_layers
         decoder_layers = decoder_layers or before.decoder_layers
-    if parts.cross_attn_every_n_layers is not None or parts.cross_attention_layers:
-        every, layers = parts.cross_attn_every_n_layers, list(parts.cross_attention_layers) or None
+    if sizes.cross_attn_every_n_layers is not None or sizes.cross_attention_layers:
+        every, layers = sizes.cross_attn_every_n_layers, list(sizes.cross_attention_layers) or None
     return {
-        "resampler": resampler | dict(parts.resampler),
-        "cross_attention": cross_attention | dict(parts.cross_attention),
+        "resampler": resampler | sizes.resampler(),
+        "cross_attention": cross_attention | sizes.cross_attention(),
         "cross_attn_every_n_layers": every,
         "cross_attention_layers": layers,
         "decoder_layers": decoder_layers,

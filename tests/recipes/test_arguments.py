@@ -7,10 +7,11 @@ from typing import Any, Literal
 import pytest
 
 from flamboyance.recipes import RECIPES
-from flamboyance.recipes.arguments import convert, describe, find, parameters, resolve
+from flamboyance.recipes.arguments import convert, describe, documentation, find, parameters, resolve
 
-OWN = """
+OWN = '''
 from __future__ import annotations
+import dataclasses
 from dataclasses import dataclass
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.training.config import TrainingConfig
@@ -23,7 +24,22 @@ class Mine(Pairs):
 def small(*, output: str, size=4, names: tuple[str, ...] = ()) -> TrainingRun:
     training = TrainingConfig(output=output, sources={"web": Mine(shards=names or "a.tar", batch_size=size)}, steps=7)
     return TrainingRun(training, build=lambda: (None, None), outline=lambda: None)
-"""
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The shape.
+
+    Args:
+        width: in pixels.
+    """
+    width: int
+    names: tuple[str, ...] = ("a",)
+
+def grouped(*, output: str, shape: Shape, seed: int = 3) -> TrainingRun:
+    """Trains."""
+    run = small(output=output, size=shape.width, names=shape.names)
+    return dataclasses.replace(run, training=dataclasses.replace(run.training, seed=seed))
+'''
 
 
 @pytest.fixture
@@ -91,6 +107,22 @@ def test_settings_reach_recipe_training_and_source(own: str) -> None:
     assert (web.shards, web.batch_size, web.speed, web.flip) == (("b.tar", "c.tar"), 2, 9, 0.0)
     assert run.training.steps == 7
     assert type(web).__name__ == "Mine"
+
+
+def test_the_fields_of_a_group_are_settings(own: str) -> None:
+    recipe = find(own.replace(":small", ":grouped"), RECIPES)
+    taken = parameters(recipe)
+    assert [(name, one.required) for name, one in taken.items()] == [
+        *(("output", True), ("width", True), ("names", False), ("seed", False))
+    ]
+    training = resolve(recipe, ["output=o", "width=5", "names=b.tar"]).training
+    web: Any = training.sources["web"]
+    assert (web.batch_size, web.shards, training.seed) == (5, ("b.tar",), 3)
+    assert documentation(recipe).startswith("Trains.\n\nThe shape.") and "in pixels" in documentation(recipe)
+    with pytest.raises(ValueError, match=r"needs width"):
+        resolve(recipe, ["output=o"])
+    with pytest.raises(ValueError, match=r"no setting 'shape'"):
+        resolve(recipe, ["output=o", "width=5", "shape=1"])
 
 
 @pytest.mark.parametrize(

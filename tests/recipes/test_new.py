@@ -23,7 +23,7 @@ from flamboyance.cli import main
 from flamboyance.model.vision_libraries import timm_save
 from flamboyance.planning.cost import meta_model
 from flamboyance.recipes.arguments import resolve
-from flamboyance.recipes.new import named, new
+from flamboyance.recipes.new import Data, named, new
 from flamboyance.training.loop import train
 from tests.model.zoo import tiny_config
 from tests.tiny import tiny_tokenizer
@@ -201,4 +201,4 @@ def test_sources_are_named_after_their_files() -> None:
     given = ["world/captions-{00000..00009}.tar", "world/captions/*.tar", "photos/", "a.jsonl", "*.tar"]
     assert list(named(given)) == ["captions", "captions2", "photos", "a", "data"]
     with pytest.raises(ValueError, match=r"weights=1\.0: expected 2"):
-        new(output="x", vision="x", language="x", data=("a", "b"), weights=(1.0,))
+        Data(data=("a", "b"), weights=(1.0,)).sources()

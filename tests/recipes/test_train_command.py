@@ -7,7 +7,7 @@ import pytest
 
 from flamboyance.cli import main
 from flamboyance.recipes import RECIPES
-from flamboyance.recipes.arguments import fields, parameters
+from flamboyance.recipes.arguments import fields, parameters, resolve
 
 
 def said(capsys: pytest.CaptureFixture, *arguments: str) -> str:
@@ -28,7 +28,8 @@ def test_help_of_a_recipe_lists_all_that_can_be_set(name: str, capsys: pytest.Ca
     assert text == said(capsys, name)
     keys = [*parameters(RECIPES[name]), "seed", "checkpoint_every", "workers"]
     # As the help does, so that sources that are named after their data have the same names.
-    run = RECIPES[name](**{key: key.upper() for key, one in parameters(RECIPES[name]).items() if one.required})
+    required = [f"{key}={key.upper()}" for key, one in parameters(RECIPES[name]).items() if one.required]
+    run = resolve(RECIPES[name], required)
     keys += [f"{source}.{field}" for source, made in run.training.sources.items() for field in fields(made)]
     for key in keys:
         assert f"\n  {key} " in text
