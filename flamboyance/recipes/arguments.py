@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flamboyance.recipes import unknown
+from flamboyance.recipes.summaries import unknown
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.run import TrainingRun
 

@@ -8,10 +8,11 @@ sources are accumulated in each step. The data are public: MMC4 in the place of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from flamboyance.data import presets
-from flamboyance.training.config import TrainingConfig
+from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, settings, with_summary
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -20,59 +21,28 @@ if TYPE_CHECKING:
     from flamboyance.processing import FlamingoProcessor
 
 STEPS = 500_000
+BATCH_SIZES = {"flamingo-3b": 8, "flamingo-9b": 4, "flamingo-80b": 4}  # documents per device
 
 
-def _recipe(name: str, about: str, batch_size: int) -> Callable[..., TrainingRun]:
-    def recipe(
-        *,
-        output: str,
-        laion: presets.Shards,
-        mmc4: presets.Shards,
-        language: str | None = None,
-        vision: str | None = None,
-        tokenizer: str | None = None,
-        steps: int = STEPS,
-    ) -> TrainingRun:
-        training = TrainingConfig(
-            output=output,
-            sources=presets.flamingo(laion, mmc4, batch_size=batch_size),
-            steps=steps,
-            learning_rate=1e-4,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
-            warmup_steps=5000,
-            precision="bf16",
-            parallel="fsdp" if name == "flamingo-80b" else "auto",
-            checkpoint_activations=True,
-            workers=4,
-        )
-        return TrainingRun(training, lambda: build(name, language, vision, tokenizer), lambda: outline(name))
+def _recipe(name: str, batch_size: int) -> Callable[..., TrainingRun]:
+    def recipe(*, output: str, data: WebData, backbones: GivenBackbones = PUBLISHED, steps: int = STEPS) -> TrainingRun:
+        """The language model has to be given; `plan` takes Chinchilla's size without one. The tower is NFNet-F6 with
+        the weights for ImageNet, unless another one is given.
 
-    recipe.__name__ = recipe.__qualname__ = name
-    recipe.__doc__ = about + _ARGUMENTS
-    return recipe
+        Args:
+            output: the run's directory.
+            steps: optimizer steps.
+        """
+        sources = presets.flamingo(data.laion, data.mmc4, batch_size=batch_size)
+        parallel: Literal["auto", "fsdp"] = "fsdp" if name == "flamingo-80b" else "auto"
+        training = settings(output, sources, steps, warmup_steps=5000, parallel=parallel)
+        return TrainingRun(training, partial(build, name, backbones), partial(outline, name))
 
-
-_ARGUMENTS = """
-
-    Args:
-        output: the run's directory.
-        laion: shards of image-text pairs, as img2dataset writes them: paths or URLs, e.g. s3://laion/{00000..41455}.tar
-        mmc4: shards of MMC4, as `flamboyance convert` writes them.
-        language: the frozen language model, a directory or hub id; `plan` needs none and takes Chinchilla's size.
-        vision: the frozen tower, a directory, a hub id, or a name of timm's; the default is NFNet-F6 with the weights
-            for ImageNet.
-        tokenizer: a directory or hub id, if not the language model's own.
-        steps: optimizer steps.
-    """
+    return with_summary(name, recipe)
 
 
 def build(
-    name: str,
-    language: str | None,
-    vision: str | None = None,
-    tokenizer: str | None = None,
-    resampler: dict[str, Any] | None = None,
+    name: str, backbones: GivenBackbones, resampler: dict[str, Any] | None = None
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo of the original's architecture around a language model and a tower, and its processor.
 
@@ -88,14 +58,15 @@ def build(
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
+    language = backbones.language
     if language is None:
         raise ValueError(
             f"{name} has no language model: Chinchilla's weights were never released; give language=DIRECTORY or a hub "
             "id of any causal language model"
         )
     text = language_config(language)
-    processor = FlamingoProcessor(None, open_tokenizer(tokenizer or language))
-    tower = vision or original.TOWER
+    processor = FlamingoProcessor(None, open_tokenizer(backbones.tokenizer or language))
+    tower = backbones.vision or original.TOWER
     model = FlamingoForConditionalGeneration.from_backbones(
         tower,
         language,
@@ -115,8 +86,4 @@ def outline(name: str) -> FlamingoConfig:
     return FlamingoConfig.from_pretrained(name)
 
 
-RECIPES = {
-    "flamingo-3b": _recipe("flamingo-3b", "Flamingo-3B as published: NFNet-F6, a block before every layer.", 8),
-    "flamingo-9b": _recipe("flamingo-9b", "Flamingo-9B as published: NFNet-F6, a block before every 4th layer.", 4),
-    "flamingo-80b": _recipe("flamingo-80b", "Flamingo-80B as published: NFNet-F6, a block before every 7th layer.", 4),
-}
+RECIPES = {name: _recipe(name, batch_size) for name, batch_size in BATCH_SIZES.items()}

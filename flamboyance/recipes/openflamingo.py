@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from flamboyance import checks
 from flamboyance.data import presets
-from flamboyance.training.config import TrainingConfig
+from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, settings, with_summary
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -29,111 +30,71 @@ if TYPE_CHECKING:
 STEPS = 60_000_000 // (64 * 32)  # 60 M documents; 120 M pairs
 
 
-def _recipe(name: str, about: str, parallel: Literal["auto", "fsdp"] = "auto") -> Callable[..., TrainingRun]:
+def _recipe(name: str, release: str, parallel: Literal["auto", "fsdp"]) -> Callable[..., TrainingRun]:
     def recipe(
         *,
         output: str,
-        laion: presets.Shards,
-        mmc4: presets.Shards,
+        data: WebData,
         chatgpt: presets.Shards = (),
-        steps: int = STEPS,
-        language: str | None = None,
-        vision: str | None = None,
-        tokenizer: str | None = None,
+        backbones: GivenBackbones = PUBLISHED,
         quantize: str | None = None,
+        steps: int = STEPS,
     ) -> TrainingRun:
+        """The frozen parts come from the hub, unless others are given.
+
+        Args:
+            output: the run's directory.
+            chatgpt: shards of ChatGPT's sequences, among MMC4's in proportion to their number; the 4B models had them.
+            quantize: int8 or int4: the frozen parts' weights in 8 or 4 bits.
+            steps: optimizer steps; the default is the published 60 M documents and 120 M pairs at 64 devices' batches.
+        """
         scheme = checks.scheme(quantize)
-        published = presets.openflamingo(laion, mmc4, chatgpt)
+        published = presets.openflamingo(data.laion, data.mmc4, chatgpt)
         # The trainer's own advice, which the released models followed.
         sources = {key: dataclasses.replace(source, replacement=True) for key, source in published.items()}
-        training = TrainingConfig(
-            output=output,
-            sources=sources,
-            steps=steps,
-            learning_rate=1e-4,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
-            warmup_steps=1875,
-            schedule="constant",
-            precision="bf16",
-            parallel=parallel,
-            checkpoint_activations=True,
-            workers=4,
-        )
-        return TrainingRun(
-            training, lambda: build(name, language, vision, tokenizer, scheme), lambda: outline(name, scheme)
-        )
+        training = settings(output, sources, steps, warmup_steps=1875, parallel=parallel)
+        return TrainingRun(training, partial(build, release, backbones, scheme), partial(outline, release, scheme))
 
-    recipe.__name__ = recipe.__qualname__ = name
-    recipe.__doc__ = about + _ARGUMENTS
-    return recipe
-
-
-_ARGUMENTS = """
-
-    Args:
-        output: the run's directory.
-        laion: shards of image-text pairs, as img2dataset writes them: paths or URLs, e.g. s3://laion/{00000..41455}.tar
-        mmc4: shards of MMC4, as `flamboyance convert` writes them.
-        chatgpt: shards of ChatGPT's sequences, among MMC4's in proportion to their number; the 4B models had them.
-        steps: optimizer steps; the default is the published 60 M documents and 120 M pairs at 64 devices' batches.
-        language, vision, tokenizer: directories (or other hub ids) of the frozen parts, if not to come from the hub.
-        quantize: int8 or int4: the frozen parts' weights in 8 or 4 bits.
-    """
+    return with_summary(name, recipe)
 
 
 def build(
-    name: str,
-    language: str | None = None,
-    vision: str | None = None,
-    tokenizer: str | None = None,
-    quantize: str | None = None,
+    release: str, backbones: GivenBackbones, quantize: str | None = None
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """A new Flamingo around a released model's backbones, and its processor."""
+    """A new Flamingo around a released model's backbones or the given ones, and its processor."""
     from flamboyance import names
     from flamboyance.checkpoints import released
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
-    processor = FlamingoProcessor.of_released(name, tokenizer=tokenizer or language)
-    if vision:
+    processor = FlamingoProcessor.of_released(release, tokenizer=backbones.tokenizer or backbones.language)
+    if backbones.vision:
         processor.image_processor = None  # the tower's own is used: another one has another mean, deviation and size
-    release, tower = names.RELEASED[name], str(vision or released.TOWER["name"])
+    facts = names.RELEASED[release]
     model = FlamingoForConditionalGeneration.from_backbones(
-        tower,
-        language or release.language,
+        backbones.vision or str(released.TOWER["name"]),
+        backbones.language or facts.language,
         processor,
-        cross_attn_every_n_layers=release.cross_attn_every_n_layers,
+        cross_attn_every_n_layers=facts.cross_attn_every_n_layers,
         quantize=quantize,
     )
     return model, processor
 
 
-def outline(name: str, quantize: str | None = None) -> FlamingoConfig:
+def outline(release: str, quantize: str | None = None) -> FlamingoConfig:
     """A released model's configuration, without the network."""
     from flamboyance import catalog
 
-    return catalog.resolve(name).config(quantize)
+    return catalog.resolve(release).config(quantize)
 
 
 RECIPES = {
-    "openflamingo-3b": _recipe(
-        "OpenFlamingo-3B-vitl-mpt1b", "OpenFlamingo-3B: CLIP ViT-L/14 and MPT-1B, a block before every layer."
-    ),
-    "openflamingo-3b-instruct": _recipe(
-        "OpenFlamingo-3B-vitl-mpt1b-langinstruct", "OpenFlamingo-3B (Instruct): the same with MPT-1B tuned on Dolly."
-    ),
-    "openflamingo-4b": _recipe(
-        "OpenFlamingo-4B-vitl-rpj3b",
-        "OpenFlamingo-4B: CLIP ViT-L/14 and RedPajama-3B, a block before every second layer.",
-        "fsdp",
-    ),
-    "openflamingo-4b-instruct": _recipe(
-        "OpenFlamingo-4B-vitl-rpj3b-langinstruct",
-        "OpenFlamingo-4B (Instruct): the same with RedPajama-3B Instruct.",
-        "fsdp",
-    ),
-    "openflamingo-9b": _recipe(
-        "OpenFlamingo-9B-vitl-mpt7b", "OpenFlamingo-9B: CLIP ViT-L/14 and MPT-7B, a block before every fourth layer."
-    ),
+    name: _recipe(name, *release)
+    for name, release in {
+        "openflamingo-3b": ("OpenFlamingo-3B-vitl-mpt1b", "auto"),
+        "openflamingo-3b-instruct": ("OpenFlamingo-3B-vitl-mpt1b-langinstruct", "auto"),
+        "openflamingo-4b": ("OpenFlamingo-4B-vitl-rpj3b", "fsdp"),
+        "openflamingo-4b-instruct": ("OpenFlamingo-4B-vitl-rpj3b-langinstruct", "fsdp"),
+        "openflamingo-9b": ("OpenFlamingo-9B-vitl-mpt7b", "auto"),
+    }.items()
 }

@@ -11,6 +11,7 @@ from flamboyance.configuration_original import Size, chinchilla, cross_attention
 from flamboyance.model.vision import VisionTower, tower_spec
 from flamboyance.recipes import RECIPES, flamingo
 from flamboyance.recipes.arguments import resolve
+from flamboyance.recipes.published import GivenBackbones
 from tests.tiny import tiny_tokenizer
 
 GIVEN = ["output=o", "laion=l.tar", "mmc4=m.tar"]
@@ -38,9 +39,8 @@ def test_blocks_follow_the_language_model(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "language")
     VisionTower.from_config(tower_spec("timm/test_nfnet")).save_pretrained(tmp_path / "vision")
     small: dict[str, Any] = {"depth": 1, "width": 48, "heads": 2, "dim_head": 16, "latents": 4}
-    model, processor = flamingo.build(
-        "flamingo-9b", str(tmp_path / "language"), str(tmp_path / "vision"), resampler=small
-    )
+    given = GivenBackbones(language=str(tmp_path / "language"), vision=str(tmp_path / "vision"))
+    model, processor = flamingo.build("flamingo-9b", given, resampler=small)
     assert model.cross_attention_layers == [0, 4, 8]
     assert model.config.cross_attention == cross_attention(256)
     assert model.config.cross_attention["heads"] == 2 and model.config.cross_attention["dim_head"] == 128

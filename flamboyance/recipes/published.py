@@ -1,0 +1,77 @@
+"""What the recipes of published models have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from flamboyance.data.documents import Source
+from flamboyance.data.presets import Shards
+from flamboyance.recipes.summaries import SUMMARIES
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.run import TrainingRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebData:
+    """Public data of the published kinds.
+
+    Args:
+        laion: shards of image-text pairs, as img2dataset writes them: paths or URLs, e.g. s3://laion/{00000..41455}.tar
+        mmc4: shards of MMC4, as `flamboyance convert` writes them.
+    """
+
+    laion: Shards
+    mmc4: Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBackbones:
+    """Frozen parts in the place of the published ones.
+
+    Args:
+        language: the language model, a directory or hub id.
+        vision: the tower, a directory, a hub id, or a name of timm's.
+        tokenizer: a directory or hub id, if not the language model's own.
+    """
+
+    language: str | None = None
+    vision: str | None = None
+    tokenizer: str | None = None
+
+
+PUBLISHED = GivenBackbones()
+"""None is given."""
+
+
+def settings(
+    output: str,
+    sources: dict[str, Source],
+    steps: int,
+    *,
+    warmup_steps: int,
+    parallel: Literal["auto", "fsdp"],
+) -> TrainingConfig:
+    """The settings that all published runs share: AdamW to a learning rate of 1e-4 that stays there."""
+    return TrainingConfig(
+        output=output,
+        sources=sources,
+        steps=steps,
+        learning_rate=1e-4,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        warmup_steps=warmup_steps,
+        schedule="constant",
+        precision="bf16",
+        parallel=parallel,
+        checkpoint_activations=True,
+        workers=4,
+    )
+
+
+def with_summary(name: str, recipe: Callable[..., TrainingRun]) -> Callable[..., TrainingRun]:
+    """The recipe, with the summary of the recipe of that name before its docstring."""
+    recipe.__doc__ = f"{SUMMARIES[name]}\n\n{inspect.getdoc(recipe)}"
+    return recipe
