@@ -28,8 +28,8 @@ ORDER = (
         "convert_checkpoint",
         "catalog",
     ),
-    *("data", "training", "planning"),
-    *("evaluation", "mini", "small", "reports", "serving", "web", "recipes"),
+    *("data", "evaluation", "training", "planning"),
+    *("mini", "small", "reports", "serving", "web", "recipes"),
     *("__init__", "commands", "cli", "__main__"),
 )
 

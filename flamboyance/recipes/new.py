@@ -140,7 +140,7 @@ class Validation:
 
     Args:
         validation: sources that are not trained on. The mean loss per token on them, and the perplexity, are logged.
-        validate_every: steps between validations.
+        validate_every: steps between validations; `evaluate_every` takes its place.
         validation_documents: the first ones of each of these sources that are used.
     """
 

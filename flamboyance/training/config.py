@@ -41,7 +41,14 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: number of checkpoints that are kept, the newest ones.
         max_skipped_steps: the run stops after this many steps in a row with a non-finite gradient.
-        evaluate_every: steps between the recipe's evaluations; 0: never.
+        evaluate_every: steps between evaluations, of which the first is before the first step; 0: never.
+        evaluate: few-shot tasks to evaluate on then, by name as for the command `evaluate`: benchmarks, one's own files
+            or folders, hf:NAME[SPLIT].
+        evaluate_data: the folder of the benchmarks' files.
+        evaluate_support: the examples to choose demonstrations from, for one's own data; "": the data itself.
+        evaluate_shots: numbers of demonstrations.
+        evaluate_queries: number of queries of each task, the same ones at every evaluation; none: all.
+        evaluate_seeds: seeds of the choice of demonstrations; the mean over them is logged.
         track: trackers to log to beside log.jsonl: "tensorboard", "wandb", "trackio".
         export_every: steps between exports of the model so far, to `models/step-…`; 0: only at the end.
         cache_features: compute the frozen tower's features of all images once, before the first step, and train on
@@ -79,6 +86,12 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     max_skipped_steps: int = 10
     evaluate_every: int = 0
+    evaluate: tuple[str, ...] = ()
+    evaluate_data: str = ""
+    evaluate_support: str = ""
+    evaluate_shots: tuple[int, ...] = (0, 4)
+    evaluate_queries: int | None = 200
+    evaluate_seeds: tuple[int, ...] = (0,)
     export_every: int = 0
     cache_features: bool = False
     feature_augmentations: int = 1
@@ -109,6 +122,14 @@ def check(config: TrainingConfig) -> None:
     for name, least in (dict.fromkeys(at_least_0, 0) | dict.fromkeys((*at_least_1, "prefetch"), 1)).items():
         if getattr(config, name) < least:
             raise ValueError(f"{name}={getattr(config, name)}: expected {least} or more")
+    if config.evaluate and not config.evaluate_every:
+        raise ValueError(f"evaluate={','.join(config.evaluate)} is never done: add evaluate_every=N, in steps")
+    for name in ("evaluate_shots", "evaluate_seeds"):
+        numbers = getattr(config, name)
+        if not numbers or min(numbers) < 0:
+            raise ValueError(f"{name}={','.join(map(str, numbers))}: expected numbers of 0 or more, as in 0,4")
+    if config.evaluate_queries is not None and config.evaluate_queries < 1:
+        raise ValueError(f"evaluate_queries={config.evaluate_queries}: expected 1 or more, or none for all")
     for name in ("decay_fraction", "min_lr_factor"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}={getattr(config, name)}: expected a number from 0 to 1")

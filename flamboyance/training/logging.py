@@ -24,21 +24,38 @@ class Log:
     Args:
         start: number of steps taken before.
         track: names of trackers.
+
+    Attributes:
+        last: the newest line that an earlier process wrote, of a step that is kept; empty if there is none.
     """
 
     def __init__(self, output: Path, start: int, steps: int, track: tuple[str, ...] = (), config: Any = None):
         self._path = path = output / FILE
         check_written_here(path)
-        _cut(path, start)
+        self.last = _cut(path, start)
         self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  open as long as the run
         self._trackers = [_tracker(name, output, start, config) for name in track]
         self._line = ProgressLine(start, steps)
+
+    def complete(self, step: int, figures: dict[str, Any]) -> None:
+        """Adds figures to the line of the step that an earlier process took last."""
+        kept = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if not self.last or self.last["step"] != step:
+            return self.write(step, figures)
+        with naming(self._path):
+            self._file.close()
+            write_text(self._path, "".join([*kept[:-1], json.dumps({**self.last, **_plain(figures)}) + "\n"]))
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        self._tell(step, figures)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """Writes one step's figures. Lists are written as lists, and numbers that are not finite as null."""
         with naming(self._path):
             self._file.write(json.dumps({"step": step, **_plain(figures)}) + "\n")
             self._file.flush()
+        self._tell(step, figures)
+
+    def _tell(self, step: int, figures: dict[str, Any]) -> None:
         flat = {k: v for k, v in _flat(figures).items() if isinstance(v, (int, float)) and math.isfinite(v)}
         for tracker in self._trackers:
             tracker(step, flat)
@@ -101,19 +118,23 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _cut(path: Path, start: int) -> None:
-    """Keeps the lines of the first `start` steps. A last line that was cut off by a kill is removed too."""
+def _cut(path: Path, start: int) -> dict[str, Any]:
+    """Keeps the lines of the first `start` steps, and returns the last of them. A line that was cut off by a kill is
+    removed too."""
+    kept, last = [], {}
     if not path.exists():
-        return
-    kept = []
+        return last
     for line in [] if start == 0 else path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] > start:
+            row = json.loads(line)
+            if row["step"] > start:
                 break
         except (ValueError, KeyError, TypeError, RecursionError):
             break
         kept.append(line)
+        last = row
     write_text(path, "".join(kept))
+    return last
 
 
 def _plain(value: Any) -> Any:

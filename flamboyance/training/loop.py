@@ -24,6 +24,7 @@ from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import TrainingConfig, check
 from flamboyance.training.features import prepare_features
+from flamboyance.training.few_shot import FewShotTasks
 from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
@@ -59,10 +60,12 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
         KeyboardInterrupt: SIGINT before training, or a second SIGINT.
     """
     check(run.training)
-    if run.training.evaluate_every and run.evaluate is None:
+    if run.training.evaluate_every and run.evaluate is None and not run.training.evaluate:
         raise ValueError(
-            f"evaluate_every={run.training.evaluate_every}: this recipe has no evaluation; leave the setting out"
+            f"evaluate_every={run.training.evaluate_every}: this recipe has no evaluation of its own; add "
+            "evaluate=TASKS, such as birds.csv, or leave the setting out"
         )
+    tasks = FewShotTasks.open(run.training) if run.training.evaluate else None  # before a model is loaded
     output = Path(run.training.output)
     output.mkdir(parents=True, exist_ok=True)
     with (
@@ -76,7 +79,7 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
                 run.prepare()
             here.wait()
             _configure_torch(run.training, here)
-            trainer = Trainer(run, here, signals)
+            trainer = Trainer(run, here, signals, tasks)
         except Interrupted:
             print("stopped before the first step; the same command resumes", file=sys.stderr)
             raise
@@ -103,8 +106,8 @@ class OutOfMemory(MemoryError, ValueError):
 class Trainer:
     """All parts of a run, restored from its newest checkpoint."""
 
-    def __init__(self, run: TrainingRun, here: World, signals: Signals):
-        self.signals = signals
+    def __init__(self, run: TrainingRun, here: World, signals: Signals, tasks: FewShotTasks | None = None):
+        self.signals, self.tasks = signals, tasks
         self.here, self.config, self.evaluate = here, run.training, run.evaluate
         config, output = self.config, Path(run.training.output)
         self.model, self.processor = run.build()
@@ -132,8 +135,7 @@ class Trainer:
     def steps(self) -> None:
         """Takes the steps that remain."""
         config, in_a_row, figures = self.config, 0, {}
-        if not self.first and config.evaluate_every:  # a baseline
-            self._write(0, self._evaluation(0))
+        self._catch_up()
         for step in range(self.first + 1, config.steps + 1):
             saving = step % config.checkpoint_every == 0 or step == config.steps
             result, figures = self._step(step, saving or step % SELDOM == 0)
@@ -152,9 +154,25 @@ class Trainer:
             if stop and step < config.steps:
                 self._stop(step, stop)
             if config.export_every and step % config.export_every == 0 and step < config.steps:
-                self.say(f"model: {export(self.parallel, self.processor, config, step)}")
+                self._export(step)
         self._finish_checkpoint()
         self._say_left_out(figures.get("dropped", {}))
+
+    def _catch_up(self) -> None:
+        """Does what belongs to the step that the run begins or resumes after: the baseline before the first step, or
+        what a signal or an error prevented then."""
+        config, step, last = self.config, self.first, self.log.last if self.log else {}
+        evaluated = last.get("step") == step and "evaluation_s" in last
+        evaluated = self.here.broadcast(evaluated)  # the first rank has the log
+        if config.evaluate_every and step % config.evaluate_every == 0 and not evaluated:
+            found = self._evaluation(step)
+            if self.log:
+                self.log.complete(step, found)
+        if config.export_every and step % config.export_every == 0 and 0 < step < config.steps:
+            self._export(step)
+
+    def _export(self, step: int) -> None:
+        self.say(f"model: {export(self.parallel, self.processor, self.config, step)}")
 
     def _stopped(self) -> int:
         """The signal that any rank received, or 0."""
@@ -215,9 +233,12 @@ class Trainer:
         return result, figures
 
     def _evaluation(self, step: int, figures: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Every rank evaluates, because a sharded model needs every rank. If the evaluation fails, a checkpoint is
-        written first. In a single process a signal interrupts the evaluation, because it may take long."""
-        assert self.evaluate is not None
+        """Every rank evaluates, because a sharded model needs every rank. In a single process a signal interrupts the
+        evaluation, because it may take long.
+
+        Args:
+            figures: of the step that was just taken: if the evaluation fails, they and a checkpoint are written first.
+        """
         began, device = time.perf_counter(), self.here.device
         try:
             with (
@@ -226,15 +247,18 @@ class Trainer:
                 torch.no_grad(),
                 self.parallel.readable() as model,
             ):
-                found = {f"evaluation/{k}": float(v) for k, v in self.evaluate(model, self.processor).items()}
+                found = dict(self.evaluate(model, self.processor)) if self.evaluate else {}
+                if self.tasks:
+                    found |= self.tasks.scores(model, self.processor, step, self.here, self.parallel.sharded)
         except BaseException as error:
-            if step:
-                self._write(step, figures or {})
+            if figures is not None:
+                self._write(step, figures)
                 self.save(step)
                 if isinstance(error, Interrupted | KeyboardInterrupt):
                     self._stop(step, signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.number)
                 self._finish_checkpoint()
             raise
+        found = {f"evaluation/{name}": float(value) for name, value in found.items()}
         return {**found, "evaluation_s": round(time.perf_counter() - began, 3)}
 
     def save(self, step: int) -> None:

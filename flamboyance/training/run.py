@@ -21,7 +21,8 @@ class TrainingRun:
         build: makes (model, processor) with pretrained backbones. Called once on each rank.
         outline: makes the model's configuration without loading weights, for `flamboyance plan`.
         evaluate: (model, processor) -> figures by name. Called on all ranks before the first step and every
-            `evaluate_every` steps; the first rank's figures are logged.
+            `evaluate_every` steps; the first rank's figures are logged. The few-shot tasks of `training.evaluate` come
+            beside it.
         prepare: called once on the first rank before anything else, e.g. to write shards.
     """
 

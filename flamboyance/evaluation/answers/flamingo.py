@@ -75,7 +75,7 @@ class FlamingoAnswers:
         """Starts to read the images of the prompts that come next."""
         self.cache.ahead([image for prompt in prompts for image in prompt.images])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: FSDP writes to the parameters that it has gathered in it
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
         """The text that follows each prompt. All prompts are of one task."""
         inputs = self._inputs(prompts)
@@ -86,7 +86,7 @@ class FlamingoAnswers:
             )
         return [Generated(text, not end) for text, end in zip(texts, ended, strict=True)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
         """The mean log-probability per token of each of the task's labels after each prompt. All prompts are of one
         task."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flamboyance.evaluation.task import Task, TaskFile
@@ -37,6 +37,51 @@ VL_ICL: dict[str, TaskFile] = {task.name: task for task in vl_icl.TASKS}
 def known() -> dict[str, TaskFile]:
     """All benchmarks."""
     return {**TASKS, **VL_ICL}
+
+
+def open_tasks(
+    names: Sequence[str],
+    data: Path | str | None = None,
+    support: Path | str | None = None,
+    files: Mapping[str, Mapping[str, str]] | None = None,
+    columns: Mapping[str, str] | None = None,
+    protocol: str = "papers",
+    outside: bool = False,
+    called: str = "data",
+) -> list[Task]:
+    """Reads tasks by their names: benchmarks, groups of them, files or folders of one's own, datasets.
+
+    Args:
+        names: as of `open_task` or `open_own`; "all" and "vl_icl" stand for several benchmarks.
+        data: the folder of the benchmarks' files.
+        files: of a benchmark, as `open_task` takes them.
+        called: what a user knows `data` as, for the error if it is missing.
+
+    Raises:
+        ValueError, OSError, ImportError: a task is unknown, its files are missing or wrong, or two have the same name.
+    """
+    groups = {"all": list(TASKS), "vl_icl": list(VL_ICL)}
+    names = [one for name in names for one in groups.get(name, [name])]
+    given = files or {}
+    if unknown := set(given) - {name.partition(":")[0] for name in names}:
+        raise ValueError(f"--file names {unknown.pop()}, which is not among the given tasks: {', '.join(names)}")
+    tasks = []
+    for name in dict.fromkeys(names):
+        base = name.partition(":")[0]
+        if base in known():
+            if not data:
+                raise ValueError(f"{called} is missing: the folder that holds {base}/ with the benchmark's files")
+            tasks.append(open_task(name, Path(data), given.get(base, {}), protocol))
+        elif name.startswith(hf_dataset.PREFIX) or Path(name).exists():
+            tasks.append(open_own(name, support, columns, protocol, outside))
+        else:
+            raise ValueError(
+                f"{name} is neither a task ({', '.join(known())}) nor an existing file or folder, nor hf:NAME[SPLIT]"
+            )
+    twice = [task.name for task in tasks if [other.name for other in tasks].count(task.name) > 1]
+    if twice:
+        raise ValueError(f"two tasks are called {twice[0]}: rename one of the files, results are kept by that name")
+    return tasks
 
 
 def open_own(
