@@ -9,8 +9,8 @@ behind copies of its cache:
     last     the last token of each prompt     what follows is generated, or scored, from here
 
 Whether that gives what the whole prompt gives depends on the model: one whose demonstrations see the query (a prefix
-language model), or whose state cannot be continued by several tokens, gives something else. So the first rows are
-computed in both ways, and a model that fails is answered by whole prompts.
+language model), or whose state cannot be continued by several tokens, gives something else. So one of the first
+rows is computed in both ways, and a model that fails is answered by whole prompts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 TYPES = ("token_type_ids", "mm_token_type_ids")  # what a token is, for models that treat images differently
+GROWING = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that grow by concatenation
 GRIDS = ("image_grid_thw",)  # the shape of each image, which multimodal positions depend on
 
 
@@ -151,18 +152,35 @@ class Rows:
         mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), longest - 1)], 1)
         out = model(
             input_ids=ids, attention_mask=mask, position_ids=self.positions[..., -1:] + steps,
-            past_key_values=copy.deepcopy(self.cache), use_cache=True,
+            past_key_values=repeated(self.cache, len(tokens), 1), use_cache=True,
         )  # fmt: skip
         return out.logits
 
 
 def repeated(cache: Cache, rows: int, times: int) -> Cache:
-    """A copy of a cache of so many rows, with each row several times in a row."""
-    found = copy.deepcopy(cache)
-    if times > 1:  # as for beams, whose order layers of every kind can change
-        order: Any = torch.arange(rows).repeat_interleave(times)
-        found.reorder_cache(order)
+    """A cache of so many rows, with each row several times in a row. What is added to it leaves the given one as it is,
+    and nothing is copied before that."""
+    found = copy.copy(cache)
+    found.layers = [_repeated(layer, rows, times) for layer in cache.layers]
     return found
+
+
+def _repeated(layer: Any, rows: int, times: int) -> Any:
+    if type(layer) in GROWING:  # a longer tensor takes the place of what it holds, which is never written to
+        found = copy.copy(layer)
+        if times > 1 and layer.get_seq_length():
+            found.keys, found.values = (_rows(tensor, rows, times) for tensor in (layer.keys, layer.values))
+        return found
+    found = copy.deepcopy(layer)
+    if times > 1:  # as for beams, whose order layers of every kind can change
+        found.reorder_cache(torch.arange(rows).repeat_interleave(times))
+    return found
+
+
+def _rows(tensor: Tensor, rows: int, times: int) -> Tensor:
+    """Each of the rows several times in a row; a view where there is one row."""
+    shape = tensor.shape[1:]
+    return tensor.expand(times, *shape) if rows == 1 else tensor.repeat_interleave(times, 0)
 
 
 def _joined_grids(prefix: Part, part: Part) -> dict[str, Tensor]:
