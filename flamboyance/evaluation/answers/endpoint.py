@@ -40,6 +40,7 @@ LISTED = 100  # up to this number of labels are listed in the first request, if 
 IMAGES = 512  # data URLs kept in memory
 CHAT = "chat/completions"
 FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
+TOO_MANY = (400, 413, 422, 500)  # HTTP's words for more images than a server takes
 NOT_OFFERED = (400, 422, 501)  # HTTP's words for an option that a server does not know
 TEXTS_ONLY = "answers texts and takes no images: expected a vision-language model"
 
@@ -330,7 +331,16 @@ class EndpointAnswers:
                 return EndpointError(f"{url} refuses the key in {self.key_variable}{said}")
             where = f"set {self.key_variable}, or name another variable with --key-variable"
             return EndpointError(f"{url} asks for a key: {where}{said}")
-        if self._met or status is None or status == 429:
+        if status is None or status == 429:
+            return error
+        images = _images(sent["messages"])
+        many = status in TOO_MANY and images > 1 and "image" in error.said.lower()
+        if many and (self._met or self._answers_last(sent)):
+            return EndpointError(
+                f"{url} refuses a request with {images} images{said}: give fewer --shots, or let the server take more; "
+                f"vLLM's option is --limit-mm-per-prompt '{{\"image\": {images}}}'"
+            )
+        if self._met:
             return error
         known = self._served()
         if known and self.name not in known:
@@ -359,14 +369,21 @@ class EndpointAnswers:
         asked only if the first prompt's number of tokens is small for its images.
         """
         counted = _prompt_tokens(reply)
-        parts = [part for one in sent["messages"] for part in one["content"] if isinstance(part, dict)]
-        images = sum(part["type"] == "image_url" for part in parts)
+        parts, images = _parts(sent["messages"]), _images(sent["messages"])
         characters = sum(len(part.get("text", "")) for part in parts)
         turns = len(sent["messages"])
         if counted is None or not characters / 8 + 2 * turns <= counted < characters / 3 + 6 * turns + 8 * images:
             return
         if self._counts_texts(sent) == counted and self._counts_texts(sent, "word " * 20) not in (counted, None, False):
             raise EndpointError(f"{self.name} at {self.client.url} {TEXTS_ONLY} (it leaves them out)")
+
+    def _answers_last(self, sent: Reply) -> bool:
+        """Whether the server answers a request's query without its demonstrations."""
+        try:
+            self.client.post(CHAT, sent | {"messages": sent["messages"][-1:]}, _check, attempts=1)
+        except RefusedError:
+            return False
+        return True
 
     def _counts_texts(self, sent: Reply, more: str = "") -> int | bool | None:
         """The tokens of a request without its images, and with more text; None if the server does not count, False if
@@ -379,6 +396,15 @@ class EndpointAnswers:
             return _prompt_tokens(self.client.post(CHAT, sent | {"messages": bare}, _check, attempts=1))
         except RefusedError:
             return False
+
+
+def _parts(messages: Sequence[Reply]) -> list[Reply]:
+    return [part for one in messages for part in one["content"] if isinstance(part, dict)]
+
+
+def _images(messages: Sequence[Reply]) -> int:
+    """The number of images of a request."""
+    return sum(part["type"] == "image_url" for part in _parts(messages))
 
 
 def served(client: Client) -> list[str]:

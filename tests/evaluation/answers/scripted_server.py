@@ -36,6 +36,7 @@ class Scripted(ThreadingHTTPServer):
         key: the key that requests must have.
         names: the models it has; others are refused.
         refused: options of a request -> the message that refuses them.
+        most_images: of a request; those with more are refused.
         at_once: the most requests that were under way together.
     """
 
@@ -53,6 +54,7 @@ class Scripted(ThreadingHTTPServer):
         self.names = ["tiny"]
         self.refused: dict[str, str] = {}
         self.texts_only = False
+        self.most_images: int | None = None
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -116,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         pictures = [part for one in body["messages"] for part in one["content"] if isinstance(part, dict)]
         if of.texts_only and any(part["type"] == "image_url" for part in pictures):
             return self.reply(400, {"error": {"message": "tiny is not a multimodal model"}})
+        if of.most_images is not None and sum(part["type"] == "image_url" for part in pictures) > of.most_images:
+            return self.reply(400, {"error": {"message": f"At most {of.most_images} image(s) may be provided"}})
         answer = of.answer(body)
         with of.lock:
             of.requests.append(body)

@@ -288,6 +288,19 @@ def test_a_model_for_texts_alone_is_one_line(pets, tmp_path, capsys):
         assert "takes no images" in one_line(capsys)
 
 
+@pytest.mark.parametrize("shots", ["2", "0,2"])
+def test_a_server_that_takes_fewer_images_is_one_line(shots, pets, tmp_path, capsys):
+    """As vLLM, which took one image of a request by default."""
+    with serving() as server:
+        server.most_images = 1
+        assert command(server, pets, tmp_path / "run", "--shots", shots) == 2
+        (line,) = [one for one in capsys.readouterr().err.splitlines() if "refuses a request with 3 images" in one]
+        for word in ("At most 1 image(s)", "--limit-mm-per-prompt", "fewer --shots"):
+            assert word in line, line
+        server.most_images = 3
+        assert command(server, pets, tmp_path / "run", "--shots", shots) == 0
+
+
 def test_a_server_that_leaves_images_out_is_one_line(tmp_path):
     """As `transformers serve` does for a language model."""
 
