@@ -25,7 +25,6 @@ from flamboyance.checkpoints.directory import (
     resolve,
     restore_trainable,
     settle_adapters,
-    write_backbone,
     write_checkpoint,
 )
 from flamboyance.checkpoints.open_backbones import (
@@ -38,6 +37,7 @@ from flamboyance.checkpoints.open_backbones import (
     place,
 )
 from flamboyance.checkpoints.preprocessing import follow_tower
+from flamboyance.checkpoints.save_backbones import save_tower, save_transformers, write_backbone
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.hub import options as reachable
 from flamboyance.model import adapters
@@ -345,14 +345,14 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         written = []
         language, vision = config.language, config.vision["name"]
         if include or (include is None and _is_elsewhere(language, directory)) or not language:
-            write_backbone(lambda target: adapters.save_base(self.language_model, target), directory / "language")
+            write_backbone(functools.partial(save_transformers, self.language_model), directory / "language")
             config.language = "./language"
             written.append("language")
         pretrained = config.vision["pretrained"]
         movable = adapters.base(self.vision).spec["library"] != "openclip"
         local = include is None and (_is_elsewhere(vision, directory) or (pretrained and os.path.isfile(pretrained)))
         if include or (movable and local) or not vision:
-            write_backbone(adapters.base(self.vision).save_pretrained, directory / "vision")
+            write_backbone(functools.partial(save_tower, adapters.base(self.vision)), directory / "vision")
             config.vision = dict(self.vision.spec, name="./vision", pretrained=None)
             written.append("vision")
         return written

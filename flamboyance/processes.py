@@ -7,13 +7,16 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from flamboyance.files import output_lock
 
 PATIENCE = timedelta(hours=12)  # one process may compute or write for hours while the others wait
 EVERY = 0.02  # seconds between looks at the store
@@ -46,6 +49,17 @@ class World:
         """Waits until every process is here, however long the first one prepares or writes."""
         if self.size > 1:
             dist.barrier(group=self.patient)
+
+    @contextmanager
+    def locked(self, directory: Path, patience: float = 0.0) -> Generator[None]:
+        """Makes the directory, and keeps other runs from writing to it. The first process holds the lock, for all.
+
+        Raises:
+            BlockingIOError: another run still writes to it after `patience` seconds.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        with output_lock(directory, patience) if self.first else nullcontext():
+            yield
 
     def share(self, items: Sequence[Any]) -> list[Any]:
         """This process's part of the items; every item is in exactly one part."""

@@ -46,13 +46,13 @@ def tower() -> Any:
 
 
 def write(directory: Path) -> None:
-    from flamboyance.model.vision_libraries import timm_save
+    from flamboyance.checkpoints.save_backbones import save_timm
 
     model = tower()
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.half()
-    timm_save(model, directory)
+    save_timm(model, directory)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flamboyance.checkpoints.save_backbones import without_paths
 from flamboyance.configuration import FlamingoConfig
-from flamboyance.files import read_json, replacing, write_json
+from flamboyance.files import read_json, replacing
 from flamboyance.model import adapters
 from flamboyance.model.finite import check_finite
 from flamboyance.model.trainable import OWN
@@ -84,38 +84,12 @@ def write_checkpoint(
     config.vision = dict(config.vision, name=portable(config.vision["name"], directory))
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"} | ({} if about is None else {ABOUT: json.dumps(about)})
-    values = _without_paths(json.loads(config.to_json_string(use_diff=False)))
+    values = without_paths(json.loads(config.to_json_string(use_diff=False)))
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     # Both are written before either is put in place: on a full disk the old pair remains.
     with replacing(directory / WEIGHTS) as weights, replacing(directory / "config.json") as part:
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, weights, metadata=metadata)
         Path(part).write_bytes(text.encode())
-
-
-def _without_paths(values: Any) -> Any:
-    """A configuration without the paths that its parts were read from."""
-    if isinstance(values, dict):
-        return {k: "" if k == "_name_or_path" else _without_paths(v) for k, v in values.items()}
-    return [_without_paths(v) for v in values] if isinstance(values, list) else values
-
-
-def write_backbone(save: Callable[[str], Any], directory: Path) -> None:
-    """Calls `save` on a temporary directory, moves its files here once all are complete, and removes weights of earlier
-    saves."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
-        save(temporary)
-        for file in Path(temporary).glob("config.json"):
-            write_json(file, _without_paths(read_json(file)), indent=2)
-        new = {file.name for file in Path(temporary).iterdir()}
-        # Older weights would be read instead of the new ones, or mixed with them.
-        for pattern in ("*.safetensors", "*.bin", "*.index.json", "adapter_*"):
-            for file in directory.glob(pattern):
-                if file.name not in new:
-                    file.unlink()
-        for name in sorted(new):
-            with replacing(directory / name) as part:  # gives it the umask's mode
-                os.replace(Path(temporary) / name, part)
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,7 +11,7 @@ import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +25,6 @@ from flamboyance.evaluation.results import Cell
 from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
 from flamboyance.evaluation.task import Choice, Generated, Task
-from flamboyance.files import output_lock
 from flamboyance.processes import World
 
 BLANK = ".blank"  # the folder of grey images, in the results directory
@@ -246,8 +245,7 @@ def evaluate(
         ValueError: the results directory holds another run, or the model computes NaN.
         OSError: another evaluation is writing to the directory.
     """
-    settings.output.mkdir(parents=True, exist_ok=True)
-    with output_lock(settings.output) if ranks.first else nullcontext():
+    with ranks.locked(settings.output):
         return _evaluate(tasks, answers, settings, about, features, ranks, say, advance)
 
 

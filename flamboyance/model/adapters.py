@@ -175,22 +175,6 @@ def rebuild(model: nn.Module, described: list[dict[str, Any]], source: Any) -> N
                 raise ValueError(f"{source} has a wrong description of the adapter on {name} of {path}") from error
 
 
-def save_base(model: Any, directory: Any) -> None:
-    """`save_pretrained` of a transformers model with its current weights, without adapters."""
-    theirs = names(model)
-    if not theirs and base(model) is model:
-        model.save_pretrained(directory)
-        return
-    state = {canonical(name): t for name, t in model.state_dict().items() if name not in theirs}
-    whole = base(model)
-    flag = vars(whole).pop("_hf_peft_config_loaded", None)  # else transformers writes only adapters
-    try:
-        whole.save_pretrained(directory, state_dict=state)
-    finally:
-        if flag is not None:
-            whole._hf_peft_config_loaded = flag
-
-
 class _Kinds:
     """PEFT's classes, by their roles."""
 

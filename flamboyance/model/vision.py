@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flamboyance.configuration import check_vision
-from flamboyance.model import adapters, quantization, vision_libraries, vision_transformers
+from flamboyance.model import quantization, vision_libraries, vision_transformers
 from flamboyance.model.linear import use_packed_linear
 from flamboyance.model.trainable import freeze, train_trainable
 
@@ -191,23 +191,6 @@ class VisionTower(nn.Module):
                 "form a grid of squares"
             )
         return rows, patches // rows
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the tower as a directory of its library, without adapters, for a checkpoint that includes its
-        backbones.
-
-        Raises:
-            ValueError: OpenCLIP's towers are opened by name.
-        """
-        if self.spec["library"] == "openclip":
-            raise ValueError(
-                f"vision tower {self.spec['name']} is from openclip, which has no directory format for it; save with "
-                "include_backbones=False, so that the tower is opened by its name"
-            )
-        if self.spec["library"] == "timm":
-            vision_libraries.timm_save(self.model, Path(directory))
-        else:
-            adapters.save_base(self.model, directory)
 
     def train(self, mode: bool = True) -> VisionTower:
         """Frozen parts stay in evaluation mode: no dropout, no running statistics."""

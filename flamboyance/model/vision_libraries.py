@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -229,19 +228,6 @@ def _load_all(timm: Any, model: Any, file: Path) -> None:
             f"the weights {file} lack {min(lacking)}{more}, which would be random; is it this tower's file?"
         )
     inner.load_state_dict({name: state[given] for name, given in names.items() if given in state}, strict=False)
-
-
-def timm_save(model: Any, directory: Path) -> None:
-    """Writes the model as timm's `local-dir:` opens it: config.json and model.safetensors."""
-    directory.mkdir(parents=True, exist_ok=True)
-    inner = getattr(model, "model", model)  # of FeatureGetterNet
-    known = model.pretrained_cfg
-    preprocessing = {key: known[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")}
-    preprocessing |= {"fixed_input_size": known.get("fixed_input_size", False), "num_classes": 0}
-    about = {"architecture": known["architecture"], "num_classes": 0, "pretrained_cfg": preprocessing}
-    (directory / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}
-    save_file(tensors, directory / TIMM_WEIGHTS, metadata={"format": "pt"})
 
 
 def is_timm_directory(directory: Path) -> bool:

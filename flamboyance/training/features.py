@@ -23,7 +23,7 @@ from flamboyance.data.documents import Rejected, Source, digest
 from flamboyance.data.features import FeatureTable, FeatureWriter
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
-from flamboyance.files import output_lock, read_json, write_json
+from flamboyance.files import read_json, write_json
 from flamboyance.images import ImageError, ImageProcessor, load_image
 from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
@@ -53,9 +53,8 @@ def prepare_features(vision: Any, processor: Any, config: TrainingConfig, here: 
     described = about(vision, images, variants)
     key = blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
     directory = Path(config.feature_cache or Path(config.output) / "features") / key
-    if here.first:
-        directory.mkdir(parents=True, exist_ok=True)
-        with output_lock(directory, PATIENCE):
+    with here.locked(directory, PATIENCE):
+        if here.first:
             _complete(directory, described, vision, images, config, here.device)
     here.wait()
     return FeatureTable.open(directory)

@@ -19,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from flamboyance.data.documents import HELD_OUT
 from flamboyance.data.loader import Loader, merge_states
-from flamboyance.files import output_lock
 from flamboyance.processes import World, world
 from flamboyance.training.checkpoint import Checkpoints
 from flamboyance.training.config import TrainingConfig, check
@@ -67,10 +66,9 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
         )
     tasks = FewShotTasks.open(run.training) if run.training.evaluate else None  # before a model is loaded
     output = Path(run.training.output)
-    output.mkdir(parents=True, exist_ok=True)
     with (
         world() as here,
-        output_lock(output, PATIENCE) if here.first else nullcontext(),
+        here.locked(output, PATIENCE),
         explaining_full_disk(output),
         handling_signals(here.first) as signals,
     ):

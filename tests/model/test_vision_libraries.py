@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from flamboyance.checkpoints.save_backbones import save_tower
 from flamboyance.model.vision import VisionTower, tower_preprocessing, tower_spec
 from tests.model.towers import pixels, plain_clip, randomise
 
@@ -140,7 +141,7 @@ def test_feature_levels_of_timm_are_averaged_to_the_coarsest_grid(name, tmp_path
     torch.testing.assert_close(tower.embed(images), torch.nn.functional.normalize(features.mean(1), dim=-1))
     assert tower_preprocessing(tower.spec)["image_size"] == 64
 
-    tower.save_pretrained(tmp_path / "saved")
+    save_tower(tower, tmp_path / "saved")
     again = VisionTower.from_pretrained(str(tmp_path / "saved"), image_size=64, feature_levels=[2, 3])
     assert again.spec["library"] == "timm" and tower_preprocessing(again.spec) == tower_preprocessing(tower.spec)
     torch.testing.assert_close(again(images), features)

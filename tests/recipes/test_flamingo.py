@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from flamboyance.checkpoints.save_backbones import save_tower
 from flamboyance.configuration_original import Size, chinchilla, cross_attention
 from flamboyance.model.vision import VisionTower, tower_spec
 from flamboyance.recipes import RECIPES, flamingo
@@ -37,7 +38,7 @@ def test_blocks_follow_the_language_model(tmp_path: Path) -> None:
     text = chinchilla(Size(layers=9, width=256, every=4), vocabulary=len(tokenizer))
     AutoModelForCausalLM.from_config(text).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
-    VisionTower.from_config(tower_spec("timm/test_nfnet")).save_pretrained(tmp_path / "vision")
+    save_tower(VisionTower.from_config(tower_spec("timm/test_nfnet")), tmp_path / "vision")
     small: dict[str, Any] = {"depth": 1, "width": 48, "heads": 2, "dim_head": 16, "latents": 4}
     given = GivenBackbones(language=str(tmp_path / "language"), vision=str(tmp_path / "vision"))
     model, processor = flamingo.build("flamingo-9b", given, resampler=small)

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from flamboyance import catalog
+from flamboyance.checkpoints.save_backbones import save_timm
 from flamboyance.cli import main
-from flamboyance.model.vision_libraries import timm_save
 from flamboyance.planning.cost import meta_model
 from flamboyance.recipes.arguments import resolve
 from flamboyance.recipes.new import Data, named, new
@@ -51,7 +51,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     SiglipVisionModel(SiglipVisionConfig(**TOWER, image_size=16)).save_pretrained(home / "siglip")
     Siglip2VisionModel(Siglip2VisionConfig(**TOWER, num_patches=4)).save_pretrained(home / "siglip2")
     timm = pytest.importorskip("timm")
-    timm_save(timm.create_model("test_efficientnet"), home / "timm")
+    save_timm(timm.create_model("test_efficientnet"), home / "timm")
     for family in ("qwen3", "qwen3_5_text"):
         AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(home / family)
         tiny_tokenizer().save_pretrained(str(home / family))
