@@ -109,7 +109,14 @@ def make_example(
     Raises:
         Rejected: an image cannot be decoded, or no token is left to learn.
     """
-    ids, first = _cut(processor.tokens(document.text), len(document.images), source, processor, rng)
+    return example_of_tokens(document, processor.tokens(document.text), source, processor, rng)
+
+
+def example_of_tokens(
+    document: Document, tokens: np.ndarray, source: Source, processor: WorkerProcessor, rng: np.random.Generator
+) -> TrainingExample:
+    """`make_example` of a document whose text has these tokens."""
+    ids, first = _cut(tokens, len(document.images), source, processor, rng)
     is_image = ids == processor.image_token_id
     count = int(is_image.sum())
     _check_count(count, source, rng)

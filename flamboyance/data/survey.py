@@ -11,7 +11,7 @@ import numpy as np
 
 from flamboyance.data.batch import TrainingExample
 from flamboyance.data.documents import Record, Rejected, Source
-from flamboyance.data.examples import WorkerProcessor, make_example
+from flamboyance.data.examples import WorkerProcessor, example_of_tokens
 from flamboyance.data.formats.chatgpt import ChatGPT
 from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
@@ -85,8 +85,8 @@ def survey(
         rng = np.random.default_rng([seed, found.records])
         try:
             document = source.document(item, rng)
-            stored = len(worker.prefix) + len(worker.tokens(document.text))
-            example = make_example(document, plain, worker, rng)
+            tokens = worker.tokens(document.text)
+            example = example_of_tokens(document, tokens, plain, worker, rng)
         except Rejected as rejected:
             found.drops[rejected.reason] += 1
             continue
@@ -95,7 +95,7 @@ def survey(
             continue
         counts = example.frame_counts or (1,) * len(example.images)
         found.images.append(len(document.images))
-        found.tokens.append(stored)
+        found.tokens.append(len(worker.prefix) + len(tokens))
         found.kept_images.append(len(counts))
         found.kept_tokens.append(len(example.input_ids))
         found.learned.append(int((example.labels[1:] != -100).sum()))

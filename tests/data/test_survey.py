@@ -60,6 +60,14 @@ def test_figures_are_those_of_a_recount(documents: tuple[Path, list[list[int]]])
     assert survey(UserData(shards=str(file), batch_size=1), WORKER).samples[3][0] == found.samples[3][0]
 
 
+def test_a_text_is_tokenized_once(documents: tuple[Path, list[list[int]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    tokens = WorkerProcessor.tokens
+    monkeypatch.setattr(WorkerProcessor, "tokens", lambda own, text: texts.append(text) or tokens(own, text))
+    survey(UserData(shards=str(documents[0]), batch_size=1), WORKER)
+    assert len(texts) == 38
+
+
 @pytest.mark.parametrize("name", ["pairs", "pages"])
 def test_the_torture_set_is_counted(name: str, tmp_path: Path) -> None:
     given = write(tmp_path / "torture")[name]
