@@ -124,7 +124,7 @@ class Trainer:
             pin_memory=here.device.type == "cuda", features=features, frames=self.model.config.resampler["max_frames"],
         )  # fmt: skip
         self.stepper = Stepper(self.parallel, self.optimizer, config, self.processor.image_processor.normalized)
-        self.meter = Meter(self.model, here, config.precision)
+        self.meter = Meter(self.model, here, config.precision, config.cache_features)
         self.log = None
         if here.first:
             self.log = Log(output, self.first, config.steps, config.track, dataclasses.asdict(config))

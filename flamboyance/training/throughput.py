@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flamboyance.model.quantized_linear import QuantizedLinear
+from flamboyance.model.vision import VisionTower
 from flamboyance.processes import World
 from flamboyance.training import hardware
 from flamboyance.training.parallel import decoder_layers
@@ -22,8 +24,9 @@ class ModelFlops:
     """Floating-point operations that a step cannot do without: matrix products with weights, forward and backward.
 
     Each weight of a frozen language model costs two operations forward and two backward (the gradient of its input),
-    of the frozen tower two, and each trainable weight six. As usual for model FLOPs, neither the products inside
-    attention, a few percent at these lengths, nor the recomputing of activation checkpointing are counted.
+    of the frozen tower two, and each trainable weight six. A convolution's weights are used at every place. As usual
+    for model FLOPs, neither the products inside attention, a few percent at these lengths, nor the recomputing of
+    activation checkpointing are counted.
 
     Attributes:
         token, image, target: operations per token, image and predicted token.
@@ -34,16 +37,27 @@ class ModelFlops:
     target: float
 
     @classmethod
-    def of(cls, model: Any) -> ModelFlops:
+    def of(cls, model: Any, cached: bool = False) -> ModelFlops:
+        """The operations of a model; `cached`: its tower's features were computed before, and cost nothing."""
         resampler, head = model.resampler, model.get_output_embeddings()
-        latents, patches = len(resampler.latents), model.vision.patches or 0
+        latents, (tower, patches) = len(resampler.latents), tower_cost(model.vision)
         of_patches = [layer.attention.to_kv for layer in resampler.layers]
         to_kv = _weights(of_patches if resampler.projection is None else [*of_patches, resampler.projection])
         keys_values = _weights(block.attention.to_kv for block in model.blocks)
-        image = 2 * _weights([model.vision]) * patches
+        image = 0 if cached else tower
         image += 6 * (_weights(resampler.layers) * latents + to_kv * patches + keys_values * latents)
         token = 4 * _weights(decoder_layers(model)) + 6 * (_weights(model.blocks) - keys_values)
         return cls(token, image, 4 * sum(p.numel() for p in head.parameters() if p.ndim > 1))
+
+
+def tower_cost(vision: VisionTower) -> tuple[int, int]:
+    """The operations and the number of patches of one image."""
+    if vision.patches is not None:
+        return 2 * _weights([vision]) * vision.patches, vision.patches
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tower = VisionTower.from_config(vision.spec)
+        patches = tower(torch.zeros(1, 3, vision.image_size, vision.image_size)).shape[1]
+    return counter.get_total_flops(), patches
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:
@@ -56,13 +70,16 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 class Meter:
     """Times each step, from `begin` to `figures`.
 
+    Args:
+        cached: whether the tower's features were computed before.
+
     Attributes:
         waited: seconds of this step spent waiting for data; the loop adds to it.
     """
 
-    def __init__(self, model: Any, here: World, precision: str):
+    def __init__(self, model: Any, here: World, precision: str, cached: bool = False):
         self.device = here.device
-        self.flops = ModelFlops.of(model)
+        self.flops = ModelFlops.of(model, cached)
         self.peak = peak_flops(here.device, precision) * here.size
         self.waited = 0.0
 
