@@ -33,6 +33,7 @@ from flamboyance import FlamingoProcessor
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.loader import Loader
 from flamboyance.data.shards import records
+from flamboyance.files import write_json
 from flamboyance.images import ImageProcessor
 
 BATCH, SHUFFLE, SHARDS = 32, 200, 3
@@ -148,9 +149,7 @@ def main() -> None:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
         versions = {"torch": torch.__version__, "webdataset": webdataset.__version__, "pillow": Image.__version__}
         about = {**machine, **versions, "pairs": given.pairs, "bytes_per_pair": round(size), "batch": BATCH}
-        Path(given.json).write_text(
-            json.dumps({"about": about, "documents_per_second": results}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(given.json, {"about": about, "documents_per_second": results})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ counted.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image
 
 from benchmarks import reference, results
 from benchmarks.processes import Worker
+from flamboyance.files import write_json
 
 HERE = Path(__file__).parent
 SIDE = 256
@@ -52,7 +52,7 @@ def write_data(folder: Path, support: int, queries: int) -> Path:
                 "sentids": [number], "sentences": [{"raw": caption, "sentid": number, "imgid": number}],
             }
         )  # fmt: skip
-    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}), encoding="utf-8")
+    write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"}, indent=None)
     return folder
 
 

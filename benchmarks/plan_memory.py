@@ -1,6 +1,6 @@
 """The memory that `flamboyance plan` estimates, and what training steps take on this machine's CPU in float32.
 
-    python benchmarks/plan_memory.py [--json FILE] [--case NAME …]
+    python -m benchmarks.plan_memory [--json FILE] [--case NAME …]
 
 Each case runs in a process of its own: the base is its resident memory before the model is built (Python, torch,
 transformers, this package), the peak is the kernel's high-water mark (VmHWM) over two optimizer steps of the loop's own
@@ -12,16 +12,17 @@ allowance.
 """
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import peak_memory, resident_memory, watch_memory
+from benchmarks.results import machine
+from flamboyance.files import write_json
 
 MMAP_THRESHOLD = 64 * 1024
 STEPS = 2  # optimizer moments are made in the first
@@ -84,10 +85,7 @@ def main() -> int:
         )
     print("GB of 1e9 bytes; estimate and measured include the base.")
     if arguments.json:
-        machine = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-        Path(arguments.json).write_text(
-            json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(arguments.json, {"machine": machine(), "rows": rows})
     return 0
 
 
@@ -95,7 +93,7 @@ def row(name: str, case: dict[str, Any], keeping: bool) -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if not keeping:
         environment["MALLOC_MMAP_THRESHOLD_"] = str(MMAP_THRESHOLD)
-    command = [sys.executable, __file__, "--measure", name]
+    command = [sys.executable, "-m", "benchmarks.plan_memory", "--measure", name]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     parts = estimate(**case, keeping=keeping)
@@ -140,7 +138,7 @@ def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, flo
     sources = {str(i): Pairs(shards="", batch_size=b.rows) for i, b in enumerate(batches)}
     training = TrainingConfig(output="", sources=sources, steps=STEPS, checkpoint_activations=checkpoint)
     torch.ones(512, 512) @ torch.ones(512, 512)  # threads and the matrix library's own memory
-    base = status("VmRSS")
+    base = resident_memory()
     model = FlamingoForConditionalGeneration(config).train()
     parallel = Parallel(model, training, World())
     stepper = Stepper(
@@ -153,25 +151,12 @@ def measured(config: Any, batches: list[Any], checkpoint: bool) -> dict[str, flo
     for name, sizes in zip(sources, batches, strict=True):
         batch = batch_of(sizes, model)
         item[name] = dataclasses.replace(batch, images=torch.zeros(batch.images.shape, dtype=torch.uint8))
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the high-water mark back
-    built = status("VmRSS")
+    built = watch_memory()
     began = time.perf_counter()
     for _ in range(STEPS):
         stepper([item], 1e-4)
     seconds = (time.perf_counter() - began) / STEPS
-    return {"base": base, "built": built, "measured": status("VmHWM"), "step_s": seconds}
-
-
-def status(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {"base": base, "built": built, "measured": peak_memory(), "step_s": seconds}
 
 
 if __name__ == "__main__":

@@ -106,6 +106,11 @@ def watch_memory() -> int:
     """Hands freed memory back and sets the high-water mark to what is resident now, in bytes, which is returned."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are resident now."""
     return _status("VmRSS")
 
 

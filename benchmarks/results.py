@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from flamboyance.files import write_json, write_text
 from flamboyance.model.linear import instruction_set
 
 FOLDER = Path(__file__).parent / "results"
@@ -50,9 +50,9 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
     stem = FOLDER / f"{name}-{kind}-{today}"
     FOLDER.mkdir(exist_ok=True)
     content = {"date": today, "machine": here, **about, "rows": rows}
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(stem.with_suffix(".json"), content)
     title = f"# {name.replace('_', ' ').capitalize()}: {here['processor']}, {here['cores']} cores, {today}\n\n"
-    stem.with_suffix(".md").write_text(title + table + "\n", encoding="utf-8")
+    write_text(stem.with_suffix(".md"), title + table + "\n")
     if extra:
         write_rows(rows, extra)
     return stem
@@ -61,4 +61,4 @@ def write(name: str, rows: list[dict[str, Any]], table: str, about: dict[str, An
 def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
     """The rows, each with the processor and the instruction set that it was measured on."""
     here = {name: machine()[name] for name in ("processor", "instruction_set")}
-    file.write_text(json.dumps([{**row, **here} for row in rows], indent=1) + "\n", encoding="utf-8")
+    write_json(file, [{**row, **here} for row in rows])

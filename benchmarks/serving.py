@@ -31,6 +31,7 @@ from typing import Any
 import psutil
 
 import flamboyance as fl
+from flamboyance.files import write_json
 
 TOKENS = 24
 
@@ -185,7 +186,7 @@ def main() -> None:
         ask(http.client.HTTPConnection("127.0.0.1", port), "/v1/tasks", {"name": "shapes", "demonstrations": shots})
         figures = report(compare(port, process, arguments))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flamboyance.files import write_text
+
 FILE = Path(__file__).parents[1] / "docs" / "pictures" / "architecture.svg"
 WIDTH, HEIGHT = 640, 720
 STYLE = """
@@ -127,4 +129,4 @@ def legend() -> list[str]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(draw(), encoding="utf-8")
+    write_text(FILE, draw())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flamboyance.files import write_text
+
 CARD = """\
 ---
 license: apache-2.0
@@ -72,4 +74,4 @@ def write(directory: Path, table: str, parameters: dict[str, float], megabytes: 
     """Writes README.md; `parameters` in millions: vision, language, trained."""
     total = sum(parameters.values())
     text = CARD.format(table=table, total=total, megabytes=megabytes, origin=origin, **parameters)
-    (directory / "README.md").write_text(text, encoding="utf-8")
+    write_text(directory / "README.md", text)

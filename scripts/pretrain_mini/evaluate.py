@@ -6,7 +6,6 @@ are held out too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.evaluation.metrics.intervals import wilson
+from flamboyance.files import write_json, write_text
 from flamboyance.mini.world import scenes as world
 from flamboyance.mini.world.sayings import (
     BINDING_KINDS,
@@ -26,6 +25,7 @@ from flamboyance.mini.world.sayings import (
     draw_question,
 )
 from flamboyance.mini.world.scenes import Scene
+from scripts.proportion import Proportion
 
 SHOTS = (0, 1, 2, 4, 8)
 BATCH = 40
@@ -33,21 +33,13 @@ _SEED = 20_000_000  # far from any training step's
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Proportion):
     """One line of the table: `right` of `total` trials of a task at a number of shots."""
 
     task: str
     shots: int
     right: int
     total: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.right, self.total)
 
 
 Prompt = tuple[list[tuple[Scene, str]], tuple[Scene, str]]  # solved entries, then the query; texts follow the picture
@@ -242,5 +234,5 @@ def markdown(rows: list[Row]) -> str:
 def save(rows: list[Row], folder: Path) -> None:
     """Writes table.json and table.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    (folder / "table.md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    write_json(folder / "table.json", [asdict(row) for row in rows])
+    write_text(folder / "table.md", markdown(rows) + "\n")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance.files import read_json, replacing, write_json
 from scripts.pretrain_mini import card, naming
 
 MOST_BYTES = 20_000_000
@@ -36,14 +36,14 @@ def halve(directory: Path, most: int = MOST_BYTES) -> int:
     """
     for file in directory.rglob("*.safetensors"):
         tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
-        save_file(tensors, file, metadata={"format": "pt"})
-        file.chmod(0o644)
+        with replacing(file) as part:
+            save_file(tensors, part, metadata={"format": "pt"})
     for file in directory.rglob("config.json"):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         for part in (config, config.get("text_config") or {}):
             if "dtype" in part:
                 part["dtype"] = "float32"
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(file, config, indent=2)
     size = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
     if size > most:
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from flamboyance import FewShotTask, examples, load_mini
+from flamboyance.files import write_text
 from flamboyance.mini import world
 
 SEED = 70_000_000  # of scenes that nothing was trained on
@@ -37,7 +38,7 @@ def main(folder: Path = examples.folder) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, optimize=True)
         if path.parent.name == "captioned":
-            path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+            write_text(path.with_suffix(".txt"), caption + "\n")
 
 
 def figure(path: Path = FIGURE) -> None:

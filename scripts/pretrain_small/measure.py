@@ -32,11 +32,11 @@ from rich.progress import track
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog
 from flamboyance.evaluation.answers.media_cache import MediaCache
-from flamboyance.evaluation.metrics.intervals import wilson
 from flamboyance.files import read_json, read_json_lines, write_json, write_text
 from flamboyance.images import load_image
 from flamboyance.prompting import completion_tokens, generate_texts, prompt_inputs
 from flamboyance.templates import Template
+from scripts.proportion import Proportion
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 SHOTS_OF_FIVE = (0, 5, 10, 20)  # of five classes, each as often as the others
@@ -60,7 +60,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Proportion):
     """One line of the table: `right` of `total` trials of a task, shown in one way, at a number of shots."""
 
     task: str
@@ -68,14 +68,6 @@ class Row:
     shots: int
     right: int
     total: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.right, self.total)
 
 
 def trials(world: Path, task: str, most: int) -> list[Trial]:
