@@ -218,7 +218,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
             language_options["token"] = token
         with opening("language", language := config.language):
             options = adapters_too(reachable(language, hub)) | language_options
-            language_model = open_language_model(language, dtype=dtype, quantize=quantize, **options)
+            options |= {"dtype": dtype, "quantize": quantize, "known": config.text_config}
+            language_model = open_language_model(language, **options)
         check_language_model(config, language_model)
         pretrained, library = config.vision["pretrained"], config.vision["library"]
         with opening("vision", vision):

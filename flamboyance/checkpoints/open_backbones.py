@@ -1,7 +1,5 @@
 """Opens the frozen backbones by name, checks them, and places the other parts on their devices."""
 
-import copy
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,6 +18,7 @@ from transformers import (
 )
 
 from flamboyance import checks, names
+from flamboyance.checkpoints import gguf
 from flamboyance.configuration import FlamingoConfig, check_text_config
 from flamboyance.files import read_json
 from flamboyance.model import quantization, quantized_linear
@@ -28,12 +26,15 @@ from flamboyance.model.finite import check_finite
 from flamboyance.model.language import find_decoder_layers
 
 
-def open_language_model(name: str, quantize: str | None = None, **options: Any) -> PreTrainedModel:
+def open_language_model(
+    name: str, quantize: str | None = None, known: PreTrainedConfig | None = None, **options: Any
+) -> PreTrainedModel:
     """A language model, with all of its weights. Those of a GGUF file are dequantised here, once.
 
     Args:
         name: as `names.language_model` takes it.
         quantize: the scheme of its linear layers. Each weight is quantized as it is read.
+        known: its configuration, with which a GGUF file opens faster.
         options: of `AutoModelForCausalLM.from_pretrained`. dtype "auto" is float32 for a GGUF file.
 
     Raises:
@@ -44,7 +45,11 @@ def open_language_model(name: str, quantize: str | None = None, **options: Any) 
     options.setdefault("trust_remote_code", False)  # else transformers asks, on the terminal, whether to run the code
     place = _place(name)
     if place.gguf is not None:
-        return _open_gguf(place, quantize, options)
+        made, report = gguf.open_model(Path(place.name, place.gguf), known, **options)
+        _check_complete(made, report, place.gguf)
+        if checks.scheme(quantize):
+            quantization.quantize_layers(made, str(quantize))
+        return made
     check_json(Path(place.name))
     try:
         config = _config(place, options)
@@ -84,22 +89,20 @@ def language_config(name: str, **options: Any) -> PreTrainedConfig:
 
 
 def _config(place: names.Place, options: dict[str, Any]) -> PreTrainedConfig:
+    if place.gguf is not None:
+        return gguf.read_config(Path(place.name, place.gguf))
     shared = ("cache_dir", "local_files_only", "revision", "token", "subfolder", "trust_remote_code")
-    given = {key: options[key] for key in shared if key in options} | _gguf(place)
-    return AutoConfig.from_pretrained(place.name, **given)
+    return AutoConfig.from_pretrained(place.name, **{key: options[key] for key in shared if key in options})
 
 
 def open_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a language model. `options`: of `AutoTokenizer.from_pretrained`."""
     place = _place(name)
-    tokenizer: Any = AutoTokenizer.from_pretrained(place.name, **_gguf(place), **options)
     if place.gguf is not None:
-        # transformers gives the tokenizer of every GGUF file the special tokens of some family; those that the file
-        # does not have would get ids beyond the model's table.
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        own = [token for token in state["added_tokens"] if token["id"] < len(state["model"]["vocab"])]
-        if len(own) < len(state["added_tokens"]):
-            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": own}))
+        options["gguf_file"] = place.gguf
+    tokenizer: Any = AutoTokenizer.from_pretrained(place.name, **options)
+    if place.gguf is not None:
+        gguf.drop_foreign_tokens(tokenizer)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -112,39 +115,6 @@ def _place(name: str) -> names.Place:
             f"{name} is a GGUF file, which needs {' and '.join(lacking)}: pip install {' '.join(lacking)}"
         )
     return place
-
-
-def _gguf(place: names.Place) -> dict[str, Any]:
-    return {} if place.gguf is None else {"gguf_file": place.gguf}
-
-
-def _open_gguf(place: names.Place, quantize: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    """The model of a GGUF file. Quantized again by our scheme, if one is given."""
-    dtype = options.get("dtype")
-    options = options | {"gguf_file": place.gguf, "dtype": torch.float32 if dtype in (None, "auto") else dtype}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(place.name, output_loading_info=True, **options)
-    model, report = loaded
-    _check_complete(model, report, str(place.gguf))
-    made = _plain(model)
-    if checks.scheme(quantize):
-        quantization.quantize_layers(made, str(quantize))
-    return made
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, as if its weights had never been quantised: transformers refuses to save the other one."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        made = type(model)(config)
-    made.load_state_dict(model.state_dict(), assign=True)
-    for name, buffer in model.named_buffers():  # also those that no state has
-        owner, _, leaf = name.rpartition(".")
-        made.get_submodule(owner).register_buffer(leaf, buffer, persistent=name in model.state_dict())
-    made.tie_weights()
-    made.generation_config = model.generation_config
-    return made.eval()
 
 
 def check_json(directory: Path) -> None:

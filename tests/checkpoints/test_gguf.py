@@ -12,9 +12,16 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    modeling_gguf_pytorch_utils,
+)
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, names
+from flamboyance.checkpoints.gguf import sizes
 from flamboyance.checkpoints.open_backbones import language_config, open_language_model, open_tokenizer
 from flamboyance.images import ImageProcessor
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo
@@ -25,12 +32,12 @@ MERGES = ["c a", "ca t", "Ġ cat"]
 TOKENS = ["<unk>", "<s>", "</s>", *LETTERS, "ca", "cat", "Ġcat"]
 
 
-def llama(seed: int = 0) -> LlamaForCausalLM:
+def llama(seed: int = 0, layers: int = LAYERS) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=WIDTH,
         intermediate_size=64,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=1,
         vocab_size=len(TOKENS),
@@ -185,6 +192,44 @@ def test_a_flamingo_around_a_package(tmp_path: Path, install: Callable[..., Path
     assert "tiny_llama_weights" not in sys.modules
     made.save_pretrained(tmp_path / "whole", include_backbones=True)
     assert FlamingoForConditionalGeneration.from_pretrained(tmp_path / "whole").config.language.endswith("language")
+
+
+def test_a_checkpoint_reads_the_tokens_of_a_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], install: Callable[..., Path]
+) -> None:
+    folder = install("tiny-llama-weights", {"tiny.gguf": lambda file: write_gguf(file, llama())})
+    name = "package:tiny_llama_weights"
+    processor = FlamingoProcessor(ImageProcessor.clip(IMAGE_SIZE), open_tokenizer(name))
+    tower = str(save_tiny_flamingo(tmp_path) / "vision")
+    made = FlamingoForConditionalGeneration.from_backbones(tower, name, processor)
+    made.save_pretrained(tmp_path / "flamingo")
+    readings = []
+    read = modeling_gguf_pytorch_utils.load_gguf_checkpoint
+
+    def load_gguf_checkpoint(*arguments: Any, **options: Any) -> Any:
+        readings.append(options)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(modeling_gguf_pytorch_utils, "load_gguf_checkpoint", load_gguf_checkpoint)
+    capsys.readouterr()
+    opened = FlamingoForConditionalGeneration.from_pretrained(tmp_path / "flamingo")
+    assert (
+        len(readings) == 1 and "GGUF" not in capsys.readouterr().err
+    )  # no bar, which cannot be switched off elsewhere
+    for before, after in zip(made.language_model.parameters(), opened.language_model.parameters(), strict=True):
+        assert torch.equal(before, after)
+    write_gguf(folder / "tiny.gguf", llama(layers=LAYERS + 1))
+    with pytest.raises(ValueError, match=f"num_hidden_layers={LAYERS}, .* has num_hidden_layers={LAYERS + 1}"):
+        FlamingoForConditionalGeneration.from_pretrained(tmp_path / "flamingo")
+
+
+def test_the_sizes_at_the_head_of_a_file(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", llama())
+    assert sizes(file) == (LAYERS, WIDTH)
+    content = file.read_bytes()
+    for number, damaged in enumerate((b"", content[:40], b"GGUF" + b"\xff" * 40, content[24:])):
+        (tmp_path / f"{number}.gguf").write_bytes(damaged)
+        assert sizes(tmp_path / f"{number}.gguf") is None
 
 
 def test_a_flamingo_around_a_file_carries_its_language_model(tmp_path: Path) -> None:
