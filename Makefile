@@ -8,7 +8,7 @@ CORE   := tests/model tests/checkpoints tests/parity tests/test_processing.py te
           tests/test_drop_in.py tests/training/test_step.py
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo docs test test-all test-families test-newest test-oldest bench check format clean
+.PHONY: help setup demo docs test test-all test-browser test-families test-newest test-oldest bench check format clean
 
 help:
 	@echo "make setup     the virtual environment in .venv"
@@ -16,6 +16,7 @@ help:
 	@echo "make docs      the documentation's site (build/site/index.html)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test"
+	@echo "make test-browser  the tests that drive Chromium"
 	@echo "make test-families  every family of language models (docs/families.md)"
 	@echo "make test-newest  the core tests with the newest releases of everything, in .venv-newest"
 	@echo "make test-oldest  the core tests with the oldest that pyproject.toml declares, in .venv-oldest"
@@ -53,6 +54,11 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+# Without Chromium and its driver, these tests are skipped elsewhere; here that is an error.
+test-browser: $(READY)
+	@command -v chromedriver >/dev/null || { echo "no chromedriver: install Chromium and its driver first"; exit 1; }
+	$(BIN)/python -m pytest -m "" tests/web/test_browser.py tests/reports/test_page.py
 
 # Every family of causal language models that transformers has, tiny; the table in docs/families.md.
 test-families: $(READY)

@@ -49,7 +49,7 @@ def test_a_command_exists(command: str) -> None:
 
 def test_the_workflows_run_every_kind_of_test() -> None:
     called = {command.split()[1] for command in commands() if command.startswith("make ")}
-    assert called >= {"check", "test", "test-families", "test-newest", "test-oldest"}
+    assert called >= {"check", "docs", "test", "test-browser", "test-families", "test-newest", "test-oldest"}
 
 
 @pytest.mark.parametrize("file", FORMS, ids=lambda file: file.name)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -19,11 +18,11 @@ import pytest
 from flamboyance.evaluation import data_folders
 from flamboyance.reports import page as browse
 from flamboyance.reports.evaluation_run import read_run, read_runs
+from scripts.web_pictures import CHROMIUM
 
 from .written_run import WrittenRun, picture, row
 
 HOSTILE = "</script><script>document.title='OWNED'</script><img src=x onerror=\"document.title='OWNED'\"><!--"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Page:
