@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.notebook import code_cells, execute, read
 
+SECONDS = 600  # of a cell, on machines that do other work
 FILE = Path(__file__).parents[1] / "examples" / "few_shot_captioning.ipynb"
 
 
@@ -34,6 +35,28 @@ def test_the_notebook_runs_and_gives_what_it_shows(monkeypatch: pytest.MonkeyPat
         drawn, kept = pictures(found), pictures(cell["outputs"])
         assert [picture.size for picture in drawn] == [picture.size for picture in kept], source
         assert all(len(set(picture.convert("L").tobytes())) > 10 for picture in kept), "a kept picture is empty"
+
+
+@pytest.mark.slow
+def test_a_kernel_of_jupyter_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbclient
+    import nbformat
+
+    for name, value in (("CUDA_VISIBLE_DEVICES", ""), ("OMP_NUM_THREADS", "1"), ("IPYTHONDIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    ran = nbformat.read(FILE, as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(ran, timeout=SECONDS, kernel_name="python3", resources=place).execute()
+    for cell, found in zip(code_cells(read(FILE)), code_cells(ran), strict=True):
+        outputs = [output for output in found["outputs"] if output.get("name") != "stderr"]
+        # Jupyter breaks long values into lines.
+        assert words(texts(outputs)) == words(texts(cell["outputs"])), found["source"]
+        drawn, kept = pictures(outputs), pictures(cell["outputs"])
+        assert [picture.size for picture in drawn] == [picture.size for picture in kept], found["source"]
+
+
+def words(texts: list[str]) -> list[list[str]]:
+    return [text.split() for text in texts]
 
 
 def test_the_file_is_small_and_holds_nothing_of_the_machine_that_ran_it() -> None:
