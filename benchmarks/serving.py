@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving                       # 200 requests from 32 clients, of the embedded model
     python -m benchmarks.serving --json serving.json
+    python -m benchmarks.serving --memory 2000         # instead, resident memory after every 200 of 2,000 requests
 
 Starts the server as a process of its own, uploads a few-shot task, and sends the same requests first one after the
 other, then from many clients, in turns. Every answer is compared with the library's own. Prints requests per second,
@@ -34,6 +35,7 @@ import flamboyance as fl
 from flamboyance.files import write_json
 
 TOKENS = 24
+EVERY = 200  # requests between looks at the server's memory
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,19 @@ def compare(port: int, process: psutil.Process, arguments: argparse.Namespace) -
     return found
 
 
+def memory(port: int, process: psutil.Process, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints the server's resident memory in MB after every part of the requests, and returns the figures."""
+    asked = requests(EVERY)
+    right = expected(asked)
+    figures: list[float] = []
+    wrong = 0
+    for done in range(0, arguments.memory, EVERY):
+        wrong += measure(port, arguments.clients, asked, right)[2]
+        figures.append(round(process.memory_info().rss / 1e6, 1))
+        print(f"{done + EVERY:6} requests  {figures[-1]:7.1f} MB  {wrong} wrong", flush=True)
+    return {"every": EVERY, "memory_mb": figures, "wrong": wrong}
+
+
 def report(found: dict[str, list[Round]]) -> dict[str, Any]:
     """Prints a row for each way, and returns their figures: the medians over rounds."""
     rows: dict[str, Any] = {}
@@ -179,12 +194,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch in the server")
+    parser.add_argument("--memory", type=int, metavar="N", help=f"memory after every {EVERY} of N requests, alone")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     arguments = parser.parse_args()
     with served("mini", arguments.threads) as (port, process):
         shots = [{"image": data_url(image), "text": text} for image, text in fl.examples.demonstrations]
         ask(http.client.HTTPConnection("127.0.0.1", port), "/v1/tasks", {"name": "shapes", "demonstrations": shots})
-        figures = report(compare(port, process, arguments))
+        if arguments.memory:
+            figures = memory(port, process, arguments)
+        else:
+            figures = report(compare(port, process, arguments))
     if arguments.json:
         write_json(arguments.json, figures)
 
