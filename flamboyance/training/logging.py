@@ -180,7 +180,7 @@ def _tracker(name: str, output: Path, start: int, config: Any) -> Any:
     # One tracked run per directory, however often it is resumed, and not shared with a directory of the same name.
     known = output / ".run-id"
     if not known.exists():
-        known.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        write_text(known, uuid.uuid4().hex[:12])
     run = f"{output.resolve().name}-{known.read_text(encoding='utf-8')}"
     more = {"dir": str(output), "id": run, "resume": "allow"} if name == "wandb" else {"resume": "allow"}
     library.init(project="flamboyance", name=run, config=config, **more)
