@@ -64,12 +64,14 @@ def served(model: str, threads: int) -> Iterator[tuple[int, psutil.Process]]:
     command = [sys.executable, "-m", "flamboyance", "serve", "--model", model, "--port", "0", "--queue", "512"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError("the server did not start")
-        yield int(line.rpartition(":")[2]), psutil.Process(process.pid)
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError("the server did not start")
+            yield int(line.rpartition(":")[2]), psutil.Process(process.pid)
+        finally:
+            process.terminate()
 
 
 def ask(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -41,14 +44,8 @@ def test_a_file_without_keys(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_serves_and_stops(number, tmp_path):
     key = "a-key-of-this-test-0123456789"
-    command = [sys.executable, "-m", "flamboyance", "serve", "--model", "mini", "--port", "0", "--tasks", str(tmp_path)]
-    environment = os.environ | {"FLAMBOYANCE_API_KEYS": key}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        line = process.stdout.readline()
-        assert line.startswith("serving mini on http://127.0.0.1:"), process.stderr.read()
-        connection = http.client.HTTPConnection("127.0.0.1", int(line.rpartition(":")[2]), timeout=SECONDS)
+    with served(tmp_path, key) as (process, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
         body = json.dumps({"model": "mini", "messages": [{"role": "user", "content": "a large"}], "max_tokens": 3})
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         connection.request("POST", "/v1/chat/completions", body, headers)
@@ -57,3 +54,19 @@ def test_a_process_serves_and_stops(number, tmp_path):
         process.send_signal(number)
         assert process.wait(SECONDS) == 0
         assert key not in process.stdout.read() + process.stderr.read()
+
+
+@contextmanager
+def served(tasks: Path, key: str) -> Generator[tuple[subprocess.Popen, int]]:
+    """A server's process and its port. It is killed at the end: a test that fails would wait for it forever."""
+    command = [sys.executable, "-m", "flamboyance", "serve", "--model", "mini", "--port", "0", "--tasks", str(tasks)]
+    environment = os.environ | {"FLAMBOYANCE_API_KEYS": key}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("serving mini on http://127.0.0.1:"), process.stderr.read()
+            yield process, int(line.rpartition(":")[2])
+        finally:
+            process.kill()
