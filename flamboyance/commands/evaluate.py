@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from flamboyance.commands.models import model_name, note_default
 from flamboyance.commands.tasks import read_tasks
 
 if TYPE_CHECKING:
-    from flamboyance.evaluation.run import Settings
+    from flamboyance.evaluation.run import Answers, Settings
     from flamboyance.evaluation.task import Task
     from flamboyance.processes import World
 
@@ -41,6 +41,7 @@ tasks:
     image,label             one of the labels that occur; accuracy
     image,text              captions; CIDEr
     image,question,answer   answers; exact match, or VQA accuracy where there are ten
+    image,answer            the same without a question
   hf:NAME[SPLIT], a dataset of Hugging Face or a folder of one, with --columns where its columns have other names
   Demonstrations of your own data come from --support, or from the file itself, never a query's own image.
 
@@ -79,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ablate", action="store_true",
         help="also ask with changed demonstrations, up to seven times: images removed, blanked, shuffled, swapped for "
         "others; answers shuffled, random; questions removed. The report says what of them the model uses",
+    )  # fmt: skip
+    group.add_argument(
+        "--changes", type=_changes, metavar="CHANGE,…",
+        help="as --ablate, with some of the changes: no_images, blank_images, shuffled_images, other_images, "
+        "shuffled_answers, random_answers, no_questions",
     )  # fmt: skip
     group.add_argument(
         "--orders", type=at_least(0), default=0, metavar="N",
@@ -127,6 +133,16 @@ def _words(given: str) -> tuple[str, ...]:
     return ways
 
 
+def _changes(given: str) -> tuple[str, ...]:
+    from flamboyance.evaluation.changes import TITLES
+
+    changes = tuple(dict.fromkeys(given.split(",")))
+    for change in changes:
+        if change not in TITLES:
+            raise argparse.ArgumentTypeError(f"{change!r}: expected some of {', '.join(TITLES)}")
+    return changes
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a model; 1 if the budget was spent before all queries were answered."""
     from flamboyance.evaluation.answers.budget import BudgetSpentError
@@ -147,8 +163,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
+def answer(arguments: argparse.Namespace, opened: Answers | None = None) -> tuple[Settings, list[Task], bool]:
     """Ask the model every query that the results directory has no answer to.
+
+    Args:
+        opened: the model of `arguments`, if it is open already.
 
     Returns:
         The settings, the tasks, and whether this is the first process.
@@ -166,14 +185,15 @@ def answer(arguments: argparse.Namespace) -> tuple[Settings, list[Task], bool]:
         Path(arguments.output), arguments.shots, arguments.demonstrations, arguments.seeds, arguments.queries,
         # A server batches by itself: while some requests are waited for, others are under way.
         2 * (arguments.concurrency or CONCURRENCY) if endpoint else arguments.batch_size, arguments.protocol,
-        arguments.ablate, arguments.orders,
+        arguments.ablate or arguments.changes is not None, arguments.orders,
+        **({} if arguments.changes is None else {"changes": arguments.changes}),
     )  # fmt: skip
     settings.check(tasks)
     by_default = arguments.model is None
     arguments.model = model_name(arguments)
     with world() as here:
         features = build_features(arguments, tasks, settings, here)
-        with opened_answers(arguments, here) as answers:
+        with opened_answers(arguments, here) if opened is None else nullcontext(opened) as answers:
             if by_default and here.first:
                 note_default()
             fixed = {

@@ -39,7 +39,8 @@ def describe(
         "settings": {
             "shots": list(settings.shots), "demonstrations": list(settings.modes),
             "seeds": list(settings.seeds), "batch_size": settings.batch_size,
-            **({"ablate": True} if settings.ablate else {}), **({"orders": settings.orders} if settings.orders else {}),
+            **({"ablate": list(settings.changes)} if settings.ablate else {}),
+            **({"orders": settings.orders} if settings.orders else {}),
         },
         "tasks": {task.name: _task(task) for task in tasks},
     }  # fmt: skip

@@ -74,6 +74,7 @@ class Settings:
         protocol: "papers", or "openflamingo" for the rules of the published tables.
         ablate: also ask every query with changed demonstrations, and compare with answers without a model; see
             changes.py and baselines.py. 0 shots are added, which the gain is counted from.
+        changes: the changes that `ablate` makes.
         orders: also ask every query with its demonstrations in so many other orders.
     """
 
@@ -86,6 +87,7 @@ class Settings:
     protocol: str = "papers"
     ablate: bool = False
     orders: int = 0
+    changes: tuple[str, ...] = tuple(changes.TITLES)
 
     def __post_init__(self) -> None:
         if self.ablate and 0 not in self.shots:
@@ -111,7 +113,7 @@ class Settings:
         if not self.ablate:
             return reordered
         shown = {n: len(task.choose(task.queries[0], n, self.seeds[0])) if task.choose else n for n in self.shots}
-        possible = {n: changes.of_task(task, shown[n]) for n in self.shots if n}
+        possible = {n: [c for c in changes.of_task(task, shown[n]) if c in self.changes] for n in self.shots if n}
         cells = reordered + [
             replace(cell, change=change) for cell in self.cells(task.name) for change in possible.get(cell.shots, ())
         ]

@@ -116,6 +116,10 @@ class Metric:
     variant: str = ""
 
 
+Choose = Callable[[Example, int, int], tuple[int, ...]]
+"""(query, shots, seed) -> its demonstrations, as indices into the support set."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A benchmark, read from its files.
@@ -133,8 +137,8 @@ class Task:
         permutations: over how many orders of the demonstrations the log-probabilities of labels are averaged.
         test_server: (queries, predictions) -> the content of the file for the task's test server; None if there is no
             such server.
-        choose: (query, shots, seed) -> the demonstrations, as indices into `support`, for a task that fixes which ones
-            a query may have; raises ValueError if it has too few. None if any may be shown.
+        choose: for a task that fixes which demonstrations a query may have; raises ValueError if it has too few. None
+            if any may be shown.
     """
 
     name: str
@@ -149,7 +153,7 @@ class Task:
     post_process: Callable[[str], str] = str.strip
     permutations: int = 1
     test_server: Callable[[Sequence[Example], Sequence[Prediction]], object] | None = None
-    choose: Callable[[Example, int, int], tuple[int, ...]] | None = None
+    choose: Choose | None = None
 
     def request(self, example: Example) -> str:
         """What a chat model's user says beside the image."""

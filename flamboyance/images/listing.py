@@ -102,12 +102,14 @@ class Row(NamedTuple):
         image: its path; a regular file.
         record: values by column, as in {"text": "a cat"} or {"question": …, "answer": …}.
         further: the other images, if the row has several.
+        demonstrations: the row's own, if it has any.
     """
 
     place: str
     image: Path
     record: Record
     further: tuple[Path, ...] = ()
+    demonstrations: tuple[Row, ...] = ()
 
 
 def image_rows(path: Path | str, outside: bool = False, labels: bool = False, several: bool = False) -> list[Row]:
@@ -118,7 +120,8 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False, se
     Args:
         outside: images may be outside of the folder: absolute paths, `..`, links that lead out.
         labels: if no image has a text beside it, the name of its folder is its label (`cat/1.jpg`).
-        several: a line of JSONL may have a list of `images` instead of one `image`.
+        several: a line of JSONL may have a list of `images` instead of one `image`, and a list of `demonstrations`,
+            objects with the columns of a line.
 
     Raises:
         ValueError: an invalid file, or an image outside; names file and line.
@@ -133,13 +136,31 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False, se
         raise ValueError(f"{path}: expected a folder of images, or a file named {', '.join(TABLE_SUFFIXES)}")
     rows = []
     for place, record in read_table(path):
-        _check_texts(record, place)
-        if several and "images" in record:
-            first, *further = _images(path, record["images"], place, outside)
-            rows.append(Row(place, first, record, tuple(further)))
-        else:
-            rows.append(Row(place, _image(path, record, place, outside), record))
+        row = _row(path, record, place, outside, several)
+        if several:
+            shown = enumerate(_demonstrations(record, place), 1)
+            own = [_row(path, one, f"{place}, demonstration {number}", outside, several) for number, one in shown]
+            row = row._replace(demonstrations=tuple(own))
+        rows.append(row)
     return rows
+
+
+def _row(table: Path, record: Record, place: str, outside: bool, several: bool) -> Row:
+    _check_texts(record, place)
+    if several and "images" in record:
+        first, *further = _images(table, record["images"], place, outside)
+        return Row(place, first, record, tuple(further))
+    return Row(place, _image(table, record, place, outside), record)
+
+
+def _demonstrations(record: Record, place: str) -> list[Record]:
+    found = record.get("demonstrations", [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(
+            f"{place}: demonstrations is {_brief(found)}; expected a list of objects, such as "
+            '{"image": "a.jpg", "label": "cat"}'
+        )
+    return found
 
 
 def _images(table: Path, names: Any, place: str, outside: bool) -> list[Path]:

@@ -166,7 +166,8 @@ def conclusion(one: Ablation) -> str:
         )
     if high < 0:
         return f"{one.shots} demonstrations harm, so there is no gain to divide.{_against_baselines(one)}"
-    return " ".join([_of_images(one), _of_answers(one), *_of_questions(one)]) + _against_baselines(one)
+    said = " ".join([*_of_images(one), *_of_answers(one), *_of_questions(one)])
+    return (said + _against_baselines(one)).strip()
 
 
 def _without_gain(one: Ablation) -> str:
@@ -181,38 +182,44 @@ def _parts(one: Ablation, names: Sequence[str]) -> list[Part]:
     return [part for name in names if (part := one.part(name)) is not None]
 
 
-def _of_images(one: Ablation) -> str:
+def _of_images(one: Ablation) -> list[str]:
     parts = _parts(one, changes.IMAGES)
     mattering = [part for part in parts if part.matters]
-    if parts and all(part.negligible for part in parts):
-        return "The images of the demonstrations change nothing here."
+    if not parts:
+        return []
+    if all(part.negligible for part in parts):
+        return ["The images of the demonstrations change nothing here."]
     if not mattering:
-        return f"Whether the images of the demonstrations matter is not clear with {one.queries:,} queries."
+        return [f"Whether the images of the demonstrations matter is not clear with {one.queries:,} queries."]
     most = max(mattering, key=lambda part: part.share or 0.0)
     said = f"The images of the demonstrations carry {_percent(most)} of the gain ({title(most.name)})"
     mixed = one.part("shuffled_images")
     if mixed is not None and mixed.matters:
-        return f"{said}, and it matters which answer is beside which image ({title(mixed.name)}: {_percent(mixed)})."
+        return [f"{said}, and it matters which answer is beside which image ({title(mixed.name)}: {_percent(mixed)})."]
     if mixed is not None and mixed.negligible:
-        return f"{said}, but not which answer is beside which image."
-    return f"{said}."
+        return [f"{said}, but not which answer is beside which image."]
+    return [f"{said}."]
 
 
-def _of_answers(one: Ablation) -> str:
+def _of_answers(one: Ablation) -> list[str]:
     parts, drawn = _parts(one, changes.ANSWERS), one.part("random_answers")
-    if parts and all(part.negligible for part in parts):
-        return "The answers may be any: the model takes their form alone."
+    if not parts:
+        return []
+    if all(part.negligible for part in parts):
+        return ["The answers may be any: the model takes their form alone."]
     mattering = [part for part in parts if part.matters]
     if not mattering:
-        return "Whether the answers must be right is not clear."
+        return ["Whether the answers must be right is not clear."]
     seen = any(part.matters for part in _parts(one, changes.IMAGES))
     most = max(mattering, key=lambda part: part.share or 0.0)
     if seen or all(not part.negligible for part in _parts(one, changes.IMAGES)):
-        return f"The answers must be right: {title(most.name)}, {_percent(most)} is lost."
+        return [f"The answers must be right: {title(most.name)}, {_percent(most)} is lost."]
     mixed = one.part("shuffled_answers")
     if drawn in mattering and mixed is not None and mixed.negligible:
-        return f"The model repeats or counts the answers, whatever they belong to: random ones lose {_percent(drawn)}."
-    return f"The model copies answers without the images: {title(most.name)}, {_percent(most)} is lost."
+        return [
+            f"The model repeats or counts the answers, whatever they belong to: random ones lose {_percent(drawn)}."
+        ]
+    return [f"The model copies answers without the images: {title(most.name)}, {_percent(most)} is lost."]
 
 
 def _of_questions(one: Ablation) -> list[str]:

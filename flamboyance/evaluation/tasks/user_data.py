@@ -5,8 +5,12 @@
     image,text              captions, by CIDEr; a line of JSONL may have a list of `captions`
     image,question,answer   answers, by exact match; a line of JSONL may have a list of `answers`. If all lines have ten
                             of them, they are measured by VQA accuracy
+    image,answer            the same without a question
 
 A line of JSONL may have several `images` instead of one `image`; then all have equally many.
+
+A line of JSONL may have its own `demonstrations`, a list of objects with the columns of a line; then all lines have
+them. The first n are shown as n demonstrations, in this order.
 
 The columns `answer_type` and `question_type` may name groups of questions, whose scores are reported separately.
 
@@ -19,11 +23,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from flamboyance import templates
 from flamboyance.evaluation import metrics
-from flamboyance.evaluation.task import Example, Task
+from flamboyance.evaluation.task import Choose, Example, Task
 from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.official_files import Record, check, value
 from flamboyance.evaluation.tasks.protocols import check_protocol, separator, shown_answer
@@ -31,7 +36,7 @@ from flamboyance.images.listing import Row, image_rows
 from flamboyance.templates import IMAGE_TOKEN, Template
 
 LONGEST_ANSWER = 20  # tokens
-COLUMNS = "image,label or image,text or image,question,answer"
+COLUMNS = "image,label or image,text or image,answer or image,question,answer"
 
 
 def load(
@@ -45,8 +50,8 @@ def load(
 
     Args:
         path: the queries.
-        support: the examples to choose demonstrations from; default: the queries, of which a query is never shown its
-            own image.
+        support: the examples to choose demonstrations from; default: the queries' own demonstrations, or the queries,
+            of which a query is never shown its own image.
         template: default: by the columns. The last field is the answer, the others are columns of the data.
         outside: images may be outside of the file's folder: absolute paths, `..`, links that lead out of it.
 
@@ -71,14 +76,31 @@ def from_rows(
     """As `load`, of rows that are read already, each list with the place that it comes from, for messages."""
     path, rows = asked
     kind = _kind(rows[0], path)
+    own = [row for query in rows for row in query.demonstrations]
+    if own:
+        _check_own(rows, path, support is not None)
+        support = (path, own)
     template = _with_images(template or _template(kind, rows[0]), [*rows, *(support[1] if support else [])])
     queries = _examples(rows, kind, template, protocol, path, "queries")
     shown = queries
     if support is not None:
         place, shown_rows = support
-        if _kind(shown_rows[0], place) != kind:
+        if any(_kind(row, place) != kind for row in (shown_rows if own else shown_rows[:1])):
             raise ValueError(f"{place} has no column {kind!r}, and {path} has one; the two files must be of one kind")
         shown = _examples(shown_rows, kind, template, protocol, place, "support")
+    task = _task(name, path, kind, template, shown, queries, protocol)
+    return replace(task, choose=_own(task, rows)) if own else task
+
+
+def _task(
+    name: str,
+    path: Path,
+    kind: str,
+    template: Template,
+    shown: Sequence[Example],
+    queries: Sequence[Example],
+    protocol: str,
+) -> Task:
     if kind == "label":
         return _classification(name, path, template, shown, queries, protocol)
     ten = all(len(one.references) == 10 for one in queries)
@@ -114,6 +136,38 @@ def _classification(
     )
 
 
+def _check_own(rows: Sequence[Row], path: Path, support: bool) -> None:
+    """Checks the queries' own demonstrations.
+
+    Raises:
+        ValueError: a query has none, or a support set is given beside them.
+    """
+    if support:
+        raise ValueError(f"the lines of {path} have their own demonstrations: leave out the support set (--support)")
+    without = next((row.place for row in rows if not row.demonstrations), None)
+    if without:
+        raise ValueError(f"{without} has no demonstrations, and other lines have; give all lines their own, or none")
+
+
+def _own(task: Task, rows: Sequence[Row]) -> Choose:
+    """A function that chooses a query's own demonstrations, the first of them for few shots."""
+    ends = [*accumulate(len(row.demonstrations) for row in rows)]
+    places = {
+        query.id: range(end - len(row.demonstrations), end)
+        for query, row, end in zip(task.queries, rows, ends, strict=True)
+    }
+
+    def choose(query: Example, shots: int, seed: int) -> tuple[int, ...]:
+        mine = places[query.id]
+        if shots > len(mine):
+            raise ValueError(
+                f"{task.name}, query {query.id!r} has {len(mine)} demonstrations, and {shots} shots were requested"
+            )
+        return tuple(mine[:shots])
+
+    return choose
+
+
 def _read(path: Path, outside: bool) -> list[Row]:
     rows = image_rows(path, outside, labels=True, several=True)
     if not rows:
@@ -130,6 +184,8 @@ def _kind(row: Row, path: Path) -> str:
         return "answer"
     if keys & {"text", "captions"}:
         return "text"
+    if keys & {"answer", "answers"}:
+        return "answer"
     raise ValueError(f"{path} has the columns {','.join(map(str, keys))}; expected {COLUMNS}")
 
 

@@ -25,14 +25,13 @@ from typing import Any
 
 from flamboyance.evaluation import metrics
 from flamboyance.evaluation.shots import generator_of, shuffled
-from flamboyance.evaluation.task import Example, Task, TaskFile
+from flamboyance.evaluation.task import Choose, Example, Task, TaskFile
 from flamboyance.evaluation.tasks.official_files import Record, check, listed, some, value
 from flamboyance.files import read_json
 from flamboyance.templates import IMAGE_TOKEN, Template
 
 MAX_NEW_TOKENS = 15
 OPERATORS = ("+", "-", "x")
-Choose = Callable[[Example, int, int], tuple[int, ...]]
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

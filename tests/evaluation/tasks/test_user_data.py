@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from flamboyance import templates
+from flamboyance.evaluation import shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.run import Settings
 from flamboyance.evaluation.tasks import user_data
@@ -204,3 +205,78 @@ def test_lines_with_several_images(tmp_path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with pytest.raises(ValueError, match="expected a list of paths"):
         user_data.load(file)
+
+
+# ---- a query's own demonstrations -----------------------------------------------------------------------------------
+
+
+def episodes(folder):
+    return jsonl(
+        folder,
+        {
+            "image": "a.jpg",
+            "label": "dax",
+            "demonstrations": [{"image": "b.jpg", "label": "dax"}, {"image": "in/c.png", "label": "wug"}],
+        },
+        {
+            "image": "b.jpg",
+            "label": "wug",
+            "demonstrations": [{"image": "in/c.png", "label": "dax"}, {"image": "a.jpg", "label": "wug"}],
+        },
+    )
+
+
+def test_a_query_is_shown_the_first_of_its_own_demonstrations(folder):
+    task = user_data.load(episodes(folder))
+    assert task.labels == ("dax", "wug") and task.metric is user_data.metrics.TOP_1
+    shown = {n: [[task.support[i] for i in some] for some in shots.select(task, n)] for n in (0, 1, 2)}
+    assert shown[0] == [[], []]
+    assert [[(one.image.name, one.answer) for one in some] for some in shown[1]] == [
+        [("b.jpg", "dax")],
+        [("c.png", "dax")],
+    ]
+    assert [[one.answer for one in some] for some in shown[2]] == [["dax", "wug"], ["dax", "wug"]]
+    with pytest.raises(ValueError, match=r"query '1' has 2 demonstrations, and 3 shots"):
+        shots.select(task, 3)
+
+
+def test_own_demonstrations_of_free_answers(folder):
+    shown = [{"image": "b.jpg", "answer": "ein Hund"}]
+    task = user_data.load(jsonl(folder, {"image": "a.jpg", "answer": "eine Katze", "demonstrations": shown}))
+    assert task.metric is user_data.metrics.EXACT_MATCH and task.labels is None
+    (chosen,) = shots.select(task, 1)
+    prompt = Prompt.of(task, 0, chosen, 1)
+    assert prompt.text == "<image>Output:ein Hund<|endofchunk|><image>Output:"
+
+
+@pytest.mark.parametrize(
+    "demonstrations, message",
+    [
+        ("b.jpg", r"mine\.jsonl, line 1: demonstrations is b\.jpg; expected a list of objects"),
+        ([{"image": "no.jpg", "label": "dax"}], r"line 1, demonstration 1 .*no\.jpg"),
+        ([{"image": "b.jpg", "label": ""}], r"line 1, demonstration 1: label is empty"),
+        ([{"image": "b.jpg", "label": "dax"}, {"image": "b.jpg", "text": "dax"}], "must be of one kind"),
+        ([{"image": "../secret.jpg", "label": "dax"}], r"line 1, demonstration 1.*outside"),
+        ([{"label": "dax"}], r"line 1, demonstration 1 has no column 'image'"),
+    ],
+)
+def test_wrong_demonstrations_are_named(folder, demonstrations, message):
+    picture(folder.parent / "secret.jpg")
+    file = jsonl(folder, {"image": "a.jpg", "label": "wug", "demonstrations": demonstrations})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        user_data.load(file)
+
+
+def test_own_demonstrations_are_of_all_lines_and_of_one_file(folder):
+    with pytest.raises(ValueError, match="leave out the support set"):
+        user_data.load(episodes(folder), support=put(folder / "shown.csv", "image,label\nin/c.png,dax\n"))
+    shown = [{"image": "b.jpg", "label": "dax"}]
+    lines = ({"image": "a.jpg", "label": "dax", "demonstrations": shown}, {"image": "b.jpg", "label": "wug"})
+    with pytest.raises(ValueError, match=r"line 2 has no demonstrations, and other lines have"):
+        user_data.load(jsonl(folder, *lines))
+
+
+def test_answers_without_a_question(folder):
+    task = user_data.load(csv(folder, "image,answer", "a.jpg,a dog", "b.jpg,a cat"))
+    assert task.metric is user_data.metrics.EXACT_MATCH and task.template == templates.classification
+    assert [one.references for one in task.queries] == [("a dog",), ("a cat",)]
