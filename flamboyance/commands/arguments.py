@@ -35,14 +35,19 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--beams", type=at_least(1), default=3, metavar="N", help="1 is greedy (default: 3)")
 
 
-def add_model(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    """--model, None if it is not given; and --device and --dtype."""
+def add_model(
+    parser: argparse.ArgumentParser, device: bool = True, default: str = "mini (embedded; the default)"
+) -> None:
+    """--model, None if it is not given; and --device and --dtype.
+
+    Args:
+        default: the embedded models, in words.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         metavar="NAME|DIR",
-        help="mini (embedded; the default), a directory, or a released name such as "
-        "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+        help=f"{default}, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b",
     )
     add_quantize(group)
     if device:

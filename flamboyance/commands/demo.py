@@ -1,50 +1,82 @@
-"""`demo`: the embedded model on held-out images, evaluated and reported as any model is."""
+"""`demo`: an embedded model on held-out images, evaluated and reported as any model is."""
+
+from __future__ import annotations
 
 import argparse
 import importlib.util
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+from flamboyance.catalog import SMALL
 from flamboyance.commands.arguments import add_model, at_least
-from flamboyance.commands.models import MINI, model_name
+from flamboyance.commands.models import MINI
 
-TASKS = {
+REQUIRED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+
+
+class Question(NamedTuple):
+    """What is asked of flamingo-small, as arguments of `evaluate`.
+
+    Attributes:
+        task: a file of small/benchmarks.py.
+        about: for the page.
+        shots: numbers of demonstrations.
+        controlled: the number of demonstrations that are changed too.
+        options: further arguments.
+    """
+
+    task: str
+    about: str
+    shots: str
+    controlled: str
+    options: tuple[str, ...] = ()
+
+
+DRAWINGS = (
+    Question("words-2way", "two made-up words for two things, each drawn by one artist", "0,2,4,8", "4"),
+    Question("words-2way-artists", "the same, learned from drawings by other artists", "0,2,4,8", "4"),
+    Question("words-5way", "five made-up words for five things", "0,5,10,20", "10"),
+    Question("naming", "the names of things", "0,4,8", "4", ("--demonstrations", "rices")),
+    Question("which-task", "name, kind, translation or format: the demonstrations say which", "0,2,4,8", "4"),
+)
+CONTROLS = "blank_images,shuffled_images"
+SUPPORT = {"naming": "naming-support"}
+
+MINI_TASKS = {
     "coco": "captions of one or two objects",
     "vqav2": "questions about color, shape and number, or with the answer yes or no",
     "textvqa": "handwritten digits",
     "imagenet": "16 made-up words, each for a kind of object or a digit, which demonstrations alone explain",
 }
-SHOTS = "0,4,8"
-SUPPORT = 48  # images to take demonstrations from: three for each made-up word
-REQUIRED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+MINI_SHOTS = "0,4,8"
+MINI_SUPPORT = 48  # images to take demonstrations from: three for each made-up word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--queries", type=at_least(1), default=32, metavar="N", help="per task (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws other images (default: 0)")
-    add_model(parser)
+    parser.add_argument(
+        "--queries", type=at_least(1), metavar="N", help="per task (default: 40; 32 in flamingo-mini's world)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws others (default: 0)")
+    add_model(parser, default="small (embedded; the default), mini (embedded; asked about a world of its own)")
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Draw small benchmarks, evaluate the model on them, and write the report."""
-    from flamboyance.commands import evaluate, report
-    from flamboyance.mini import benchmarks
+    """Write small benchmarks, evaluate a model on them, and write the report.
+
+    flamingo-mini is asked about the world that it was trained on, every other model about drawings.
+    """
+    from flamboyance.commands import report
 
     start = time.monotonic()
-    name, folder = model_name(arguments), Path(arguments.output)
+    name, folder = arguments.model or SMALL, Path(arguments.output)
+    arguments.model = name
     _check(folder)
-    data = benchmarks.write(folder / "benchmarks", SUPPORT, arguments.queries, arguments.seed, TASKS)
-    settings = ["--data", str(data), "--shots", SHOTS, "--demonstrations", "random,rices", "--seeds", "0"]
-    settings += ["--beams", "1", "--features", str(folder / "features"), "--output", str(folder)]
-    settings += ["--model", name, "--device", arguments.device, "--dtype", arguments.dtype]
-    settings += ["--quantize", arguments.quantize] if arguments.quantize else []
-    with _one_thread(name == MINI):
-        evaluate.answer(_parsed(evaluate, [*TASKS, *settings]))
-    note = _note(name)
+    note = (_mini_world if name == MINI else _drawings)(arguments, folder)
     report.report(_parsed(report, [str(folder)]), note)
     print(note)
     print(f"done in {time.monotonic() - start:.0f} seconds")
@@ -70,42 +102,101 @@ def _check(folder: Path) -> None:
         raise OSError(f"cannot write to {folder} ({error.strerror}): give another folder with --output") from error
 
 
-def _parsed(command: ModuleType, arguments: list[str]) -> argparse.Namespace:
+def _parsed(command: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:
     """What another command's function expects, from that command's own arguments."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
+def _settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """The arguments of `evaluate` that all tasks have in common."""
+    settings = ["--seeds", "0", "--beams", "1", "--features", str(folder / "features"), "--output", str(folder)]
+    settings += ["--model", arguments.model, "--device", arguments.device, "--dtype", arguments.dtype]
+    return settings + (["--quantize", arguments.quantize] if arguments.quantize else [])
+
+
+# ---- flamingo-small, and any other model ----------------------------------------------------------------------------
+
+
+def _drawings(arguments: argparse.Namespace, folder: Path) -> str:
+    """Evaluates a model on the drawings; returns what the scores mean."""
+    from flamboyance.commands import evaluate
+    from flamboyance.names import UnknownModelError
+    from flamboyance.processes import World
+    from flamboyance.small import benchmarks
+
+    settings = _settings(arguments, folder)
+    try:
+        opened = evaluate.open_answers(_parsed(evaluate, ["-", *settings]), World())  # once, for all tasks
+    except UnknownModelError as error:
+        if arguments.model != SMALL:
+            raise
+        raise UnknownModelError(f"{error}; --model {MINI} shows a smaller model, which needs nothing else") from None
+    data = benchmarks.write(folder / "benchmarks", arguments.queries or 40, arguments.seed)
+    for one in DRAWINGS:
+        options = [*settings, *one.options]
+        if one.task in SUPPORT:
+            options += ["--support", str(data / f"{SUPPORT[one.task]}.jsonl")]
+        for shots in (["--shots", one.shots], ["--shots", one.controlled, "--changes", CONTROLS]):
+            evaluate.answer(_parsed(evaluate, [str(data / f"{one.task}.jsonl"), *shots, *options]), opened)
+    return _note_of_drawings(arguments.model)
+
+
+def _note_of_drawings(name: str) -> str:
+    tasks = "; ".join(f"{one.task}: {one.about}" for one in DRAWINGS)
+    known = (
+        "flamingo-small was not trained on drawings by the queries' artist, nor on any picture of the things that the "
+        "made-up words mean; the things of naming and which-task it has seen in drawings by others. "
+        if name == SMALL
+        else ""
+    )
+    return (
+        f"These are small benchmarks on emoji of 128 × 128 pixels ({tasks}). {known}Chance is 50 % of two words and "
+        "20 % of five. Beside the scores are two controls, the demonstrations' images blanked and shuffled, and two "
+        "answers without a model: the most frequent one, and that of the demonstrations whose images are the most "
+        "similar to the query's, by the vision tower's features. The scores say nothing about photographs."
+    )
+
+
+# ---- flamingo-mini --------------------------------------------------------------------------------------------------
+
+
+def _mini_world(arguments: argparse.Namespace, folder: Path) -> str:
+    """Evaluates flamingo-mini on its world; returns what the scores mean."""
+    from flamboyance.commands import evaluate
+    from flamboyance.mini import benchmarks
+
+    data = benchmarks.write(
+        folder / "benchmarks", MINI_SUPPORT, arguments.queries or 32, arguments.seed, tuple(MINI_TASKS)
+    )
+    settings = ["--data", str(data), "--shots", MINI_SHOTS, "--demonstrations", "random,rices"]
+    with _one_thread():
+        evaluate.answer(_parsed(evaluate, [*MINI_TASKS, *settings, *_settings(arguments, folder)]))
+    return _note_of_mini()
+
+
 @contextmanager
-def _one_thread(embedded: bool) -> Generator[None]:
-    """One thread for the embedded model, which is so small that more threads cost more than they save."""
+def _one_thread() -> Generator[None]:
+    """One thread: the model is so small that more threads cost more than they save."""
     import torch
 
     threads = torch.get_num_threads()
-    if embedded:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _note(name: str) -> str:
-    """What the scores mean, and what they do not."""
+def _note_of_mini() -> str:
     from flamboyance.mini.world.words import COLORS, SHAPES, SIZES
 
-    tasks = "; ".join(f"{task}: {content}" for task, content in TASKS.items())
+    tasks = "; ".join(f"{task}: {content}" for task, content in MINI_TASKS.items())
     world = (
         f"images of 64 × 64 pixels with up to three objects ({', '.join(SHAPES)}) in {len(COLORS)} colors and "
         f"{len(SIZES)} sizes, or with a handwritten digit"
     )
-    if name != MINI:
-        return (
-            f"These are small benchmarks in the official formats ({tasks}). All images are of the world that "
-            f"flamingo-mini was trained on: {world}. Other images are outside of it: the scores say nothing about how "
-            f"{name} does on photographs."
-        )
     return (
         f"These are small benchmarks in the official formats ({tasks}). All images are of the world that flamingo-mini "
         f"was trained on: {world}. The images are held out, the world is not. Other images are outside of it: about a "

@@ -6,7 +6,7 @@ from scripts.small_world.packages import PACKAGES
 
 USES = {
     "train": "trained on",
-    "held-out": "never trained on; a few pictures are shipped",
+    "held-out": "never trained on; some pictures are shipped",
     "test-only": "test only: never trained on, never shipped",
 }
 LICENCES = {
