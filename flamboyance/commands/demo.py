@@ -26,21 +26,22 @@ class Question(NamedTuple):
         about: for the page.
         shots: numbers of demonstrations.
         controlled: the number of demonstrations that are changed too.
-        options: further arguments.
+        similar: numbers of demonstrations that are also chosen by RICES. Not 0: the answers of similar images, shown
+            without the images, would be answers to copy.
     """
 
     task: str
     about: str
     shots: str
     controlled: str
-    options: tuple[str, ...] = ()
+    similar: str = ""
 
 
 DRAWINGS = (
     Question("words-2way", "two made-up words for two things, each drawn by one artist", "0,2,4,8", "4"),
     Question("words-2way-artists", "the same, learned from drawings by other artists", "0,2,4,8", "4"),
     Question("words-5way", "five made-up words for five things", "0,5,10,20", "10"),
-    Question("naming", "the names of things", "0,4,8", "4", ("--demonstrations", "rices")),
+    Question("naming", "the names of things", "0,4,8", "4", similar="4,8"),
     Question("which-task", "name, kind, translation or format: the demonstrations say which", "0,2,4,8", "4"),
 )
 CONTROLS = "blank_images,shuffled_images"
@@ -58,9 +59,7 @@ MINI_SUPPORT = 48  # images to take demonstrations from: three for each made-up 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="flamboyance-demo", help="folder to write to (default: %(default)s)")
-    parser.add_argument(
-        "--queries", type=at_least(1), metavar="N", help="per task (default: 40; 32 in flamingo-mini's world)"
-    )
+    parser.add_argument("--queries", type=at_least(1), default=32, metavar="N", help="per task (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws others (default: 0)")
     add_model(parser, default="small (embedded; the default), mini (embedded; asked about a world of its own)")
 
@@ -122,24 +121,21 @@ def _settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
 def _drawings(arguments: argparse.Namespace, folder: Path) -> str:
     """Evaluates a model on the drawings; returns what the scores mean."""
     from flamboyance.commands import evaluate
-    from flamboyance.names import UnknownModelError
     from flamboyance.processes import World
     from flamboyance.small import benchmarks
 
     settings = _settings(arguments, folder)
-    try:
-        opened = evaluate.open_answers(_parsed(evaluate, ["-", *settings]), World())  # once, for all tasks
-    except UnknownModelError as error:
-        if arguments.model != SMALL:
-            raise
-        raise UnknownModelError(f"{error}; --model {MINI} shows a smaller model, which needs nothing else") from None
-    data = benchmarks.write(folder / "benchmarks", arguments.queries or 40, arguments.seed)
+    opened = evaluate.open_answers(_parsed(evaluate, ["-", *settings]), World())  # once, for all tasks
+    data = benchmarks.write(folder / "benchmarks", arguments.queries, arguments.seed)
     for one in DRAWINGS:
-        options = [*settings, *one.options]
+        asked = [str(data / f"{one.task}.jsonl"), *settings]
         if one.task in SUPPORT:
-            options += ["--support", str(data / f"{SUPPORT[one.task]}.jsonl")]
-        for shots in (["--shots", one.shots], ["--shots", one.controlled, "--changes", CONTROLS]):
-            evaluate.answer(_parsed(evaluate, [str(data / f"{one.task}.jsonl"), *shots, *options]), opened)
+            asked += ["--support", str(data / f"{SUPPORT[one.task]}.jsonl")]
+        parts = [["--shots", one.shots], ["--shots", one.controlled, "--changes", CONTROLS]]
+        if one.similar:
+            parts.append(["--shots", one.similar, "--demonstrations", "rices"])
+        for part in parts:
+            evaluate.answer(_parsed(evaluate, [*asked, *part]), opened)
     return _note_of_drawings(arguments.model)
 
 
@@ -167,9 +163,7 @@ def _mini_world(arguments: argparse.Namespace, folder: Path) -> str:
     from flamboyance.commands import evaluate
     from flamboyance.mini import benchmarks
 
-    data = benchmarks.write(
-        folder / "benchmarks", MINI_SUPPORT, arguments.queries or 32, arguments.seed, tuple(MINI_TASKS)
-    )
+    data = benchmarks.write(folder / "benchmarks", MINI_SUPPORT, arguments.queries, arguments.seed, tuple(MINI_TASKS))
     settings = ["--data", str(data), "--shots", MINI_SHOTS, "--demonstrations", "random,rices"]
     with _one_thread():
         evaluate.answer(_parsed(evaluate, [*MINI_TASKS, *settings, *_settings(arguments, folder)]))

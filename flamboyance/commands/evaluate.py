@@ -23,7 +23,7 @@ from flamboyance.commands.models import model_name, note_default
 from flamboyance.commands.tasks import read_tasks
 
 if TYPE_CHECKING:
-    from flamboyance.evaluation.run import Answers, Settings
+    from flamboyance.evaluation.run import Settings
     from flamboyance.evaluation.task import Task
     from flamboyance.processes import World
 
@@ -163,11 +163,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def answer(arguments: argparse.Namespace, opened: Answers | None = None) -> tuple[Settings, list[Task], bool]:
+def answer(arguments: argparse.Namespace, opened: Any = None) -> tuple[Settings, list[Task], bool]:
     """Ask the model every query that the results directory has no answer to.
 
     Args:
-        opened: the model of `arguments`, if it is open already.
+        opened: the model of `arguments`, as `open_answers` gives it; None: it is opened.
 
     Returns:
         The settings, the tasks, and whether this is the first process.

@@ -8,6 +8,7 @@ from typing import Any
 
 from flamboyance import catalog
 from flamboyance.catalog import MINI as MINI
+from flamboyance.names import UnknownModelError
 
 
 def load(
@@ -20,14 +21,20 @@ def load(
 
     Raises:
         ValueError: the device is not available.
-        OSError: no such model.
+        OSError: no such model, or its language model is not installed.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the command's own bar counts images
     place = device_of(device, local_rank)
     kind = dtype_of(dtype, place)
-    model, processor = catalog.resolve(name).open(dtype=kind, quantize=quantize)
+    entry = catalog.resolve(name)
+    try:
+        model, processor = entry.open(dtype=kind, quantize=quantize)
+    except UnknownModelError as error:
+        if entry.name != catalog.SMALL:
+            raise
+        raise UnknownModelError(f"{error}; or --model {MINI}, a smaller model that needs nothing else") from None
     return model.to(device=place, dtype=kind).eval().pack(), processor
 
 

@@ -132,20 +132,20 @@ def _panels(report: Report, series: list[Series], title: str, by_mode: bool = Fa
     """A panel per task, then one per metric: the average over the tasks that are measured by it."""
     runs = [one for one in series if not one.published]
     tasks = [task for task in dict.fromkeys(t for t, _, _ in report.keys) if any(_has(one, task) for one in runs)]
-    shots = sorted({number for one in runs for _, number in one.values})
     if by_mode:  # where a run has both ways
         ways = {task: {one.mode for one in series if not one.published and _has(one, task)} for task in tasks}
         tasks = [task for task in tasks if len(ways[task]) > 1]
     if not tasks:
         return None
     common = [task for task in tasks if all(_has(one, task) for one in series)]
-    panels = [[task] for task in tasks] + [group for group in report.like(common) if len(group) > 1]
+    panels = [[task] for task in tasks] + [group for group in report.like(common) if _averages(runs, group)]
     columns = min(len(panels), 4 if len(panels) > 6 else 3)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(max(3.3 * columns, 5.2), 2.8 * rows + 0.9)
     for place, group in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, place)
         task = group[0] if len(group) == 1 else AVERAGE
+        shots = sorted({number for one in runs for name, number in one.values if name in group})
         titles = [report.title(one) for one in group]
         several = f"Average of {' and '.join(titles) if len(group) == 2 else f'{len(group)} tasks'}"
         xlabel = "shots" if place > len(panels) - columns else ""
@@ -166,6 +166,12 @@ def _panels(report: Report, series: list[Series], title: str, by_mode: bool = Fa
 
 def _has(one: Series, task: str) -> bool:
     return any(name == task for name, _ in one.values)
+
+
+def _averages(runs: Sequence[Series], tasks: Sequence[str]) -> bool:
+    """Whether an average of tasks says more than they do: several, at numbers of shots that they have in common."""
+    numbers = [{n for one in runs for name, n in one.values if name == task} for task in tasks]
+    return len(tasks) > 1 and len(set.intersection(*numbers)) >= min(2, *map(len, numbers))
 
 
 def _averaged(one: Series, tasks: Sequence[str], shots: Sequence[int]) -> Values:

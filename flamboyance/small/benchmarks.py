@@ -2,7 +2,7 @@
 
     python -m flamboyance.small.benchmarks DIR
     flamboyance evaluate DIR/words-2way.jsonl DIR/words-2way-artists.jsonl --shots 0,2,4,8
-    flamboyance evaluate DIR/naming.jsonl --support DIR/naming-support.jsonl --shots 0,4 --demonstrations rices
+    flamboyance evaluate DIR/naming.jsonl --support DIR/naming-support.jsonl --shots 0,4
 
 words-2way           one of two made-up words. A query brings its own demonstrations, which define the words: drawings
                      of two things, with other grounds and colors than the query. It is one of these two things
@@ -39,7 +39,7 @@ SHOTS = {"words-2way": 8, "words-2way-artists": 8, "words-5way": 20, "which-task
 Row = dict[str, Any]
 
 
-def write(folder: Path | str, queries: int = 40, seed: int = 0) -> Path:
+def write(folder: Path | str, queries: int = 32, seed: int = 0) -> Path:
     """Writes `folder/words-2way.jsonl` and so on, with the pictures; the same files for the same numbers.
 
     Args:
@@ -106,15 +106,15 @@ def _words(
     queries: int,
     rng: np.random.Generator,
 ) -> Iterator[Row]:
-    """Each thing is asked equally often. Each block of `ways` demonstrations has every word once, and no picture comes
-    twice in a prompt."""
+    """Each thing is asked equally often, and each word is right equally often. Each block of `ways` demonstrations has
+    every word once, and no picture comes twice in a prompt."""
     each = shots // ways
     things = [thing for thing in asked if len({*shown.get(thing, ())} - {asked[thing][0]}) >= each]
     turns = [things[i] for _ in range(-(-queries // len(things))) for i in rng.permutation(len(things))]
-    for thing in turns[:queries]:
+    for number, thing in enumerate(turns[:queries]):
         rest = [other for other in things if other != thing]
         classes = [thing, *(rest[i] for i in rng.permutation(len(rest))[: ways - 1])]
-        words = dict(zip(classes, (WORDS[i] for i in rng.permutation(ways)), strict=True))
+        words = {one: WORDS[(number + place) % ways] for place, one in enumerate(classes)}
         query = asked[thing][int(rng.integers(len(asked[thing])))]
         left = {one: [file for file in shown[one] if file != query] for one in classes}
         piles = {one: [files[i] for i in rng.permutation(len(files))] for one, files in left.items()}
@@ -151,7 +151,7 @@ def _which_task(asked: list[Row], shots: int, queries: int, rng: np.random.Gener
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write small benchmarks on held-out pictures.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--queries", type=int, default=40, metavar="N", help="default: %(default)s")
+    parser.add_argument("--queries", type=int, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     write(given.folder, given.queries, given.seed)

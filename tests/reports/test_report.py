@@ -340,6 +340,18 @@ def test_averages_are_of_tasks_that_are_measured_alike(tmp_path: Path, monkeypat
     assert panels["Average of coco and flickr30k", "CIDEr"] == [[5.0]]
 
 
+def test_a_panel_has_the_shots_of_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, drawn = WrittenRun(tmp_path), {}
+    for task, numbers in {"two": (0, 2, 4), "five": (0, 5, 10)}.items():
+        run.task(task, task, "top-1", 2)
+        for number in numbers:
+            run.cell(task, number, "random", 0, [], 50.0 + number)
+    monkeypatch.setattr(figures, "save", lambda figure, file: drawn.update({file.stem: figure}))
+    draw(build([read_run(tmp_path)]), tmp_path)
+    ticks = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in drawn["figure-6-shots-random"].axes]
+    assert ticks == [["0", "2", "4"], ["0", "5", "10"]]  # no average at 0 shots alone
+
+
 def test_variants_of_a_metric_are_not_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = WrittenRun(tmp_path)
     for number, variant in enumerate(("a", "a", "a", "b")):

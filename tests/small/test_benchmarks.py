@@ -44,7 +44,7 @@ def test_a_word_means_another_thing_in_another_query(folder: Path) -> None:
     meant = {(ABOUT[row["image"]]["concept"], row["label"]) for row in rows(folder, "words-2way")}
     assert len({word for _, word in meant}) == 2 and len(meant) > 10
     labels = Counter(row["label"] for row in rows(folder, "words-2way"))
-    assert min(labels.values()) > 4  # no word is right nearly always
+    assert max(labels.values()) - min(labels.values()) <= 1  # no word is right more often
 
 
 def test_names_are_asked_of_drawings_by_another_artist(folder: Path) -> None:

@@ -79,11 +79,11 @@ class FlamingoAnswers:
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
         """The text that follows each prompt. All prompts are of one task."""
         inputs = self._inputs(prompts)
-        options = {"max_new_tokens": prompts[0].task.max_new_tokens, "num_beams": self.beams}
+        options: dict[str, Any] = {"max_new_tokens": prompts[0].task.max_new_tokens, "num_beams": self.beams}
+        if self.beams > 1:
+            options["length_penalty"] = 0.0
         with timed(self.seconds, "answer", self.model.device):
-            texts, ended = generate_ended(
-                self.model, self.processor, inputs, **options, length_penalty=0.0, do_sample=False
-            )
+            texts, ended = generate_ended(self.model, self.processor, inputs, **options, do_sample=False)
         return [Generated(text, not end) for text, end in zip(texts, ended, strict=True)]
 
     @torch.no_grad()
