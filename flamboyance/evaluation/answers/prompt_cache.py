@@ -26,7 +26,7 @@ from transformers import BatchFeature
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 TYPES = ("token_type_ids", "mm_token_type_ids")  # what a token is, for models that treat images differently
-GROWING = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that grow by concatenation
+ROOM = 32  # tokens
 GRIDS = ("image_grid_thw",)  # the shape of each image, which multimodal positions depend on
 
 
@@ -166,14 +166,16 @@ def repeated(cache: Cache, rows: int, times: int) -> Cache:
 
 
 def _repeated(layer: Any, rows: int, times: int) -> Any:
-    if type(layer) in GROWING:  # a longer tensor takes the place of what it holds, which is never written to
-        found = copy.copy(layer)
+    if type(layer) in GROWING:  # the new layer may hold the same
+        found = RoomyLayer() if type(layer) is DynamicLayer else copy.copy(layer)
+        vars(found).update(vars(layer))
         if times > 1 and layer.get_seq_length():
             found.keys, found.values = (_rows(tensor, rows, times) for tensor in (layer.keys, layer.values))
         return found
     found = copy.deepcopy(layer)
     if times > 1:  # as for beams, whose order layers of every kind can change
-        found.reorder_cache(torch.arange(rows).repeat_interleave(times))
+        order: Any = torch.arange(rows).repeat_interleave(times)
+        found.reorder_cache(order)
     return found
 
 
@@ -181,6 +183,39 @@ def _rows(tensor: Tensor, rows: int, times: int) -> Tensor:
     """Each of the rows several times in a row; a view where there is one row."""
     shape = tensor.shape[1:]
     return tensor.expand(times, *shape) if rows == 1 else tensor.repeat_interleave(times, 0)
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer with room for some tokens more, so that a token does not copy all that come before it.
+
+    A copy of the layer shares the room: of the two, the one that grows last is right.
+    """
+
+    _keys: Tensor | None = None
+    _values: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self._keys = _with_room(self.keys, self._keys, key_states)
+        self._values = _with_room(self.values, self._values, value_states)
+        end = self.keys.shape[-2] + key_states.shape[-2]
+        self.keys, self.values = self._keys[..., :end, :], self._values[..., :end, :]
+        return self.keys, self.values
+
+
+GROWING = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)  # what they hold is replaced, not written to
+
+
+def _with_room(held: Tensor, room: Tensor | None, new: Tensor) -> Tensor:
+    """A tensor that begins with `held` and then `new`: `room` if that begins with `held` and is long enough."""
+    begin, end = held.shape[-2], held.shape[-2] + new.shape[-2]
+    same = room is not None and held.data_ptr() == room.data_ptr() and held.shape[:-2] == room.shape[:-2]
+    if room is None or not same or end > room.shape[-2]:
+        room = new.new_empty(*new.shape[:-2], end + ROOM, new.shape[-1])
+        room[..., :begin, :] = held
+    room[..., begin:end, :] = new
+    return room
 
 
 def _joined_grids(prefix: Part, part: Part) -> dict[str, Tensor]:

@@ -177,12 +177,11 @@ class TransformersAnswers:
         Args:
             shared_only: only prompts with the same demonstrations are worth it.
         """
-        everything = list(range(len(prompts)))
-        prefix = self._shared_prefix(prompts)
+        everything, texts = list(range(len(prompts))), [self._text(prompt) for prompt in prompts]
+        prefix = self._shared_prefix(prompts, texts)
         if self._caches is False or (shared_only and prefix is None):
             yield everything, None
             return
-        texts = [self._text(prompt) for prompt in prompts]
         if prefix is not None:
             texts = [text[len(self._prefix_text) :] for text in texts]
         lengths = [len(ids) for ids in self.tokenizer(texts).input_ids]
@@ -212,10 +211,9 @@ class TransformersAnswers:
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.2
         return bool((found - expected).abs().max() <= tolerance * max(1.0, float(expected.std())))
 
-    def _shared_prefix(self, prompts: Sequence[Prompt]) -> Prefix | None:
+    def _shared_prefix(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Prefix | None:
         """The computed demonstrations, if all prompts have the same ones and use them more than once: several prompts
         at a time, or one batch after the other."""
-        texts = [self._text(prompt) for prompt in prompts]
         number = len(prompts[0].demonstration_images)
         if self._caches is False or len({(len(p.demonstration_images), len(p.demonstrations)) for p in prompts}) > 1:
             return None
