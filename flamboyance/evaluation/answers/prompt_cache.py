@@ -195,11 +195,12 @@ class RoomyLayer(DynamicLayer):
     _values: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        keys, values = self.keys, self.values
+        if keys is None or values is None or not keys.numel():
             return super().update(key_states, value_states, *args, **kwargs)
-        self._keys = _with_room(self.keys, self._keys, key_states)
-        self._values = _with_room(self.values, self._values, value_states)
-        end = self.keys.shape[-2] + key_states.shape[-2]
+        end = keys.shape[-2] + key_states.shape[-2]
+        self._keys = _with_room(keys, self._keys, key_states)
+        self._values = _with_room(values, self._values, value_states)
         self.keys, self.values = self._keys[..., :end, :], self._values[..., :end, :]
         return self.keys, self.values
 
