@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flamboyance import catalog
@@ -17,6 +16,8 @@ from flamboyance.training.hardware import has_bfloat16
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
@@ -25,7 +26,6 @@ SMALL = 1024  # width of a language model, below which the sizes are those for s
 # For language models of less than that width: a few blocks' worth of parameters instead of ten times the model's own.
 SMALL_RESAMPLER = {"depth": 2, "heads": 8, "dim_head": 64, "latents": 16, "ff_mult": 2}
 SMALL_CROSS_ATTENTION = {"heads": 8, "dim_head": 64, "ff_mult": 1}
-HALF_OPEN = 0.5  # a gate, whose tanh multiplies a block's output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,8 @@ def new(
     """Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.
 
     The loss is OpenFlamingo's: the next token of the text after each image, up to `<|endofchunk|>`; of an image with a
-    text, all of the text. A block changes nothing at first; see zero_init.
+    text, all of the text. A block changes nothing at first; see zero_init. Every text begins with a token of the
+    tokenizer's, such as `<|endoftext|>`: what `<image>` shows would be lost in the first place.
 
     Args:
         output: the run's directory.
@@ -172,7 +173,8 @@ def new(
             are not given are its sizes.
         zero_init: what is zero at the start, so that a block changes nothing. "gates", as in the papers: little is
             learned behind a gate until it opens, and in small batches it may stay shut. "outputs": the last projection
-            of attention and feed-forward, with all gates half open, at tanh(0.5). `initial` takes its place.
+            of attention and feed-forward, with all gates half open, at tanh(0.5), and what those projections are given
+            as large as the language model's hidden states. `initial` takes its place.
         steps: optimizer steps.
         learning_rate: decays to 0 over the last fifth of the steps. OpenFlamingo's was 1e-4.
 
@@ -218,13 +220,14 @@ def build(
     """The new model, or `initial`'s trained part in it, and its processor."""
     import torch  # for start-up time
 
-    from flamboyance.checkpoints.open_backbones import language_config, open_tokenizer
+    from flamboyance.checkpoints.open_backbones import language_config
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.hub import options as reachable
     from flamboyance.processing import FlamingoProcessor
+    from flamboyance.recipes import beginning
 
     hub = reachable(backbones.language, {})
-    processor = FlamingoProcessor(None, open_tokenizer(backbones.language, **hub))
+    processor = FlamingoProcessor(None, _tokenizer(backbones.language))
     model = FlamingoForConditionalGeneration.from_backbones(
         backbones.vision,
         backbones.language,
@@ -236,12 +239,23 @@ def build(
         **resolved(backbones, sizes, initial, language_config(backbones.language, **hub)),
     )
     if initial:
-        begin_with(model, catalog.resolve(initial).files())
+        beginning.begin_with(model, catalog.resolve(initial).files())
     else:
-        begin_rows(model, processor)
+        beginning.begin_rows(model, processor)
         if zero_init == "outputs":
-            begin_outputs(model)
+            beginning.begin_outputs(model)
     return model, processor
+
+
+def _tokenizer(language: str) -> PreTrainedTokenizerBase:
+    """The language model's own tokenizer, which puts a token before every text."""
+    from flamboyance.checkpoints.open_backbones import open_tokenizer
+    from flamboyance.hub import options as reachable
+    from flamboyance.recipes.beginning import begin_texts
+
+    tokenizer = open_tokenizer(language, **reachable(language, {}))
+    begin_texts(tokenizer)
+    return tokenizer
 
 
 def outline(backbones: Backbones, sizes: Sizes, initial: str = "") -> FlamingoConfig:
@@ -249,7 +263,7 @@ def outline(backbones: Backbones, sizes: Sizes, initial: str = "") -> FlamingoCo
     import torch
 
     from flamboyance.checkpoints.directory import absolute
-    from flamboyance.checkpoints.open_backbones import language_config, open_tokenizer
+    from flamboyance.checkpoints.open_backbones import language_config
     from flamboyance.configuration import FlamingoConfig
     from flamboyance.hub import options as reachable
     from flamboyance.model.vision import VisionTower, tower_spec
@@ -257,7 +271,7 @@ def outline(backbones: Backbones, sizes: Sizes, initial: str = "") -> FlamingoCo
 
     hub = reachable(backbones.language, {})
     text = language_config(backbones.language, **hub)
-    processor = FlamingoProcessor(None, open_tokenizer(backbones.language, **hub))
+    processor = FlamingoProcessor(None, _tokenizer(backbones.language))
     levels = backbones.feature_levels or None
     spec = tower_spec(absolute(backbones.vision), backbones.vision_pretrained, None, backbones.image_size, levels)
     with torch.device("meta"):
@@ -299,54 +313,6 @@ def resolved(backbones: Backbones, sizes: Sizes, initial: str, text: Any) -> dic
         "cross_attention_layers": layers,
         "decoder_layers": decoder_layers,
     }
-
-
-def begin_with(model: FlamingoForConditionalGeneration, directory: Path) -> None:
-    """Copies the trained part of a model directory into the model.
-
-    Raises:
-        ValueError: it is of other sizes.
-    """
-    from flamboyance.checkpoints.directory import WEIGHTS, load_trained, read_weights
-
-    tensors, _ = read_weights(directory / WEIGHTS)
-    own = model.own_parameters()
-    load_trained(model, {name: tensor for name, tensor in tensors.items() if name in own}, directory / WEIGHTS)
-
-
-def begin_rows(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
-    """`<|endofchunk|>` begins as the language model's end of text, if it has one: the language model knows what follows
-    that. The other rows stay at the table's mean. (A beginning of text in the place of `<image>` would be as natural,
-    but that of a chat model expects a role after it, and not a caption.)"""
-    import torch
-
-    added, like = model.added_tokens, processor.tokenizer.eos_token_id
-    tables: dict[str, Any] = {"embedding": model.get_input_embeddings().weight}
-    if added.head is not None:
-        tables["head"] = model.get_output_embeddings().weight
-    row = processor.eoc_token_id - processor.base_vocab_size
-    if like is None or row < 0 or like >= processor.base_vocab_size:
-        return
-    with torch.no_grad():
-        for name, table in tables.items():
-            getattr(added, name)[row] = table[like]
-
-
-def begin_outputs(model: FlamingoForConditionalGeneration) -> None:
-    """Opens all gates half, and sets the projections that they multiply to zero.
-
-    A block is the identity then, as with closed gates. But a gate at zero gets its gradient from whatever a random
-    projection lets through, and the projection gets none until the gate opens: in small batches gates swing about
-    zero, and nothing is learned behind them.
-    """
-    import torch
-
-    with torch.no_grad():
-        for block in model.blocks:
-            for gate in (block.attention_gate, block.feed_forward_gate):
-                gate.fill_(HALF_OPEN)
-            for output in (block.attention.to_out, block.feed_forward.down):
-                output.weight.zero_()
 
 
 def validate(

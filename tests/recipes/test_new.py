@@ -23,6 +23,7 @@ from flamboyance.checkpoints.save_backbones import save_timm
 from flamboyance.cli import main
 from flamboyance.planning.cost import meta_model
 from flamboyance.recipes.arguments import resolve
+from flamboyance.recipes.beginning import begin_texts
 from flamboyance.recipes.new import Data, named, new
 from flamboyance.training.loop import train
 from tests.model.zoo import tiny_config
@@ -150,6 +151,45 @@ def test_added_rows_begin_as_the_language_models_own(parts: Path, tmp_path: Path
     table = model.get_input_embeddings().weight
     row = processor.eoc_token_id - processor.base_vocab_size
     assert torch.equal(model.added_tokens.embedding[row], table[processor.tokenizer.eos_token_id])
+
+
+def test_a_token_is_put_before_every_text(parts: Path, tmp_path: Path) -> None:
+    train(resolve(new, [*settings(parts, tmp_path / "run"), "steps=1"]))
+    processor = catalog.resolve(tmp_path / "run" / "model").processor()
+    plain = tiny_tokenizer()
+    ids = plain("a red square").input_ids  # this tokenizer puts nothing before a text
+    assert processor.tokenize(["a red square"]) == [[plain.eos_token_id, *ids]]
+    assert processor.added_around() == ([plain.eos_token_id], [])
+    assert processor.tokenize(["a red square"], add_special_tokens=False) == [ids]
+
+
+def test_a_tokenizer_that_begins_texts_itself_is_left_alone() -> None:
+    tokenizer = tiny_tokenizer()
+    begin_texts(tokenizer)
+    once = tokenizer("a red square").input_ids
+    begin_texts(tokenizer)
+    assert tokenizer("a red square").input_ids == once
+    # A separator of documents goes before a chat's own tokens.
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|endoftext|>"], special_tokens=True)
+    begin_texts(tokenizer)
+    assert tokenizer("a").input_ids[0] == tokenizer.convert_tokens_to_ids("<|endoftext|>") != tokenizer.eos_token_id
+
+
+def test_what_a_block_adds_starts_at_the_scale_of_the_hidden_states(parts: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, _ = resolve(new, settings(parts, tmp_path / "run")).build()
+    language = AutoModelForCausalLM.from_pretrained(parts / "qwen3", dtype=torch.float32)
+    ids = torch.randint(model.config.base_vocab_size, (16, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        states = language(ids, output_hidden_states=True).hidden_states
+    for block, layer in zip(model.blocks, (0, 1, 3), strict=True):
+        size = states[layer][:, 1:].square().mean(-1).sqrt().median().item()
+        up, keys_values = block.feed_forward.up.weight, block.attention.to_kv.weight
+        keys, values = keys_values[: len(keys_values) // 2], keys_values[len(keys_values) // 2 :]
+        assert up.std().item() * (3 * up.shape[1]) ** 0.5 == pytest.approx(size, rel=0.1)  # else 1, as made by Linear
+        assert values.std().item() * (3 * values.shape[1]) ** 0.5 == pytest.approx(size, rel=0.2)
+        assert keys.std().item() * (3 * keys.shape[1]) ** 0.5 == pytest.approx(1, rel=0.2)
 
 
 @pytest.mark.parametrize("zero", ["outputs", "gates"])
