@@ -2,7 +2,9 @@
 
     python -m scripts.pretrain_small.measure --model small --world WORLD --output measured.json
 
-WORLD is the folder that `python -m scripts.small_world` writes. A row is a file of WORLD/evaluation, shown in one way:
+WORLD is the folder that `python -m scripts.small_world` writes. Pictures to name come after the most similar pictures
+that were trained on, by the tower's features, the most similar last (RICES). A row is a file of WORLD/evaluation, shown
+in one way:
 
 - as given;
 - shuffled: the demonstrations' images change places, so that no text belongs to its image but by chance;
@@ -19,9 +21,11 @@ after the last one.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +41,12 @@ from flamboyance.images import load_image
 from flamboyance.prompting import completion_tokens, generate_texts, prompt_inputs
 from flamboyance.templates import Template
 from scripts.proportion import Proportion
+from scripts.small_world.documents import PATTERN
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 SHOTS_OF_FIVE = (0, 5, 10, 20)  # of five classes, each as often as the others
 WORDS = "words-"  # files whose answer is one of their candidates; the other answers are written freely
-TEMPLATE = Template("<image> {text}")
+SUPPORT = "naming-support"  # the file of pictures that are shown with those to name
 AS_GIVEN, CONTROLS = "as given", ("shuffled", "blank", "blind")
 MOST_TOKENS = 12
 PIXELS = 16
@@ -51,12 +56,19 @@ Shown = Sequence[tuple[Path, str]]
 
 @dataclass(frozen=True)
 class Trial:
-    """A query with its demonstrations. `candidates` is empty where the answer is written freely."""
+    """A query with its demonstrations. `candidates` is empty where the answer is written freely. Retrieved
+    demonstrations are in the order of their similarity, the most similar last."""
 
     shown: Shown
     query: Path
     answer: str
     candidates: tuple[str, ...] = ()
+    retrieved: bool = False
+
+    def few(self, shots: int) -> Trial:
+        """The trial with fewer demonstrations: the first ones, or the most similar ones."""
+        first = len(self.shown) - shots if self.retrieved else 0
+        return replace(self, shown=self.shown[first : first + shots])
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,23 @@ def trials(world: Path, task: str, most: int) -> list[Trial]:
     ]
 
 
+def with_similar(trials: Sequence[Trial], support: Shown, vector: Callable[[Path], np.ndarray]) -> list[Trial]:
+    """Trials without demonstrations, with the most similar pictures of the support as theirs."""
+    if not trials or not support:
+        return list(trials)
+    kept = np.stack([unit(vector(image)) for image, _ in track(support, "features of the support")])
+
+    def similar(trial: Trial) -> Trial:
+        order = np.argsort(kept @ unit(vector(trial.query)), kind="stable")[-max(SHOTS) :]
+        return replace(trial, shown=[support[i] for i in order], retrieved=True)
+
+    return [similar(trial) for trial in trials]
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+
+
 def derangement(length: int, rng: np.random.Generator) -> list[int]:
     """An order in which nothing is at its own place, where there is one."""
     order = rng.permutation(length)
@@ -101,14 +130,20 @@ def changed(trial: Trial, way: str, gray: Path, number: int) -> Trial:
     elif way in ("blank", "blind"):
         images = [gray] * len(images)
     query = gray if way == "blind" else trial.query
-    return Trial(list(zip(images, texts, strict=True)), query, trial.answer, trial.candidates)
+    return replace(trial, shown=list(zip(images, texts, strict=True)), query=query)
 
 
 class Judge:
     """Answers trials with a model. Every image is encoded once."""
 
-    def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, batch: int = 16):
-        self.model, self.processor, self.batch = model, processor, batch
+    def __init__(
+        self,
+        model: FlamingoForConditionalGeneration,
+        processor: FlamingoProcessor,
+        template: Template,
+        batch: int = 16,
+    ):
+        self.model, self.processor, self.template, self.batch = model, processor, template, batch
         self.cache = MediaCache(model, processor)
 
     def right(self, trials: Sequence[Trial]) -> int:
@@ -119,21 +154,22 @@ class Judge:
             some = free[start : start + self.batch]
             options = {"max_new_tokens": MOST_TOKENS, "num_beams": 1, "do_sample": False}
             said = generate_texts(self.model, self.processor, self._inputs(some), **options)
-            chosen += sum(text.strip() == trial.answer for text, trial in zip(said, some, strict=True))
+            chosen += sum(self.template.parse(text) == trial.answer for text, trial in zip(said, some, strict=True))
         return chosen
 
     def _choice(self, trial: Trial) -> str:
         """The likeliest candidate, its end included: else a long one would lose to its own beginning."""
         end = [self.processor.eoc_token_id]
-        query = TEMPLATE.query()
-        tokens = [completion_tokens(self.processor, TEMPLATE, query, text) + end for text in trial.candidates]
+        query = self.template.query()
+        tokens = [completion_tokens(self.processor, self.template, query, text) + end for text in trial.candidates]
         scores = self.model.score(**self._inputs([trial]), candidates=tokens)
         return trial.candidates[int(scores.argmax())]
 
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, Any]:
         media = self.cache.media([[*(image for image, _ in trial.shown), trial.query] for trial in trials])
         texts = [
-            "".join(TEMPLATE.demonstration(text) for _, text in trial.shown) + TEMPLATE.query() for trial in trials
+            "".join(self.template.demonstration(text) for _, text in trial.shown) + self.template.query()
+            for trial in trials
         ]
         return prompt_inputs(self.model, self.processor, texts, media)
 
@@ -147,8 +183,7 @@ class Nearest:
 
     def _of(self, image: Path) -> np.ndarray:
         if image not in self._kept:
-            vector = self._vector(image)
-            self._kept[image] = vector / max(float(np.linalg.norm(vector)), 1e-9)
+            self._kept[image] = unit(self._vector(image))
         return self._kept[image]
 
     def right(self, trials: Sequence[Trial]) -> int:
@@ -179,13 +214,12 @@ def tower_features(
 
 
 def measured(
-    judges: dict[str, Judge | Nearest], world: Path, tasks: Sequence[str], most: int, gray: Path, done: Sequence[Row]
+    judges: dict[str, Judge | Nearest], given_trials: dict[str, list[Trial]], gray: Path, done: Sequence[Row]
 ) -> Iterator[Row]:
     """The rows of the tasks, except those in `done`. The judge named "model" is shown the controls too."""
     known = {(row.task, row.way, row.shots) for row in done}
     plan = []
-    for task in tasks:
-        given = trials(world, task, most)
+    for task, given in given_trials.items():
         longest = max((len(trial.shown) for trial in given), default=0)
         shots = [n for n in (SHOTS_OF_FIVE if "5way" in task else SHOTS) if n <= longest]
         plan += [(task, given, AS_GIVEN, n, judges["model"]) for n in shots]
@@ -193,8 +227,7 @@ def measured(
         plan += [(task, given, way, n, judges[way]) for way in judges if way != "model" for n in shots if n]
     left = [row for row in plan if (row[0], row[2], row[3]) not in known]
     for task, given, way, n, judge in track(left, "rows"):
-        cut = [Trial(trial.shown[:n], trial.query, trial.answer, trial.candidates) for trial in given]
-        shown = [changed(trial, way, gray, number) for number, trial in enumerate(cut)]
+        shown = [changed(trial.few(n), way, gray, number) for number, trial in enumerate(given)]
         yield Row(task, way, n, judge.right(shown), len(shown))
 
 
@@ -226,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file; the table is written beside it")
     parser.add_argument("--tasks", help="comma-separated files of WORLD/evaluation (default: all)")
     parser.add_argument("--trials", type=int, default=200, help="trials per row (default: %(default)s)")
+    parser.add_argument("--template", default=PATTERN, help="how an image and its text are written")
     given = parser.parse_args(arguments)
     model, processor = catalog.resolve(given.model).open()
     model.pack()
@@ -233,13 +267,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = given.tasks.split(",") if given.tasks else [task for task in files if not task.endswith("support")]
     gray = given.output.with_suffix(".gray.png")
     Image.new("RGB", (128, 128), (128, 128, 128)).save(gray)
+    features = cache(tower_features(model, processor))
     judges: dict[str, Judge | Nearest] = {
-        "model": Judge(model, processor),
-        "nearest by features": Nearest(tower_features(model, processor)),
+        "model": Judge(model, processor, Template(given.template)),
+        "nearest by features": Nearest(features),
         "nearest by pixels": Nearest(pixels),
     }
     done = [Row(**row) for row in read_json(given.output)["rows"]] if given.output.exists() else []
-    for row in measured(judges, given.world, tasks, given.trials, gray, done):
+    chosen = {task: trials(given.world, task, given.trials) for task in tasks}
+    if (given.world / "evaluation" / f"{SUPPORT}.jsonl").exists():
+        support = [(trial.query, trial.answer) for trial in trials(given.world, SUPPORT, sys.maxsize)]
+        named = {task: some for task, some in chosen.items() if some and not some[0].shown}
+        chosen |= {task: with_similar(some, support, features) for task, some in named.items()}
+    for row in measured(judges, chosen, gray, done):
         done.append(row)
         write_json(given.output, {"model": given.model, "rows": [asdict(row) for row in done]})
         write_text(given.output.with_suffix(".md"), tables(done))

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import flamboyance as fl
+from flamboyance.templates import Template
 from scripts.pretrain_small import measure
 from scripts.pretrain_small.measure import (
+    PATTERN,
     Judge,
     Nearest,
     Row,
@@ -20,6 +22,7 @@ from scripts.pretrain_small.measure import (
     pixels,
     tables,
     trials,
+    with_similar,
 )
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
@@ -82,6 +85,21 @@ def test_the_nearest_pixels_tell_colours_apart(world: Path) -> None:
     assert Nearest(pixels).right([Trial((), t.query, t.answer) for t in given]) == 0
 
 
+def test_pictures_to_name_are_shown_behind_similar_ones(world: Path) -> None:
+    support = [(world / f"{name}.{number}.png", name) for number in (1, 2) for name in COLORS]
+    found = with_similar(trials(world, "naming-colors", 3), support, pixel_mean)
+    assert all(len(trial.shown) == 6 and {name for _, name in trial.few(2).shown} == {trial.answer} for trial in found)
+    first = found[0]
+    distance = [float(pixel_mean(image) @ pixel_mean(first.query)) for image, _ in first.shown]
+    assert first.few(1).shown == first.shown[-1:] and np.argmax(distance) == 5
+    assert with_similar(found[:0], support, pixel_mean) == []
+
+
+def pixel_mean(image: Path) -> np.ndarray:
+    mean = np.asarray(Image.open(image), np.float64).mean((0, 1))
+    return mean / np.linalg.norm(mean)
+
+
 def test_a_model_is_asked_as_written(world: Path) -> None:
     """Against the public interface: the full prompt of each trial, scored by itself."""
     model, processor = fl.load_mini()
@@ -95,7 +113,7 @@ def test_a_model_is_asked_as_written(world: Path) -> None:
             processor.tokenizer(f" {c}<|endofchunk|>", add_special_tokens=False)["input_ids"] for c in trial.candidates
         ]
         right += trial.candidates[int(model.score(**inputs, candidates=ends).argmax())] == trial.answer
-    assert Judge(model, processor).right(given) == right
+    assert Judge(model, processor, Template(PATTERN)).right(given) == right
 
 
 def test_the_command_goes_on_after_its_last_row(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
