@@ -13,15 +13,17 @@ from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import branch, empty
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
-from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, well_formed
-
-OPENING = (
-    "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and "
-    "Flamingo describes them."
+from flamboyance.templates import (
+    END_OF_CHUNK_TOKEN,
+    IMAGE_TOKEN,
+    MODEL,
+    OPENING,
+    USER,
+    answered,
+    asked,
+    opened,
+    well_formed,
 )
-"""The beginning of Flamingo's dialogue prompt (Alayrac et al. 2022, appendix D)."""
-
-USER, MODEL = "User:", "Flamingo:"
 
 
 class Conversation:
@@ -52,7 +54,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Begins anew."""
-        self.text = f"{self.opening}\n" if self.opening else ""
+        self.text = opened(self.opening)
         self.media: list[Any] = []
         self._encoded: Media | None = None
         self._ids: list[int] = []  # those in the cache
@@ -76,7 +78,7 @@ class Conversation:
         if not said and not media:
             raise ValueError("text is empty, and there are no media; say something, or show an image")
         prepared = [self.processor.prepare(medium) for medium in media]
-        prompt = f"{self.text}{USER} {IMAGE_TOKEN * len(prepared)}{said}\n{MODEL}"
+        prompt = asked(self.text, len(prepared), said)
         encoded = self._with(prepared)
         [ids] = self.processor.tokenize([prompt])
         whole = torch.tensor([ids], device=self.model.device)
@@ -88,7 +90,7 @@ class Conversation:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False} | generation
         out = self.model.generate(whole, media=encoded, past_key_values=branch(cache, 1), **options)
         answer = answer_of(out[0, len(ids) :].tolist(), self.processor)
-        self.text = f"{prompt} {answer}\n"
+        self.text = answered(prompt, answer)
         self.media, self._encoded, self._ids, self._cache = [*self.media, *prepared], encoded, ids[:-1], cache
         return answer
 

@@ -131,6 +131,30 @@ caption = Template("<image>Output:{text}", stops=("Output",), drop='"')
 vqa = Template("<image>Question:{question} Short answer:{answer}", stops=("Question", "Answer", "Short"), strip=False)
 classification = Template("<image>Output:{text}", stops=("Output",), strip=False)
 
+OPENING = (
+    "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and "
+    "Flamingo describes them."
+)
+"""The beginning of Flamingo's dialogue prompt (Alayrac et al. 2022, appendix D)."""
+
+USER, MODEL = "User:", "Flamingo:"
+
+
+def opened(opening: str) -> str:
+    """The text of a conversation before its first turn."""
+    return f"{opening}\n" if opening else ""
+
+
+def asked(before: str, media: int, said: str) -> str:
+    """The text of a conversation up to the model's answer to what the user says, with so many images and videos."""
+    return f"{before}{USER} {IMAGE_TOKEN * media}{said}\n{MODEL}"
+
+
+def answered(asked: str, answer: str) -> str:
+    """The text with the answer."""
+    return f"{asked} {answer}\n"
+
+
 CHAT_TEMPLATE = """\
 {%- macro written(content) -%}
 {%- if content is string -%}{{ content | trim }}

@@ -32,12 +32,15 @@ class Document:
         text: with one `<image>` per image, and `<|endofchunk|>` after the text of each image.
         images: encoded (JPEG, PNG, MP4, …), in order of appearance; videos too.
         learned: which tokens are predicted: "all", or those "after_image", up to and including the next
-            `<|endofchunk|>`.
+            `<|endofchunk|>`; or the "answers" of a conversation.
+        answers: (start, end) of each in the text, with the space before it. After an answer `<|endofchunk|>` is
+            predicted, which ends it in a chat, although the text has a line break there and goes on.
     """
 
     text: str
     images: tuple[bytes, ...]
-    learned: Literal["all", "after_image"]
+    learned: Literal["all", "after_image", "answers"]
+    answers: tuple[tuple[int, int], ...] = ()
 
 
 def digest(image: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flamboyance.data.batch import TrainingExample
+from flamboyance.data.batch import Batch, TrainingExample, collate
 from flamboyance.data.documents import Document, Rejected, Source
 from flamboyance.data.features import FeatureTable
 from flamboyance.data.formats.interleaved import Interleaved
@@ -77,28 +78,74 @@ class WorkerProcessor:
 
     def tokens(self, text: str) -> np.ndarray:
         """Ids of a text and its end, without `prefix`: (T,) int64. Raises `Rejected` for a text of megabytes."""
+        return self._ended(self._encoded(text).input_ids)
+
+    def answers(self, text: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """What is predicted at each of `tokens(text)`: the tokens of the spans, and `<|endofchunk|>` at the first token
+        after each span; -100 elsewhere. (T,) int64.
+
+        Raises:
+            Rejected: a text of megabytes.
+            ValueError: the tokenizer does not give the places of its tokens.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} does not give the places of its tokens, which conversations need; "
+                "expected a fast tokenizer of transformers"
+            )
+        encoded = self._encoded(text, return_offsets_mapping=True)
+        ids = self._ended(encoded.input_ids)
+        targets = np.full(len(ids), IGNORED, dtype=np.int64)
+        places = encoded.offset_mapping[len(self.prefix) :]
+        spans, now = list(spans), 0
+        for token, (start, end) in enumerate(places[: len(ids)]):
+            if now == len(spans):
+                break
+            if start >= spans[now][1]:
+                targets[token] = self.eoc_token_id
+                now += 1
+            elif end > spans[now][0]:
+                targets[token] = ids[token]
+        return targets
+
+    def _encoded(self, text: str, **options: Any) -> Any:
         if len(text) > TEXT_LIMIT:
             raise Rejected("text too long")
-        text = well_formed(text)
-        ids = self.tokenizer(text, verbose=False).input_ids
+        return self.tokenizer(well_formed(text), verbose=False, **options)
+
+    def _ended(self, ids: list[int]) -> np.ndarray:
         ids = ids[len(self.prefix) : len(ids) - self.suffix]
         return np.array(ids + [self.eos_token_id] * (self.eos_token_id is not None), dtype=np.int64)
 
     def levels(self, image: bytes, source: Source, rng: np.random.Generator | None = None) -> Tensor:
         """An encoded image or video as uint8 (F, 3, H, W). Of an animation, a model of still images is shown the first
         frame, as in the published data."""
-        try:
-            video = find_video(image)
-            if video is not None and self.frames is not None:
-                frames = video.frames(VideoSampling(self.frames), source.max_pixels, rng)
-                return torch.stack([self.images.levels(frame) for frame in frames])
-            if video is not None and video.container:
-                raise Rejected("video, for a model of images")
-            return self.images.levels(load_image(image, source.max_pixels, frame=0))[None]
-        except ImageTooLargeError as error:
-            raise Rejected("image too large") from error
-        except ImageError as error:
-            raise Rejected("damaged image") from error
+        return decoded(image, self.images, source, self.frames, rng)
+
+    def example(self, document: Document, source: Source, rng: np.random.Generator) -> TrainingExample:
+        """As `make_example`."""
+        return make_example(document, source, self, rng)
+
+    def collate(self, examples: list[TrainingExample]) -> Batch:
+        return collate(examples, self.pad_token_id)
+
+
+def decoded(
+    image: bytes, images: ImageProcessor, source: Source, frames: int | None, rng: np.random.Generator | None
+) -> Tensor:
+    """An encoded image or video as uint8 (F, 3, H, W); see `WorkerProcessor.levels`."""
+    try:
+        video = find_video(image)
+        if video is not None and frames is not None:
+            shown = video.frames(VideoSampling(frames), source.max_pixels, rng)
+            return torch.stack([images.levels(frame) for frame in shown])
+        if video is not None and video.container:
+            raise Rejected("video, for a model of images")
+        return images.levels(load_image(image, source.max_pixels, frame=0))[None]
+    except ImageTooLargeError as error:
+        raise Rejected("image too large") from error
+    except ImageError as error:
+        raise Rejected("damaged image") from error
 
 
 def make_example(
@@ -116,12 +163,15 @@ def example_of_tokens(
     document: Document, tokens: np.ndarray, source: Source, processor: WorkerProcessor, rng: np.random.Generator
 ) -> TrainingExample:
     """`make_example` of a document whose text has these tokens."""
-    ids, first = _cut(tokens, len(document.images), source, processor, rng)
+    targets = processor.answers(document.text, document.answers) if document.learned == "answers" else tokens
+    (ids, targets), first = _cut(np.stack([tokens, targets]), len(document.images), source, processor, rng)
     is_image = ids == processor.image_token_id
     count = int(is_image.sum())
     _check_count(count, source, rng)
     seen, learned = _previous_image(ids, document, processor)
-    if isinstance(source, Interleaved) and rng.random() < source.next_image:
+    if document.learned == "answers":
+        learned = targets != IGNORED
+    elif isinstance(source, Interleaved) and rng.random() < source.next_image:
         ahead = _next_image(is_image)
         # If all text follows the last image, nothing would be learned, so the previous images are kept.
         seen, learned = ahead if ahead[1][1:].any() else (seen, learned)
@@ -137,7 +187,7 @@ def example_of_tokens(
     moves = processor.features is None and any(len(levels) > 1 for levels in images)
     return TrainingExample(
         input_ids=torch.from_numpy(ids),
-        labels=torch.from_numpy(np.where(learned, ids, IGNORED)),
+        labels=torch.from_numpy(np.where(learned, targets, IGNORED)),
         images_seen=torch.from_numpy(seen),
         images=torch.stack(images) if processor.features is not None else torch.cat(images),
         frame_counts=tuple(map(len, images)) if moves else None,
@@ -147,18 +197,19 @@ def example_of_tokens(
 def _cut(
     body: np.ndarray, images: int, source: Source, processor: WorkerProcessor, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    """The ids within the source's limits, and the number of the first image among them."""
-    if int((body == processor.image_token_id).sum()) != images:
+    """Ids and targets (2, T) within the source's limits, and the number of the first image among them."""
+    if int((body[0] == processor.image_token_id).sum()) != images:
         raise Rejected("images and <image> differ in number")
     room, start = source.max_tokens - len(processor.prefix), 0
-    if isinstance(source, Interleaved) and source.window == "random" and len(body) > room:
-        start = int(rng.integers(len(body) - room + 1))
-    first = int((body[:start] == processor.image_token_id).sum())
-    body = body[start : start + room]
-    positions = np.flatnonzero(body == processor.image_token_id)
+    if isinstance(source, Interleaved) and source.window == "random" and body.shape[1] > room:
+        start = int(rng.integers(body.shape[1] - room + 1))
+    first = int((body[0, :start] == processor.image_token_id).sum())
+    body = body[:, start : start + room]
+    positions = np.flatnonzero(body[0] == processor.image_token_id)
     if len(positions) > source.max_images:
-        body = body[: positions[source.max_images]]
-    return np.concatenate([np.array(processor.prefix, dtype=np.int64), body]), first
+        body = body[:, : positions[source.max_images]]
+    before = np.array([processor.prefix, [IGNORED] * len(processor.prefix)], dtype=np.int64)
+    return np.concatenate([before, body], axis=1), first
 
 
 def _check_count(images: int, source: Source, rng: np.random.Generator) -> None:

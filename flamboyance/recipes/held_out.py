@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flamboyance.data.documents import Document, Record
+from flamboyance.data.formats.conversations import is_dialogue
 from flamboyance.data.formats.user_data import read_record
 from flamboyance.few_shot import FewShotTask
 from flamboyance.images import load_image
@@ -44,7 +45,7 @@ def _exact(
     by_template: dict[Template, list[tuple[tuple[Any, ...], str]]] = {}  # queries and their answers
     for record in held_out:
         content, images = read_record(record, source.outside)
-        if len(images) != 1 or IMAGE_TOKEN in str(content.get("text", "")):
+        if len(images) != 1 or IMAGE_TOKEN in str(content.get("text", "")) or is_dialogue(content):
             continue
         template, (*fields, answer) = source.template_values(content)
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected
+from flamboyance.data.formats.conversations import is_dialogue, read_dialogue
 from flamboyance.data.formats.fields import (
     FILE_LIMIT,
     IMAGE_EXTENSIONS,
@@ -34,9 +35,10 @@ class UserData(Interleaved):
     """A JSONL file, a folder, or tars of the same.
 
     A line of a JSONL file (or `KEY.json` in a tar) has the keys `image` and `text`; or `image`, `question` and
-    `answer`; or `text` with `<image>` in it, and `images`, a list in the same order. An image is a path in the file's
-    folder, the name of a file beside it in the tar (`KEY.name`), or its content in base64. A folder has images, each
-    with its text beside it (`cat.jpg`, `cat.txt`).
+    `answer`; or `text` with `<image>` in it, and `images`, a list in the same order; or a conversation, as
+    `read_dialogue` reads it, of which the answers are learned. An image is a path in the file's folder, the name of a
+    file beside it in the tar (`KEY.name`), or its content in base64. A folder has images, each with its text beside it
+    (`cat.jpg`, `cat.txt`).
 
     An image with its text is written as few-shot tasks write a demonstration (`flamboyance.templates`), so that
     training and prompts have the same form, and all of it is learned. In a document the text after an image is
@@ -62,6 +64,10 @@ class UserData(Interleaved):
 
     def to_document(self, content: dict[str, Any], images: list[bytes]) -> Document:
         """A document of the values that `read_record` returns."""
+        if is_dialogue(content):
+            if not images:
+                raise Rejected("no image")
+            return read_dialogue(content).document(images)
         text = content.get("text")
         if isinstance(text, str) and IMAGE_TOKEN in text:
             return Document(_interleaved(text), tuple(images), "after_image")
@@ -85,6 +91,8 @@ class UserData(Interleaved):
 def read_record(record: Record, outside: bool = False) -> tuple[dict[str, Any], list[bytes]]:
     """The keys of a record, with "text" or "answer" under those names, and its images in order."""
     content = json_object(record) if "json" in record.fields else {}
+    if is_dialogue(content):
+        return content, _all_images(record, read_dialogue(content).media, outside)
     if "text" not in content:
         if "txt" in record.fields:
             content["text"] = text(record.fields["txt"])
@@ -117,6 +125,11 @@ def _images(record: Record, names: list[Any], text: Any, outside: bool) -> list[
     places = text.count(IMAGE_TOKEN) if isinstance(text, str) else 0
     if len(names) != max(places, 1):
         raise Rejected("images and <image> differ in number")
+    return _all_images(record, names, outside)
+
+
+def _all_images(record: Record, names: list[Any], outside: bool) -> list[bytes]:
+    """The images that the values name or contain."""
     files: dict[str, bytes] = {}
     images, remaining = [], FILE_LIMIT
     for name in names:
