@@ -70,17 +70,23 @@ def save_tower(tower: VisionTower, directory: Path) -> None:
             "include_backbones=False, so that the tower is opened by its name"
         )
     if tower.spec["library"] == "timm":
-        save_timm(tower.model, directory)
+        save_timm(tower.model, directory, tower.image_size)
     else:
         save_transformers(tower.model, directory)
 
 
-def save_timm(model: Any, directory: Path) -> None:
-    """Writes the model as timm's `local-dir:` opens it: config.json and model.safetensors."""
+def save_timm(model: Any, directory: Path, image_size: int | None = None) -> None:
+    """Writes the model as timm's `local-dir:` opens it: config.json and model.safetensors.
+
+    Args:
+        image_size: the side of the images that it was trained for, if not the one that timm states.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     inner = getattr(model, "model", model)  # of FeatureGetterNet
     known = model.pretrained_cfg
     preprocessing = {key: known[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")}
+    if image_size is not None:
+        preprocessing["input_size"] = (known["input_size"][0], image_size, image_size)
     preprocessing |= {"fixed_input_size": known.get("fixed_input_size", False), "num_classes": 0}
     about = {"architecture": known["architecture"], "num_classes": 0, "pretrained_cfg": preprocessing}
     write_json(directory / "config.json", about, indent=2)

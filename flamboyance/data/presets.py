@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from flamboyance.data.documents import Source
 from flamboyance.data.formats.mmc4 import MMC4
@@ -48,18 +48,29 @@ def openflamingo(
     }
 
 
-def flamingo(laion: Shards, mmc4: Shards, batch_size: int = 32) -> dict[str, Source]:
-    """Flamingo's settings on public data: MMC4 in the place of M3W, LAION in that of ALIGN and LTIP.
+def flamingo(
+    laion: Shards, mmc4: Shards, captions: Shards = (), videos: Shards = (), batch_size: int = 32
+) -> dict[str, Source]:
+    """Flamingo's settings on public data: MMC4 in the place of M3W, LAION in that of ALIGN.
 
     Random windows of 256 tokens with up to five images; half of the documents attend to the next image; half of the
     captions follow a space. Settings that Flamingo lacks (threshold, assignment, image size) are OpenFlamingo's, but
-    documents with one image are kept. Flamingo's colour augmentation and its videos are left out.
+    documents with one image are kept. Flamingo's colour augmentation is left out.
 
     Args:
-        batch_size: documents per device. There are twice as many pairs.
+        laion, mmc4: shards.
+        captions: shards of pairs with longer texts, in the place of LTIP; () for none.
+        videos: shards of videos with texts, in the place of VTP; () for none.
+        batch_size: documents per device. There are twice as many pairs of each kind, and a quarter as many videos.
     """
+    every: dict[str, Any] = {"flip": 0.5, "leading_space": 0.5}
+    pairs = {"laion": Pairs(shards=laion, batch_size=2 * batch_size, weight=0.2, max_tokens=32, **every)}
+    if captions:
+        pairs["captions"] = Pairs(shards=captions, batch_size=2 * batch_size, weight=0.2, max_tokens=64, **every)
+    if videos:
+        pairs["videos"] = Pairs(shards=videos, batch_size=max(1, batch_size // 4), weight=0.03, max_tokens=32, **every)
     return {
-        "laion": Pairs(shards=laion, batch_size=2 * batch_size, weight=0.2, max_tokens=32, flip=0.5, leading_space=0.5),
+        **pairs,
         "mmc4": MMC4(
             shards=mmc4,
             batch_size=batch_size,

@@ -2,7 +2,8 @@
 
 Optimizer settings are the paper's (its appendix on training): AdamW, gradients clipped to norm 1, weight decay 0.1
 except on the resampler, learning rate to 1e-4 in 5,000 steps and constant from there, 500,000 steps; gradients of all
-sources are accumulated in each step. The data are public: MMC4 in the place of M3W, LAION in that of ALIGN and LTIP.
+sources are accumulated in each step. The data are public: MMC4 in the place of M3W, LAION in that of ALIGN; pairs with
+longer texts (LTIP's) and videos (VTP's) are added where they are given.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from flamboyance.data import presets
-from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, settings, with_summary
+from flamboyance.recipes.published import (
+    MAIN_PARTS_ALONE,
+    PUBLISHED,
+    FurtherData,
+    GivenBackbones,
+    WebData,
+    settings,
+    with_summary,
+)
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -25,7 +34,14 @@ BATCH_SIZES = {"flamingo-3b": 8, "flamingo-9b": 4, "flamingo-80b": 4}  # documen
 
 
 def _recipe(name: str, batch_size: int) -> Callable[..., TrainingRun]:
-    def recipe(*, output: str, data: WebData, backbones: GivenBackbones = PUBLISHED, steps: int = STEPS) -> TrainingRun:
+    def recipe(
+        *,
+        output: str,
+        data: WebData,
+        further: FurtherData = MAIN_PARTS_ALONE,
+        backbones: GivenBackbones = PUBLISHED,
+        steps: int = STEPS,
+    ) -> TrainingRun:
         """The language model has to be given; `plan` takes Chinchilla's size without one. The tower is NFNet-F6 with
         the weights for ImageNet, unless another one is given.
 
@@ -33,7 +49,7 @@ def _recipe(name: str, batch_size: int) -> Callable[..., TrainingRun]:
             output: the run's directory.
             steps: optimizer steps.
         """
-        sources = presets.flamingo(data.laion, data.mmc4, batch_size=batch_size)
+        sources = presets.flamingo(data.laion, data.mmc4, further.captions, further.videos, batch_size=batch_size)
         parallel: Literal["auto", "fsdp"] = "fsdp" if name == "flamingo-80b" else "auto"
         training = settings(output, sources, steps, warmup_steps=5000, parallel=parallel)
         return TrainingRun(training, partial(build, name, backbones), partial(outline, name))

@@ -28,6 +28,23 @@ class WebData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FurtherData:
+    """The other two parts of Flamingo's mixture.
+
+    Args:
+        captions: shards of pairs with longer texts; (): without them.
+        videos: shards of videos with texts, KEY.mp4 and KEY.txt; (): without them.
+    """
+
+    captions: Shards = ()
+    videos: Shards = ()
+
+
+MAIN_PARTS_ALONE = FurtherData()
+"""Neither is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GivenBackbones:
     """Frozen parts in the place of the published ones.
 

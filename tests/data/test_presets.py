@@ -41,6 +41,18 @@ def test_flamingo() -> None:
     assert laion.flip == mmc4.flip == 0.5
 
 
+def test_flamingos_four_parts() -> None:
+    sources = flamingo("laion.tar", "mmc4.tar", "captions.tar", ("videos.tar",), batch_size=256)
+    weights = {name: source.weight for name, source in sources.items()}
+    assert weights == {"laion": 0.2, "captions": 0.2, "videos": 0.03, "mmc4": 1.0}
+    assert {name: source.batch_size for name, source in sources.items()} == {
+        "laion": 512,
+        "captions": 512,
+        "videos": 64,
+        "mmc4": 256,
+    }
+
+
 @pytest.mark.parametrize("preset", [openflamingo, flamingo])
 def test_sources_can_be_written_down(preset) -> None:
     for source in preset("laion-{000..002}.tar", "mmc4.tar").values():

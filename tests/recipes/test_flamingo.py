@@ -1,5 +1,10 @@
-"""The original Flamingo's recipes: published values, and a small one around given backbones."""
+"""The original Flamingo's recipes: published values, and small ones around given backbones."""
 
+import dataclasses
+import io
+import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,14 @@ from flamboyance.model.vision import VisionTower, tower_spec
 from flamboyance.recipes import RECIPES, flamingo
 from flamboyance.recipes.arguments import resolve
 from flamboyance.recipes.published import GivenBackbones
+from flamboyance.training.loop import train
+from tests.processes import ranks
 from tests.tiny import tiny_tokenizer
+from tests.training.tiny_run import write_shards, write_tar
+from tests.videos.make import grey, write_video
 
 GIVEN = ["output=o", "laion=l.tar", "mmc4=m.tar"]
+SMALL: dict[str, Any] = {"depth": 1, "width": 48, "heads": 2, "dim_head": 16, "latents": 4}
 
 
 @pytest.mark.parametrize("name", flamingo.RECIPES)
@@ -39,9 +49,8 @@ def test_blocks_follow_the_language_model(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(text).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
     save_tower(VisionTower.from_config(tower_spec("timm/test_nfnet")), tmp_path / "vision")
-    small: dict[str, Any] = {"depth": 1, "width": 48, "heads": 2, "dim_head": 16, "latents": 4}
     given = GivenBackbones(language=str(tmp_path / "language"), vision=str(tmp_path / "vision"))
-    model, processor = flamingo.build("flamingo-9b", given, resampler=small)
+    model, processor = flamingo.build("flamingo-9b", given, resampler=SMALL)
     assert model.cross_attention_layers == [0, 4, 8]
     assert model.config.cross_attention == cross_attention(256)
     assert model.config.cross_attention["heads"] == 2 and model.config.cross_attention["dim_head"] == 128
@@ -53,3 +62,52 @@ def test_blocks_follow_the_language_model(tmp_path: Path) -> None:
     own = model.own_parameters()
     assert opened.config.resampler == model.config.resampler
     assert all(torch.equal(own[name], value) for name, value in opened.own_parameters().items())
+
+
+def save_parts(folder: Path) -> None:
+    """A language model of Chinchilla's architecture, an NFNet, and shards of all four parts of the mixture."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text = chinchilla(Size(layers=3, width=128, every=1), vocabulary=len(tokenizer))
+    AutoModelForCausalLM.from_config(text).save_pretrained(folder / "language")
+    tokenizer.save_pretrained(folder / "language")
+    save_tower(VisionTower.from_config(tower_spec("timm/test_nfnet", image_size=64)), folder / "vision")
+    write_shards(folder)
+    clips: dict[str, bytes] = {}
+    for number in range(6):
+        file = io.BytesIO()
+        write_video(file, [grey(5 * (number + shown)) for shown in range(2 + number % 3)], rate=1, format="mp4")
+        clips |= {f"{number}.mp4": file.getvalue(), f"{number}.txt": b"a cat"}
+    write_tar(folder / "videos.tar", clips)
+
+
+def mixture(folder: Path, output: Path, steps: int = 10, workers: int = 0, accumulated: int = 1) -> None:
+    """`flamingo-3b` on its four parts, with its own batches and weights, around small backbones."""
+    given = [f"output={output}", f"laion={folder}/pairs-{{0..1}}.tar", f"mmc4={folder}/documents-{{0..2}}.tar"]
+    given += [f"captions={folder}/pairs-2.tar", f"videos={folder}/videos.tar", "mmc4.min_image_bytes=0"]
+    given += ["warmup_steps=2", "learning_rate=1e-3", "precision=fp32", "threads=1"]
+    given += [f"steps={steps}", f"workers={workers}", f"gradient_accumulation_steps={accumulated}"]
+    run = resolve(RECIPES["flamingo-3b"], given)
+    backbones = GivenBackbones(language=str(folder / "language"), vision=str(folder / "vision"))
+    build = partial(flamingo.build, "flamingo-3b", backbones, resampler=SMALL)
+    train(dataclasses.replace(run, build=build))
+
+
+@pytest.mark.slow
+def test_ten_steps_of_all_four_parts_on_two_processes(tmp_path: Path) -> None:
+    save_parts(tmp_path)
+    ranks(mixture, tmp_path, tmp_path / "two", log=tmp_path / "log")
+    lines = [json.loads(one) for one in (tmp_path / "two" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    weights = {"laion": 0.2, "captions": 0.2, "videos": 0.03, "mmc4": 1.0}
+    for line in lines:
+        parts = {name: line[f"loss/{name}"] for name in weights}
+        assert all(map(math.isfinite, parts.values())) and not line["skipped"]
+        assert line["loss"] == pytest.approx(sum(weights[name] * loss for name, loss in parts.items()))
+    assert lines[-1]["loss"] != lines[0]["loss"]
+    assert len(lines[-1]["gates/attention"]) == 3 and all(lines[-1]["gates/attention"])
+    # As many streams of data in one process are the same documents in the same steps.
+    mixture(tmp_path, tmp_path / "one", steps=3, workers=2, accumulated=2)
+    alone = [json.loads(one) for one in (tmp_path / "one" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["loss"] for line in lines[:3]] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
+    assert lines[0]["images"] == alone[0]["images"]
