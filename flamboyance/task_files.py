@@ -5,6 +5,8 @@ A task file is JSON, and what `POST /v1/tasks` of `flamboyance serve` takes:
     {"name": "birds", "template": {"pattern": "<image>Output:{text}", "stops": ["Output"], "drop": "", "strip": true},
      "demonstrations": [{"image": "data:image/png;base64,…", "text": "a robin"}, …]}
 
+A video takes the place of an image as `data:video/mp4;base64,…`.
+
 The directory that `FewShotTask.save` writes is the other form: what one model computed, without the images.
 """
 
@@ -25,8 +27,20 @@ from flamboyance.chat import decoded_base64
 from flamboyance.files import parse_json, read_text, write_json
 from flamboyance.images import ImageError, frames_of, load_image
 from flamboyance.templates import Template
+from flamboyance.videos import find_video
 
 SUFFIX = ".json"
+VIDEO_KINDS = {
+    "mov": "video/mp4",
+    "matroska": "video/webm",
+    "avi": "video/x-msvideo",
+    "flv": "video/x-flv",
+    "ogg": "video/ogg",
+    "asf": "video/x-ms-wmv",
+    "mpeg": "video/mpeg",
+    "mpegts": "video/mp2t",
+}
+"""Media types, by FFmpeg's names of the containers. What reads a file looks at its content."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class TaskFile:
 
     Attributes:
         name: of the task.
-        demonstrations: (image, fields of the template…); an image is the content of an image file.
+        demonstrations: (image, fields of the template…); an image is the content of an image or video file.
     """
 
     name: str
@@ -52,8 +66,8 @@ def write_task(path: str | Path, task: TaskFile) -> None:
     """Writes a task file, whole or not at all.
 
     Raises:
-        ValueError: a demonstration is a video.
-        ImageError: an image cannot be read.
+        ValueError: a demonstration is a list of frames.
+        ImageError: an image or video cannot be read.
     """
     write_json(path, as_json(task))
 
@@ -73,7 +87,7 @@ def read_task(path: str | Path) -> TaskFile:
     """
     Raises:
         ValueError: the file is not a task file; names what is wrong.
-        ImageError: an image in it cannot be decoded.
+        ImageError: an image or video in it cannot be decoded.
         OSError: the file cannot be read.
     """
     return parse_task(read_text(path), str(path))
@@ -128,15 +142,22 @@ def _demonstration(shot: Any, template: Template, place: str) -> tuple[Any, ...]
 
 
 def data_url(image: Any) -> str:
-    """An image as `data:image/…;base64,…`: a file's own content, byte for byte, and other images as PNG.
+    """An image or video as `data:image/…;base64,…` or `data:video/…`: a file's own content, byte for byte, and other
+    images as PNG.
 
     Raises:
         ImageError: it cannot be read.
-        ValueError: a video.
+        ValueError: a list of frames.
     """
+    video = find_video(image)
+    if video is not None and video.container:
+        video.middle()  # refuses what cannot be decoded
+        assert not isinstance(video.source, Image.Image)
+        stored = video.source if isinstance(video.source, bytes) else video.source.read_bytes()
+        return f"data:{VIDEO_KINDS[video.container]};base64,{base64.b64encode(stored).decode()}"
     frames = frames_of(image)
     if len(frames) > 1 or frames[0] is not image:
-        raise ValueError("a demonstration is a video; a task file holds images")
+        raise ValueError("a demonstration is a list of frames; a task file holds files: give the video's")
     picture = load_image(image)  # refuses what is not an image
     content = Path(image).expanduser().read_bytes() if isinstance(image, str | Path) else image
     if not isinstance(content, bytes):
@@ -149,17 +170,21 @@ def data_url(image: Any) -> str:
 
 
 def from_data_url(url: str, place: str) -> bytes:
-    """The content of the image file in a data URL.
+    """The content of the image or video file in a data URL.
 
     Raises:
-        ImageError: it is no data URL of an image, or the image cannot be decoded.
+        ImageError: it is no data URL of an image or video, or it cannot be decoded.
     """
-    head = re.match(r"data:image/[\w.+-]+;base64,", url)
+    head = re.match(r"data:(image|video)/[\w.+-]+;base64,", url)
     if head is None:
         raise ImageError(f"{place}: the image is {checks.brief(url)}; expected data:image/…;base64,…")
     content = decoded_base64(url[head.end() :], place)
     try:
-        load_image(content)
+        video = find_video(content)
+        if video is not None and video.container:
+            video.middle()
+        else:
+            load_image(content)
     except ImageError as error:
         raise type(error)(f"{place}: {error}") from error
     return content

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import flamboyance as fl
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.cli import main
+from flamboyance.images import ImageError
 from flamboyance.task_files import TaskFile, data_url, from_data_url, read_task, write_task
 from flamboyance.templates import Template
 from tests.tiny import save_tiny_flamingo
+from tests.videos.make import grey, write_video
 
 ODD = Template("<image>{{A}} photo of {text}.", stops=("A photo", '"'), drop="!", strip=False)
 
@@ -138,5 +142,25 @@ def test_images_are_written_as_they_are() -> None:
     url = data_url(buffer.getvalue())
     assert url == f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     assert from_data_url(url, "it") == buffer.getvalue()
-    with pytest.raises(ValueError, match="video"):
+    with pytest.raises(ValueError, match="a list of frames"):
         data_url([Image.new("RGB", (4, 4))] * 2)
+
+
+def test_a_task_file_holds_videos(tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "a.mp4", [grey(n) for n in range(20)])
+    assert isinstance(clip, Path)
+    url = data_url(clip)
+    assert url.startswith("data:video/mp4;base64,") and from_data_url(url, "it") == clip.read_bytes()
+    assert data_url(clip.read_bytes()) == url
+    directory = save_tiny_flamingo(tmp_path, max_frames=4)
+    parts = FlamingoForConditionalGeneration.from_pretrained(directory), FlamingoProcessor.from_pretrained(directory)
+    picture = fl.examples.queries[0]
+    task = fl.FewShotTask(*parts, demonstrations=[(clip, "a red cat"), (picture, "a dog")])
+    task.save(tmp_path / "task.json")
+    again = fl.FewShotTask.load(tmp_path / "task.json", *parts)
+    assert again([clip, picture]) == task([clip, picture])
+    assert again.prefix is not None and task.prefix is not None
+    assert torch.equal(again.prefix.media.latents, task.prefix.media.latents)
+    cut = "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()[:200]).decode()
+    with pytest.raises(ImageError, match="it: "):
+        from_data_url(cut, "it")

@@ -16,6 +16,7 @@ from flamboyance.files import read_text
 from flamboyance.images import load_image
 from flamboyance.task_files import TaskFile, as_json, parse_task
 from flamboyance.templates import Template
+from flamboyance.videos import find_video
 from flamboyance.web import drawing
 from flamboyance.web.answers import CAPTION, OWN, QUESTION, Answers, Shot, Side, kind_of, labels_of, template_of
 
@@ -336,6 +337,8 @@ def _opened(path: str) -> tuple[Any, ...]:
     task = parse_task(read_text(path), Path(path).name)
     kind, pattern = kind_of(task.template)
     _template(kind, pattern)
+    if any(video is not None and video.container for video in (find_video(image) for image, *_ in task.demonstrations)):
+        raise ValueError(f"{Path(path).name} has a video among its demonstrations; the page takes images.")
     return [_shot(*demonstration) for demonstration in task.demonstrations], kind, pattern if kind == OWN else PATTERN
 
 

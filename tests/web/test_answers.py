@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import flamboyance as fl
-from flamboyance.task_files import read_task
+from flamboyance.task_files import TaskFile, read_task, write_task
 from flamboyance.web import drawing
 from flamboyance.web.answers import CAPTION, OWN, QUESTION, Answers, Shot, Side, kind_of, labels_of, template_of
+from tests.videos.make import grey, write_video
 
 SHOTS = [Shot(path.read_bytes(), (text,), number) for number, (path, text) in enumerate(fl.examples.demonstrations)]
 QUERY = (fl.examples.queries[0].read_bytes(),)
@@ -142,6 +143,9 @@ def test_mistakes_are_said_on_the_page(answers: Answers, tmp_path) -> None:
     *kept, problem = page._with_images([str(tmp_path / "no.png")], SHOTS)
     assert len(kept) == 2 and 'role="alert"' in problem and "no.png cannot be used" in problem
     assert "not JSON" in page._opened(str(tmp_path / "no.png"))[-1]
+    clip = write_video(tmp_path / "a.mp4", [grey(n) for n in range(3)])
+    write_task(tmp_path / "clips.json", TaskFile("clips", fl.templates.caption, ((clip, "a"),)))
+    assert "clips.json has a video" in page._opened(str(tmp_path / "clips.json"))[-1]
     assert "nothing to save" in page._task_text(CAPTION, "", "t", [])[-1]
     run = page._runner(answers)
     for change, words in (
