@@ -49,7 +49,7 @@ def train(arguments: argparse.Namespace) -> int:
     from flamboyance.training import loop, run_directory
 
     directory = loop.train(run, command=["flamboyance", "train", arguments.recipe, *arguments.settings])
-    return _print(run_directory.usage(directory))
+    return _print((run.usage or run_directory.usage)(directory))
 
 
 def _is_first_rank() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,7 +32,22 @@ class TrainingExample:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Tensors:
+    """A value of tensors, which go to a device together."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Batch(Tensors):
     """Examples of one source, padded on the right. Images are packed, not padded.
 
     Attributes:
@@ -67,16 +83,6 @@ class Batch:
         cut = {name: getattr(self, name)[rows, :width] for name in tables}
         per_row = tuple(self.media_counts[row] for row in rows)
         return replace(self, **cut, images=self.images[images], media_counts=per_row, frame_counts=counts)
-
-    def to(self, device: torch.device | str) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 def collate(examples: list[TrainingExample], pad_token_id: int) -> Batch:

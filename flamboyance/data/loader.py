@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from flamboyance.data.batch import Batch, collate
 from flamboyance.data.documents import Rejected, Source
-from flamboyance.data.examples import WorkerProcessor, make_example
+from flamboyance.data.examples import WorkerProcessor
 from flamboyance.data.features import FeatureTable
+from flamboyance.data.pairs import PairProcessor
 from flamboyance.data.shards import expand
 from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
 from flamboyance.data.worker import (
@@ -45,7 +45,7 @@ class Loader:
 
     Args:
         sources: by name. The order of a source's data depends on its name.
-        processor: the model's.
+        processor: the model's; a `PairProcessor` makes batches of another kind.
         seed: of order and augmentation, 0 or more.
         workers: processes that read and decode; 0: this process.
         prefetch: items that each worker prepares ahead.
@@ -66,7 +66,7 @@ class Loader:
     def __init__(
         self,
         sources: dict[str, Source],
-        processor: FlamingoProcessor,
+        processor: FlamingoProcessor | PairProcessor,
         *,
         seed: int,
         workers: int,
@@ -96,7 +96,8 @@ class Loader:
         self.waited = 0.0
         # torch takes the next item from its first worker, so that gets the stream whose turn it is.
         turns = [(self._items + turn) % self._per_rank * ranks + rank for turn in range(self._per_rank)]
-        worker = WorkerProcessor.of(processor, features, frames)
+        pairs = isinstance(processor, PairProcessor)
+        worker = processor if pairs else WorkerProcessor.of(processor, features, frames)
         dataset = _Batches(sources, shards, worker, seed, self._per_rank * ranks, turns, self._states)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # torch's advice on the number of cores
@@ -123,7 +124,7 @@ class Loader:
     def __iter__(self) -> Loader:
         return self
 
-    def __next__(self) -> dict[str, Batch]:
+    def __next__(self) -> dict[str, Any]:
         if self._iterator is None:
             raise ValueError("the loader is closed; make a new one")
         started = time.perf_counter()
@@ -246,7 +247,7 @@ def _fingerprint(seed: int, source: Source, shards: list[str]) -> int:
 @dataclass(frozen=True)
 class _Item:
     stream: int
-    batches: dict[str, Batch]
+    batches: dict[str, Any]
     states: dict[str, dict[str, Any]]
 
     def pin_memory(self) -> _Item:
@@ -273,7 +274,7 @@ class _Batches(IterableDataset):
 
     sources: dict[str, Source]
     shards: dict[str, list[str]]
-    processor: WorkerProcessor
+    processor: WorkerProcessor | PairProcessor
     seed: int
     streams: int
     turns: list[int]
@@ -294,11 +295,11 @@ class _Batches(IterableDataset):
                 return
             yield _Item(number, batches, {name: stream.state() for name, stream in streams.items()})
 
-    def _batch(self, source: Source, stream: Stream) -> Batch:
-        examples = []
+    def _batch(self, source: Source, stream: Stream) -> Any:
+        examples: list[Any] = []
         for record, rng in stream:
             try:
-                example = make_example(source.document(record, rng), source, self.processor, rng)
+                example = self.processor.example(source.document(record, rng), source, rng)
             except Rejected as rejected:
                 stream.dropped(rejected.reason)
             except DECODER_ERRORS as error:
@@ -308,4 +309,4 @@ class _Batches(IterableDataset):
                 examples.append(example)
                 if len(examples) == source.batch_size:
                     break
-        return collate(examples, self.processor.pad_token_id)
+        return self.processor.collate(examples)

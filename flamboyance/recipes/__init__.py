@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name != "RECIPES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flamboyance.recipes import finetune, flamingo, mini, new, openflamingo
+    from flamboyance.recipes import contrastive, finetune, flamingo, mini, new, openflamingo
 
     value = {"mini": mini.mini, **openflamingo.RECIPES, **flamingo.RECIPES}
-    value |= {"new": new.new, "finetune": finetune.finetune}
+    value |= {"contrastive": contrastive.contrastive, "new": new.new, "finetune": finetune.finetune}
     globals()["RECIPES"] = value
     return value

@@ -117,11 +117,7 @@ class Data:
         Raises:
             ValueError: there is not one weight for each.
         """
-        if self.weights and len(self.weights) != len(self.data):
-            given = ",".join(map(str, self.weights))
-            raise ValueError(f"weights={given}: expected {len(self.data)}, one for each source of data")
-        weighed = zip(named(self.data).items(), self.weights or [1.0] * len(self.data), strict=True)
-        return {name: self.source(shards, weight) for (name, shards), weight in weighed}
+        return {name: self.source(shards, weight) for name, shards, weight in weighed(self.data, self.weights)}
 
     def source(self, shards: str, weight: float = 1.0) -> UserData:
         return UserData(
@@ -139,7 +135,7 @@ class Validation:
     """The documents that are measured on.
 
     Args:
-        validation: sources that are not trained on. The mean loss per token on them, and the perplexity, are logged.
+        validation: sources that are not trained on, and on which the model is measured.
         validate_every: steps between validations; `evaluate_every` takes its place.
         validation_documents: the first ones of each of these sources that are used.
     """
@@ -164,8 +160,9 @@ def new(
     """Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.
 
     The loss is OpenFlamingo's: the next token of the text after each image, up to `<|endofchunk|>`; of an image with a
-    text, all of the text. A block changes nothing at first; see zero_init. Every text begins with a token of the
-    tokenizer's, such as `<|endoftext|>`: what `<image>` shows would be lost in the first place.
+    text, all of the text. On the sources of `validation` the mean loss per token and the perplexity are logged. A block
+    changes nothing at first; see zero_init. Every text begins with a token of the tokenizer's, such as
+    `<|endoftext|>`: what `<image>` shows would be lost in the first place.
 
     Args:
         output: the run's directory.
@@ -199,6 +196,19 @@ def new(
         outline=partial(outline, backbones, sizes, initial),
         evaluate=partial(validate, sources=held, documents=validation.validation_documents) if held else None,
     )
+
+
+def weighed(data: Sequence[str], weights: Sequence[float]) -> list[tuple[str, str, float]]:
+    """Name, shards and weight of each source; without weights, 1 each.
+
+    Raises:
+        ValueError: there is not one weight for each.
+    """
+    if weights and len(weights) != len(data):
+        given = ",".join(map(str, weights))
+        raise ValueError(f"weights={given}: expected {len(data)}, one for each source of data")
+    named_weights = zip(named(data).items(), weights or [1.0] * len(data), strict=True)
+    return [(name, shards, weight) for (name, shards), weight in named_weights]
 
 
 def named(data: Sequence[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ SUMMARIES = {
     "flamingo-3b": "Flamingo-3B as published: NFNet-F6, a block before every layer.",
     "flamingo-9b": "Flamingo-9B as published: NFNet-F6, a block before every 4th layer.",
     "flamingo-80b": "Flamingo-80B as published: NFNet-F6, a block before every 7th layer.",
+    "contrastive": "Pretrains a vision tower on images and their texts, as Flamingo's was, beside a text encoder.",
     "new": "Trains a new Flamingo around any frozen vision tower and any frozen language model, on your own data.",
     "finetune": "Trains a checkpoint further on your own images and texts: a folder, CSV, TSV, JSONL, or tars.",
 }

@@ -32,7 +32,7 @@ from flamboyance.training.run_directory import explaining_full_disk, export, ide
 from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Stepper, StepResult
-from flamboyance.training.throughput import Meter
+from flamboyance.training.throughput import Meter, ModelFlops
 
 PATIENCE = 10  # seconds until a run that was just killed has ended
 SELDOM = 100  # steps between figures that need every rank: dropped documents, and the gates of a sharded model
@@ -77,7 +77,7 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
                 run.prepare()
             here.wait()
             _configure_torch(run.training, here)
-            trainer = Trainer(run, here, signals, tasks)
+            trainer = (run.trainer or Trainer)(run, here, signals, tasks)
         except Interrupted:
             print("stopped before the first step; the same command resumes", file=sys.stderr)
             raise
@@ -88,7 +88,7 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
                 trainer.steps()
             finally:
                 trainer.close()
-        directory = export(trainer.parallel, trainer.processor, run.training)
+        directory = trainer.export()
         here.wait()
     return directory
 
@@ -102,33 +102,70 @@ class OutOfMemory(MemoryError, ValueError):
 
 
 class Trainer:
-    """All parts of a run, restored from its newest checkpoint."""
+    """All parts of a run, restored from its newest checkpoint. The methods from `parallelized` to `export` are of a
+    Flamingo; a subclass has those of another model."""
 
     def __init__(self, run: TrainingRun, here: World, signals: Signals, tasks: FewShotTasks | None = None):
         self.signals, self.tasks = signals, tasks
         self.here, self.config, self.evaluate = here, run.training, run.evaluate
         config, output = self.config, Path(run.training.output)
         self.model, self.processor = run.build()
-        set_precision(self.model, config.precision)
-        self.parallel = Parallel(self.model.train(), config, here)
+        self.parallel = self.parallelized()
         self.trained = self.model.trained_parameters()
-        self.optimizer = make_optimizer(self.trained, config)
-        self.checkpoints = Checkpoints(output / "checkpoints", here, config.keep_checkpoints, identity(self.model))
+        self.optimizer = self.made_optimizer()
+        self.checkpoints = Checkpoints(output / "checkpoints", here, config.keep_checkpoints, self.identity())
         states = self.checkpoints.load(self.trained, self.optimizer)
-        features = prepare_features(self.model.vision, self.processor, config, here) if config.cache_features else None
         self.first = states[0]["step"] if states else 0
         self.skipped = states[0]["skipped"] if states else 0
         self.loader = Loader(
             config.sources, self.processor, seed=config.seed, workers=config.workers, prefetch=config.prefetch,
             rank=here.rank, ranks=here.size, state=merge_states([s["data"] for s in states]) if states else None,
-            pin_memory=here.device.type == "cuda", features=features, frames=self.model.config.resampler["max_frames"],
+            pin_memory=here.device.type == "cuda", **self.reading(),
         )  # fmt: skip
-        self.stepper = Stepper(self.parallel, self.optimizer, config, self.processor.image_processor.normalized)
-        self.meter = Meter(self.model, here, config.precision, config.cache_features)
+        self.stepper = self.made_stepper()
+        self.meter = Meter(self.flops(), here, config.precision)
         self.log = None
         if here.first:
             self.log = Log(output, self.first, config.steps, config.track, dataclasses.asdict(config))
             self.say(_opening(self.model, config, here, self.first))
+
+    def parallelized(self) -> Parallel:
+        """The model in the run's precision, ready to train."""
+        set_precision(self.model, self.config.precision)
+        return Parallel(self.model.train(), self.config, self.here)
+
+    def made_optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.trained, self.config)
+
+    def identity(self) -> dict[str, Any]:
+        """Identifies the model that a checkpoint belongs to."""
+        return identity(self.model)
+
+    def reading(self) -> dict[str, Any]:
+        """Options of the loader."""
+        features = None
+        if self.config.cache_features:
+            features = prepare_features(self.model.vision, self.processor, self.config, self.here)
+        return {"features": features, "frames": self.model.config.resampler["max_frames"]}
+
+    def made_stepper(self) -> Any:
+        return Stepper(self.parallel, self.optimizer, self.config, self.processor.image_processor.normalized)
+
+    def flops(self) -> ModelFlops:
+        return ModelFlops.of(self.model, self.config.cache_features)
+
+    def own_figures(self, result: Any, seldom: bool) -> dict[str, Any]:
+        """Figures of the model itself after a step."""
+        if self.parallel.sharded and not seldom:
+            return {}
+        return {
+            "gates/attention": self.parallel.tanh([b.attention_gate for b in self.model.blocks]),
+            "gates/feed_forward": self.parallel.tanh([b.feed_forward_gate for b in self.model.blocks]),
+        }
+
+    def export(self, step: int | None = None) -> Path:
+        """Writes the model, at the end or after so many steps; returns its directory. Every rank must call this."""
+        return export(self.parallel, self.processor, self.config, step)
 
     def steps(self) -> None:
         """Takes the steps that remain."""
@@ -170,7 +207,7 @@ class Trainer:
             self._export(step)
 
     def _export(self, step: int) -> None:
-        self.say(f"model: {export(self.parallel, self.processor, self.config, step)}")
+        self.say(f"model: {self.export(step)}")
 
     def _stopped(self) -> int:
         """The signal that any rank received, or 0."""
@@ -222,9 +259,7 @@ class Trainer:
             "learning_rate": rate,
             "skipped": self.skipped,
         }
-        if seldom or not self.parallel.sharded:
-            figures["gates/attention"] = self.parallel.tanh([b.attention_gate for b in self.model.blocks])
-            figures["gates/feed_forward"] = self.parallel.tanh([b.feed_forward_gate for b in self.model.blocks])
+        figures |= self.own_figures(result, seldom)
         figures |= self.meter.figures(result)
         if seldom:
             figures["dropped"] = self.here.sum_counts({": ".join(key): n for key, n in self.loader.drops.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -10,10 +10,17 @@ from torch import nn
 from flamboyance.training.config import TrainingConfig
 
 
-def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters. Weight decay applies to the matrices of the cross-attention only: Flamingo
-    decays everything but the resampler, and decay should not shrink norms, gates and the rows of added tokens."""
-    decayed = [p for name, p in trained.items() if name.startswith("cross_attention.") and p.ndim > 1]
+def in_cross_attention(name: str) -> bool:
+    """Flamingo decays everything but the resampler, and decay should not shrink the rows of added tokens."""
+    return name.startswith("cross_attention.")
+
+
+def make_optimizer(
+    trained: Mapping[str, nn.Parameter], config: TrainingConfig, decays: Callable[[str], bool] = in_cross_attention
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters. Weight decay applies to the matrices whose names `decays` accepts, not to
+    norms, biases and gates."""
+    decayed = [p for name, p in trained.items() if decays(name) and p.ndim > 1]
     chosen = {id(p) for p in decayed}
     rest = [p for p in trained.values() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamboyance.training.config import TrainingConfig
@@ -24,6 +25,8 @@ class TrainingRun:
             `evaluate_every` steps; the first rank's figures are logged. The few-shot tasks of `training.evaluate` come
             beside it.
         prepare: called once on the first rank before anything else, e.g. to write shards.
+        trainer: another `loop.Trainer`, of a model that is no Flamingo.
+        usage: the directory of the model -> what it is good for, in words; None: a Flamingo's commands.
     """
 
     training: TrainingConfig
@@ -31,3 +34,5 @@ class TrainingRun:
     outline: Callable[[], FlamingoConfig]
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None
     prepare: Callable[[], None] | None = None
+    trainer: Callable[..., Any] | None = None
+    usage: Callable[[Path], str] | None = None

@@ -42,25 +42,25 @@ class ModelFlops:
         resampler, head = model.resampler, model.get_output_embeddings()
         latents, (tower, patches) = len(resampler.latents), tower_cost(model.vision)
         of_patches = [layer.attention.to_kv for layer in resampler.layers]
-        to_kv = _weights(of_patches if resampler.projection is None else [*of_patches, resampler.projection])
-        keys_values = _weights(block.attention.to_kv for block in model.blocks)
+        to_kv = weights(of_patches if resampler.projection is None else [*of_patches, resampler.projection])
+        keys_values = weights(block.attention.to_kv for block in model.blocks)
         image = 0 if cached else tower
-        image += 6 * (_weights(resampler.layers) * latents + to_kv * patches + keys_values * latents)
-        token = 4 * _weights(decoder_layers(model)) + 6 * (_weights(model.blocks) - keys_values)
+        image += 6 * (weights(resampler.layers) * latents + to_kv * patches + keys_values * latents)
+        token = 4 * weights(decoder_layers(model)) + 6 * (weights(model.blocks) - keys_values)
         return cls(token, image, 4 * sum(p.numel() for p in head.parameters() if p.ndim > 1))
 
 
 def tower_cost(vision: VisionTower) -> tuple[int, int]:
     """The operations and the number of patches of one image."""
     if vision.patches is not None:
-        return 2 * _weights([vision]) * vision.patches, vision.patches
+        return 2 * weights([vision]) * vision.patches, vision.patches
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         tower = VisionTower.from_config(vision.spec)
         patches = tower(torch.zeros(1, 3, vision.image_size, vision.image_size)).shape[1]
     return counter.get_total_flops(), patches
 
 
-def _weights(modules: Iterable[nn.Module]) -> int:
+def weights(modules: Iterable[nn.Module]) -> int:
     """Number of elements of the matrices in the modules, without embeddings."""
     layers = [layer for module in modules for layer in module.modules() if not isinstance(layer, nn.Embedding)]
     plain = sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.ndim > 1)
@@ -70,16 +70,13 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 class Meter:
     """Times each step, from `begin` to `figures`.
 
-    Args:
-        cached: whether the tower's features were computed before.
-
     Attributes:
         waited: seconds of this step spent waiting for data; the loop adds to it.
     """
 
-    def __init__(self, model: Any, here: World, precision: str, cached: bool = False):
+    def __init__(self, flops: ModelFlops, here: World, precision: str):
         self.device = here.device
-        self.flops = ModelFlops.of(model, cached)
+        self.flops = flops
         self.peak = peak_flops(here.device, precision) * here.size
         self.waited = 0.0
 

@@ -1,0 +1,137 @@
+"""`train contrastive`: from pairs in tars to a tower that `train new` opens."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
+
+from flamboyance.checkpoints.save_backbones import save_timm
+from flamboyance.cli import main
+from flamboyance.images import ImageProcessor
+from flamboyance.model.vision import VisionTower
+from flamboyance.recipes.arguments import resolve
+from flamboyance.recipes.contrastive import contrastive
+from flamboyance.recipes.new import new
+from flamboyance.training.loop import train
+from tests.tiny import IMAGE_SIZE, save_tiny_flamingo, tiny_tokenizer
+from tests.training.tiny_run import write_shards
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tower, a text encoder, shards of pairs, and a folder of other pairs."""
+    folder = tmp_path_factory.mktemp("contrastive")
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision = CLIPVisionConfig(num_attention_heads=2, image_size=IMAGE_SIZE, patch_size=8, **sizes)
+    CLIPVisionModel(vision).save_pretrained(folder / "tower")
+    ImageProcessor.clip(IMAGE_SIZE).save_pretrained(folder / "tower")
+    tokenizer = tiny_tokenizer()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder / "text")
+    BertModel(BertConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes)).save_pretrained(folder / "text")
+    write_shards(folder)
+    save_timm(timm.create_model("test_efficientnet"), folder / "normalised")
+    return folder
+
+
+def given(home: Path, output: Path, *more: str) -> list[str]:
+    named = {one.partition("=")[0] for one in more}
+    settings = [f"output={output}", f"vision={home / 'tower'}", f"text={home / 'text'}", f"data={home}/pairs-*.tar"]
+    settings += ["steps=6", "batch_size=6", "width=16", "learning_rate=3e-3", "schedule=constant", "workers=0"]
+    settings += ["precision=fp32", "checkpoint_every=3", "seed=1", "threads=1"]
+    return [one for one in settings if one.partition("=")[0] not in named] + list(more)
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def run(settings: Sequence[str]) -> Path:
+    return train(resolve(contrastive, settings))
+
+
+def test_a_run_resumes_exactly_and_its_tower_is_opened_by_new(home: Path, tmp_path: Path) -> None:
+    whole = run(given(home, tmp_path / "whole", f"validation={home}/pairs-0.tar", "validate_every=3"))
+    run(given(home, tmp_path / "pieces", "steps=3"))
+    pieces = run(given(home, tmp_path / "pieces"))
+    one, other = (load_file(directory / "model.safetensors") for directory in (whole, pieces))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    logged = [line for line in lines(tmp_path / "whole") if "loss" in line]
+    assert [line["loss"] for line in logged] == [line["loss"] for line in lines(tmp_path / "pieces")]
+    assert {"accuracy", "inverse_temperature", "tokens_per_s"} <= logged[0].keys() and logged[0]["targets"] == 6
+    shares = [line["evaluation/image_of_text"] for line in lines(tmp_path / "whole") if line["step"] in (0, 3, 6)]
+    assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
+    tower, before = VisionTower.from_pretrained(str(whole)), VisionTower.from_pretrained(str(home / "tower"))
+    pixels = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert not torch.allclose(tower(pixels), before(pixels), atol=1e-3)
+    language = save_tiny_flamingo(tmp_path / "flamingo").parent / "backbones" / "language"
+    tiny_tokenizer().save_pretrained(language)
+    settings = [f"output={tmp_path / 'new'}", f"vision={whole}", f"language={language}", f"data={home}/pairs-*.tar"]
+    model, processor = resolve(new, settings).build()
+    assert torch.equal(model.vision(pixels), tower(pixels))
+    assert processor.image_processor == ImageProcessor.from_pretrained(home / "tower")
+
+
+def test_it_learns_which_text_is_an_images(home: Path, tmp_path: Path) -> None:
+    run(given(home, tmp_path / "run", "steps=40", "batch_size=12", "flip=0", "checkpoint_every=100"))
+    losses = [line["loss"] for line in lines(tmp_path / "run")]
+    # Three colours are told apart, pairs of one colour are not: from log 12 = 2.5 towards log 4 = 1.4, and a little
+    # more for the smoothing of the targets.
+    assert losses[0] > 2.2 and sum(losses[-5:]) / 5 < 2.1
+
+
+def test_random_weights_and_another_size(home: Path, tmp_path: Path) -> None:
+    settings = ("vision=timm/test_vit", "image_size=64", "from_scratch=vision,text", "steps=1")
+    directory = run(given(home, tmp_path / "run", *settings))
+    tower = VisionTower.from_pretrained(str(directory))
+    assert tower.image_size == 64 and tower(torch.rand(1, 3, 64, 64)).shape == (1, tower.patches, tower.width)
+    assert not (directory / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["from_scratch=tower"], "from_scratch=tower: expected vision, text"),
+        (["batch_size=1"], "batch_size=1: expected 2 or more"),
+        (["weights=1,2"], "expected 1, one for each source"),
+        (["from_scratch=vision", "vision_pretrained=x"], "give one of them"),
+        (["compile=true"], "a contrastive run has no compile; leave"),
+        (["parallel=fsdp"], "parallel=fsdp: a contrastive run has parallel=ddp alone"),
+        (["vision=normalised", "from_scratch=vision"], "has batch normalisation"),
+        (["cache_features=true"], "a contrastive run has no cache_features; leave"),
+    ],
+)
+def test_mistakes(settings: list[str], message: str, home: Path, tmp_path: Path) -> None:
+    settings = [one.replace("vision=normalised", f"vision={home / 'normalised'}") for one in settings]
+    with pytest.raises(ValueError, match=message):
+        run(given(home, tmp_path / "run", *settings))
+
+
+def test_interleaved_documents_are_left_out(home: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mixed.jsonl"
+    rows = [{"image": f"{n}.jpg", "text": "a red cat"} for n in range(4)]
+    rows.append({"images": ["0.jpg", "1.jpg"], "text": "<image>a<image>b"})
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    from tests.data.files import jpeg
+
+    for number in range(4):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    run(given(home, tmp_path / "run", f"data={table}", "batch_size=4", "steps=3", "checkpoint_every=1"))
+    assert lines(tmp_path / "run")[-1]["dropped"].keys() == {"mixed: not one image with a text"}
+
+
+def test_the_command_names_the_tower_and_plan_refuses(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "contrastive", *given(home, tmp_path / "run", "steps=1")]) == 0
+    assert f"train new output=runs/flamingo vision={tmp_path / 'run' / 'model'} " in capsys.readouterr().out
+    assert main(["plan", "contrastive"]) == 2
+    assert "plan` estimates Flamingos" in capsys.readouterr().err
