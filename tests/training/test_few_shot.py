@@ -177,7 +177,7 @@ def test_two_ranks_answer_together(whole, data, tmp_path, parallel):
         assert cell.count() == 7
 
 
-@pytest.mark.parametrize("recipe", sorted(SUMMARIES))
+@pytest.mark.parametrize("recipe", sorted(set(SUMMARIES) - {"contrastive"}))  # which trains no Flamingo
 def test_every_recipe_takes_them(recipe, data):
     from flamboyance.recipes import RECIPES
 
