@@ -48,11 +48,12 @@ def words(folder: Path, queries: int) -> Task:
             world.picture(scene).save(path)
             label = WORDS[episode.candidates.index(word)]
             shown = place < SHOTS
-            one = Example(path.stem, path, label, references=() if shown else (label,))
+            name = f"{number}-{place}" if shown else str(number)
+            one = Example(name, path, label, references=() if shown else (label,))
             (support if shown else asked).append(one)
 
     def choose(query: Example, shots: int, seed: int) -> tuple[int, ...]:
-        first = SHOTS * int(query.id.split("-")[0])
+        first = SHOTS * int(query.id)
         return tuple(range(first, first + shots))
 
     return Task("words", "Made-up words", templates.caption, support, asked, metrics.TOP_1, labels=WORDS, choose=choose)
