@@ -25,27 +25,27 @@ class Question(NamedTuple):
         task: a file of small/benchmarks.py.
         about: for the page.
         shots: numbers of demonstrations.
-        controlled: the number of demonstrations that are changed too.
-        similar: numbers of demonstrations that are also chosen by RICES. Not 0: the answers of similar images, shown
-            without the images, would be answers to copy.
+        controlled: the number of demonstrations that are changed too; "" for none.
+        support: the file that RICES chooses the demonstrations from, instead of the query's own.
     """
 
     task: str
     about: str
     shots: str
     controlled: str
-    similar: str = ""
+    support: str = ""
 
 
 DRAWINGS = (
     Question("words-2way", "two made-up words for two things, each drawn by one artist", "0,2,4,8", "4"),
     Question("words-2way-artists", "the same, learned from drawings by other artists", "0,2,4,8", "4"),
     Question("words-5way", "five made-up words for five things", "0,5,10,20", "10"),
-    Question("naming", "the names of things", "0,4,8", "4", similar="4,8"),
+    Question("naming", "the names of things", "0,4,8", "4"),
+    # Not 0: the answers of similar images, shown without the images, would be answers to copy.
+    Question("naming-rices", "the same, after similar drawings by another artist", "4,8", "", "naming-support"),
     Question("which-task", "name, kind, translation or format: the demonstrations say which", "0,2,4,8", "4"),
 )
 CONTROLS = "blank_images,shuffled_images"
-SUPPORT = {"naming": "naming-support"}
 
 MINI_TASKS = {
     "coco": "captions of one or two objects",
@@ -129,13 +129,12 @@ def _drawings(arguments: argparse.Namespace, folder: Path) -> str:
     data = benchmarks.write(folder / "benchmarks", arguments.queries, arguments.seed)
     for one in DRAWINGS:
         asked = [str(data / f"{one.task}.jsonl"), *settings]
-        if one.task in SUPPORT:
-            asked += ["--support", str(data / f"{SUPPORT[one.task]}.jsonl")]
-        parts = [["--shots", one.shots], ["--shots", one.controlled, "--changes", CONTROLS]]
-        if one.similar:
-            parts.append(["--shots", one.similar, "--demonstrations", "rices"])
-        for part in parts:
-            evaluate.answer(_parsed(evaluate, [*asked, *part]), opened)
+        if one.support:
+            asked += ["--support", str(data / f"{one.support}.jsonl"), "--demonstrations", "rices"]
+        evaluate.answer(_parsed(evaluate, [*asked, "--shots", one.shots]), opened)
+        if one.controlled:
+            controls = ["--shots", one.controlled, "--changes", CONTROLS]
+            evaluate.answer(_parsed(evaluate, [*asked, *controls]), opened)
     return _note_of_drawings(arguments.model)
 
 

@@ -2,14 +2,15 @@
 
     python -m flamboyance.small.benchmarks DIR
     flamboyance evaluate DIR/words-2way.jsonl DIR/words-2way-artists.jsonl --shots 0,2,4,8
-    flamboyance evaluate DIR/naming.jsonl --support DIR/naming-support.jsonl --shots 0,4
+    flamboyance evaluate DIR/naming-rices.jsonl --support DIR/naming-support.jsonl --shots 4,8 --demonstrations rices
 
 words-2way           one of two made-up words. A query brings its own demonstrations, which define the words: drawings
                      of two things, with other grounds and colors than the query. It is one of these two things
 words-2way-artists   the same; the demonstrations are drawings by others than the query's artist
 words-5way           as words-2way, of five things
-naming               the name of a thing that was trained on, in a drawing by an artist who was not; demonstrations by
-                     another artist are in naming-support
+naming               the name of a thing that was trained on, in a drawing by an artist who was not. The demonstrations
+                     are of other things, by another artist
+naming-rices         the same without demonstrations of its own: RICES finds them in naming-support
 which-task           the same prompt has to be answered with the name, the kind, the name in another language, or in a
                      format; the query's own demonstrations alone say with which
 
@@ -33,7 +34,7 @@ HOME = Path(__file__).parent
 ARTIST = "twemoji"  # who drew the queries, and nothing that was trained on
 VERSION = 1  # of the content; increase it when the content changes
 WORDS = ("vofe", "skup", "drock", "bimag", "tekux")  # of scripts/small_world/madeup.py, for tests
-SHOTS = {"words-2way": 8, "words-2way-artists": 8, "words-5way": 20, "which-task": 8}
+SHOTS = {"words-2way": 8, "words-2way-artists": 8, "words-5way": 20, "naming": 8, "which-task": 8}
 """The demonstrations that a query brings."""
 
 Row = dict[str, Any]
@@ -63,9 +64,9 @@ def write(folder: Path | str, queries: int = 32, seed: int = 0) -> Path:
         return folder
     shutil.copytree(HOME / "pictures", folder / "pictures", dirs_exist_ok=True)
     rows = [row for _, row in read_json_lines(HOME / "pictures.jsonl") if row["style"] == "drawing"]
-    for number, (name, examples) in enumerate(_tasks(rows).items()):
-        drawn = examples(queries, np.random.default_rng((seed, number)))
-        write_text(folder / f"{name}.jsonl", "".join(map(json_line, drawn)))
+    for name, examples in _tasks(rows).items():
+        rng = np.random.default_rng((seed, *name.removesuffix("-rices").encode()))  # so naming's queries are the same
+        write_text(folder / f"{name}.jsonl", "".join(map(json_line, examples(queries, rng))))
     write_json(note, made, None)
     return folder
 
@@ -76,16 +77,14 @@ def _tasks(rows: list[Row]) -> Mapping[str, Any]:
     mine = _by_concept(row for row in new if row["collection"] == ARTIST)
     others = _by_concept(row for row in new if row["collection"] != ARTIST)
     asked = [row for row in known if row["collection"] == ARTIST]
+    named = [row for row in known if row["collection"] != ARTIST]
     return {
         "words-2way": lambda queries, rng: _words(mine, mine, 2, SHOTS["words-2way"], queries, rng),
         "words-2way-artists": lambda queries, rng: _words(others, mine, 2, SHOTS["words-2way-artists"], queries, rng),
         "words-5way": lambda queries, rng: _words(mine, mine, 5, SHOTS["words-5way"], queries, rng),
-        "naming": lambda queries, rng: (
-            {"image": asked[i]["file"], "answer": asked[i]["concept"]} for i in rng.permutation(len(asked))[:queries]
-        ),
-        "naming-support": lambda queries, rng: (
-            {"image": row["file"], "answer": row["concept"]} for row in known if row["collection"] != ARTIST
-        ),
+        "naming": lambda queries, rng: _naming(asked, named, SHOTS["naming"], queries, rng),
+        "naming-rices": lambda queries, rng: _naming(asked, named, 0, queries, rng),
+        "naming-support": lambda queries, rng: map(_named, named),
         "which-task": lambda queries, rng: _which_task(asked, SHOTS["which-task"], queries, rng),
     }
 
@@ -126,6 +125,17 @@ def _words(
         }
 
 
+def _named(row: Row) -> Row:
+    return {"image": row["file"], "answer": row["concept"]}
+
+
+def _naming(asked: list[Row], named: list[Row], shots: int, queries: int, rng: np.random.Generator) -> Iterator[Row]:
+    for i in rng.permutation(len(asked))[:queries]:
+        others = [row for row in named if row["concept"] != asked[i]["concept"]]
+        shown = [_named(others[j]) for j in rng.permutation(len(others))[:shots]]
+        yield _named(asked[i]) | ({"demonstrations": shown} if shown else {})
+
+
 def _answers(row: Row) -> dict[str, str]:
     """The answers to one picture, by task."""
     name = row["concept"]
@@ -155,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     write(given.folder, given.queries, given.seed)
-    print(f"{', '.join(SHOTS)} and naming: up to {given.queries} queries each, in {given.folder}")
+    print(f"{', '.join(SHOTS)} and naming-rices: up to {given.queries} queries each, in {given.folder}")
 
 
 if __name__ == "__main__":

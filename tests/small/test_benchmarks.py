@@ -48,13 +48,18 @@ def test_a_word_means_another_thing_in_another_query(folder: Path) -> None:
 
 
 def test_names_are_asked_of_drawings_by_another_artist(folder: Path) -> None:
-    task = user_data.load(folder / "naming.jsonl", folder / "naming-support.jsonl")
+    task = user_data.load(folder / "naming-rices.jsonl", folder / "naming-support.jsonl")
     assert len(task.queries) == 21 and len(task.support) > 40
     for example in task.queries:
         row = ABOUT[f"pictures/{example.image.name}"]
         assert (row["collection"], row["new"], row["concept"]) == ("twemoji", False, example.answer)
     assert {ABOUT[f"pictures/{example.image.name}"]["collection"] for example in task.support} == {"noto"}
     assert {one.answer for one in task.queries} <= {one.answer for one in task.support}
+    assert [row["image"] for row in rows(folder, "naming")] == [row["image"] for row in rows(folder, "naming-rices")]
+    for row in rows(folder, "naming"):  # the demonstrations show the form of the answer, not the answer
+        shown = [ABOUT[one["image"]] for one in row["demonstrations"]]
+        assert len(shown) == benchmarks.SHOTS["naming"] and {one["collection"] for one in shown} == {"noto"}
+        assert row["answer"] not in {one["answer"] for one in row["demonstrations"]}
 
 
 def test_only_the_demonstrations_say_which_task_it_is(folder: Path) -> None:
