@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flamboyance import catalog, checks
-from flamboyance.catalog import MINI
+from flamboyance.catalog import MINI, SMALL
 from flamboyance.recipes.training_split import TrainingSplit, draw, unknown_words
 from flamboyance.training.config import TrainingConfig
+from flamboyance.training.hardware import has_bfloat16
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def finetune(
         data: a folder of images with their texts beside them (cat.jpg, cat.txt); a .csv, .tsv or .jsonl with image and
             text (or label), or image, question and answer; a .jsonl of interleaved documents; tars of the same.
         output: the run's directory.
-        model: mini, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
+        model: mini, small, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
         steps: optimizer steps.
         batch_size: documents per step and device; small data is read repeatedly.
-        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini, 5e-5 for other models.
+        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini and small, 5e-5 for other models.
         held_out: fraction of the documents that is held out, at most 200 documents; 0: none. They are chosen by image,
             from all of the data, evenly over labels.
         template: how an image and its text are written, as in "<image>A photo of {text}"; "": the templates `caption`
@@ -66,10 +67,10 @@ def finetune(
         output=output,
         sources={"own": source},
         steps=steps,
-        learning_rate=learning_rate if learning_rate is not None else 5e-4 if model == MINI else 5e-5,
+        learning_rate=learning_rate if learning_rate is not None else 5e-4 if model in (MINI, SMALL) else 5e-5,
         warmup_steps=max(1, steps // 20),
         schedule="linear",
-        precision="fp32" if model == MINI else "bf16",
+        precision="fp32" if model == MINI or (model == SMALL and not has_bfloat16()) else "bf16",
         checkpoint_every=100,
         threads=1 if model == MINI else None,
         evaluate_every=max(1, steps // 4) if held_out else 0,
