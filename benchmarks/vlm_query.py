@@ -1,6 +1,6 @@
 """What a query behind 16 demonstrations takes: flamingo-small beside a vision-language model of SmolVLM-256M's shape.
 
-    python -m benchmarks.vlm_query [--shots 16] [--turns 3] [--threads 2]
+    python -m benchmarks.vlm_query [--shots 16] [--turns 3] [--threads 1]
 
 Both have a language model of SmolLM2-135M's shape, and answer with 5 tokens. In turns in one process:
 
@@ -10,8 +10,9 @@ Both have a language model of SmolLM2-135M's shape, and answer with 5 tokens. In
                    one square of 512 pixels and 64 tokens, without splitting into further squares
 
 The images are those of the package. Reading and preprocessing them counts. Times are of the processor, so that they can
-be compared on a machine that does other work. Weights are in float32, and flamingo-small's are packed. With splitting,
-its processor's default, an image is 17 squares; the tokens of that prompt are counted, and not computed.
+be compared on a machine that does other work; one thread, since several that wait for each other count too. Weights are
+in float32, and flamingo-small's are packed. With splitting, its processor's default, an image is 17 squares; the tokens
+of that prompt are counted, and not computed.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shots", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = [row for _, row in read_json_lines(HOME / "pictures.jsonl") if row["collection"] == "twemoji"]
