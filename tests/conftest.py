@@ -20,6 +20,11 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
+from flamboyance.commands import models  # noqa: E402
+
+# The default needs a language model that the tests do without. tests/commands/test_default_model.py has the real one.
+REAL_DEFAULT, models.DEFAULT = models.DEFAULT, models.MINI
+
 
 # Files that take longest, by what they took alone: with two workers they come first, so that at the end no worker has a
 # long one to itself while the other is idle.

@@ -36,7 +36,9 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(
-    parser: argparse.ArgumentParser, device: bool = True, default: str = "mini (embedded; the default)"
+    parser: argparse.ArgumentParser,
+    device: bool = True,
+    default: str = "small (embedded; the default), mini (embedded)",
 ) -> None:
     """--model, None if it is not given; and --device and --dtype.
 

@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="NAME|DIR|URL",
-        help="a Flamingo, as in other commands, or any image-text-to-text model of transformers (default: mini); or "
+        help="a Flamingo, as in other commands, or any image-text-to-text model of transformers (default: small); or "
         "the address of a server with OpenAI's API, such as http://localhost:8000/v1",
     )  # fmt: skip
     group.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")

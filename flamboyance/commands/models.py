@@ -65,16 +65,20 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
+DEFAULT = catalog.SMALL
+"""The model of the commands that are given no --model."""
+
+
 def model_name(arguments: argparse.Namespace) -> str:
-    """--model, or the embedded model."""
-    return arguments.model or MINI
+    """--model, or the default."""
+    return arguments.model or DEFAULT
 
 
 def note_default() -> None:
-    """Reports on the error stream that the embedded model is used by default."""
+    """Reports on the error stream which model is used by default."""
+    known = "drawings and a few photographs of single things" if DEFAULT == catalog.SMALL else "small drawn scenes"
     print(
-        "flamboyance: no --model is given: using mini, the embedded model, which knows small drawn scenes and digits "
-        "and nothing else",
+        f"flamboyance: no --model is given: using {DEFAULT}, an embedded model, which knows {known} and nothing else",
         file=sys.stderr,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.commands.arguments import DEVICES, add_tasks, add_tower, at_least
+from flamboyance.commands.models import DEFAULT
 
 EPILOG = """\
 `flamboyance evaluate --demonstrations rices` computes missing features itself; this command needs no language model.
@@ -21,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     add_tasks(parser, help="as for `evaluate`")
     parser.add_argument(
-        "--model", default="mini", metavar="NAME|DIR", help="the Flamingo whose vision tower is used (default: mini)"
+        "--model",
+        default=DEFAULT,
+        metavar="NAME|DIR",
+        help="the Flamingo whose vision tower is used (default: %(default)s)",
     )
     add_tower(parser)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
