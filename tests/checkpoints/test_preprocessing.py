@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
 from flamboyance.images import ImageProcessor
 from flamboyance.recipes import openflamingo
+from flamboyance.recipes.published import GivenBackbones
 from tests.tiny import save_tiny_flamingo, tiny_tokenizer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -75,10 +76,10 @@ def test_a_recipe_with_another_tower_prepares_images_as_that_tower(
     language = str(tiny / "language")
     published = FlamingoProcessor(ImageProcessor.clip(16), tiny_tokenizer())
     monkeypatch.setattr(FlamingoProcessor, "of_released", lambda *_, **__: published)
-    _, processor = openflamingo.build(name, language=language, vision=siglip)
+    _, processor = openflamingo.build(name, GivenBackbones(language=language, vision=siglip))
     assert processor.image_processor == ImageProcessor((16, 16), None, HALF, HALF)
     published.image_processor = ImageProcessor.clip(16)
-    clip = openflamingo.build(name, language=language, vision=str(tiny / "vision"))[1]
+    clip = openflamingo.build(name, GivenBackbones(language=language, vision=str(tiny / "vision")))[1]
     assert clip.image_processor == ImageProcessor.clip(16)
 
 
