@@ -24,6 +24,7 @@ def main() -> None:
     add("--variants", type=int, default=8, metavar="K", help="variants of a picture that is trained on (8)")
     add("--scenes", type=int, default=12_000, metavar="N", help="pictures of one to three things (12000)")
     add("--names", type=int, default=30_000, metavar="N", help="documents of pictures with bare names (30000)")
+    add("--named", type=int, default=12_000, metavar="N", help="the same by the library's default template (12000)")
     add("--captions", type=int, default=60_000, metavar="N", help="caption documents (60000)")
     add("--topics", type=int, default=10_000, metavar="N", help="documents around a kind (10000)")
     add("--episodes", type=int, default=60_000, metavar="N", help="in-context documents (60000)")
@@ -35,7 +36,7 @@ def main() -> None:
         variants=Counts(trained=given.variants),
         held_out=HELD_OUT if given.limit is None else min(HELD_OUT, given.limit // 7),
         scenes=given.scenes,
-        documents={name: getattr(given, name) for name in ("names", "captions", "topics", "episodes")},
+        documents={name: getattr(given, name) for name in ("names", "named", "captions", "topics", "episodes")},
         seed=given.seed,
     )
     try:

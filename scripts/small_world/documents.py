@@ -1,4 +1,5 @@
-"""Training documents in tar shards, read by `flamboyance.data.formats.user_data`: names, captions, topics, episodes.
+"""Training documents in tar shards, read by `flamboyance.data.formats.user_data`: names, names by the library's default
+template, captions, topics, episodes.
 
 A record is `KEY.json`, with a text and its images as `data:` URLs. An image has the same bytes in every document.
 """
@@ -70,8 +71,8 @@ class Material:
 
 
 def write_documents(material: Material, counts: Mapping[str, int], seed: int, progress: Callable[[int], None]) -> None:
-    """Writes the missing shards of `names/`, `captions/`, `topics/` and `episodes/`, in turn; the same arguments
-    give the same bytes. A larger number that is a multiple of `PER_SHARD` adds shards to those that are there.
+    """Writes the missing shards of `names/`, `named/`, `captions/`, `topics/` and `episodes/`, in turn; the same
+    arguments give the same bytes. A larger number, if it is a multiple of `PER_SHARD`, adds shards to those there.
 
     Args:
         counts: documents by the name of the set.
@@ -81,6 +82,7 @@ def write_documents(material: Material, counts: Mapping[str, int], seed: int, pr
     """
     writers = {
         "names": _names(material),
+        "named": _names(material),
         "captions": _captions(material),
         "topics": _topics(material),
         "episodes": _episodes(material),
@@ -106,10 +108,11 @@ Writer = Callable[[np.random.Generator], tuple[str, list[Part]]]  # a document: 
 
 def _records(material: Material, name: str, writer: Writer, numbers: range, seed: int) -> Iterator[tuple[str, Fields]]:
     plain, default = Template(PATTERN, strip=False), replace(templates.caption, strip=False)
+    share = {"names": 0.0, "named": 1.0}.get(name, DEFAULT_SHARE)
     for number in numbers:
         rng = random_for(seed, name, number)
         opening, parts = writer(rng)
-        template = default if name != "names" and rng.random() < DEFAULT_SHARE else plain
+        template = default if rng.random() < share else plain
         text = opening + "".join(template.demonstration(text) for _, text in parts)
         # Not files beside the JSON: a tar member costs more time than its content, to write and to read.
         images = [_data_url(f"{material.folder}/{file}") for file, _ in parts]

@@ -78,7 +78,7 @@ def silent(total, what):
 SETTINGS = world.Settings(
     variants=variants.Counts(trained=3, new=3, others=2),
     scenes=8,
-    documents={"names": 10, "captions": 30, "topics": 10, "episodes": 30},
+    documents={"names": 10, "named": 10, "captions": 30, "topics": 10, "episodes": 30},
     held_out=2,
     trials=30,
 )
@@ -168,8 +168,10 @@ def test_nothing_held_out_is_trained_on(built):
 
 def test_names_are_those_of_the_pictures(built):
     variants_of = {(built / v["file"]).read_bytes(): v for v in map(json.loads, (built / "variants.jsonl").open())}
-    for text, images in read_documents(built, "names"):
-        assert chunks(text) == [variants_of[image]["concept"] for image in images] and len(images) == documents.NAMES
+    for name, start in (("names", "<image> "), ("named", "<image>Output:")):
+        for text, images in read_documents(built, name):
+            assert chunks(text) == [variants_of[image]["concept"] for image in images]
+            assert len(images) == documents.NAMES == text.count(start)
 
 
 def test_only_the_document_defines_an_episode(built):
