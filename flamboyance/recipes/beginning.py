@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from flamboyance.checkpoints.directory import WEIGHTS, load_trained, read_weights
 from flamboyance.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.trainable import OWN
 from flamboyance.processing import FlamingoProcessor
 
 SEPARATOR = "<|endoftext|>"  # what many byte-level tokenizers have between two documents, beside a chat's own tokens
 HALF_OPEN = 0.5  # a gate, whose tanh multiplies a block's output
+BLOCK = re.compile(r"cross_attention\.(\d+)\.(.+)")  # a block's number, and a name within it
 SAMPLE = (8, 32)  # rows and tokens of the text that streams are measured on
 
 
@@ -42,15 +46,34 @@ def begin_texts(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.post_processor = processors.Sequence(steps)
 
 
-def begin_with(model: FlamingoForConditionalGeneration, directory: Path) -> None:
-    """Copies the trained part of a model directory into the model.
+def begin_with(model: FlamingoForConditionalGeneration, directory: Path, layers: Sequence[int]) -> None:
+    """Copies the trained part of a model directory into the model. A block goes to the layer that it stood before; one
+    whose layer has no block here is left out, and a block that the directory lacks stays as it is.
+
+    Args:
+        layers: those before which the directory's model has its blocks.
 
     Raises:
-        ValueError: it is of other sizes.
+        ValueError: it is of other sizes, or has no block in common with the model.
     """
+    here = model.cross_attention_layers
+    if not set(here) & set(layers):
+        raise ValueError(
+            f"{directory} has blocks before layers {list(layers)}, and this model before {here}: give "
+            "cross_attention_layers with at least one of its layers, or leave the setting out"
+        )
     tensors, _ = read_weights(directory / WEIGHTS)
-    own = model.own_parameters()
-    load_trained(model, {name: tensor for name, tensor in tensors.items() if name in own}, directory / WEIGHTS)
+    begun: dict[str, torch.Tensor] = {}
+    for name, parameter in model.own_parameters().items():  # of the blocks that the directory lacks
+        if (block := BLOCK.match(name)) and here[int(block[1])] not in layers:
+            begun[name] = parameter.detach()
+    for name, tensor in tensors.items():
+        if block := BLOCK.match(name):
+            if layers[int(block[1])] in here:
+                begun[f"cross_attention.{here.index(layers[int(block[1])])}.{block[2]}"] = tensor
+        elif name.startswith(OWN):
+            begun[name] = tensor
+    load_trained(model, begun, directory / WEIGHTS)
 
 
 @torch.no_grad()

@@ -167,7 +167,9 @@ def new(
     Args:
         output: the run's directory.
         initial: a model directory whose trained part this run begins with, such as an earlier run's `model`. Sizes that
-            are not given are its sizes.
+            are not given are its sizes. If cross_attention_layers are given, its blocks go to the layers that they
+            stood before, and the others begin new: blocks near the output can learn names before any block near the
+            input is there.
         zero_init: what is zero at the start, so that a block changes nothing. "gates", as in the papers: little is
             learned behind a gate until it opens, and in small batches it may stay shut. "outputs": the last projection
             of attention and feed-forward, with all gates half open, at tanh(0.5), and what those projections are given
@@ -248,12 +250,13 @@ def build(
         trained_dtype=torch.float32,
         **resolved(backbones, sizes, initial, language_config(backbones.language, **hub)),
     )
+    beginning.begin_rows(model, processor)
+    if zero_init == "outputs":
+        beginning.begin_outputs(model)
     if initial:
-        beginning.begin_with(model, catalog.resolve(initial).files())
-    else:
-        beginning.begin_rows(model, processor)
-        if zero_init == "outputs":
-            beginning.begin_outputs(model)
+        before = catalog.resolve(initial)
+        layers = before.config().layers_with_blocks(model.config.text_config.num_hidden_layers)
+        beginning.begin_with(model, before.files(), layers)
     return model, processor
 
 

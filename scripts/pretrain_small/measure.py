@@ -11,6 +11,9 @@ in one way:
 - blank: the demonstrations' images are gray;
 - blind: the query's image is gray too.
 
+In `words-` files and `which-task` the answer is chosen among the row's candidates: the episode's made-up words, or what
+the seven tasks say of the query. `which-task-written` asks the same, and the answer is written freely, as names are.
+
 Beside it are two baselines without a language model. They answer with the class whose demonstrations are most similar
 to the query: by the tower's features (the mean over the cells), or by 16 × 16 pixels.
 
@@ -34,18 +37,18 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog, templates
 from flamboyance.evaluation.answers.media_cache import MediaCache
 from flamboyance.files import read_json, read_json_lines, write_json, write_text
 from flamboyance.images import load_image
 from flamboyance.prompting import completion_tokens, generate_texts, prompt_inputs
 from flamboyance.templates import Template
 from scripts.proportion import Proportion
-from scripts.small_world.documents import PATTERN
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 SHOTS_OF_FIVE = (0, 5, 10, 20)  # of five classes, each as often as the others
-WORDS = "words-"  # files whose answer is one of their candidates; the other answers are written freely
+CHOSEN = ("words-", "which-task")  # files whose answer is one of their candidates; the other answers are written freely
+WRITTEN = "-written"  # after the name of a file with candidates: the answer is written freely
 SUPPORT = "naming-support"  # the file of pictures that are shown with those to name
 AS_GIVEN, CONTROLS = "as given", ("shuffled", "blank", "blind")
 MOST_TOKENS = 12
@@ -84,7 +87,8 @@ class Row(Proportion):
 
 def trials(world: Path, task: str, most: int) -> list[Trial]:
     """The first trials of a file of episodes, or of images to name."""
-    rows: list[Any] = [row for _, row in read_json_lines(world / "evaluation" / f"{task}.jsonl")]
+    file = task.removesuffix(WRITTEN)
+    rows: list[Any] = [row for _, row in read_json_lines(world / "evaluation" / f"{file}.jsonl")]
     if rows and "query" not in rows[0]:
         order = np.random.default_rng(0).permutation(len(rows))[:most]
         return [Trial((), world / rows[i]["image"], rows[i]["text"]) for i in order]
@@ -93,7 +97,7 @@ def trials(world: Path, task: str, most: int) -> list[Trial]:
             [(world / shown["image"], shown["text"]) for shown in row["demonstrations"]],
             world / row["query"]["image"],
             row["answer"],
-            tuple(row["candidates"]) if task.startswith(WORDS) else (),
+            tuple(row["candidates"]) if task == file and task.startswith(CHOSEN) else (),
         )
         for row in rows[:most]
     ]
@@ -216,15 +220,17 @@ def tower_features(
 def measured(
     judges: dict[str, Judge | Nearest], given_trials: dict[str, list[Trial]], gray: Path, done: Sequence[Row]
 ) -> Iterator[Row]:
-    """The rows of the tasks, except those in `done`. The judge named "model" is shown the controls too."""
+    """The rows of the tasks, except those in `done`: the model's first, then the baselines', then the model's with the
+    controls. The judge named "model" is the model's."""
     known = {(row.task, row.way, row.shots) for row in done}
+    ways = {AS_GIVEN: judges["model"]} | {way: judge for way, judge in judges.items() if way != "model"}
+    ways |= dict.fromkeys(CONTROLS, judges["model"])
     plan = []
-    for task, given in given_trials.items():
-        longest = max((len(trial.shown) for trial in given), default=0)
-        shots = [n for n in (SHOTS_OF_FIVE if "5way" in task else SHOTS) if n <= longest]
-        plan += [(task, given, AS_GIVEN, n, judges["model"]) for n in shots]
-        plan += [(task, given, way, n, judges["model"]) for way in CONTROLS for n in shots if n]
-        plan += [(task, given, way, n, judges[way]) for way in judges if way != "model" for n in shots if n]
+    for way, judge in ways.items():
+        for task, given in given_trials.items():
+            longest = max((len(trial.shown) for trial in given), default=0)
+            shots = [n for n in (SHOTS_OF_FIVE if "5way" in task else SHOTS) if n <= longest]
+            plan += [(task, given, way, n, judge) for n in shots if n or way == AS_GIVEN]
     left = [row for row in plan if (row[0], row[2], row[3]) not in known]
     for task, given, way, n, judge in track(left, "rows"):
         shown = [changed(trial.few(n), way, gray, number) for number, trial in enumerate(given)]
@@ -259,11 +265,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file; the table is written beside it")
     parser.add_argument("--tasks", help="comma-separated files of WORLD/evaluation (default: all)")
     parser.add_argument("--trials", type=int, default=200, help="trials per row (default: %(default)s)")
-    parser.add_argument("--template", default=PATTERN, help="how an image and its text are written")
+    parser.add_argument("--template", default=templates.caption.pattern, help="of an image and its text")
     given = parser.parse_args(arguments)
     model, processor = catalog.resolve(given.model).open()
     model.pack()
     files = sorted(file.stem for file in (given.world / "evaluation").glob("*.jsonl"))
+    files += [f"{file}{WRITTEN}" for file in files if file == "which-task"]
     tasks = given.tasks.split(",") if given.tasks else [task for task in files if not task.endswith("support")]
     gray = given.output.with_suffix(".gray.png")
     Image.new("RGB", (128, 128), (128, 128, 128)).save(gray)

@@ -28,7 +28,9 @@ from scripts.small_world.variants import Variant, random_for
 PATTERN = "<image> {text}"
 """A picture and the text after it: `Template(PATTERN)` writes the same prompts for a model. After a space a name has
 1.8 tokens of SmolLM2 on average, without it 2.4."""
-DEFAULT_SHARE = 0.3  # share of the documents, other than names, that `templates.caption`, the library's default, writes
+DEFAULT_SHARE = (
+    0.85  # share of the documents, other than names, that `templates.caption`, the library's default, writes
+)
 
 PER_SHARD = 1000  # documents
 SINGLE = 0.4  # share of the caption documents with one picture

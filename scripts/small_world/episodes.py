@@ -18,8 +18,8 @@ from scripts.small_world.variants import Variant
 
 SHORTEST, LONGEST = 4, 16  # pictures of a training document
 FEWEST, MOST = 2, 5  # classes
-MADE_UP = 0.6  # share of the training documents; the others follow a task
-DIFFERENT = 0.6  # share of a task's documents in which no concept comes twice, so that no text can be copied
+MADE_UP = 0.4  # share of the training documents; the others follow a task
+DIFFERENT = 0.85  # share of a task's documents in which no concept comes twice, so that no text can be copied
 ONE_KIND = 0.4  # share of the documents whose classes are of one kind: they are harder to tell apart
 SETTINGS = (("within", 0.4), ("across", 0.45), ("photographs", 0.15))  # which pictures, and how often
 
@@ -38,8 +38,8 @@ FORMATS: Mapping[str, Callable[[str], str]] = {
     "hash": lambda text: f"#{text.replace(' ', '')}",
     "twice": lambda text: f"{text} {text}",
 }
-CONTENT_SHARES = {"name": 0.45, "kind": 0.25, "de": 0.1, "fr": 0.1, "es": 0.1}
-PLAIN = 0.4  # share of the documents with a task that have no other format than the text itself
+CONTENT_SHARES = {"name": 0.3, "kind": 0.19, "de": 0.17, "fr": 0.17, "es": 0.17}
+PLAIN = 0.6  # share of the documents with a task that have no other format than the text itself
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,22 @@ def test_a_second_stage_begins_with_the_first(parts: Path, tmp_path: Path) -> No
         resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "latents=5"]).build()
 
 
+def test_blocks_of_a_second_stage_go_to_their_layers(parts: Path, tmp_path: Path) -> None:
+    train(resolve(new, [*settings(parts, tmp_path / "first"), "steps=2"]))
+    first = catalog.resolve(tmp_path / "first" / "model").model()
+    given = [s for s in settings(parts, tmp_path / "second") if s not in SIZES]
+    given.append(f"initial={tmp_path / 'first' / 'model'}")
+    second, _ = resolve(new, [*given, "cross_attention_layers=1,2,3"]).build()
+    for layer, here, before in ((1, 0, 1), (3, 2, 2)):  # blocks before 0, 1 and 3 come in
+        for name, tensor in first.blocks[before].named_parameters():
+            assert torch.equal(second.blocks[here].get_parameter(name), tensor), (layer, name)
+    new_block = second.blocks[1]
+    assert not new_block.attention.to_out.weight.any() and not new_block.feed_forward.down.weight.any()
+    assert new_block.attention_gate.item() == new_block.feed_forward_gate.item() == 0.5
+    with pytest.raises(ValueError, match=r"blocks before layers \[0, 1, 3\], and this model before \[2\]"):
+        resolve(new, [*given, "cross_attention_layers=2"]).build()
+
+
 def test_added_rows_begin_as_the_language_models_own(parts: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, processor = resolve(new, settings(parts, tmp_path / "run")).build()

@@ -1,6 +1,7 @@
 """The table of flamingo-small: trials, controls, baselines, and going on after a stop."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import flamboyance as fl
 from flamboyance.templates import Template
 from scripts.pretrain_small import measure
 from scripts.pretrain_small.measure import (
-    PATTERN,
     Judge,
     Nearest,
     Row,
@@ -113,7 +113,15 @@ def test_a_model_is_asked_as_written(world: Path) -> None:
             processor.tokenizer(f" {c}<|endofchunk|>", add_special_tokens=False)["input_ids"] for c in trial.candidates
         ]
         right += trial.candidates[int(model.score(**inputs, candidates=ends).argmax())] == trial.answer
-    assert Judge(model, processor, Template(PATTERN)).right(given) == right
+    assert Judge(model, processor, Template("<image> {text}")).right(given) == right
+
+
+def test_which_task_is_chosen_or_written(world: Path) -> None:
+    folder = world / "evaluation"
+    (folder / "words-2way-colors.jsonl").rename(folder / "which-task.jsonl")
+    (chosen, *_), (written, *_) = (trials(world, task, 10) for task in ("which-task", "which-task-written"))
+    assert chosen.candidates == ("dax", "blicket") and written.candidates == ()
+    assert replace(written, candidates=chosen.candidates) == chosen
 
 
 def test_the_command_goes_on_after_its_last_row(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
