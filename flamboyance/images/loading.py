@@ -152,23 +152,33 @@ def _open(file: Path | io.BytesIO, name: str, max_pixels: int | None, frame: int
 def _choose(image: Image.Image, name: str, frame: int | None) -> None:
     """Moves to the given frame of a file with several. The preview in a phone's JPEG does not count as a frame."""
     if image.format not in _ANIMATED:
-        return
+        return None
+    if frame is None:
+        if is_animated(image):
+            raise ImageError(
+                f"{name} is an animation or a document of several frames; choose one with load_image(path, frame=0), "
+                "or pass the frames as a list, as a video, to a model that was trained on videos"
+            )
+        return None
+    frames = 1
     try:
         frames = getattr(image, "n_frames", 1)
-        if frame is not None and 0 <= frame < frames:
+        if 0 <= frame < frames:
             return image.seek(frame)
     except DECODE_ERRORS as error:
-        if frame is None or frame == 0:
+        if frame == 0:
             return None  # a damaged second frame does not matter; a damaged first frame is reported by its decode
         raise ImageError(f"frame {frame} of {name} cannot be read: {error}") from error
-    if frame is not None:
-        raise ImageError(f"{name} has {frames} frame(s), counted from 0; it has no frame {frame}")
-    if frames > 1:
-        raise ImageError(
-            f"{name} is an animation or a document of {frames} frames; choose one with load_image(path, frame=0), or "
-            "pass the frames as a list, as a video, to a model that was trained on videos"
-        )
-    return None
+    raise ImageError(f"{name} has {frames} frame(s), counted from 0; it has no frame {frame}")
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether an open file has several frames. They are not counted: that reads the whole file, which may hold a
+    million frames of a few bytes."""
+    try:
+        return getattr(image, "is_animated", False)
+    except DECODE_ERRORS:  # a damaged second frame does not matter
+        return False
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int | None = None) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flamboyance.images.loading import DECODE_ERRORS, ImageError, load_image, opened
+from flamboyance.images.loading import DECODE_ERRORS, ImageError, is_animated, load_image, opened
 from flamboyance.videos.sampling import VideoSampling
 from flamboyance.videos.timeline import shown_at
 
@@ -27,9 +27,9 @@ def moves(source: Path | bytes | Image.Image) -> bool:
     """Whether it has several frames. False for what cannot be opened: `load_image` says why."""
     try:
         if isinstance(source, Image.Image):
-            return source.format in KINDS and getattr(source, "n_frames", 1) > 1
+            return source.format in KINDS and is_animated(source)
         with _open(source) as image:
-            return image.format in KINDS and getattr(image, "n_frames", 1) > 1
+            return image.format in KINDS and is_animated(image)
     except (*DECODE_ERRORS, Image.DecompressionBombError):
         return False
 

@@ -22,6 +22,7 @@ from flamboyance.videos.sampling import VideoSampling
 from flamboyance.videos.timeline import shown_at
 
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+THREADS = 4  # of a decoder; FFmpeg's default is one for each core, up to 16, each with memory of its own
 SHORT = 0.95  # of the frames that an MP4's index lists: with fewer in the file, its end is missing
 
 
@@ -34,19 +35,24 @@ def decoded(
     rng: np.random.Generator | None,
 ) -> Iterator[Image.Image]:
     """The sampled frames; see `VideoFile.frames`. `container`: FFmpeg's name of the format."""
-    with _opened(source, name, container) as (file, stream):
-        _check_size(stream, name, max_pixels)
+    limit = MAX_PIXELS if max_pixels is None else min(max_pixels, MAX_PIXELS)
+    with _opened(source, name, container, limit) as (file, stream):
+        _check_size(stream, name, limit)
         timeline = _timeline(file, stream, name, listed=stream.frames if container == "mov" else 0)
     seconds = [float((stamp - timeline.stamps[0]) * timeline.unit) for stamp in timeline.stamps]
     end = seconds[-1] + timeline.last
     chosen = [timeline.stamps[i] for i in shown_at(seconds, sampling.times(end, len(seconds), rng))]
-    with _opened(source, name, container) as (file, stream):
+    with _opened(source, name, container, limit) as (file, stream):
         yield from _pictures(file, stream, name, chosen, timeline.keys)
 
 
 @contextmanager
-def _opened(source: Path | bytes, name: str, container: str) -> Generator[tuple[Any, Any]]:
-    """The open file and its stream of pictures. Errors of FFmpeg become ImageErrors."""
+def _opened(source: Path | bytes, name: str, container: str, limit: int) -> Generator[tuple[Any, Any]]:
+    """The open file and its stream of pictures. Errors of FFmpeg become ImageErrors.
+
+    `limit`: pixels of a frame. The decoder has it too: the frames of a stream may be larger than its header says, and
+    opening a file decodes some.
+    """
     try:
         import av  # an optional dependency
         from av.stream import Disposition
@@ -58,22 +64,23 @@ def _opened(source: Path | bytes, name: str, container: str) -> Generator[tuple[
         # FFmpeg is given an open file, not a name that it may take for an address, and the format that was recognised.
         with (
             io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content,
-            av.open(content, format=container, metadata_errors="replace") as file,
+            av.open(content, format=container, options={"max_pixels": str(limit)}, metadata_errors="replace") as file,
         ):
             # The cover of a song is a stream of one picture.
             streams = [stream for stream in file.streams.video if not stream.disposition & Disposition.attached_pic]
             if not streams:
                 holds = "sound alone" if file.streams.audio else "neither pictures nor sound"
                 raise ImageError(f"{name} has no video in it: it holds {holds}; give a file with pictures")
+            streams[0].codec_context.options = {"max_pixels": str(limit)}
+            streams[0].codec_context.thread_count = THREADS
             yield file, streams[0]
     except (av.error.FFmpegError, OSError) as error:
         said = getattr(error, "strerror", None) or error
         raise ImageError(f"{name} is a truncated or damaged video ({said}); download or save it again") from error
 
 
-def _check_size(stream: Any, name: str, max_pixels: int | None) -> None:
+def _check_size(stream: Any, name: str, limit: int) -> None:
     width, height = stream.width, stream.height
-    limit = MAX_PIXELS if max_pixels is None else min(max_pixels, MAX_PIXELS)
     if width * height > limit:
         raise ImageTooLargeError(f"{name} is too large: {width} x {height} pixels, limit {limit}; scale it down")
 

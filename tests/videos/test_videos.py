@@ -1,7 +1,9 @@
 """Video files and animations: which frames are taken, and that files of every kind work or get one clear line."""
 
 import io
+import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,29 @@ def test_a_model_of_images_is_shown_the_middle_with_a_warning(tmp_path: Path) ->
 def test_an_image_is_not_read_from_a_video(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.mp4' is a video, and an image is expected here"):
         load_image(clip(tmp_path / "a.mp4", 2))
+
+
+def test_frames_are_not_counted_to_refuse_an_animation() -> None:
+    """15 bytes a frame: counting them takes Pillow ten seconds for 20 MB."""
+    head = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    data = head + frame * 1_000_000 + b";"
+    began = time.process_time()
+    with pytest.raises(ImageError, match="several frames"):
+        load_image(data)
+    assert find_video(data) is not None
+    assert time.process_time() - began < 1.5
+
+
+def test_frames_larger_than_the_header_says_are_not_decoded(tmp_path: Path) -> None:
+    """A stream may change its size: the limit holds for what is decoded, too."""
+    small = write_video(io.BytesIO(), [grey(number) for number in range(20)], format="mpegts")
+    black = np.zeros((1024, 1024, 3), np.uint8)
+    large = write_video(io.BytesIO(), [black] * 3, starts=[3.0, 3.1, 3.2], format="mpegts")
+    (tmp_path / "grows.ts").write_bytes(small.getvalue() + large.getvalue())
+    assert [frame.size for frame in shown(tmp_path / "grows.ts", VideoSampling(100, 10))][-1] == (1024, 1024)
+    with pytest.raises(ImageError, match=r"grows\.ts"):
+        shown(tmp_path / "grows.ts", VideoSampling(100, 10), max_pixels=100_000)
+    (tmp_path / "large.ts").write_bytes(large.getvalue())
+    with pytest.raises(ImageTooLargeError, match="1024 x 1024 pixels, limit 100000"):
+        shown(tmp_path / "large.ts", max_pixels=100_000)
