@@ -6,8 +6,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from flamboyance.commands.arguments import add_model, at_least
-from flamboyance.commands.models import load, model_name, note_default
+from flamboyance.commands.arguments import add_model, add_video, at_least
+from flamboyance.commands.models import load, model_name, note_default, set_sampling
 
 REQUIRED = {
     "fastapi": "fastapi",
@@ -18,7 +18,7 @@ REQUIRED = {
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EPILOG = """\
 routes:
-  POST /v1/chat/completions   OpenAI's: images as data: URLs, stream, n, logprobs, stop
+  POST /v1/chat/completions   OpenAI's: images (and videos) as data: URLs, stream, n, logprobs, stop
   GET  /v1/models             the model, and each task as NAME:TASK
   POST /v1/tasks              store a few-shot task; GET lists them, DELETE /v1/tasks/TASK removes one
   GET  /health, /ready, /metrics
@@ -30,6 +30,7 @@ docs/serving.md has examples.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     add_model(parser)
+    add_video(parser.add_argument_group("videos"))
     group = parser.add_argument_group("address")
     group.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     group.add_argument("--port", type=at_least(0), default=8000, metavar="N", help="0: any free one (default: 8000)")
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-keys", metavar="FILE", help="a key on each line (default: those of FLAMBOYANCE_API_KEYS, or no keys)"
     )
     group.add_argument(
-        "--allow-urls", action="store_true", help="fetch images of http and https URLs, from public addresses alone"
+        "--allow-urls",
+        action="store_true",
+        help="fetch images and videos of http and https URLs, from public addresses alone",
     )
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", metavar="DIR", help="keep few-shot tasks in this folder, and load those in it")
@@ -80,6 +83,7 @@ def serve(arguments: argparse.Namespace) -> int:
     listening = listen(arguments.host, arguments.port)  # before the model is read, which may take minutes
     name = model_name(arguments)
     model, processor = load(name, arguments.device, arguments.dtype, quantize=arguments.quantize)
+    set_sampling(processor, arguments, name)
     if arguments.model is None:
         note_default()
     loopback = arguments.host in LOOPBACK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from flamboyance.images.containers import HEAD, container
@@ -72,7 +72,7 @@ def load_image(source: Any, max_pixels: int | None = None, frame: int | None = N
     if isinstance(source, Image.Image):
         _choose(source, "the PIL image", frame)
         return _decode(source, "the PIL image", max_pixels)
-    if isinstance(source, torch.Tensor):
+    if _is_tensor(source):
         source = source.detach().cpu()
         source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
         return _from_array(source.numpy(), "the tensor", channel_axes=(0, 2))
@@ -95,13 +95,19 @@ def load_image(source: Any, max_pixels: int | None = None, frame: int | None = N
 
 def frames_of(medium: Any) -> Sequence[Any]:
     """The frames of one medium, not decoded: an image itself, or the entries of a list or a 4-D array (a video)."""
-    if isinstance(medium, (np.ndarray, torch.Tensor)) and medium.ndim == 4:
+    if (isinstance(medium, np.ndarray) or _is_tensor(medium)) and medium.ndim == 4:
         medium = list(medium)
     if not isinstance(medium, (list, tuple)):
         return [medium]
     if not medium:
         raise ImageError("a video (list of frames) is empty; give at least one frame")
     return medium
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a torch tensor. There is none where torch was not imported, which takes seconds: a process
+    that only decodes does without it."""
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
 def local_path(source: str | Path) -> Path:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,21 +30,21 @@ from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import aligned, branch, empty, is_plain
 from flamboyance.model.kept_media import KeptMedia, apart
 from flamboyance.model.media import Media, count_seen
-from flamboyance.processing import FlamingoProcessor
+from flamboyance.processing import FlamingoProcessor, frames_and_counts
 from flamboyance.prompting import Prefix
 from flamboyance.serving.sampling import Chosen, Dice, Sampling, choose
 from flamboyance.serving.writing import Writing
 from flamboyance.templates import Template
 
 PROMPT_TOKENS = 8192  # of the prompts that are computed together, padding included
-IMAGES = 32  # encoded together
+FRAMES = 32  # encoded together, an image being one; or a longer video alone
 
 log = logging.getLogger("flamboyance.serving")
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image of a request.
+    """An image or a video of a request.
 
     Attributes:
         key: a hash of its content and preprocessing.
@@ -408,11 +408,11 @@ class Engine:
                 self.counts.images_kept += 1
             else:
                 missing[picture.key] = source
-        todo = list(missing.items())
-        for some in (todo[start : start + IMAGES] for start in range(0, len(todo), IMAGES)):
-            made = self.model.encode_media(torch.stack([pixels for _, pixels in some]), [1] * len(some))
+        for some in _batches(missing):
+            inputs = frames_and_counts(list(some.values()))
+            made = self.model.encode_media(media_counts=[1] * len(some), **inputs)
             made = made.select([image for (image,) in made.rows], tuple((i,) for i in range(len(some))))
-            for (key, _), media in zip(some, apart(made), strict=True):
+            for key, media in zip(some, apart(made), strict=True):
                 found[key] = media
                 self._media.keep(key, media)
             self.counts.images_encoded += len(some)
@@ -542,6 +542,20 @@ class Engine:
         row.reported = max(row.reported, len(own))
         text = new if request.stream else row.writing.text
         row.ticket.report(Piece(row.choice, text, tuple(tokens), ended, count))
+
+
+def _batches(media: dict[bytes, Tensor]) -> Iterator[dict[bytes, Tensor]]:
+    """The media (F, C, H, W) that are encoded together: of up to FRAMES frames, or one that has more."""
+    some: dict[bytes, Tensor] = {}
+    frames = 0
+    for key, pixels in media.items():
+        if some and frames + len(pixels) > FRAMES:
+            yield some
+            some, frames = {}, 0
+        some[key] = pixels
+        frames += len(pixels)
+    if some:
+        yield some
 
 
 def _run_call(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -22,7 +22,7 @@ from flamboyance.serving.limits import Limits
 from flamboyance.serving.pictures import is_remote, too_large
 
 REDIRECTS = 3
-SECONDS = 20.0  # of one image, redirects included
+SECONDS = 20.0  # of one file, redirects included
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -47,7 +47,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 class Fetcher:
-    """Fetches images.
+    """Fetches images and videos.
 
     Args:
         resolve, allowed: the addresses of a host, and whether one may be connected to.
@@ -60,8 +60,8 @@ class Fetcher:
         """The content of a URL.
 
         Raises:
-            ApiError: 400; its host has an address that is not public, it does not answer with an image in time, or it
-                is too large.
+            ApiError: 400; its host has an address that is not public, it does not answer in time, or the file is too
+                large.
         """
         try:
             async with asyncio.timeout(SECONDS):
@@ -71,7 +71,7 @@ class Fetcher:
                         return answer
                     url = answer
         except TimeoutError:
-            raise _failed(place, f"the server did not send the image within {SECONDS:.0f} seconds") from None
+            raise _failed(place, f"the server did not send the file within {SECONDS:.0f} seconds") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _failed(place, f"it cannot be fetched ({type(error).__name__})") from None
         raise _failed(place, f"more than {REDIRECTS} redirects")
@@ -89,7 +89,7 @@ class Fetcher:
         options: dict[str, Any] = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar(), "auto_decompress": False}
         # A literal address is connected to as it is; it is the one that was checked.
         async with aiohttp.ClientSession(connector=connector, **options) as session:
-            headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "flamboyance"}
+            headers = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "flamboyance"}
             async with session.get(url, allow_redirects=False, headers=headers) as answer:
                 if answer.status in (301, 302, 303, 307, 308) and "Location" in answer.headers:
                     return urljoin(url, answer.headers["Location"])

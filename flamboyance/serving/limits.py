@@ -16,9 +16,13 @@ class Limits:
         seconds: of a request, from its first byte to its last.
         body: bytes of a request's body.
         bodies: bytes of all bodies that are being read or wait.
-        images: of a request, or of a task.
-        image_bytes: of one image's file.
+        images: of a request, or of a task; videos count as images.
+        image_bytes: of the file of one image or video.
         pixels: of one image.
+        video_pixels: of a video's frame: 4K.
+        video_seconds: of decoding one video.
+        video_memory: bytes that decoding a video may take.
+        frames: of the videos of a request, or of a task.
         tokens: that a request may generate in each choice.
         default_tokens: that a request generates if it does not say.
         choices: `n` of a request.
@@ -38,6 +42,10 @@ class Limits:
     images: int = 64
     image_bytes: int = 20 * MEBI
     pixels: int = 40_000_000
+    video_pixels: int = 9_000_000
+    video_seconds: float = 20.0
+    video_memory: int = 2048 * MEBI
+    frames: int = 256
     tokens: int = 512
     default_tokens: int = 64
     choices: int = 8

@@ -13,24 +13,32 @@ from flamboyance.prompting import tokens_after_a_chunk
 from flamboyance.serving.batching import Engine, Picture, Request
 from flamboyance.serving.errors import ApiError, bad
 from flamboyance.serving.limits import Limits
-from flamboyance.serving.protocol import ChatBody, ImagePart, Message, TextPart
+from flamboyance.serving.pictures import no_videos
+from flamboyance.serving.protocol import ChatBody, ImagePart, Message, TextPart, VideoPart
 from flamboyance.serving.sampling import Sampling
 from flamboyance.serving.tasks import StoredTask
 from flamboyance.templates import Template
 
 
-def image_urls(body: ChatBody, limits: Limits) -> list[tuple[str, str]]:
-    """The place and the URL of each image, in order.
+def media_urls(body: ChatBody, limits: Limits, videos: bool) -> list[tuple[str, str]]:
+    """The place and the URL of each image and video, in order.
+
+    Args:
+        videos: whether the model takes videos.
 
     Raises:
-        ApiError: too many images.
+        ApiError: too many images, or a video for a model of still images.
     """
-    found = [
-        (f"messages.{number}.content.{index}.image_url.url", part.image_url.url)
-        for number, message in enumerate(body.messages)
-        for index, part in enumerate(message.content)
-        if isinstance(part, ImagePart)
-    ]
+    found = []
+    for number, message in enumerate(body.messages):
+        for index, part in enumerate(message.content):
+            place = f"messages.{number}.content.{index}"
+            if isinstance(part, ImagePart):
+                found.append((f"{place}.image_url.url", part.image_url.url))
+            elif isinstance(part, VideoPart):
+                if not videos:
+                    raise no_videos(place)
+                found.append((f"{place}.video_url.url", part.video_url.url))
     if len(found) > limits.images:
         raise bad("messages", f"the request has {len(found)} images; this server takes {limits.images}")
     return found
@@ -41,7 +49,7 @@ def request_of(
 ) -> Request:
     """
     Args:
-        pictures: those of all image parts, in order.
+        pictures: those of all parts with an image or a video, in order.
 
     Raises:
         ApiError: 400, for what is wrong with the chat or a setting.
@@ -136,17 +144,17 @@ def _turns(messages: Sequence[Message], task: StoredTask) -> Iterator[tuple[int,
 
 
 def _values(message: Message, number: int, template: Template) -> list[str]:
-    """The fields before the answer, in the user's message: one image, and a text part for each field."""
+    """The fields before the answer, in the user's message: one image or video, and a text part for each field."""
     place = f"messages.{number}"
     fields = template.fields[:-1]
     texts = [part.text for part in message.content if isinstance(part, TextPart) and part.text.strip()]
-    images = len(message.content) - sum(isinstance(part, TextPart) for part in message.content)
+    images = sum(not isinstance(part, TextPart) for part in message.content)
     if message.role != "user" or images != 1 or len(texts) != len(fields):
-        expected = ", ".join(["one image", *(f"a text ({field})" for field in fields)])
+        expected = ", ".join(["one image or video", *(f"a text ({field})" for field in fields)])
         raise bad(
             place,
-            f"{place} is the {message.role}'s, with {images} image(s) and {len(texts)} text(s); expected the user's "
-            f"with {expected}{'' if fields else ' and no text'}, for the template {template.pattern!r}",
+            f"{place} is the {message.role}'s, with {images} image(s) or video(s) and {len(texts)} text(s); expected "
+            f"the user's with {expected}{'' if fields else ' and no text'}, for the template {template.pattern!r}",
         )
     return texts
 
@@ -154,7 +162,9 @@ def _values(message: Message, number: int, template: Template) -> list[str]:
 def _text_of(message: Message, number: int) -> str:
     texts = [part.text for part in message.content if isinstance(part, TextPart)]
     if len(texts) < len(message.content):
-        raise bad(f"messages.{number}", f"messages.{number} is the assistant's and has an image; expected a text")
+        raise bad(
+            f"messages.{number}", f"messages.{number} is the assistant's and has an image or a video; expected a text"
+        )
     return "".join(texts)
 
 

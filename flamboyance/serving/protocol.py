@@ -37,7 +37,18 @@ class ImagePart(Body):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoUrl(Body):
+    url: str
+
+
+class VideoPart(Body):
+    """As servers of open models, such as vLLM, take a video; OpenAI's have none."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 def _parts(content: Any) -> Any:

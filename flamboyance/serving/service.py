@@ -11,14 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from flamboyance.serving import protocol
 from flamboyance.serving.access import Keys
-from flamboyance.serving.batching import Busy, Engine, Piece, Request, Stopped
+from flamboyance.serving.batching import Busy, Engine, Picture, Piece, Request, Stopped
 from flamboyance.serving.errors import ApiError, bad
 from flamboyance.serving.limits import Limits
 from flamboyance.serving.metrics import Metrics
-from flamboyance.serving.pictures import PictureReader, decode_url, is_remote
-from flamboyance.serving.prompts import image_urls, model_and_task, request_of
+from flamboyance.serving.pictures import PictureReader, is_remote
+from flamboyance.serving.prompts import media_urls, model_and_task, request_of
 from flamboyance.serving.protocol import ChatBody, TaskBody, read_body
 from flamboyance.serving.tasks import StoredTask, TaskStore, read_template
 
@@ -31,7 +33,7 @@ class Service:
     """A model that is served under a name.
 
     Args:
-        fetch: fetches a remote image, (URL, place in the request) -> content; None: remote URLs are refused.
+        fetch: fetches a remote image or video, (URL, place in the request) -> content; None: remote URLs are refused.
         tasks: the folder of few-shot tasks.
         loopback: the server listens on this machine's own address only.
 
@@ -60,9 +62,13 @@ class Service:
         self.body_bytes = 0
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(READERS, "flamboyance-reader")
+        # One video at a time, which does not keep bodies and images waiting.
+        self._video_pool = ThreadPoolExecutor(1, "flamboyance-videos")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._video_pool.shutdown(wait=False, cancel_futures=True)
+        self.pictures.close()
         self.engine.close()
 
     # Admission --------------------------------------------------------------------------------------------------
@@ -102,32 +108,42 @@ class Service:
         """
         body: ChatBody = await self.in_pool(read_body, ChatBody, data)
         task = model_and_task(body.model, self.name)
-        places = image_urls(body, self.limits)
-        contents = await self.contents(places)
-        return body, await self.in_pool(self._request, body, places, contents, task)
+        places = media_urls(body, self.limits, self.pictures.takes_videos)
+        stored = None if task is None else await self.in_pool(self.tasks.find, task)
+        pictures = await self._pictures(await self._fetched(places))
+        return body, await self.in_pool(request_of, body, pictures, stored, self.engine, self.limits)
 
-    async def contents(self, places: Sequence[tuple[str, str]]) -> list[bytes | None]:
-        """The content of each remote image; None for the others."""
-        remote = [is_remote(url) for _, url in places]
-        if any(remote) and self._fetch is None:
-            place = places[remote.index(True)][0]
-            raise bad(place, f"{place}: remote images are not fetched; send the image as a data: URL", "remote_url")
-        contents: list[bytes | None] = []
-        for (place, url), there in zip(places, remote, strict=True):
-            contents.append(await self._fetch(url, place) if there and self._fetch is not None else None)
-        return contents
+    async def _fetched(self, places: Sequence[tuple[str, str]]) -> list[tuple[str, str | bytes]]:
+        """The places with the contents of remote URLs; other URLs as they are."""
+        remote = [place for place, url in places if is_remote(url)]
+        if remote and self._fetch is None:
+            raise bad(remote[0], f"{remote[0]}: remote files are not fetched; send a data: URL", "remote_url")
+        sources: list[tuple[str, str | bytes]] = []
+        for place, url in places:
+            fetched = self._fetch is not None and is_remote(url)
+            sources.append((place, await self._fetch(url, place) if fetched else url))
+        return sources
 
-    def _request(
-        self, body: ChatBody, places: Sequence[tuple[str, str]], contents: Sequence[bytes | None], task: str | None
-    ) -> Request:
-        stored = None if task is None else self.tasks.find(task)
-        return request_of(body, self._pictures(places, contents), stored, self.engine, self.limits)
+    async def _pictures(self, sources: Sequence[tuple[str, str | bytes]]) -> list[Picture]:
+        """
+        Args:
+            sources: the place in the request and the `data:` URL, or the content, of each image and video.
 
-    def _pictures(self, places: Sequence[tuple[str, str]], contents: Sequence[bytes | None]) -> list[Any]:
-        return [
-            self.pictures.read(decode_url(url, place, self.limits) if content is None else content, place)
-            for (place, url), content in zip(places, contents, strict=True)
-        ]
+        Raises:
+            ApiError: one of them cannot be used, or the videos have too many frames together.
+        """
+        found, frames = [], 0
+        for place, source in sources:
+            picture = await self.in_pool(self.pictures.read, source, place)
+            if isinstance(picture, bytes):
+                loop = asyncio.get_running_loop()
+                picture = await loop.run_in_executor(self._video_pool, self.pictures.read_video, picture, place)
+                frames += len(picture.pixels) if isinstance(picture.pixels, Tensor) else 0
+                if frames > self.limits.frames:
+                    most = f"{self.limits.frames} frames together"
+                    raise bad(place, f"{place}: the videos have more than {most}; send fewer", "too_many_frames")
+            found.append(picture)
+        return found
 
     async def pieces(self, request: Request) -> AsyncGenerator[Piece]:
         """The pieces of an answer as they come. Leaving the iteration cancels the request.
@@ -200,16 +216,14 @@ class Service:
             count = len(body.demonstrations)
             raise bad("demonstrations", f"the task has {count} demonstrations; this server takes {self.limits.images}")
         if images is not None:
-            return await self.in_pool(self._add_task, body, [("image", "")] * len(images), images)
+            return await self._add_task(body, [("image", image) for image in images])
         if missing := [place for place, shot in enumerate(body.demonstrations) if "image" not in shot]:
             place = f"demonstrations.{missing[0]}"
             raise bad(place, f"{place} has no image; expected a data: URL as 'image'")
         places = [(f"demonstrations.{i}.image", shot["image"]) for i, shot in enumerate(body.demonstrations)]
-        return await self.in_pool(self._add_task, body, places, await self.contents(places))
+        return await self._add_task(body, await self._fetched(places))
 
-    def _add_task(
-        self, body: TaskBody, places: Sequence[tuple[str, str]], contents: Sequence[bytes | None]
-    ) -> StoredTask:
+    async def _add_task(self, body: TaskBody, sources: Sequence[tuple[str, str | bytes]]) -> StoredTask:
         template = read_template(body.template)
         values = []
         for place, shot in enumerate(body.demonstrations):
@@ -221,8 +235,8 @@ class Service:
                     f"{', '.join(template.fields)}, the fields of {template.pattern!r}",
                 )
             values.append(tuple(shot[field] for field in template.fields))
-        pictures = self._pictures(places, contents)
-        return self.tasks.add(body.name, template, list(zip(pictures, values, strict=True)))
+        pictures = await self._pictures(sources)
+        return await self.in_pool(self.tasks.add, body.name, template, list(zip(pictures, values, strict=True)))
 
     def models(self) -> list[dict[str, Any]]:
         """The model, and each task as a model of its own. In a reader's thread."""
