@@ -1,4 +1,4 @@
-"""Attention maps: where in the query's image a model looked for each word that it wrote.
+"""Attention maps: where in the query's image or video a model looked for each word that it wrote.
 
 Cross-attention leads to the resampler's latents, not to the image. So a map is composed of two parts:
 
@@ -6,8 +6,8 @@ Cross-attention leads to the resampler's latents, not to the image. So a map is 
 
 A(t, i) (L,) is how much token t attends to each latent in block i, the mean of its heads, at the step that chose the
 token. R (L, P) is the share of each patch in each latent (`flamboyance.model.resampler.rollout`: attention rollout,
-Abnar & Zuidema 2020). A patch is what the vision tower made of it: its features also hold some of the patches around
-it, which no map shows.
+Abnar & Zuidema 2020); the patches are those of all frames of a video. A patch is what the vision tower made of it: its
+features also hold some of the patches around it, which no map shows.
 
 Shape letters: W words, N blocks, P patches, L latents, H heads.
 """
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from flamboyance import checks
 from flamboyance.flamingo import FlamingoForConditionalGeneration
-from flamboyance.images import ImageProcessor, frames_of, load_image
+from flamboyance.images import ImageProcessor, load_image
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.prompting import tokens_after
-from flamboyance.videos import find_video
+from flamboyance.videos import frames_of
 
 # Stops of matplotlib's "inferno": it is read alike by the color-blind and in print.
 COLORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
@@ -35,16 +35,18 @@ SMALLEST = 448  # pixels of a drawing's shorter side; smaller images are enlarge
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """Where a model looked in the last image of a prompt, for each word of the text after the prompt.
+    """Where a model looked in the last image or video of a prompt, for each word of the text after the prompt.
 
     Attributes:
         words: the W words, as white space divides the text.
         maps: (W, N, rows, columns) float32, for each word and block a map over the tower's patches that adds up to 1:
-            the mean over the word's tokens.
+            the mean over the word's tokens. Of a video, the maps of its frames side by side: (W, N, rows,
+            frames · columns), which add up to 1 together.
         layers: the N decoder layers that have a block before them, counted from 0.
         gates: (N,) tanh of each block's gate: the factor of what the image adds; 0 is none.
         feed_forward_gates: (N,) the same of the block's feed-forward.
-        image: the part of the image that the tower sees.
+        image: the part of the image that the tower sees; of a video, the frames that are shown, side by side.
+        frames: of the video; 1 for an image.
     """
 
     words: list[str]
@@ -53,6 +55,7 @@ class AttentionMaps:
     gates: np.ndarray
     feed_forward_gates: np.ndarray
     image: Image.Image
+    frames: int = 1
 
     def of_word(self, word: int, layer: int | None = None) -> np.ndarray:
         """The map (rows, columns) of a word in the block before a decoder layer; None: the mean of all blocks, weighted
@@ -77,7 +80,7 @@ def attention_maps(
     answer: str | None = None,
     **generation: Any,
 ) -> AttentionMaps:
-    """Where the model looks in the last image of a prompt, for each word that it generates after it.
+    """Where the model looks in the last image or video of a prompt, for each word that it generates after it.
 
         fl.attention_maps(model, processor, *captioner.prompt("cat.jpg"))
 
@@ -87,17 +90,18 @@ def attention_maps(
         generation: options of `generate`, such as max_new_tokens (default: 20) or num_beams.
 
     Raises:
-        ValueError: the prompt has no image, its last medium is a video, or there is no text after it.
+        ValueError: the prompt has no image, or there is no text after it.
+        ImageError: an image or a video cannot be read.
     """
     checks.text("text", text)
     images = checks.listed("images", images, "the images of one prompt", "[image]")
     if not images:
         raise ValueError("images is empty; expected the image of each <image> of the text: an attention map shows one")
-    if find_video(images[-1]) is not None or len(frames_of(images[-1])) > 1:
-        raise ValueError("the last medium is a video; expected an image: an attention map shows one")
-    inputs = processor([text], [images]).to(model.device)
+    frames = [load_image(frame) for frame in frames_of(images[-1], processor.video)]
+    inputs = processor([text], [[*images[:-1], frames]]).to(model.device)
     pixels: Tensor = inputs.pop("pixel_values")
-    media = model.encode_media(pixels, inputs.pop("media_counts"))
+    counts = inputs.pop("frame_counts", None)
+    media = model.encode_media(pixels, inputs.pop("media_counts"), counts)
     prompt: Tensor = inputs["input_ids"]
     if answer is None:
         options = {"max_new_tokens": 20, "do_sample": False} | generation
@@ -112,7 +116,7 @@ def attention_maps(
         )
     # One pass over the whole text: the weights are those of the steps, and beams and samples need no care.
     out = model(input_ids=found[None, :-1], media=media, output_attentions=True, use_cache=False, logits_to_keep=1)
-    last = pixels[:, -1]
+    last = pixels[:, -1] if counts is None else pixels[None, -len(frames) :]
     shares = model.patch_shares(last)[0]  # (L, P)
     steps = [
         weights[0, :, prompt.shape[1] - 1 :].float().mean(0).cpu() @ shares.cpu() for weights in out.cross_attentions
@@ -120,14 +124,17 @@ def attention_maps(
     maps = torch.stack(steps, dim=1)  # (new tokens, N, P)
     maps = torch.stack([maps[places].mean(0) for places in tokens])
     maps = maps / maps.sum(-1, keepdim=True)
+    maps = maps.unflatten(-1, (len(frames), -1))
     rows, columns = model.vision.grid(maps.shape[-1], *last.shape[-2:])
+    maps = maps.unflatten(-1, (rows, columns)).transpose(-3, -2).flatten(-2)  # (W, N, rows, frames · columns)
     return AttentionMaps(
         words,
-        maps.unflatten(-1, (rows, columns)).numpy(),
+        maps.numpy(),
         list(model.cross_attention_layers),
         _gates([block.attention_gate for block in model.blocks]),
         _gates([block.feed_forward_gate for block in model.blocks]),
-        _seen(processor, images[-1]),
+        _seen(processor, frames),
+        len(frames),
     )
 
 
@@ -159,11 +166,18 @@ def _words(processor: FlamingoProcessor, ids: list[int]) -> tuple[list[str], lis
     return [word for word, _ in pairs], [places for _, places in pairs]
 
 
-def _seen(processor: FlamingoProcessor, image: Any) -> Image.Image:
-    """The part of an image that the tower sees: without what the preprocessing cuts off at its edges."""
-    picture = load_image(frames_of(image)[0])
+def _seen(processor: FlamingoProcessor, frames: list[Image.Image]) -> Image.Image:
+    """The parts of some frames that the tower sees, side by side: without what the preprocessing cuts off at their
+    edges."""
     preprocessing = processor.image_processor
-    return preprocessing.seen(picture) if isinstance(preprocessing, ImageProcessor) else picture
+    seen = [preprocessing.seen(frame) if isinstance(preprocessing, ImageProcessor) else frame for frame in frames]
+    if len(seen) == 1:
+        return seen[0]
+    width, height = seen[0].size
+    strip = Image.new("RGB", (width * len(seen), height))
+    for place, frame in enumerate(seen):
+        strip.paste(frame if frame.size == seen[0].size else frame.resize((width, height)), (width * place, 0))
+    return strip
 
 
 # Drawing ------------------------------------------------------------------------------------------------------------
@@ -183,16 +197,18 @@ def draw(found: AttentionMaps, word: int, layer: int | None = None, strength: fl
         raise ValueError(f"strength={strength}: expected a number from 0 (the image alone) to 1")
     picture = enlarged(found.image)
     heat = found.of_word(word, layer)
-    levels = Image.fromarray((heat / max(heat.max(), 1e-12) * 255).astype(np.uint8))
-    levels = levels.resize(picture.size, Image.Resampling.BICUBIC)
-    value = np.asarray(levels, dtype=np.float32)[..., None] / 255
+    heat = (heat / max(heat.max(), 1e-12) * 255).astype(np.uint8)
+    size = picture.width // found.frames, picture.height
+    # Frame by frame: what is at the edge of one does not shine into the next.
+    parts = [Image.fromarray(part).resize(size, Image.Resampling.BICUBIC) for part in np.split(heat, found.frames, 1)]
+    value = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1)[..., None] / 255
     opacity = strength * value
     dimmed = np.asarray(picture, dtype=np.float32) * (1 - strength * 0.6 * (1 - value))
     return Image.fromarray((dimmed * (1 - opacity) + color(value) * opacity).round().astype(np.uint8))
 
 
 def draw_words(found: AttentionMaps, layer: int | None = None, height: int = 200) -> Image.Image:
-    """The image, and beside it a drawing for each word, with the word below.
+    """The image, and beside it a drawing for each word, with the word below; of a video, one below the other.
 
     Args:
         layer: as in `AttentionMaps.of_word`.
@@ -200,12 +216,15 @@ def draw_words(found: AttentionMaps, layer: int | None = None, height: int = 200
     """
     pictures = [enlarged(found.image), *(draw(found, word, layer) for word in range(len(found.words)))]
     width, gap, font = round(found.image.width * height / found.image.height), height // 20, height // 10
-    sheet = Image.new("RGB", ((width + gap) * len(pictures) - gap, height + 2 * font), "white")
+    across, down = (1, len(pictures)) if found.frames > 1 else (len(pictures), 1)
+    sheet = Image.new("RGB", ((width + gap) * across - gap, (height + 2 * font) * down), "white")
     pen = ImageDraw.Draw(sheet)
     for place, (picture, word) in enumerate(zip(pictures, ["", *found.words], strict=True)):
-        left = (width + gap) * place
-        sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, 0))
-        pen.text((left + width // 2, height + font // 3), word, "black", ImageFont.load_default(font), anchor="ma")
+        left, top = (width + gap) * (place % across), (height + 2 * font) * (place // across)
+        sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+        pen.text(
+            (left + width // 2, top + height + font // 3), word, "black", ImageFont.load_default(font), anchor="ma"
+        )
     return sheet
 
 

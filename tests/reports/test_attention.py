@@ -13,6 +13,7 @@ from flamboyance.images import ImageProcessor
 from flamboyance.mini.world.scenes import picture, scene
 from flamboyance.reports.attention import AttentionMaps, _words, color, draw, draw_words
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo, tiny_tokenizer
+from tests.videos.make import write_video
 
 ORDER = (2, 0, 3, 1)  # the patch that each latent looks at
 
@@ -102,11 +103,48 @@ def test_the_maps_follow_from_the_weights_of_generation(tiny):
             assert_allclose(found.maps[word, layer].ravel(), expected / expected.sum(), rtol=1e-3, atol=1e-4)
 
 
+def test_a_video_has_a_map_for_each_frame(tmp_path):
+    """Composed here from the model's own output; beside an image, whose number of frames is another."""
+    directory = save_tiny_flamingo(tmp_path, max_frames=4)
+    model = fl.FlamingoForConditionalGeneration.from_pretrained(directory).eval()
+    processor = fl.FlamingoProcessor.from_pretrained(directory)
+    rng = np.random.default_rng(0)
+    slides = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    clip = write_video(tmp_path / "a.mp4", [slides[number // 10] for number in range(30)])
+    for images in ([clip], [Image.new("RGB", (20, 20), "red"), clip]):
+        text = "<image>" * len(images) + "Output:"
+        found = fl.attention_maps(model, processor, text, images, answer=" red cat")
+        assert found.words == ["red", "cat"] and found.frames == 3 and found.image.size == (3 * 32, 32)
+        assert found.maps.shape == (2, 2, 2, 3 * 2)
+        assert_allclose(found.maps.sum((2, 3)), 1, rtol=1e-5)
+        shares = model.patch_shares(processor("<image>", [clip])["pixel_values"][0])[0]  # (L, frames · patches)
+        inputs = processor([text + " red cat"], [images])
+        weights = model(**inputs, output_attentions=True).cross_attentions[0][0]  # of the first block: (H, T, L)
+        expected = weights[:, -3].mean(0) @ shares  # the step that chose "red" is that of ":"
+        expected = (expected / expected.sum()).detach().numpy().reshape(3, 2, 2)
+        for frame in range(3):
+            assert_allclose(found.maps[0, 0][:, 2 * frame : 2 * frame + 2], expected[frame], rtol=1e-3, atol=1e-5)
+    sheet = draw_words(found, height=100)
+    assert sheet.size == (300, 3 * 120), "the frames, and a row for each word"
+    strip = draw(found, 0)
+    assert strip.size == (3 * 448, 448)
+
+
+def test_the_map_of_a_frame_does_not_shine_into_the_next():
+    maps = np.zeros((1, 1, 2, 4), np.float32)
+    maps[0, 0, :, 1] = 0.5  # the right edge of the first frame
+    grey = Image.new("RGB", (80, 40), (128, 128, 128))
+    drawn = np.asarray(draw(AttentionMaps(["dog"], maps, [0], np.ones(1), np.ones(1), grey, frames=2), 0), np.float32)
+    half = drawn.shape[1] // 2
+    assert drawn[:, half - 1].mean() != pytest.approx(drawn[:, half].mean(), abs=5)
+    assert_allclose(drawn[:, half:], np.broadcast_to(drawn[:1, -1:], drawn[:, half:].shape))
+
+
 @pytest.mark.parametrize(
     ("text", "images", "answer", "message"),
     [
         ("Output:", [], " red", "images is empty"),
-        ("<image>Output:", [[Image.new("RGB", (9, 9))] * 2], " red", "video"),
+        ("<image>Output:", [[Image.new("RGB", (9, 9))] * 2], " red", "time embeddings"),
         ("<image>Output:", [Image.new("RGB", (9, 9))], "", "no text"),
         (["<image>Output:"], [Image.new("RGB", (9, 9))], " red", "text is"),
     ],
