@@ -28,7 +28,7 @@ Opened = tuple[FlamingoForConditionalGeneration, FlamingoProcessor]
 
 @dataclass(frozen=True)
 class Shot:
-    """A demonstration on the page: the content of an image file, and the values of the template's fields."""
+    """A demonstration on the page: the content of an image or video file, and the values of the template's fields."""
 
     image: bytes
     texts: tuple[str, ...] = ()
@@ -91,6 +91,10 @@ class Answers:
         self.models = dict(models)
         self._tasks: OrderedDict[tuple[str, ...], FewShotTask] = OrderedDict()
         self._lock = threading.Lock()
+
+    def takes_videos(self, model: str) -> bool:
+        """Whether a model has time embeddings for the order of frames."""
+        return self.models[model][1].video is not None
 
     def task(self, side: Side, template: Template) -> FewShotTask:
         """The task of a side. Its demonstrations are computed once, as long as it is among the last few.

@@ -13,6 +13,7 @@ from flamboyance.reports.attention import AttentionMaps, draw
 from flamboyance.web.answers import Side
 
 WIDTH = 300  # pixels of a heat map
+MOST_FRAMES = 8  # as wide as so many heat maps are those of a video's frames together, at most
 
 
 def message(text: str) -> str:
@@ -54,18 +55,19 @@ def bars(chances: dict[str, float]) -> str:
 
 
 def words(maps: AttentionMaps, layer: int | None) -> str:
-    """The image with the heat map of each word."""
+    """The image with the heat map of each word; of a video, its frames side by side."""
     layer = layer if layer in maps.layers else None
+    width = WIDTH * min(maps.frames, MOST_FRAMES)
     figures = "".join(
-        f'<figure><img src="{_picture(draw(maps, place, layer))}" alt="where the model looked for '
+        f'<figure><img src="{_picture(draw(maps, place, layer), width)}" alt="where the model looked for '
         f'&ldquo;{html.escape(word)}&rdquo;"><figcaption>{html.escape(word)}</figcaption></figure>'
         for place, word in enumerate(maps.words)
     )
-    return f'<div class="words">{figures}</div>'
+    return f'<div class="words{" video" if maps.frames > 1 else ""}">{figures}</div>'
 
 
-def _picture(image: Image.Image) -> str:
-    image.thumbnail((WIDTH, WIDTH))
+def _picture(image: Image.Image, width: int = WIDTH) -> str:
+    image.thumbnail((width, width))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

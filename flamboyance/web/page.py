@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
-from functools import lru_cache, wraps
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import lru_cache, partial, wraps
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ SAVE_FILE = """(name, text) => {
 }"""
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 KEEP = object()
+STILLS = "the model is one of still images"
 _numbers = count(1)
 
 
@@ -67,6 +68,8 @@ def build(answers: Answers) -> gr.Blocks:
     """The page over these models; the first one answers, and the others can be compared with it."""
     names = list(answers.models)
     layers = answers.models[names[0]][0].cross_attention_layers
+    videos = answers.takes_videos(names[0])
+    files = ["image", "video"] if videos else ["image"]
     with gr.Blocks(title="Flamboyance", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.HTML(drawing.header(names))
         shots, found, saved = gr.State([]), gr.State([]), gr.Textbox(visible=False)
@@ -110,8 +113,10 @@ def build(answers: Answers) -> gr.Blocks:
                         for button, change in ((row.up, _moved(place, -1)), (row.down, _moved(place, 1))):
                             button.click(_on_shots(change), [shots, *boxes], shots, **HIDDEN)
                         row.remove.click(_on_shots(_removed(place)), [shots, *boxes], shots, **HIDDEN)
-                    added.upload(_with_images, [added, shots, *boxes], [shots, added, problem], **HIDDEN)
-                    setting = [image, question, labels, beside, tokens, beams, layer]
+                    added.upload(
+                        partial(_with_media, videos), [added, shots, *boxes], [shots, added, problem], **HIDDEN
+                    )
+                    setting = [image, video, question, labels, beside, tokens, beams, layer]
                     running = gr.on(
                         [run.click, question.submit],
                         _runner(answers),
@@ -128,10 +133,11 @@ def build(answers: Answers) -> gr.Blocks:
                     label="Add demonstrations",
                     show_label=False,
                     file_count="multiple",
-                    file_types=["image"],
+                    file_types=files,
                     height=72,
                     interactive=True,
                     elem_id="add",
+                    elem_classes=["drop", "videos"] if videos else ["drop"],
                 )
                 gr.HTML("<h2>Query</h2>")
                 with gr.Row(elem_id="query"):
@@ -147,6 +153,16 @@ def build(answers: Answers) -> gr.Blocks:
                         elem_id="query-image",
                     )
                     with gr.Column(min_width=160):
+                        video = gr.File(
+                            label="Or a video",
+                            show_label=False,
+                            file_types=["video"],
+                            height=72,
+                            visible=videos,
+                            interactive=True,
+                            elem_id="query-video",
+                            elem_classes="drop",
+                        )
                         question = gr.Textbox(label="Question", visible=False, interactive=True, elem_id="question")
                         labels = gr.Textbox(
                             label="Answers to choose from (optional)",
@@ -183,10 +199,10 @@ def build(answers: Answers) -> gr.Blocks:
                 )
         gr.HTML('<p class="foot">Everything is computed on this machine. Nothing is sent anywhere.</p>')
 
-        prompt = [shots, kind, pattern, image, question, problem]
+        prompt = [shots, kind, pattern, image, video, question, problem]
         captions.click(lambda: _example(CAPTION), None, prompt, **HIDDEN)
         asked.click(lambda: _example(QUESTION), None, prompt, **HIDDEN)
-        opened.upload(_opened, opened, [shots, kind, pattern, problem], **HIDDEN)
+        opened.upload(partial(_opened, videos), opened, [shots, kind, pattern, problem], **HIDDEN)
         gr.on(
             [page.load, kind.change, pattern.submit],
             lambda chosen, own: (
@@ -233,7 +249,8 @@ class _row:
 
 @lru_cache(maxsize=64)
 def _thumbnail(content: bytes, name: str) -> str:
-    return drawing.thumbnail(load_image(content), name)
+    video = find_video(content)
+    return drawing.thumbnail(load_image(content) if video is None else video.middle(), name)
 
 
 def _with_texts(now: Sequence[Shot], texts: Sequence[str]) -> list[Shot]:
@@ -283,17 +300,27 @@ def _said(*after_mistake: Any) -> Callable[..., Callable[..., tuple[Any, ...]]]:
 
 
 @_said(KEEP, KEEP)
-def _with_images(paths: list[str], now: list[Shot], *texts: str) -> tuple[Any, ...]:
+def _with_media(videos: bool, paths: list[str], now: list[Shot], *texts: str) -> tuple[Any, ...]:
+    """`videos`: whether the model takes them."""
     if len(now) + len(paths) > MOST:
         raise ValueError(f"{len(now) + len(paths)} demonstrations are too many; the page takes {MOST}.")
-    return [*_with_texts(now, texts), *(_shot(_image(path)) for path in paths)], None
+    return [*_with_texts(now, texts), *(_shot(_medium(path, videos)) for path in paths)], None
 
 
-def _image(path: str) -> bytes:
-    """The content of an image file that was uploaded."""
+def _medium(path: str, videos: bool) -> bytes:
+    """The content of an image or video file that was uploaded.
+
+    `videos`: whether the model takes them.
+    """
     content = Path(path).read_bytes()
     try:
-        load_image(content)
+        video = find_video(content) if content else None
+        if video is None:
+            load_image(content)
+        elif videos:
+            video.middle()
+        else:
+            raise ValueError(f"it is a video or an animation, and {STILLS}")
     except ValueError as error:
         raise ValueError(f"{Path(path).name} cannot be used: {error}") from error
     return content
@@ -320,26 +347,31 @@ def _template(kind: str, own: str) -> Template:
     return template
 
 
-@_said(KEEP, KEEP, KEEP, KEEP, KEEP)
+@_said(KEEP, KEEP, KEEP, KEEP, KEEP, KEEP)
 def _example(kind: str) -> tuple[Any, ...]:
     if kind == CAPTION:
         shots = [_shot(path.read_bytes(), text) for path, text in examples.demonstrations]
-        return shots, CAPTION, gr.skip(), str(examples.queries[0]), ""
+        return shots, CAPTION, gr.skip(), str(examples.queries[0]), None, ""
     shots = [
         _shot(path.read_bytes(), f"what color is the {text.split()[-1]}?", text.split()[-2])
         for path, text in examples.demonstrations[:2]
     ]
-    return shots, QUESTION, gr.skip(), str(examples.queries[1]), "what color is the cross?"
+    return shots, QUESTION, gr.skip(), str(examples.queries[1]), None, "what color is the cross?"
 
 
 @_said(KEEP, KEEP, KEEP)
-def _opened(path: str) -> tuple[Any, ...]:
+def _opened(videos: bool, path: str) -> tuple[Any, ...]:
+    """`videos`: whether the model takes them."""
     task = parse_task(read_text(path), Path(path).name)
     kind, pattern = kind_of(task.template)
     _template(kind, pattern)
-    if any(video is not None and video.container for video in (find_video(image) for image, *_ in task.demonstrations)):
-        raise ValueError(f"{Path(path).name} has a video among its demonstrations; the page takes images.")
+    if not videos and _any_video(image for image, *_ in task.demonstrations):
+        raise ValueError(f"{Path(path).name} has a video or an animation among its demonstrations, and {STILLS}.")
     return [_shot(*demonstration) for demonstration in task.demonstrations], kind, pattern if kind == OWN else PATTERN
+
+
+def _any_video(contents: Iterable[bytes]) -> bool:
+    return any(find_video(content) is not None for content in contents)
 
 
 @_said("")
@@ -361,6 +393,7 @@ def _runner(answers: Answers) -> Callable[..., Generator[tuple[Any, ...]]]:
         kind: str,
         own: str,
         image: str | None,
+        video: str | None,
         question: str,
         labels: str,
         beside: str,
@@ -379,17 +412,24 @@ def _runner(answers: Answers) -> Callable[..., Generator[tuple[Any, ...]]]:
 
         try:
             template = _template(kind, own)
-            if image is None:
+            if image is not None and video is not None:
+                raise ValueError("The query has an image and a video: remove one of them.")
+            if (given := image or video) is None:
                 raise ValueError("The query has no image yet: drop one under Query.")
             asked = [question.strip()] if len(template.fields) > 1 else []
             if asked == [""]:
                 raise ValueError("The query has no question yet: write one beside its image.")
-            query = (_image(image), *asked)
+            query = (_medium(given, answers.takes_videos(first)), *asked)
             choices = labels_of(labels)
             if len(choices) == 1:
                 raise ValueError(f"There is one answer to choose from, {choices[0]!r}: write two or more, or none.")
             shots = _with_texts(now, texts)
             shown += _sides(first, beside, shots)
+            for side in shown:
+                if not answers.takes_videos(side.model) and _any_video(
+                    [query[0], *(shot.image for shot in side.shots)]
+                ):
+                    raise ValueError(f"{side.model} cannot be compared here: {STILLS}, and there is a video.")
             for side in shown:
                 side.state = "reading the demonstrations" if side.shots else "reading the image"
                 yield outputs()

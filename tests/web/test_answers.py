@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import flamboyance as fl
 from flamboyance.task_files import TaskFile, read_task, write_task
 from flamboyance.web import drawing
 from flamboyance.web.answers import CAPTION, OWN, QUESTION, Answers, Shot, Side, kind_of, labels_of, template_of
+from tests.tiny import save_tiny_flamingo
 from tests.videos.make import grey, write_video
 
 SHOTS = [Shot(path.read_bytes(), (text,), number) for number, (path, text) in enumerate(fl.examples.demonstrations)]
@@ -131,7 +133,7 @@ def test_a_saved_task_is_opened_again(answers: Answers, tmp_path) -> None:
     assert problem == "" and json.loads(text)["name"] == "my-task"
     (tmp_path / "t.json").write_text(text, encoding="utf-8")
     assert read_task(tmp_path / "t.json").template == fl.templates.vqa
-    shots, kind, _, problem = page._opened(str(tmp_path / "t.json"))
+    shots, kind, _, problem = page._opened(False, str(tmp_path / "t.json"))
     assert kind == QUESTION and problem == ""
     assert [(shot.image, shot.texts) for shot in shots] == [
         (SHOTS[0].image, ("what?", "one")), (SHOTS[1].image, ("why?", "two"))
@@ -140,16 +142,19 @@ def test_a_saved_task_is_opened_again(answers: Answers, tmp_path) -> None:
 
 def test_mistakes_are_said_on_the_page(answers: Answers, tmp_path) -> None:
     (tmp_path / "no.png").write_bytes(b"no image")
-    *kept, problem = page._with_images([str(tmp_path / "no.png")], SHOTS)
+    *kept, problem = page._with_media(False, [str(tmp_path / "no.png")], SHOTS)
     assert len(kept) == 2 and 'role="alert"' in problem and "no.png cannot be used" in problem
-    assert "not JSON" in page._opened(str(tmp_path / "no.png"))[-1]
+    assert "not JSON" in page._opened(False, str(tmp_path / "no.png"))[-1]
     clip = write_video(tmp_path / "a.mp4", [grey(n) for n in range(3)])
     write_task(tmp_path / "clips.json", TaskFile("clips", fl.templates.caption, ((clip, "a"),)))
-    assert "clips.json has a video" in page._opened(str(tmp_path / "clips.json"))[-1]
+    assert "clips.json has a video" in page._opened(False, str(tmp_path / "clips.json"))[-1]
     assert "nothing to save" in page._task_text(CAPTION, "", "t", [])[-1]
+    assert "a.mp4 cannot be used: it is a video" in page._with_media(False, [str(clip)], SHOTS)[-1]
     run = page._runner(answers)
     for change, words in (
         ({"image": None}, "no image yet"),
+        ({"image": None, "video": str(clip)}, "the model is one of still images"),
+        ({"video": str(clip)}, "an image and a video"),
         ({"labels": "ring"}, "two or more"),
         ({"kind": QUESTION, "question": " "}, "no question"),
         ({"kind": OWN, "own": "x"}, "&lt;image&gt;"),
@@ -159,6 +164,7 @@ def test_mistakes_are_said_on_the_page(answers: Answers, tmp_path) -> None:
             "kind": CAPTION,
             "own": "",
             "image": str(fl.examples.queries[0]),
+            "video": None,
             "question": "",
             "labels": "",
         } | change
@@ -169,10 +175,65 @@ def test_mistakes_are_said_on_the_page(answers: Answers, tmp_path) -> None:
 def test_two_answers_beside_each_other(answers: Answers) -> None:
     run = page._runner(answers)
     texts = [text for _, text in fl.examples.demonstrations]
-    given = [CAPTION, "", str(fl.examples.queries[0]), "", "a large green ring\nno", page.WITHOUT, 20, 1, -1, SHOTS]
+    given = [
+        CAPTION,
+        "",
+        str(fl.examples.queries[0]),
+        None,
+        "",
+        "a large green ring\nno",
+        page.WITHOUT,
+        20,
+        1,
+        -1,
+        SHOTS,
+    ]
     *_, (written, sides, _, problem, _) = run(*given, *texts)
     assert problem == "" and written.count('<section class="card">') == 2
     assert [side.title for side in sides] == ["4 demonstrations", "No demonstrations"]
     assert sides[0].answer == "a large green ring" and sides[0].chances["a large green ring"] > 0.9
     [alone] = fl.FewShotTask(*answers.models["mini"])([fl.examples.queries[0]])
     assert sides[1].answer == alone and all(side.maps is not None for side in sides)
+
+
+@pytest.fixture(scope="module")
+def with_videos(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """A model with time embeddings, to compare with one of still images."""
+    opened = {}
+    for name, frames in (("videos", 4), ("stills", None)):
+        directory = save_tiny_flamingo(tmp_path_factory.mktemp(name), max_frames=frames)
+        model = fl.FlamingoForConditionalGeneration.from_pretrained(directory).eval()
+        opened[name] = model, fl.FlamingoProcessor.from_pretrained(directory)
+    return Answers(opened)
+
+
+def test_a_video_may_be_where_an_image_may(with_videos: Answers, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "a.mp4", [grey(number) for number in range(30)])
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "b.png")
+    shots, _, problem = page._with_media(True, [str(clip), str(tmp_path / "b.png")], [])
+    assert problem == "" and len(shots) == 2 and shots[0].image == clip.read_bytes()
+    assert page._thumbnail(shots[0].image, "a").startswith("<img")
+    (tmp_path / "c.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(99))
+    assert "c.mp4 cannot be used" in page._with_media(True, [str(tmp_path / "c.mp4")], [])[-1]
+    run = page._runner(with_videos)
+    given = [CAPTION, "", None, str(clip), "", "cat, dog", page.NOTHING, 4, 1, -1, shots]
+    *_, (_, sides, _, problem, _) = run(*given, "a cat", "a dog")
+    assert problem == "", problem
+    task = fl.FewShotTask(*with_videos.models["videos"], [(clip, "a cat"), (tmp_path / "b.png", "a dog")])
+    assert sides[0].answer == task([clip], max_new_tokens=4)[0] and set(sides[0].chances) == {"cat", "dog"}
+    # A random model may write nothing; the maps are those of a text.
+    side = Side("videos", shots, "", maps=with_videos.look(task, (clip.read_bytes(),), "a cat"))
+    assert side.maps is not None and side.maps.frames == 3
+    assert '<div class="words video">' in drawing.sides([side], None)
+    text, problem = page._task_text(CAPTION, "", "clips", shots, "a cat", "a dog")
+    (tmp_path / "clips.json").write_text(text, encoding="utf-8")
+    opened, *_, problem = page._opened(True, str(tmp_path / "clips.json"))
+    assert problem == "" and [shot.image for shot in opened] == [shot.image for shot in shots]
+    *_, last = run(*given[:6], "stills", *given[7:], "a cat", "a dog")
+    assert "stills cannot be compared here: the model is one of still images" in last[3]
+
+
+def test_only_models_of_videos_have_a_field_for_one(with_videos: Answers, answers: Answers) -> None:
+    for of, shown in ((with_videos, True), (answers, False)):
+        [field] = [one for one in page.build(of).blocks.values() if one.elem_id == "query-video"]
+        assert field.visible is shown
