@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flamboyance.checkpoints.directory import WEIGHTS, load_trained, read_weights
 from flamboyance.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model.resampler import squared_relu
 from flamboyance.model.trainable import OWN
 from flamboyance.processing import FlamingoProcessor
 
@@ -112,8 +113,9 @@ def begin_outputs(model: FlamingoForConditionalGeneration) -> None:
             output.weight.zero_()
         to_kv: Any = block.attention.to_kv
         _, values = to_kv.weight.chunk(2)
-        for weight in (values, block.feed_forward.up.weight):
-            weight *= scale
+        values *= scale
+        squares = block.feed_forward.activation is squared_relu
+        block.feed_forward.up.weight *= scale**0.5 if squares else scale
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ class ContrastiveTrainer(Trainer):
         plain = replace(self.config, checkpoint_activations=False)
         return Parallel(self.model.float().train(), plain, self.here)
 
-    def made_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self) -> torch.optim.Optimizer:
         return make_optimizer(self.trained, self.config, decays=lambda _: True)
 
     def identity(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class ContrastiveTrainer(Trainer):
     def reading(self) -> dict[str, Any]:
         return {}
 
-    def made_stepper(self) -> ContrastiveStepper:
+    def make_stepper(self) -> ContrastiveStepper:
         normalized = self.processor.image_processor.normalized
         return ContrastiveStepper(self.parallel, self.optimizer, self.config, normalized, smoothing=SMOOTHING)
 
@@ -156,7 +156,7 @@ class ContrastiveTrainer(Trainer):
         tower, _ = tower_cost(self.model.vision)
         return ModelFlops(6 * weights([self.model.text]), 3 * tower, 0)  # backward is twice as much as forward
 
-    def own_figures(self, result: ContrastiveResult, seldom: bool) -> dict[str, Any]:
+    def extra_figures(self, result: ContrastiveResult, seldom: bool) -> dict[str, Any]:
         return {"accuracy": result.accuracy, "inverse_temperature": float(self.model.log_scale.detach().exp())}
 
     def export(self, step: int | None = None) -> Path:

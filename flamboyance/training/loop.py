@@ -112,7 +112,7 @@ class Trainer:
         self.model, self.processor = run.build()
         self.parallel = self.parallelized()
         self.trained = self.model.trained_parameters()
-        self.optimizer = self.made_optimizer()
+        self.optimizer = self.make_optimizer()
         self.checkpoints = Checkpoints(output / "checkpoints", here, config.keep_checkpoints, self.identity())
         states = self.checkpoints.load(self.trained, self.optimizer)
         self.first = states[0]["step"] if states else 0
@@ -122,7 +122,7 @@ class Trainer:
             rank=here.rank, ranks=here.size, state=merge_states([s["data"] for s in states]) if states else None,
             pin_memory=here.device.type == "cuda", **self.reading(),
         )  # fmt: skip
-        self.stepper = self.made_stepper()
+        self.stepper = self.make_stepper()
         self.meter = Meter(self.flops(), here, config.precision)
         self.log = None
         if here.first:
@@ -134,7 +134,7 @@ class Trainer:
         set_precision(self.model, self.config.precision)
         return Parallel(self.model.train(), self.config, self.here)
 
-    def made_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self) -> torch.optim.Optimizer:
         return make_optimizer(self.trained, self.config)
 
     def identity(self) -> dict[str, Any]:
@@ -148,13 +148,13 @@ class Trainer:
             features = prepare_features(self.model.vision, self.processor, self.config, self.here)
         return {"features": features, "frames": self.model.config.resampler["max_frames"]}
 
-    def made_stepper(self) -> Any:
+    def make_stepper(self) -> Any:
         return Stepper(self.parallel, self.optimizer, self.config, self.processor.image_processor.normalized)
 
     def flops(self) -> ModelFlops:
         return ModelFlops.of(self.model, self.config.cache_features)
 
-    def own_figures(self, result: Any, seldom: bool) -> dict[str, Any]:
+    def extra_figures(self, result: Any, seldom: bool) -> dict[str, Any]:
         """Figures of the model itself after a step."""
         if self.parallel.sharded and not seldom:
             return {}
@@ -259,7 +259,7 @@ class Trainer:
             "learning_rate": rate,
             "skipped": self.skipped,
         }
-        figures |= self.own_figures(result, seldom)
+        figures |= self.extra_figures(result, seldom)
         figures |= self.meter.figures(result)
         if seldom:
             figures["dropped"] = self.here.sum_counts({": ".join(key): n for key, n in self.loader.drops.items()})

@@ -183,20 +183,16 @@ class Nearest:
     text's two nearest."""
 
     def __init__(self, vector: Callable[[Path], np.ndarray]):
-        self._vector, self._kept = vector, {}
-
-    def _of(self, image: Path) -> np.ndarray:
-        if image not in self._kept:
-            self._kept[image] = unit(self._vector(image))
-        return self._kept[image]
+        self._vector = vector
 
     def right(self, trials: Sequence[Trial]) -> int:
         return sum(self._answer(trial) == trial.answer for trial in trials)
 
     def _answer(self, trial: Trial) -> str | None:
         near: dict[str, list[float]] = defaultdict(list)
+        asked = unit(self._vector(trial.query))
         for image, text in trial.shown:
-            near[text].append(float(self._of(image) @ self._of(trial.query)))
+            near[text].append(float(unit(self._vector(image)) @ asked))
         return max(near, key=lambda text: np.mean(sorted(near[text])[-2:]), default=None)
 
 
@@ -278,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judges: dict[str, Judge | Nearest] = {
         "model": Judge(model, processor, Template(given.template)),
         "nearest by features": Nearest(features),
-        "nearest by pixels": Nearest(pixels),
+        "nearest by pixels": Nearest(cache(pixels)),
     }
     done = [Row(**row) for row in read_json(given.output)["rows"]] if given.output.exists() else []
     chosen = {task: trials(given.world, task, given.trials) for task in tasks}

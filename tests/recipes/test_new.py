@@ -21,9 +21,10 @@ from transformers import (
 from flamboyance import catalog
 from flamboyance.checkpoints.save_backbones import save_timm
 from flamboyance.cli import main
+from flamboyance.model.resampler import ACTIVATIONS
 from flamboyance.planning.cost import meta_model
 from flamboyance.recipes.arguments import resolve
-from flamboyance.recipes.beginning import begin_texts
+from flamboyance.recipes.beginning import begin_outputs, begin_texts, stream_scales
 from flamboyance.recipes.new import Data, named, new
 from flamboyance.training.loop import train
 from tests.model.zoo import tiny_config
@@ -231,6 +232,36 @@ def test_only_closed_outputs_learn_at_the_first_step(parts: Path, tmp_path: Path
         block = model.blocks[0]
         moved[zero] = bool(block.attention.to_out.weight.grad.any()), bool(block.attention_gate.grad.any())
     assert moved == {"outputs": (True, False), "gates": (False, True)}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "squared_relu"])
+def test_last_projections_are_given_the_size_of_the_hidden_states(parts: Path, tmp_path: Path, activation: str) -> None:
+    torch.manual_seed(0)
+    model, processor = resolve(new, [*settings(parts, tmp_path / "run"), "zero_init=gates"]).build()
+    for block in model.blocks:
+        block.feed_forward.activation = ACTIVATIONS[activation]
+    given: dict[str, list[float]] = {}
+    for place, block in enumerate(model.blocks):
+        for name, projection in (("attention", block.attention.to_out), ("feed-forward", block.feed_forward.down)):
+            sizes = given.setdefault(f"{place} {name}", [])
+            projection.register_forward_pre_hook(
+                lambda _, args, sizes=sizes: sizes.append(args[0].square().mean().sqrt().item())
+            )
+    inputs = processor(["<image>a red square"], [[Image.open(BytesIO(jpeg("red", 3)))]])
+    model(**inputs)
+    scales = stream_scales(model)
+    for sizes in given.values():
+        del sizes[1:]  # what stream_scales reads is another text
+    begin_outputs(model)
+    for sizes in given.values():
+        del sizes[1:]
+    model(**inputs)
+    for place, scale in enumerate(scales):
+        before, after = given[f"{place} attention"]
+        assert after == pytest.approx(scale * before, rel=1e-3)
+        before, after = given[f"{place} feed-forward"]
+        # Scaled before GELU, which is linear only for large values.
+        assert after == pytest.approx(scale * before, rel=1e-3 if activation == "squared_relu" else 0.5)
 
 
 def test_the_outline_is_the_models_own_configuration(parts: Path, tmp_path: Path) -> None:
