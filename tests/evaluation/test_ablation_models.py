@@ -69,7 +69,10 @@ class Alone:
             chat.append({"role": "user", "content": content})
             if one is not row:
                 chat.append({"role": "assistant", "content": [{"type": "text", "text": one["answer"]}]})
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + label
+        if label:
+            chat.append({"role": "assistant", "content": [{"type": "text", "text": label}]})
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=not label, tokenize=False)
+        text = text[: text.rindex(label) + len(label)]
         return self.processor(text=[text], images=[images], return_tensors="pt", add_special_tokens=False)
 
     @torch.inference_mode()

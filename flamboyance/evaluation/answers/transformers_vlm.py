@@ -56,6 +56,7 @@ class TransformersAnswers:
         self._last_shown: tuple[str, tuple[Path, ...]] | None = None  # the demonstrations of the prompts before
         self._prefix: Prefix | None = None  # those demonstrations, computed
         self._prefix_text = ""
+        self._answer_space: str | None = None  # see _before_answer
 
     @classmethod
     def open(cls, name: str, device: torch.device | str, dtype: torch.dtype, beams: int = 3) -> TransformersAnswers:
@@ -129,8 +130,9 @@ class TransformersAnswers:
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
-        """Mean log-probability per token of each of the task's labels."""
-        labels = prompts[0].task.labels or ()
+        """Mean log-probability per token of each of the task's labels, where a demonstration has its answer."""
+        space = self._before_answer(prompts[0])
+        labels = [space + label for label in prompts[0].task.labels or ()]
         texts = [self._text(prompt) for prompt in prompts]
         found = torch.zeros(len(prompts), len(labels))
         for places, rows in self._computed(prompts):
@@ -153,9 +155,9 @@ class TransformersAnswers:
         return [b[len(a) :] for a, b in zip(before, after, strict=True)]
 
     def _score(self, texts: list[str], prompts: Sequence[Prompt], label: str) -> Tensor:
-        before = [len(ids) for ids in self.tokenizer(texts).input_ids]
-        after = [len(ids) for ids in self.tokenizer([text + label for text in texts]).input_ids]
-        new = torch.tensor([b - a for a, b in zip(before, after, strict=True)])
+        before = self.tokenizer(texts).input_ids
+        after = self.tokenizer([text + label for text in texts]).input_ids
+        new = torch.tensor([len(b) - _shared(a, b) for a, b in zip(before, after, strict=True)])
         if int(new.min()) < 1:
             raise ValueError(f"the label {label!r} adds no token to a prompt, so it has no probability; remove it")
         inputs = self._inputs([text + label for text in texts], prompts)
@@ -262,16 +264,33 @@ class TransformersAnswers:
             )  # fmt: skip
             return inputs.to(self.model.device, self.model.dtype)
 
-    def _text(self, prompt: Prompt) -> str:
+    def _text(self, prompt: Prompt, answer: str | None = None) -> str:
+        """The prompt as the model reads it; for a model that chats, also with an answer."""
         if not self.chat:
             return prompt.text.replace(IMAGE_TOKEN, self._image)
         written = []
         for one in turns(prompt):
             images = [{"type": "image"} for _ in one.images]
             written.append({"role": "user", "content": [*images, {"type": "text", "text": one.request}]})
-            if one.answer is not None:
-                written.append({"role": "assistant", "content": [{"type": "text", "text": one.answer}]})
-        return self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False)
+            if (said := answer if one.answer is None else one.answer) is not None:
+                written.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+        return self.processor.apply_chat_template(written, add_generation_prompt=answer is None, tokenize=False)
+
+    def _before_answer(self, prompt: Prompt) -> str:
+        """The space that the chat template writes before an answer but not at a prompt's end, as LLaVA's and SmolVLM's
+        do: `ASSISTANT:` asks for what a demonstration shows as `ASSISTANT: a cat`."""
+        if self._answer_space is None:
+            text, answer = self._text(prompt), "answer"
+            answered = self._text(prompt, answer) if self.chat else ""
+            rest = answered[len(text) :] if answered.startswith(text) else ""
+            space = rest[: len(rest) - len(rest.lstrip())]
+            self._answer_space = space if rest[len(space) :].startswith(answer) else ""
+        return self._answer_space
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """The number of tokens with which both begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _before_image(text: str, image: str, number: int) -> str:

@@ -20,6 +20,7 @@ from flamboyance.evaluation.answers.transformers_vlm import TransformersAnswers
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.run import Settings
 from flamboyance.images import load_image
+from tests.evaluation.answers import tiny_vlms
 from tests.evaluation.small_tasks import captions, questions
 from tests.tiny import IMAGE_SIZE, tiny_tokenizer
 
@@ -108,6 +109,29 @@ def test_scores(answers, tmp_path):
             new = both["input_ids"].shape[1] - alone(answers, text, prompt.images)["input_ids"].shape[1]
             logits = answers.model(**both).logits[0, -new - 1 : -1].log_softmax(-1)
             assert score == pytest.approx(logits.gather(1, both["input_ids"][0, -new:, None]).mean().item(), abs=1e-4)
+
+
+TEMPLATES = {
+    "as LLaVA's and SmolVLM's": ("llava", tiny_vlms.chat("<image>")),  # ends in `assistant :`, and shows `: cat`
+    "that ends in a space": ("llava", tiny_vlms.chat("<image>").replace("assistant :{% endif", "assistant : {% endif")),
+    "as Qwen's": ("qwen2.5-vl", tiny_vlms.CHAT_ML),
+}
+
+
+@pytest.mark.parametrize("kind, template", TEMPLATES.values(), ids=list(TEMPLATES))
+def test_a_label_is_scored_as_demonstrations_show_it(kind, template, tmp_path):
+    answers = TransformersAnswers.open(str(tiny_vlms.KINDS[kind](tmp_path / "model")), "cpu", torch.float32)
+    answers.processor.chat_template = template
+    task = questions(tmp_path / "data")
+    prompts = [Prompt.of(task, i, range(2), 2) for i in range(2)]
+    before = "" if "qwen" in kind else " "  # " no" is one token
+    assert f"{before}no" in answers._text(prompts[0])
+    for prompt, row in zip(prompts, answers.score(prompts), strict=True):
+        inputs = alone(answers, answers._text(prompt).rstrip(" "), prompt.images)
+        likely = answers.model(**inputs).logits[0, -1].log_softmax(-1)
+        for label, score in zip(("yes", "no"), row, strict=False):
+            token = answers.tokenizer.convert_tokens_to_ids(before + label)
+            assert score == pytest.approx(likely[token].item(), abs=1e-4)
 
 
 def test_lengths_count_images(answers, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -24,24 +24,35 @@ WORDS = (
 SIDE = 28  # of an image, in pixels
 
 
-def tokenizer(*special: str) -> PreTrainedTokenizerFast:
-    """A token a word, and one for each special text."""
-    names = dict.fromkeys(["<unk>", "<pad>", "</s>", *WORDS.split()])
-    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
-    made.add_special_tokens({"additional_special_tokens": [AddedToken(one, special=True) for one in special]})
-    return made
+def tokenizer(*special: str, end: str = "</s>") -> PreTrainedTokenizerFast:
+    """A token a word, with and without a space before it, and one for each special text. No text is changed."""
+    words = [spaced for word in WORDS.split() for spaced in (word, f" {word}")]
+    names = dict.fromkeys(["<unk>", "<pad>", end, "\n", " ", *words])
+    made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]|\s"), "isolated")
+    made.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token=end, pad_token="<pad>")
+    fast.add_special_tokens({"additional_special_tokens": [AddedToken(one, special=True) for one in special]})
+    return fast
 
 
 def chat(image: str) -> str:
-    """A chat template: `user : <image> text . assistant : text .`"""
+    """A chat template: `user : <image> text . assistant : text . `; an answer begins with a space, as LLaVA's and
+    SmolVLM's do."""
     return (
-        "{% for message in messages %}{{ message.role }} : {% if message.content is string %}{{ message.content }}"
-        "{% else %}{% for part in message.content %}{% if part.type == 'image' %}" + image + "{% else %}"
-        "{{ part.text }}{% endif %} {% endfor %}{% endif %} . {% endfor %}"
-        "{% if add_generation_prompt %}assistant : {% endif %}"
+        "{% for message in messages %}{{ message.role }} :{% if message.content is string %} {{ message.content }}"
+        "{% else %}{% for part in message.content %}{% if part.type == 'image' %} " + image + "{% else %}"
+        " {{ part.text }}{% endif %}{% endfor %}{% endif %} . {% endfor %}"
+        "{% if add_generation_prompt %}assistant :{% endif %}"
     )
+
+
+CHAT_ML = (  # Qwen's, without a system's turn
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
+    "{{ message.content }}{% else %}{% for part in message.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def language(config: Callable[..., Any], words: PreTrainedTokenizerFast, **options: Any) -> Any:
@@ -93,7 +104,8 @@ def qwen(folder: Path) -> Path:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    words = tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    special = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    words = tokenizer(*special, end="<|im_end|>")
     ids = {f"{name}_token_id": words.convert_tokens_to_ids(token) for name, token in (
         ("image", "<|image_pad|>"), ("video", "<|video_pad|>"), ("vision_start", "<|vision_start|>"),
         ("vision_end", "<|vision_end|>"),
@@ -110,9 +122,12 @@ def qwen(folder: Path) -> Path:
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(size=size, patch_size=14, merge_size=2), words,
         Qwen2VLVideoProcessor(size=size, patch_size=14, merge_size=2),
-        chat_template=chat("<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=CHAT_ML,
     )  # fmt: skip
-    return save(Qwen2_5_VLForConditionalGeneration(config), processor, folder)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    # `transformers serve` leaves special tokens in Qwen's answers; a trained model writes none but its end.
+    model.generation_config.suppress_tokens = [one for one in words.all_special_ids if one != words.eos_token_id]
+    return save(model, processor, folder)
 
 
 def idefics3(folder: Path) -> Path:
