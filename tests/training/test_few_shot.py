@@ -93,6 +93,12 @@ def test_training_is_the_same_without_them(whole, data, tmp_path):
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
 
 
+def test_in_bf16(data, tmp_path):
+    train(made(tmp_path / "run", data, 1, evaluate_every=1, precision="bf16", checkpoint_activations=True))
+    found = figures(tmp_path / "run")
+    assert set(found) == {0, 1} and all(value == value for row in found.values() for value in row.values())
+
+
 def test_curves(whole, tmp_path):
     pytest.importorskip("matplotlib")
     assert [title for title, _ in plot._panels([plot.read(whole)])][-3:-1] == [
