@@ -87,7 +87,7 @@ class EndpointAnswers:
         self._warned = False
         self._lock = threading.Lock()
         self._images: OrderedDict[Path, str] = OrderedDict()
-        self._under_way: dict[tuple[int, str | None], Future[Reply]] = {}
+        self._under_way: dict[Any, Future[Reply]] = {}  # by _key: an equal prompt takes over what was asked ahead
         self._asking: dict[str, threading.Lock] = {}  # equal requests wait for each other's reply
         self._jobs: queue.SimpleQueue[tuple[Future[Reply], Callable[[], Reply]]] = queue.SimpleQueue()
         for _ in range(concurrency):  # daemons: Ctrl-C does not wait for replies that are under way
@@ -165,11 +165,11 @@ class EndpointAnswers:
             return [future.result() for future in pending]
         finally:
             for prompt in prompts:
-                self._under_way.pop((id(prompt), way), None)
+                self._under_way.pop(_key(prompt, way), None)
             self.seconds["answer"] += time.perf_counter() - began
 
     def _submit(self, prompt: Prompt, way: str | None) -> Future[Reply]:
-        key = (id(prompt), way)  # the job keeps the prompt, so no other gets its id meanwhile
+        key = _key(prompt, way)
         if key not in self._under_way:
             self._under_way[key] = future = Future[Reply]()
             self._jobs.put((future, lambda: self._reply(prompt, way)))
@@ -396,6 +396,11 @@ class EndpointAnswers:
             return _prompt_tokens(self.client.post(CHAT, sent | {"messages": bare}, _check, attempts=1))
         except RefusedError:
             return False
+
+
+def _key(prompt: Prompt, way: str | None) -> Any:
+    """What a prompt asks. Its id is that of another prompt once it is gone."""
+    return prompt.task.name, prompt.query, prompt.demonstrations, prompt.blind, way
 
 
 def _parts(messages: Sequence[Reply]) -> list[Reply]:

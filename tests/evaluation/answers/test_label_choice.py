@@ -1,5 +1,6 @@
 """The label that a served model chose: by the log-probabilities of its tokens, confined to labels, or in its text."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -8,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flamboyance.evaluation import metrics
+from flamboyance.evaluation import metrics, shots
 from flamboyance.evaluation.answers.endpoint import EndpointError
 from flamboyance.evaluation.answers.label_choice import from_schema, matched, ranked
+from flamboyance.evaluation.prompts import Prompt
 from tests.evaluation.answers.scripted_server import chat, serving
-from tests.evaluation.answers.test_endpoint import endpoint, evaluated
+from tests.evaluation.answers.test_endpoint import endpoint, evaluated, rows
 from tests.evaluation.small_tasks import questions
 
 LABELS = ("yes", "no", "a red circle")
@@ -210,3 +212,28 @@ def test_log_probabilities_are_averaged_over_orders_of_the_demonstrations(tmp_pa
             assert row["scores"][label] == pytest.approx(expected)
         mixed += len(set(shown)) == 2
     assert mixed
+
+
+@pytest.mark.parametrize("permutations", [1, 2])
+def test_prompts_are_asked_ahead_once_and_answered_by_their_own_replies(permutations, tmp_path):
+    """Prompts of earlier cells are gone, and Python gives their ids to later ones."""
+
+    def answer(body):
+        content = hashlib.sha256(json.dumps(body["messages"]).encode()).digest()
+        return chat(said := ("yes", "no")[content[0] % 2], logprobs=spoken(said))
+
+    task = questions(tmp_path / "data", permutations=permutations)
+    seeds = tuple(range(8))
+    with serving(answer) as server:
+        evaluated(task, endpoint(server, concurrency=2), tmp_path / "run", seeds=seeds, batch_size=2)
+        assert server.sent == 9 * len(seeds) * permutations + 1  # with the one that found out the way
+        alone = endpoint(server, concurrency=1)
+        for seed in seeds:
+            found = rows(tmp_path / "run" / "questions" / f"2-random-{seed}")
+            for query, shown in enumerate(shots.select(task, 2, "random", seed)):
+                prompt = Prompt.of(task, query, shown, 2)
+                orders = ((0, 1), (1, 0))[:permutations]
+                scores = np.mean([alone.choose([prompt.in_order(one)])[0].scores for one in orders], axis=0)
+                expected = dict(zip(task.labels, scores, strict=True))
+                assert found[prompt.query.id]["scores"] == pytest.approx(expected)
+        alone.close()
