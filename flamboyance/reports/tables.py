@@ -94,7 +94,7 @@ def differences(report: Report) -> Table | None:
 def gains(report: Report) -> Table | None:
     """What demonstrations add to each run's fewest shots, and whether that is clear; None if there is nothing to
     compare."""
-    columns = ("task", "demonstrations", "shots", "score", "gain", "95 %", "queries", "demonstrations")
+    columns = ("task", "demonstrations", "shots", "score", "gain", "95 %", "queries", "verdict")
     sections: list[tuple[tuple[str, ...], ...]] = []
     for run, found in zip(report.runs, report.gains, strict=False):
         rows = []
@@ -222,7 +222,7 @@ def _group(group: Group) -> tuple[str, ...]:
 def _verdict(interval: tuple[float, float] | None) -> str:
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "no clear effect"
-    return "help" if interval[0] > 0 else "harm"
+    return "they help" if interval[0] > 0 else "they harm"
 
 
 def unfinished(report: Report) -> list[str]:
@@ -412,10 +412,10 @@ def _notes(report: Report) -> list[str]:
 
 
 _WAYS = {
-    "logprobs": "the server's log-probabilities of the tokens that the labels differ in",
-    "schema": "an answer confined to the labels by a JSON schema",
-    "text": "the label that a plain answer gives, if it gives one",
-    "scores": "the function's scores of the labels",
+    "logprobs": "by the server's log-probabilities of the tokens in which labels differ",
+    "schema": "by an answer confined to the labels by a JSON schema",
+    "text": "by the label in the answer's text, if there is one",
+    "scores": "by the function's scores of the labels",
 }
 
 
@@ -430,8 +430,8 @@ def _label_notes(report: Report) -> list[str]:
                 counts = {str(way): int(finite(number) or 0) for way, number in found.items()}
                 ways.setdefault(one.cell.task, Counter()).update(counts)
         for task, counts in ways.items():
-            number = " and ".join(f"{count:,} by {_WAYS.get(way, way)}" for way, count in counts.most_common())
-            notes.append(printable(f"{run.name}, {report.title(task)}: labels were chosen {number}."))
+            times = [f"{_WAYS.get(way, way)} ({count:,})" for way, count in counts.most_common()]
+            notes.append(printable(f"{run.name}, {report.title(task)}: labels were chosen {', '.join(times)}."))
     return notes
 
 

@@ -55,7 +55,7 @@ def test_two_commands_say_whether_four_examples_help(helps, tmp_path, monkeypatc
     assert main(report) == 0
     shown = [line.split("|") for line in Path("runs/pets/report.md").read_text(encoding="utf-8").splitlines()]
     (row,) = [[cell.strip() for cell in line] for line in shown if "4 instead of 0" in "|".join(line)]
-    assert row[8] == ("help" if helps else "no clear effect")
+    assert row[8] == ("they help" if helps else "no clear effect")
     assert float(row[5]) > 30 if helps else float(row[5]) == 0
     assert "What demonstrations add" in Path("runs/pets/report.md").read_text(encoding="utf-8")
     assert Path("runs/pets/index.html").is_file()

@@ -60,7 +60,7 @@ class EndpointAnswers:
         say: called with warnings.
 
     Attributes:
-        asked, known: replies from the server, and from `replies`.
+        asked, known: replies from the server, and from `replies` as they were before.
     """
 
     context: int | None = None  # the server knows; a prompt that is too long is refused
@@ -80,6 +80,7 @@ class EndpointAnswers:
         self.say = say
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.asked = self.known = 0
+        self._new: set[str] = set()  # the requests that this run has sent
         self._way: str | None = None  # of choosing labels, once it is found out
         self._adapted: dict[str, str | None] = {}  # options of a request that the server wants otherwise
         self._first, self._met = threading.Lock(), False  # whether the server has answered in this run
@@ -192,13 +193,14 @@ class EndpointAnswers:
             found = self.replies.get(key) if self.replies else None
             if found is not None and _problem(found) is None:
                 with self._lock:
-                    self.known += 1
+                    self.known += key not in self._new
                 return found
             kept = self._post_first(body) or self._post(body)
             if self.replies:
                 self.replies.put(key, kept)
             with self._lock:
                 self.asked += 1
+                self._new.add(key)
             return kept
 
     def _post_first(self, body: Reply) -> Reply | None:
@@ -427,6 +429,8 @@ def _only_model(client: Client) -> str:
     try:
         names = served(client)
     except ValueError as error:
+        if isinstance(error, RefusedError) and error.status == 404 and not client.url.endswith("/v1"):
+            raise EndpointError(f"{client.url} lists no models: expected an address that ends in /v1") from None
         raise EndpointError(f"{error}. If the server is there, name its model with --name") from None
     if len(names) == 1:
         return names[0]

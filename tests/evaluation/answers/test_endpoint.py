@@ -198,9 +198,10 @@ def test_equal_requests_are_sent_once(tmp_path):
 def test_a_budget_of_requests_stops_and_the_same_run_resumes(tmp_path):
     task = captions(tmp_path / "data")
     with serving() as server:
+        answers = endpoint(server, tmp_path, Budget(requests=5))
         with pytest.raises(BudgetSpentError, match="5 requests"):
-            evaluated(task, endpoint(server, tmp_path, Budget(requests=5)), tmp_path / "run")
-        assert server.sent == 5
+            evaluated(task, answers, tmp_path / "run")
+        assert server.sent == 5 and answers.known == 0
         assert len(rows(tmp_path / "run" / "captions" / "2-random-0")) == 5
         assert len(evaluated(task, endpoint(server, tmp_path), tmp_path / "run")) == 9
         assert server.sent == 9
@@ -343,8 +344,9 @@ def test_no_address(url, pets, tmp_path, capsys):
 
 def test_a_wrong_path_and_a_redirect_are_named(pets, tmp_path, capsys):
     with serving() as server:
-        assert main(["evaluate", str(pets), "--name", "tiny", "--model", server.url[:-3], "--shots", "1"]) == 2
-        assert "ends in /v1" in one_line(capsys)
+        for named in (["--name", "tiny"], []):
+            assert main(["evaluate", str(pets), *named, "--model", server.url[:-3], "--shots", "1"]) == 2
+            assert "ends in /v1" in one_line(capsys)
         server.failures = [(307, {"Location": "http://elsewhere/v1"}, b"")]
         assert command(server, pets, tmp_path / "run") == 2
         assert "http://elsewhere/v1" in one_line(capsys)
