@@ -96,6 +96,11 @@ COMMANDS = (
         "turn MMC4's zips and images into tars",
         'flamboyance convert mmc4 "zips/docs_no_face_shard_{0..99}_v2.jsonl.zip" images/ mmc4/',
     ),
+    Command(
+        "convert obelics",
+        "turn OBELICS' files and the images that img2dataset downloaded into tars",
+        'flamboyance convert obelics "OBELICS/data/train-0000*.parquet" "downloaded/*.tar" obelics/',
+    ),
     Command("convert folder", "turn images with texts into tars", "flamboyance convert folder captioned/ tars/"),
     Command(
         "train",
@@ -248,7 +253,7 @@ def _write_names(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    # `convert mmc4` and `convert folder` are commands of their own, beside `convert checkpoint.pt DIR`.
+    # `convert mmc4` and its like are commands of their own, beside `convert checkpoint.pt DIR`.
     words = [str(word) for word in argv]
     double = " ".join(words[:2])
     return [double, *words[2:]] if " " in double and any(double == one.name for one in COMMANDS) else words

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-EPILOG = "`convert mmc4` and `convert folder` turn datasets into tars.\n"
+EPILOG = "`convert mmc4`, `convert obelics` and `convert folder` turn datasets into tars.\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

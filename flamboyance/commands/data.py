@@ -22,6 +22,7 @@ formats (--format; default: by the first record):
   own      a folder, a table or tars of your own: `train finetune` and `train new`
   pairs    tars of KEY.jpg and KEY.txt, as img2dataset writes them
   mmc4     tars or JSONL files of text_list and image_info
+  obelics  Parquet files of images and texts
   chatgpt  tars or JSONL files of example and image_map
 
 Records are read as training reads them: decoded, cut to the format's limits, and dropped for the same reasons.
@@ -31,9 +32,14 @@ Records are read as training reads them: decoded, cut to the format's limits, an
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog or ''}{EPILOG}"
     parser.add_argument(
-        "source", nargs="+", metavar="SOURCE", help="folders, tables or tars; * and {000..099} are read"
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="folders, tables (.csv, .jsonl, .parquet, …) or tars; * and {000..099} are read",
     )
-    parser.add_argument("--format", choices=("own", "pairs", "mmc4", "chatgpt"), help="default: by the first record")
+    parser.add_argument(
+        "--format", choices=("own", "pairs", "mmc4", "obelics", "chatgpt"), help="default: by the first record"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the format, as max_tokens=128"
     )

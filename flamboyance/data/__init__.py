@@ -1,6 +1,6 @@
 """Training data: stored records -> batches, in an order that a run resumes exactly.
 
-shards.py      patterns -> shards; a shard (tar.py, tables.py, folder.py) -> records, however damaged it is
+shards.py      patterns -> shards; a shard (tar.py, tables.py, parquet.py, folder.py) -> records, however damaged it is
 streaming.py   the records of one source, shuffled; the state that restores their order
 documents.py   `Record`, `Document`, and `Source`: where records come from and how they are used
 formats/       one `Source` per format: `Record` -> `Document`, interleaved text and encoded images

@@ -66,7 +66,7 @@ class Source:
 
     Args:
         shards: paths or URLs of tars (also s3://, gs://, http(s)://, `pipe:command`), where {000..099} and * are
-            patterns; .jsonl, .csv and .tsv files; folders of images.
+            patterns; .jsonl, .csv, .tsv and .parquet files; folders of images.
         batch_size: documents of this source per batch, on one device, in one micro-step.
         weight: of this source's mean loss in the total loss.
         max_tokens: longer documents are cut.

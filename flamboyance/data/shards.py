@@ -20,6 +20,7 @@ from typing import Any
 
 from flamboyance.data.documents import Record
 from flamboyance.data.folder import folder_records, has_images
+from flamboyance.data.parquet import is_parquet, need_pyarrow, parquet_records
 from flamboyance.data.tables import check_table, is_json_lines, is_separated, lines, separated
 from flamboyance.data.tar import END, MEMBER_LIMIT, Bytes, ByteStream, Damage, members
 
@@ -39,12 +40,15 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: a pattern matches nothing, a folder holds no images, or a CSV or TSV file has a damaged row.
-        ImportError: a URL's protocol needs a package that is not installed.
+        ImportError: a URL's protocol, or a Parquet file, needs a package that is not installed.
     """
     shards = matching(
-        patterns, "paths or URLs of .tar, .jsonl, .csv or .tsv files, or a folder of images; * and {000..099} are read"
+        patterns,
+        "paths or URLs of .tar, .jsonl, .csv, .tsv or .parquet files, or a folder of images; * and {000..099} are read",
     )
     for shard in shards:
+        if is_parquet(shard) and not shard.startswith(PIPE):
+            need_pyarrow(shard)
         if _is_remote(shard):
             continue
         if os.path.isdir(shard) and not has_images(shard):
@@ -154,8 +158,9 @@ def records(shard: str, outside: bool = False) -> Iterator[Record | Damage]:
     """The content of a shard, in stored order; the same each time.
 
     Args:
-        shard: from `expand`: a folder of images; a `.jsonl`, `.csv` or `.tsv` file (also with `.gz`), with a record per
-            row; or else a tar (or `.tar.gz`), in which files that share the name up to its first dot are one record.
+        shard: from `expand`: a folder of images; a `.jsonl`, `.csv` or `.tsv` file (also with `.gz`) or a `.parquet`
+            file, with a record per row; or else a tar (or `.tar.gz`), in which files that share the name up to its
+            first dot are one record.
         outside: links in a folder may lead out of it.
 
     Yields:
@@ -195,6 +200,9 @@ def _records(shard: str, outside: bool) -> Iterator[Record | Damage]:
             yield Damage("shard is no regular file")
             return
     with _opened(shard) as file:
+        if is_parquet(shard) and not shard.startswith(PIPE):
+            yield from parquet_records(file, shard)
+            return
         stream = ByteStream(file)
         magic = stream.read(2)
         stream.give_back(magic)

@@ -14,13 +14,20 @@ from flamboyance.data.documents import Record, Rejected, Source
 from flamboyance.data.examples import WorkerProcessor, example_of_tokens
 from flamboyance.data.formats.chatgpt import ChatGPT
 from flamboyance.data.formats.mmc4 import MMC4
+from flamboyance.data.formats.obelics import OBELICS, is_page
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.data.worker import DECODER_ERRORS
 
-FORMATS: dict[str, type[Source]] = {"own": UserData, "pairs": Pairs, "mmc4": MMC4, "chatgpt": ChatGPT}
+FORMATS: dict[str, type[Source]] = {
+    "own": UserData,
+    "pairs": Pairs,
+    "mmc4": MMC4,
+    "obelics": OBELICS,
+    "chatgpt": ChatGPT,
+}
 
 
 @dataclass
@@ -130,6 +137,8 @@ def format_of(shards: str | tuple[str, ...]) -> str:
             return "mmc4"
         if "example" in content and "image_map" in content:
             return "chatgpt"
+        if is_page(content):
+            return "obelics"
         named = content.keys() & {"image", "images", "file_name", "question"}
         captioned = "txt" in item.fields or "caption" in content
         return "pairs" if item.folder is None and captioned and not named else "own"

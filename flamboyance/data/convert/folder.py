@@ -16,10 +16,14 @@ from flamboyance.data.documents import Record, Rejected
 from flamboyance.data.formats import user_data
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
+from flamboyance.images.containers import HEAD, container
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 _MAGIC |= {b"II*\0": "tiff", b"MM\0*": "tiff", b"\0\0\0\x0cjP  ": "jp2", b"qoif": "qoi"}
 _MAGIC |= {b"P6": "ppm", b"P5": "pgm", b"P4": "pbm"}
+# By FFmpeg's names of the containers; what reads a file looks at its content.
+_VIDEOS = {"mov": "mp4", "matroska": "webm", "avi": "avi", "flv": "flv", "ogg": "ogv", "asf": "wmv"}
+_VIDEOS |= {"mpeg": "mpg", "mpegts": "mpg"}
 
 
 def convert_folder(
@@ -93,9 +97,11 @@ def _tar_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
 
 
 def _extension(image: bytes) -> str:
-    """The extension of an image file, by its first bytes."""
+    """The extension of an image or video file, by its first bytes."""
     if image[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif"
+    if (video := container(image[:HEAD])) is not None:
+        return _VIDEOS[video]
     for magic, extension in _MAGIC.items():
         if image.startswith(magic):
             return extension

@@ -82,6 +82,16 @@ def named_image(record: Record, name: str, outside: bool = False, most: int = FI
         raise Rejected("missing image") from error
 
 
+def found_image(record: Record, name: str, outside: bool = False) -> bytes | None:
+    """`named_image`, or None if there is none of that name."""
+    try:
+        return named_image(record, name, outside)
+    except Rejected as rejected:
+        if rejected.reason == "missing image":
+            return None
+        raise
+
+
 def _local(folder: str, name: str, outside: bool, most: int) -> bytes:
     path = Path(folder, name)
     if not outside and not path.resolve().is_relative_to(Path(folder).resolve()):

@@ -10,7 +10,7 @@ import numpy as np
 
 from flamboyance.data.documents import Document, Record, Rejected
 from flamboyance.data.formats import chatgpt
-from flamboyance.data.formats.fields import FILE_LIMIT, from_base64, json_object, named_image
+from flamboyance.data.formats.fields import FILE_LIMIT, found_image, from_base64, json_object
 from flamboyance.data.formats.interleaved import Interleaved, clean, interleave, interleave_as_openflamingo
 
 Match = tuple[int, int]
@@ -91,7 +91,7 @@ def _images(record: Record, image_info: list[dict[str, Any]]) -> dict[int, bytes
             image = from_base64(entry["image_base64"])
         elif isinstance(name := entry.get("image_name"), str) and name:
             if name not in files:
-                files[name] = _file(record, name)
+                files[name] = found_image(record, name)
             image = files[name]
         else:
             image = None
@@ -101,16 +101,6 @@ def _images(record: Record, image_info: list[dict[str, Any]]) -> dict[int, bytes
         if image is not None:
             fetched[number] = image
     return fetched
-
-
-def _file(record: Record, name: str) -> bytes | None:
-    """The image of that name; None if it is missing."""
-    try:
-        return named_image(record, name)
-    except Rejected as rejected:
-        if rejected.reason == "missing image":
-            return None
-        raise
 
 
 def _similarities(matrix: Any, images: int, sentences: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from flamboyance.data.formats.fields import (
     text,
 )
 from flamboyance.data.formats.interleaved import Interleaved, clean, interleave
+from flamboyance.data.formats.obelics import is_page, read_page
 from flamboyance.files import TEXT_LIMIT
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template, caption, vqa
 
@@ -32,13 +33,13 @@ PATH_LENGTH, SHORTEST_BASE64 = 4096, 64  # characters: a longer value is no path
 
 @dataclass(frozen=True, kw_only=True)
 class UserData(Interleaved):
-    """A JSONL file, a folder, or tars of the same.
+    """A JSONL or Parquet file, a folder, or tars of the same.
 
-    A line of a JSONL file (or `KEY.json` in a tar) has the keys `image` and `text`; or `image`, `question` and
-    `answer`; or `text` with `<image>` in it, and `images`, a list in the same order; or a conversation, as
-    `read_dialogue` reads it, of which the answers are learned. An image is a path in the file's folder, the name of a
-    file beside it in the tar (`KEY.name`), or its content in base64. A folder has images, each with its text beside it
-    (`cat.jpg`, `cat.txt`).
+    A line of a JSONL file (a row of a Parquet file, or `KEY.json` in a tar) has the keys `image` and `text`; or
+    `image`, `question` and `answer`; or `text` with `<image>` in it, and `images`, a list in the same order; or
+    `images` and `texts`, a page as of `OBELICS`; or a conversation, as `read_dialogue` reads it, of which the answers
+    are learned. An image is a path in the file's folder, the name of a file beside it in the tar (`KEY.name`), or its
+    content in base64 (in Parquet, in bytes). A folder has images, each with its text beside it (`cat.jpg`, `cat.txt`).
 
     An image with its text is written as few-shot tasks write a demonstration (`flamboyance.templates`), so that
     training and prompts have the same form, and all of it is learned. In a document the text after an image is
@@ -93,6 +94,10 @@ def read_record(record: Record, outside: bool = False) -> tuple[dict[str, Any], 
     content = json_object(record) if "json" in record.fields else {}
     if is_dialogue(content):
         return content, _all_images(record, read_dialogue(content).media, outside)
+    if is_page(content):
+        pieces, images = read_page(record, content, outside)
+        del content["texts"]
+        return content | {"text": "".join(IMAGE_TOKEN if piece is None else piece for piece in pieces)}, images
     if "text" not in content:
         if "txt" in record.fields:
             content["text"] = text(record.fields["txt"])

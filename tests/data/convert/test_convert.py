@@ -23,6 +23,7 @@ from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.shards import expand, records
 from tests.data.records import BLUE, GREEN, RED, WHITE, in_base64, jpeg
+from tests.videos.make import grey, write_video
 
 READ_MMC4 = MMC4(shards="", batch_size=1, min_image_bytes=0)
 
@@ -276,6 +277,17 @@ def test_a_folder_becomes_tars(captioned: Path, tmp_path: Path) -> None:
     pairs = [one for one in records(str(tar)) if isinstance(one, Record) and "txt" in one.fields]
     texts = {Pairs(shards="", batch_size=1).document(one, np.random.default_rng(0)).text for one in pairs}
     assert texts == {"<image>A red square.<|endofchunk|>", "<image>Ein grünes Quadrat.<|endofchunk|>"}
+
+
+def test_videos_are_copied_too(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name, codec in (("a.mp4", "libx264"), ("b.webm", "libvpx")):
+        write_video(tmp_path / "clips" / name, [grey(number) for number in range(3)], codec=codec)
+        (tmp_path / "clips" / name).with_suffix(".txt").write_text("grey", encoding="utf-8")
+    assert convert_folder(tmp_path / "clips", tmp_path / "tars")["records"] == 2
+    found = content(tmp_path / "tars" / "00000.tar")
+    assert [name.partition(".")[2] for name in found] == ["mp4", "txt", "webm", "txt"]
+    assert found["000000000.mp4"] == (tmp_path / "clips" / "a.mp4").read_bytes()
 
 
 def test_a_jsonl_file_becomes_tars_that_read_the_same(captioned: Path, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Parquet files -> a record for each row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from flamboyance.data.documents import Record
+from flamboyance.data.tar import MEMBER_LIMIT, Damage
+
+ROWS = 16  # read at a time: rows may hold images
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file is Parquet by its name."""
+    return name.lower().endswith(".parquet")
+
+
+def need_pyarrow(name: str) -> None:
+    """
+    Raises:
+        ImportError: pyarrow, which reads Parquet, is not installed.
+    """
+    try:
+        import pyarrow  # noqa: F401  an optional dependency
+    except ImportError as error:
+        raise ImportError(
+            f"'{name}' is read by pyarrow: pip install 'flamboyance[datasets]', or pip install pyarrow"
+        ) from error
+
+
+def parquet_records(file: Any, name: str) -> Iterator[Record | Damage]:
+    """The rows of a Parquet file: their values as JSON, and the bytes among them as files.
+
+    Bytes in a column are the record's file of that name, those in a list are numbered: `image`, `images.0`, `images.1`;
+    the JSON has these names in their places. Images of Hugging Face's `datasets`, {"bytes": …, "path": …}, are read as
+    their bytes, or else as their path.
+
+    Args:
+        file: open, to read at any place.
+    """
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    # Pyarrow also raises OSError for what is damaged; that of a failing transfer would look the same.
+    damaged = (pyarrow.ArrowException, *(() if "://" in name else (OSError,)))
+    folder = os.path.dirname(name) or "."
+    try:
+        table = ParquetFile(file)
+        groups = table.num_row_groups
+    except damaged:
+        yield Damage("damaged parquet")
+        return
+    number = 0
+    for group in range(groups):
+        first, number = number, number + table.metadata.row_group(group).num_rows
+        try:
+            for batch in table.iter_batches(ROWS, row_groups=[group], use_threads=False):
+                for row in batch.to_pylist():
+                    yield _record(row, f"{name}:{first}", folder)
+                    first += 1
+        except damaged:
+            yield Damage("damaged parquet")
+    if not number:
+        yield Damage("empty shard")
+
+
+def _record(row: dict[str, Any], key: str, folder: str) -> Record | Damage:
+    files: dict[str, bytes] = {}
+    values = {column: _value(value, column, files) for column, value in row.items()}
+    if sum(map(len, files.values())) > MEMBER_LIMIT:
+        return Damage(f"record larger than {MEMBER_LIMIT >> 20} MB")
+    return Record(key, files | {"json": json.dumps(values, default=str).encode()}, folder)
+
+
+def _value(value: Any, place: str, files: dict[str, bytes]) -> Any:
+    """A value as JSON has it; its bytes are added to `files`."""
+    if isinstance(value, bytes):
+        files[place.lower()] = value
+        return place
+    if isinstance(value, list):
+        return [_value(one, f"{place}.{number}", files) for number, one in enumerate(value)]
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return _value(value["bytes"], place, files)
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["path"]
+    return value
