@@ -73,6 +73,41 @@ def test_the_torture_set_is_counted(name: str, tmp_path: Path) -> None:
     given = write(tmp_path / "torture")[name]
     found = survey(given.source, WORKER)
     assert found.documents == given.documents and dict(found.drops) == given.drops
+    if name == "pairs":  # `<image>`, four words, `<|endofchunk|>`, and the end of text; all but the first is learned
+        assert found.images == found.kept_images == [1] * 18
+        assert found.tokens == found.kept_tokens == [7] * 18 and found.learned == [6] * 18
+        return
+    # Pages 00, 01, 04 and 13. Of 200 images six are kept, each with its sentence of three words: it does not end there.
+    assert found.images == [1, 2, 200, 2] and found.kept_images == [1, 2, 6, 2]
+    words = [9, 9, 603, 9]  # in three, three, 201 and three sentences
+    assert found.tokens == [2 * images + count + 1 for images, count in zip(found.images, words, strict=True)]
+    assert found.kept_tokens == [12, 14, 6 * 5, 14]
+    # After each image its text and `<|endofchunk|>`: not `<image>`, nor the end of text.
+    assert found.learned == [10, 11, 6 * 4, 11]
+
+
+@pytest.mark.parametrize("name", ["pairs", "pages"])
+def test_the_command_tells_the_same_of_the_torture_set(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = write(tmp_path / "torture")[name]
+    shards = [given.source.shards] if isinstance(given.source.shards, str) else list(given.source.shards)
+    settings = ["reject_single=0", "min_image_bytes=0"] if name == "pages" else []
+    assert run("data", *shards, "--json", *(word for one in settings for word in ("--set", one))) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["format"] == {"pairs": "pairs", "pages": "mmc4"}[name]
+    assert told["documents"] == given.documents and told["dropped"] == given.drops
+    expected = [1] * 18 if name == "pairs" else [1, 2, 200, 2]
+    figures = {"total": sum(expected), "mean": np.mean(expected), "median": np.median(expected), "max": max(expected)}
+    assert {key: told["images"][key] for key in figures} == figures
+    assert told["images"]["p90"] == pytest.approx(np.percentile(expected, 90))
+    bars = {"1": 18} if name == "pairs" else {"1": 1, "2": 2, "10 or more": 1}
+    assert {key: count for key, count in told["images"]["histogram"].items() if count} == bars
+    assert sum(told["tokens"]["histogram"].values()) == given.documents
+    assert main(["data", *shards, *(word for one in settings for word in ("--set", one))]) == 0
+    shown = capsys.readouterr().out
+    for reason, count in given.drops.items():
+        assert re.search(rf"^  {re.escape(reason)} +{count} #+$", shown, re.M), reason
 
 
 def test_the_first_records(documents: tuple[Path, list[list[int]]]) -> None:
