@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import original
+from benchmarks import original, original_memory
 from flamboyance import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor, catalog, names
 from flamboyance.cli import main
 from flamboyance.commands.info import as_json
@@ -43,8 +43,26 @@ def test_sizes_of_the_paper(name: str) -> None:
     assert counts["trainable"] == counts["resampler"] + counts["cross_attention"] + counts["added_tokens"]
     assert counts["total"] == counts["trainable"] + counts["vision"] + counts["language"]
     assert original.written(name, original.PAGE.read_text(encoding="utf-8")) == original.table(name, counts)
+    for line in original_memory.written(name, original.PAGE.read_text(encoding="utf-8")):
+        _, devices, spread, *sizes = line.strip("| ").split(" | ")
+        frozen, trained, gradients, moments, *_ = map(float, sizes)
+        shards = int(devices) if spread == "fsdp" else 1
+        gib = counts["trainable"] / 2**30
+        assert (trained, gradients, moments) == pytest.approx((4 * gib / shards, 4 * gib, 8 * gib / shards), abs=0.06)
+        others = (counts["vision"] + counts["language"]) / 2**30
+        assert frozen == pytest.approx(2 * others / shards, abs=0.06)
+        assert sum(map(float, sizes[:-1])) == pytest.approx(float(sizes[-1]), abs=0.5) and float(sizes[-1]) < 79.6
     config = FlamingoConfig.from_pretrained(name)
     assert config.cross_attention["heads"] == config.text_config.num_attention_heads == heads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_page_has_the_memory_that_training_takes(name: str) -> None:
+    plans = original_memory.plans(name)
+    page = original.PAGE.read_text(encoding="utf-8")
+    assert original_memory.written(name, page) == [original_memory.row(name, plan) for plan in plans]
+    assert all(plan.fits for plan in plans)
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ PAGES = {
             "data/formats/pairs.py:Pairs",
             "data/formats/interleaved.py:Interleaved",
             "data/formats/mmc4.py:MMC4",
+            "data/formats/obelics.py:OBELICS",
             "data/formats/chatgpt.py:ChatGPT",
         ),
     ),

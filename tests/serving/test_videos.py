@@ -171,6 +171,17 @@ def listing(frames: int, tmp_path: Path) -> bytes:
     return bytes(content)
 
 
+def fragment(frames: int) -> bytes:
+    """An MP4 of two kilobytes whose one fragment says that it has so many frames. FFmpeg makes 36 bytes of each."""
+    file = io.BytesIO()
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    write_video(file, [grey(number) for number in range(5)], format="mp4", options=options)
+    content = bytearray(file.getvalue())
+    place = content.index(b"trun")
+    content[place + 4 : place + 12] = struct.pack(">II", 0, frames)
+    return bytes(content)
+
+
 def many_frames(count: int) -> bytes:
     """A GIF of 15 bytes for each frame."""
     head = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
@@ -188,6 +199,7 @@ def test_hostile_videos_get_a_clear_status(server: Running, media: dict[str, byt
         "sound": (write_sound(tmp_path / "a.mp4").read_bytes(), "invalid_video", "sound alone"),
         "large frames": (large.read_bytes(), "invalid_video", "400 x 400 pixels, limit 100000"),
         "an index of 5 GB": (listing(80_000_000, tmp_path), "invalid_video", ""),
+        "a fragment of 2 GB": (fragment(60_000_000), "invalid_video", ""),
         "nothing": (b"", "invalid_image", "empty"),
         "text": (b"not a video", "invalid_image", "not an image"),
         "a playlist": (b"#EXTM3U\nfile:///etc/passwd\n", "invalid_image", ""),
