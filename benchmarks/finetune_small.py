@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a new folder, for the pictures and the run")
     parser.add_argument("--steps", type=int, default=60, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, help="default: the recipe's")
     given = parser.parse_args()
     rows = pictures()
     order = np.random.default_rng(0).permutation(len(rows))
@@ -73,6 +74,7 @@ def main() -> None:
     before = counted("small", asked)
     run, began, computed = given.folder / "run", time.monotonic(), time.process_time()
     settings = [f"steps={given.steps}", f"batch_size={given.batch_size}", "held_out=0"]
+    settings += [] if given.learning_rate is None else [f"learning_rate={given.learning_rate:g}"]
     status = cli.main(
         ["train", "finetune", f"data={given.folder / 'photos'}", "model=small", f"output={run}", *settings]
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.processing import FlamingoProcessor
 
+LEARNING_RATES = {MINI: 5e-4, SMALL: 1e-4}
+
 
 def finetune(
     *,
@@ -46,7 +48,8 @@ def finetune(
         model: mini, small, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
         steps: optimizer steps.
         batch_size: documents per step and device; small data is read repeatedly.
-        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini and small, 5e-5 for other models.
+        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini, 1e-4 for small, which unlearns
+            names at more, 5e-5 for other models.
         held_out: fraction of the documents that is held out, at most 200 documents; 0: none. They are chosen by image,
             from all of the data, evenly over labels.
         template: how an image and its text are written, as in "<image>A photo of {text}"; "": the templates `caption`
@@ -67,7 +70,7 @@ def finetune(
         output=output,
         sources={"own": source},
         steps=steps,
-        learning_rate=learning_rate if learning_rate is not None else 5e-4 if model in (MINI, SMALL) else 5e-5,
+        learning_rate=learning_rate if learning_rate is not None else LEARNING_RATES.get(model, 5e-5),
         warmup_steps=max(1, steps // 20),
         schedule="linear",
         precision="fp32" if model == MINI or (model == SMALL and not has_bfloat16()) else "bf16",

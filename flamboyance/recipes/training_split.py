@@ -185,5 +185,7 @@ def unknown_words(source: TrainingSplit, processor: FlamingoProcessor) -> float:
     tokenizer = processor.tokenizer
     if tokenizer.unk_token_id is None:
         return 0.0
-    ids = [token for _, one in documents(source, False) for token in tokenizer(one.text).input_ids]
+    # Without what stands around every text: GPT-2's kind has one token for what it does not know and for a text's end.
+    texts = (one.text for _, one in documents(source, False))
+    ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False).input_ids]
     return ids.count(tokenizer.unk_token_id) / max(len(ids), 1)

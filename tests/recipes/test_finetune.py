@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flamboyance import load_mini
+from flamboyance import catalog, load_mini
 from flamboyance.data.documents import Rejected
 from flamboyance.data.shards import expand, records
 from flamboyance.mini.world import caption, picture, scene
 from flamboyance.recipes.finetune import finetune
 from flamboyance.recipes.held_out import evaluate
-from flamboyance.recipes.training_split import documents
+from flamboyance.recipes.training_split import documents, unknown_words
 from flamboyance.training.run import TrainingRun
 
 COUNT = 40
@@ -145,6 +145,14 @@ def test_unknown_words_are_a_warning(photos: Path, tmp_path: Path) -> None:
     run = prepared(photos, tmp_path / "run")
     with pytest.warns(UserWarning, match="tokenizer of mini"):
         run.build()
+
+
+def test_what_stands_before_every_text_is_no_unknown_word(photos: Path, tmp_path: Path) -> None:
+    processor = catalog.resolve("small").processor()
+    tokenizer = processor.tokenizer
+    assert tokenizer("a").input_ids[0] == tokenizer.unk_token_id  # one token for both
+    (source,) = prepared(photos, tmp_path / "run").training.sources.values()
+    assert unknown_words(source, processor) == 0.0
 
 
 def test_a_model_directory_is_opened(photos: Path, tmp_path: Path) -> None:
