@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import flamboyance as fl
 from scripts.pretrain_small import export
@@ -35,3 +35,15 @@ def test_what_is_too_large_replaces_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match="MB"):
         export.export(trained, TABLE, target)
     assert (target / "kept").exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_tower_has_its_own_directorys_precision(tmp_path: Path) -> None:
+    trained, target, vision = save_tiny_flamingo(tmp_path / "run"), tmp_path / "shipped", tmp_path / "tower"
+    for directory in (trained / "vision", vision):
+        directory.mkdir(exist_ok=True)
+    exact = torch.randn(4, 4)
+    save_file({"stem": exact.bfloat16()}, trained / "vision" / "model.safetensors")
+    save_file({"stem": exact, "classifier": exact.clone()}, vision / "model.safetensors")
+    export.export(trained, TABLE, target, vision)
+    written = load_file(target / "vision" / "model.safetensors")
+    assert written.keys() == {"stem"} and torch.equal(written["stem"], exact.half())

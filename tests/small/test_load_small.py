@@ -36,9 +36,7 @@ def test_made_up_words_on_pictures_of_things_it_was_not_trained_on() -> None:
     for one, other in zip(things, things[1:] + things[:1], strict=True):
         pairs = dict(zip((one, other), words, strict=True))
         demonstrations = [(shown[name][place], word) for place in (0, 1) for name, word in pairs.items()]
-        task = fl.FewShotTask(
-            model, processor, demonstrations=demonstrations, template=fl.templates.Template("<image> {text}")
-        )
+        task = fl.FewShotTask(model, processor, demonstrations=demonstrations)
         answers = task.classify([shown[name][2] for name in pairs], labels=list(words))
         right += sum(label == word for (label, _), word in zip(answers, words, strict=True))
         asked += 2
