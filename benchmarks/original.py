@@ -6,6 +6,7 @@ python -m benchmarks.original --write    # writes it into docs/flamingo.md
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from flamboyance import catalog
@@ -59,16 +60,25 @@ def _count(number: float) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def show(description: str | None, make: Callable[[], list[str]]) -> None:
+    """The command of a table of docs/flamingo.md: prints it, and with --write puts it in the place of the one there.
+
+    Args:
+        make: gives the lines, the first of which is the table's head.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--write", action="store_true", help="write the table into docs/flamingo.md")
     arguments = parser.parse_args()
-    made = [HEAD, f"|{' --- |' * 7}", *(row for name in PAPER for row in table(name, counts(name)))]
+    made = make()
     print("\n".join(made))
     if arguments.write:
         page = PAGE.read_text(encoding="utf-8")
-        start = page.index(HEAD)
+        start = page.index(made[0])
         PAGE.write_text(page[:start] + "\n".join(made) + page[page.index("\n\n", start) :], encoding="utf-8")
+
+
+def main() -> None:
+    show(__doc__, lambda: [HEAD, f"|{' --- |' * 7}", *(row for name in PAPER for row in table(name, counts(name)))])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ python -m benchmarks.original_memory            # prints it (two minutes; models
 python -m benchmarks.original_memory --write    # writes it into docs/flamingo.md
 """
 
-import argparse
 import re
 
-from benchmarks.original import PAGE
+from benchmarks.original import show
 from flamboyance.planning.plan import Plan, Planner
 from flamboyance.recipes import RECIPES
 from flamboyance.recipes.arguments import resolve
@@ -40,17 +39,9 @@ def written(name: str, page: str) -> list[str]:
     return re.findall(rf"^\| {name.removeprefix('flamingo-').upper()} \|.*$", page, re.M)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/flamingo.md")
-    arguments = parser.parse_args()
-    made = [HEAD, f"|{' --- |' * 3}{' ---: |' * 8}", *(row(name, plan) for name in DEVICES for plan in plans(name))]
-    print("\n".join(made))
-    if arguments.write:
-        page = PAGE.read_text(encoding="utf-8")
-        start = page.index(HEAD)
-        PAGE.write_text(page[:start] + "\n".join(made) + page[page.index("\n\n", start) :], encoding="utf-8")
+def table() -> list[str]:
+    return [HEAD, f"|{' --- |' * 3}{' ---: |' * 8}", *(row(name, plan) for name in DEVICES for plan in plans(name))]
 
 
 if __name__ == "__main__":
-    main()
+    show(__doc__, table)

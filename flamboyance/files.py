@@ -554,3 +554,8 @@ def _check_rows_in_quotes(
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+def is_web_url(name: str) -> bool:
+    """Whether a name is an address of http or https, in any case; a `data:` URL may be megabytes long."""
+    return name[:8].lower().startswith(("http://", "https://"))

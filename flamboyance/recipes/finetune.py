@@ -48,8 +48,8 @@ def finetune(
         model: mini, small, a directory, or a released name such as openflamingo/OpenFlamingo-3B-vitl-mpt1b.
         steps: optimizer steps.
         batch_size: documents per step and device; small data is read repeatedly.
-        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini, 1e-4 for small, which unlearns
-            names at more, 5e-5 for other models.
+        learning_rate: learning rate, which decays to 0; none: 5e-4 for mini, 1e-4 for small (a larger one
+            makes it forget names), 5e-5 for other models.
         held_out: fraction of the documents that is held out, at most 200 documents; 0: none. They are chosen by image,
             from all of the data, evenly over labels.
         template: how an image and its text are written, as in "<image>A photo of {text}"; "": the templates `caption`

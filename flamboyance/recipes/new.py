@@ -173,7 +173,7 @@ def new(
         zero_init: what is zero at the start, so that a block changes nothing. "gates", as in the papers: little is
             learned behind a gate until it opens, and in small batches it may stay shut. "outputs": the last projection
             of attention and feed-forward, with all gates half open, at tanh(0.5), and what those projections are given
-            as large as the language model's hidden states. `initial` takes its place.
+            as large as the language model's hidden states. With `initial`, only the blocks that it lacks begin so.
         steps: optimizer steps.
         learning_rate: decays to 0 over the last fifth of the steps. OpenFlamingo's was 1e-4.
 
@@ -250,12 +250,14 @@ def build(
         trained_dtype=torch.float32,
         **resolved(backbones, sizes, initial, language_config(backbones.language, **hub)),
     )
-    beginning.begin_rows(model, processor)
-    if zero_init == "outputs":
-        beginning.begin_outputs(model)
-    if initial:
-        before = catalog.resolve(initial)
-        layers = before.config().layers_with_blocks(model.config.text_config.num_hidden_layers)
+    before = catalog.resolve(initial) if initial else None
+    depth = model.config.text_config.num_hidden_layers
+    layers = before.config().layers_with_blocks(depth) if before else []
+    if before is None:
+        beginning.begin_rows(model, processor)
+    if zero_init == "outputs" and not set(model.cross_attention_layers) <= set(layers):
+        beginning.begin_outputs(model)  # runs the language model, which a run whose blocks are all there does without
+    if before is not None:
         beginning.begin_with(model, before.files(), layers)
     return model, processor
 

@@ -17,9 +17,10 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from flamboyance.files import is_web_url
 from flamboyance.serving.errors import ApiError, bad
 from flamboyance.serving.limits import Limits
-from flamboyance.serving.pictures import is_remote, too_large
+from flamboyance.serving.pictures import too_large
 
 REDIRECTS = 3
 SECONDS = 20.0  # of one file, redirects included
@@ -80,7 +81,7 @@ class Fetcher:
         """The content, or the URL of a redirect."""
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-        if not is_remote(url) or not host or parts.username is not None:
+        if not is_web_url(url) or not host or parts.username is not None:
             raise _failed(place, "expected http or https, a host, and no password in it")
         addresses = await self._resolve(host, port)
         if not addresses or not all(map(self._allowed, addresses)):

@@ -21,10 +21,6 @@ from flamboyance.videos import find_video
 _DATA = re.compile(r"data:((image|video)/[\w.+-]+|application/octet-stream)?(;[\w=.+-]+)*;base64,", re.ASCII | re.I)
 
 
-def is_remote(url: str) -> bool:
-    return url[:8].lower().startswith(("http://", "https://"))
-
-
 def decode_url(url: str, place: str, limits: Limits) -> bytes:
     """The content of a `data:` URL.
 

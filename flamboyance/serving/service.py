@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from flamboyance.files import is_web_url
 from flamboyance.serving import protocol
 from flamboyance.serving.access import Keys
 from flamboyance.serving.batching import Busy, Engine, Picture, Piece, Request, Stopped
 from flamboyance.serving.errors import ApiError, bad
 from flamboyance.serving.limits import Limits
 from flamboyance.serving.metrics import Metrics
-from flamboyance.serving.pictures import PictureReader, is_remote
+from flamboyance.serving.pictures import PictureReader
 from flamboyance.serving.prompts import media_urls, model_and_task, request_of
 from flamboyance.serving.protocol import ChatBody, TaskBody, read_body
 from flamboyance.serving.tasks import StoredTask, TaskStore, read_template
@@ -115,12 +116,12 @@ class Service:
 
     async def _fetched(self, places: Sequence[tuple[str, str]]) -> list[tuple[str, str | bytes]]:
         """The places with the contents of remote URLs; other URLs as they are."""
-        remote = [place for place, url in places if is_remote(url)]
+        remote = [place for place, url in places if is_web_url(url)]
         if remote and self._fetch is None:
             raise bad(remote[0], f"{remote[0]}: remote files are not fetched; send a data: URL", "remote_url")
         sources: list[tuple[str, str | bytes]] = []
         for place, url in places:
-            fetched = self._fetch is not None and is_remote(url)
+            fetched = self._fetch is not None and is_web_url(url)
             sources.append((place, await self._fetch(url, place) if fetched else url))
         return sources
 

@@ -47,7 +47,8 @@ from scripts.proportion import Proportion
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 SHOTS_OF_FIVE = (0, 5, 10, 20)  # of five classes, each as often as the others
-CHOSEN = ("words-", "which-task")  # files whose answer is one of their candidates; the other answers are written freely
+TASK = "which-task"
+CHOSEN = ("words-", TASK)  # files whose answer is one of their candidates; the other answers are written freely
 WRITTEN = "-written"  # after the name of a file with candidates: the answer is written freely
 SUPPORT = "naming-support"  # the file of pictures that are shown with those to name
 AS_GIVEN, CONTROLS = "as given", ("shuffled", "blank", "blind")
@@ -266,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = catalog.resolve(given.model).open()
     model.pack()
     files = sorted(file.stem for file in (given.world / "evaluation").glob("*.jsonl"))
-    files += [f"{file}{WRITTEN}" for file in files if file == "which-task"]
+    files += [TASK + WRITTEN] if TASK in files else []
     tasks = given.tasks.split(",") if given.tasks else [task for task in files if not task.endswith("support")]
     gray = given.output.with_suffix(".gray.png")
     Image.new("RGB", (128, 128), (128, 128, 128)).save(gray)

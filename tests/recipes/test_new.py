@@ -240,28 +240,28 @@ def test_last_projections_are_given_the_size_of_the_hidden_states(parts: Path, t
     model, processor = resolve(new, [*settings(parts, tmp_path / "run"), "zero_init=gates"]).build()
     for block in model.blocks:
         block.feed_forward.activation = ACTIVATIONS[activation]
-    given: dict[str, list[float]] = {}
-    for place, block in enumerate(model.blocks):
-        for name, projection in (("attention", block.attention.to_out), ("feed-forward", block.feed_forward.down)):
-            sizes = given.setdefault(f"{place} {name}", [])
-            projection.register_forward_pre_hook(
-                lambda _, args, sizes=sizes: sizes.append(args[0].square().mean().sqrt().item())
-            )
     inputs = processor(["<image>a red square"], [[Image.open(BytesIO(jpeg("red", 3)))]])
-    model(**inputs)
-    scales = stream_scales(model)
-    for sizes in given.values():
-        del sizes[1:]  # what stream_scales reads is another text
+
+    def sizes() -> list[float]:
+        """Of what the last projections are given: those of attention and feed-forward, block by block."""
+        found: list[float] = []
+        hooks = [
+            projection.register_forward_pre_hook(lambda _, args: found.append(args[0].square().mean().sqrt().item()))
+            for block in model.blocks
+            for projection in (block.attention.to_out, block.feed_forward.down)
+        ]
+        model(**inputs)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    before = sizes()
+    scales = [scale for scale in stream_scales(model) for _ in ("attention", "feed-forward")]
     begin_outputs(model)
-    for sizes in given.values():
-        del sizes[1:]
-    model(**inputs)
-    for place, scale in enumerate(scales):
-        before, after = given[f"{place} attention"]
-        assert after == pytest.approx(scale * before, rel=1e-3)
-        before, after = given[f"{place} feed-forward"]
-        # Scaled before GELU, which is linear only for large values.
-        assert after == pytest.approx(scale * before, rel=1e-3 if activation == "squared_relu" else 0.5)
+    grown = [after / size for after, size in zip(sizes(), before, strict=True)]
+    assert grown[::2] == pytest.approx(scales[::2], rel=1e-3)
+    # What is scaled stands before the activation: exact for squares; GELU is linear only for large values.
+    assert grown[1::2] == pytest.approx(scales[1::2], rel=1e-3 if activation == "squared_relu" else 0.5)
 
 
 def test_the_outline_is_the_models_own_configuration(parts: Path, tmp_path: Path) -> None:

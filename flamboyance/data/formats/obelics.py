@@ -10,7 +10,7 @@ import numpy as np
 from flamboyance.data.documents import Document, Record, Rejected
 from flamboyance.data.formats.fields import FILE_LIMIT, found_image, json_object
 from flamboyance.data.formats.interleaved import Interleaved, clean, interleave
-from flamboyance.files import TEXT_LIMIT
+from flamboyance.files import TEXT_LIMIT, is_web_url
 
 PARAGRAPH = "\n\n"
 """Between two texts without an image between them, as between the paragraphs of OBELICS' texts."""
@@ -54,8 +54,8 @@ def read_page(record: Record, page: dict[str, Any], outside: bool = False) -> tu
     for image, text in zip(page["images"], page["texts"], strict=True):
         if isinstance(image, str):
             if image not in files:
-                urls += is_url(image)
-                files[image] = None if is_url(image) else found_image(record, image, outside)
+                urls += is_web_url(image)
+                files[image] = None if is_web_url(image) else found_image(record, image, outside)
             content = files[image]
             size += len(content or b"")
             if size > FILE_LIMIT:
@@ -71,7 +71,3 @@ def read_page(record: Record, page: dict[str, Any], outside: bool = False) -> tu
     if not images:
         raise Rejected("images are URLs, which are not fetched" if urls else "no image available")
     return pieces, images
-
-
-def is_url(name: str) -> bool:
-    return name[:8].lower().startswith(("http://", "https://"))
