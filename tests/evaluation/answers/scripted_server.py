@@ -65,6 +65,7 @@ class Scripted(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Scripted
+    counted = False  # among those under way
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
@@ -82,11 +83,17 @@ class Handler(BaseHTTPRequestHandler):
             of.at_once = max(of.at_once, of.under_way)
             of.keys.add(self.headers.get("Authorization"))
             failure = of.failures.pop(0) if of.failures else None
+        self.counted = True
         try:
             return self.respond(body, failure)
         finally:
-            with of.lock:
-                of.under_way -= 1
+            self.done()
+
+    def done(self) -> None:
+        """The request is no longer under way: called before its reply is sent, after which the client asks again."""
+        with self.server.lock:
+            self.server.under_way -= int(self.counted)
+            self.counted = False
 
     def respond(self, body: Reply, failure: Any) -> None:
         of = self.server
@@ -126,6 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(200, chat(answer) if isinstance(answer, str) else answer)
 
     def reply(self, status: int, content: Reply | bytes, headers: dict[str, str] | None = None) -> None:
+        self.done()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
