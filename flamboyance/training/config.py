@@ -30,6 +30,8 @@ class TrainingConfig:
         decay_fraction: the decay takes this fraction of all steps, at the end of the run.
         min_lr_factor: final learning rate, as a fraction of `learning_rate`.
         precision: "fp32", or "bf16", which computes in bfloat16 and keeps the trainable parameters in float32.
+        freeze_added_tokens: do not train the rows of `<image>`, `<|endofchunk|>` and other added tokens; they keep the
+            values that they begin with (OpenFlamingo, table 5).
         parallel: "ddp", "fsdp" (sharded over all ranks), "hybrid" (sharded within a node, replicated across nodes), or
             "auto", which is "ddp" if there are several processes.
         checkpoint_activations: save memory by computing activations again in the backward pass.
@@ -75,6 +77,7 @@ class TrainingConfig:
     decay_fraction: float = 1.0
     min_lr_factor: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    freeze_added_tokens: bool = False
     parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
     checkpoint_activations: bool = False
     compile: bool = False

@@ -125,7 +125,7 @@ class ContrastiveTrainer(Trainer):
     """
 
     def __init__(self, run: TrainingRun, *given: Any) -> None:
-        for name in ("compile", "cache_features", "export_openflamingo", "evaluate"):
+        for name in ("compile", "cache_features", "export_openflamingo", "evaluate", "freeze_added_tokens"):
             if getattr(run.training, name):
                 raise ValueError(f"a contrastive run has no {name}; leave the setting out")
         if run.training.parallel not in ("auto", "ddp"):

@@ -131,6 +131,8 @@ class Trainer:
 
     def parallelized(self) -> Parallel:
         """The model in the run's precision, ready to train."""
+        if self.config.freeze_added_tokens:
+            self.model.added_tokens.requires_grad_(False)
         set_precision(self.model, self.config.precision)
         return Parallel(self.model.train(), self.config, self.here)
 

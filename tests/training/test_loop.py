@@ -255,6 +255,17 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, shards):
         train(replace(other, build=wider))
 
 
+def test_frozen_rows_of_added_tokens_stay_and_all_else_is_trained(run, tmp_path):
+    train(run(2, freeze_added_tokens=True))
+    train(run(4, freeze_added_tokens=True))
+    models = [tmp_path / "run" / name for name in ("start/model", "model")]
+    before, after = (FlamingoForConditionalGeneration.from_pretrained(one).own_parameters() for one in models)
+    rows = {name for name in after if name.startswith("added_tokens.")}
+    assert rows and rows == {name for name in after if torch.equal(after[name], before[name])}
+    with pytest.raises(ValueError, match="added_tokens"):
+        train(run(6))
+
+
 def test_a_checkpoint_of_another_language_model_is_refused(run, tmp_path):
     train(run(2))
     build = run(4).build
