@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,23 @@ _context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else 
 if hasattr(os, "fork"):
     _context.set_forkserver_preload(["tests.preloaded"])
 _started: weakref.WeakSet["Child"] = weakref.WeakSet()
+
+
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Waits for a condition that another thread or process fulfils. (Even a process that SIGKILL was sent to is there
+    for a moment.)"""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def command_of(pid: int | str) -> bytes:
+    """The command line of a process; empty if it has ended, also as a zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 class Child:

@@ -25,6 +25,7 @@ from flamboyance.data.loader import Loader, merge_states
 from flamboyance.data.worker import WorkerDied
 from flamboyance.images import ImageProcessor
 from tests.data.files import pair_shards
+from tests.processes import command_of, until
 from tests.tiny import tiny_tokenizer
 
 PROCESSOR = FlamingoProcessor(ImageProcessor.clip(16), tiny_tokenizer())
@@ -240,13 +241,6 @@ def children(parent: int | None = None) -> set[int]:
     return {pid for pid in map(int, found.stdout.split()) if Path(f"/proc/{pid}").exists()}
 
 
-def wait_until(condition: Any, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_killed_worker_is_an_error_that_says_so(sources: dict[str, Source]) -> None:
     before = children()
     loader = make(sources, 2)
@@ -255,7 +249,7 @@ def test_a_killed_worker_is_an_error_that_says_so(sources: dict[str, Source]) ->
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(WorkerDied, match=rf"worker {victim} .*SIGKILL.*memory"):
         list(loader)
-    wait_until(lambda: not children() - before)
+    until(lambda: not children() - before)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
@@ -322,7 +316,7 @@ def test_signals_to_the_whole_group_leave_workers_to_their_parent(sources: dict[
     time.sleep(0.2)
     assert first + take(loader, 9) == take(make(sources, 0), 10)
     loader.close()
-    wait_until(lambda: not children() - before)
+    until(lambda: not children() - before)
 
 
 def test_close_ends_workers_that_are_busy(sources: dict[str, Source]) -> None:
@@ -333,10 +327,10 @@ def test_close_ends_workers_that_are_busy(sources: dict[str, Source]) -> None:
 
     before = children()
     loader = make({"stuck": Stuck(shards=sources["a"].shards, batch_size=1)}, 1)
-    wait_until(lambda: children() - before)
+    until(lambda: children() - before)
     time.sleep(0.5)
     loader.close()
-    wait_until(lambda: not children() - before)
+    until(lambda: not children() - before)
 
 
 def test_workers_end_with_their_parent(sources: dict[str, Source], tmp_path: Path) -> None:
@@ -355,11 +349,4 @@ if __name__ == "__main__":
     workers = [int(pid) for pid in run.stdout.split()]
     assert len(workers) >= 2, run.stderr
 
-    def gone() -> bool:
-        # One that nobody waits for may stay as a zombie.
-        return all(
-            not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
-            for pid in workers
-        )
-
-    wait_until(gone)
+    until(lambda: not any(map(command_of, workers)))

@@ -18,6 +18,7 @@ from flamboyance.data.documents import Record
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from tests.data.files import jpeg, pair, tar_bytes
+from tests.processes import command_of, until
 
 LONG = "folder.with.dots/" + "n" * 150
 
@@ -340,8 +341,7 @@ def test_a_command_ends_with_its_reader(tmp_path: Path) -> None:
     found = records(f"pipe:cat {shard}; sleep 61.7")
     assert isinstance(next(found), Record)
     found.close()  # ty: ignore[unresolved-attribute]
-    running = [Path(p, "cmdline").read_bytes() for p in Path("/proc").glob("[0-9]*") if Path(p, "cmdline").exists()]
-    assert not any(b"61.7" in command for command in running)
+    until(lambda: not any(b"61.7" in command_of(process.name) for process in Path("/proc").glob("[0-9]*")))
 
 
 def test_a_server(tmp_path: Path, server: str) -> None:

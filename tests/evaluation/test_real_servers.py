@@ -20,9 +20,8 @@ import pytest
 
 from flamboyance.cli import main
 from tests.evaluation.answers import tiny_vlms
-from tests.evaluation.answers.scripted_server import until
 from tests.evaluation.small_tasks import WORDS, draw
-from tests.processes import Child
+from tests.processes import Child, until
 from tests.tiny import save_tiny_flamingo
 
 SERVING = ("fastapi", "uvicorn", "openai")  # what `transformers serve` needs

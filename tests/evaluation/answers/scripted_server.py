@@ -3,7 +3,6 @@
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -157,11 +156,3 @@ def serving(answer: Callable[[Reply], str | Reply] = by_content) -> Iterator[Scr
         server.closing.set()
         server.shutdown()
         server.server_close()
-
-
-def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
-    """Waits for a condition of another thread or process."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)

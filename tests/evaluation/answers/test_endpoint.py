@@ -16,9 +16,9 @@ from flamboyance.evaluation.answers.endpoint import EndpointAnswers, EndpointErr
 from flamboyance.evaluation.answers.http_client import Client, RefusedError
 from flamboyance.evaluation.run import Settings
 from flamboyance.images import load_image
-from tests.evaluation.answers.scripted_server import chat, serving, until
+from tests.evaluation.answers.scripted_server import chat, serving
 from tests.evaluation.small_tasks import captions, draw, questions
-from tests.processes import Child
+from tests.processes import Child, until
 
 
 @pytest.fixture(autouse=True)
