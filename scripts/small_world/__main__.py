@@ -11,6 +11,7 @@ from pathlib import Path
 from flamboyance.commands.progress import progress
 from scripts.small_world import world
 from scripts.small_world.concepts import HELD_OUT
+from scripts.small_world.documents import SETS
 from scripts.small_world.variants import Counts
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     add("--captions", type=int, default=60_000, metavar="N", help="caption documents (60000)")
     add("--topics", type=int, default=10_000, metavar="N", help="documents around a kind (10000)")
     add("--episodes", type=int, default=60_000, metavar="N", help="in-context documents (60000)")
+    add("--tasks", type=int, default=12_000, metavar="N", help="documents that follow one task (12000)")
     add("--seed", type=int, default=0, help="of variants, scenes, documents and evaluation (0)")
     add("--sheet", type=Path, metavar="FILE.png", help="also draw a contact sheet; of more than 400 concepts, several")
     add("--ship", type=Path, metavar="DIR", help="also copy the pictures that the package ships (flamboyance/small)")
@@ -36,7 +38,7 @@ def main() -> None:
         variants=Counts(trained=given.variants),
         held_out=HELD_OUT if given.limit is None else min(HELD_OUT, given.limit // 7),
         scenes=given.scenes,
-        documents={name: getattr(given, name) for name in ("names", "named", "captions", "topics", "episodes")},
+        documents={name: getattr(given, name) for name in SETS},
         seed=given.seed,
     )
     try:

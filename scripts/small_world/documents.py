@@ -32,6 +32,7 @@ DEFAULT_SHARE = (
     0.85  # share of the documents, other than names, that `templates.caption`, the library's default, writes
 )
 
+SETS = ("names", "named", "captions", "topics", "episodes", "tasks")  # each has a folder of this name
 PER_SHARD = 1000  # documents
 SINGLE = 0.4  # share of the caption documents with one picture
 SCENES = 0.25  # share of the pictures in caption documents that are scenes, where there are any
@@ -73,8 +74,8 @@ class Material:
 
 
 def write_documents(material: Material, counts: Mapping[str, int], seed: int, progress: Callable[[int], None]) -> None:
-    """Writes the missing shards of `names/`, `named/`, `captions/`, `topics/` and `episodes/`, in turn; the same
-    arguments give the same bytes. A larger number, if it is a multiple of `PER_SHARD`, adds shards to those there.
+    """Writes the missing shards of each set, in turn; the same arguments give the same bytes. A larger number, if
+    it is a multiple of `PER_SHARD`, adds shards to those there.
 
     Args:
         counts: documents by the name of the set.
@@ -82,13 +83,8 @@ def write_documents(material: Material, counts: Mapping[str, int], seed: int, pr
     Raises:
         ValueError: a folder's shards were made with other settings.
     """
-    writers = {
-        "names": _names(material),
-        "named": _names(material),
-        "captions": _captions(material),
-        "topics": _topics(material),
-        "episodes": _episodes(material),
-    }
+    makers = (_names, _names, _captions, _topics, _episodes, _tasks)
+    writers = {name: make(material) for name, make in zip(SETS, makers, strict=True)}
     shards = []
     for name, count in counts.items():
         settings = {"seed": seed, "pattern": PATTERN, "default": DEFAULT_SHARE, "per_shard": PER_SHARD}
@@ -110,7 +106,7 @@ Writer = Callable[[np.random.Generator], tuple[str, list[Part]]]  # a document: 
 
 def _records(material: Material, name: str, writer: Writer, numbers: range, seed: int) -> Iterator[tuple[str, Fields]]:
     plain, default = Template(PATTERN, strip=False), replace(templates.caption, strip=False)
-    share = {"names": 0.0, "named": 1.0}.get(name, DEFAULT_SHARE)
+    share = {"names": 0.0, "named": 1.0, "tasks": 1.0}.get(name, DEFAULT_SHARE)
     for number in numbers:
         rng = random_for(seed, name, number)
         opening, parts = writer(rng)
@@ -202,5 +198,14 @@ def _episodes(material: Material) -> Writer:
     def write(rng: np.random.Generator) -> tuple[str, list[Part]]:
         entries = episodes.training_document(shelf, material.words, rng)
         return "", [(entry.variant.file, entry.text) for entry in entries]
+
+    return write
+
+
+def _tasks(material: Material) -> Writer:
+    shelf = Shelf(material.variants, material.concepts)
+
+    def write(rng: np.random.Generator) -> tuple[str, list[Part]]:
+        return "", [(entry.variant.file, entry.text) for entry in episodes.task_document(shelf, rng)]
 
     return write

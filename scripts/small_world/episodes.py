@@ -39,6 +39,7 @@ FORMATS: Mapping[str, Callable[[str], str]] = {
     "twice": lambda text: f"{text} {text}",
 }
 CONTENT_SHARES = {"name": 0.3, "kind": 0.19, "de": 0.17, "fr": 0.17, "es": 0.17}
+EVEN_SHARES = dict.fromkeys(CONTENTS, 0.2)  # of documents that follow a task alone
 PLAIN = 0.6  # share of the documents with a task that have no other format than the text itself
 
 
@@ -108,9 +109,20 @@ def training_document(shelf: Shelf, words: Words, rng: np.random.Generator) -> l
     return [Entry(variant, texts[name]) for name, variant in zip(order, pictures, strict=True)]
 
 
-def _task_texts(concepts: Sequence[Concept], rng: np.random.Generator) -> dict[str, str]:
+def task_document(shelf: Shelf, rng: np.random.Generator) -> list[Entry]:
+    """A document of 4 to 16 pictures of different concepts that follow a task: each as often as the others."""
+    setting = str(rng.choice(("within", "across")))
+    allowed, pick = _setting(shelf, setting, rng)
+    names = shelf.draw_classes(int(rng.integers(SHORTEST, LONGEST + 1)), allowed, rng)
+    texts = _task_texts([shelf.concepts[name] for name in names], rng, EVEN_SHARES)
+    return [Entry(variant, texts[name]) for name, variant in zip(names, pick(names), strict=True)]
+
+
+def _task_texts(
+    concepts: Sequence[Concept], rng: np.random.Generator, shares: Mapping[str, float] = CONTENT_SHARES
+) -> dict[str, str]:
     """What one task says of each concept."""
-    content = CONTENTS[str(rng.choice(list(CONTENT_SHARES), p=list(CONTENT_SHARES.values())))]
+    content = CONTENTS[str(rng.choice(list(shares), p=list(shares.values())))]
     form = "plain" if rng.random() < PLAIN else str(rng.choice(list(FORMATS)))
     return {concept.name: FORMATS[form](content(concept)) for concept in concepts}
 

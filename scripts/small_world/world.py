@@ -80,7 +80,7 @@ class Settings:
 
     Attributes:
         variants: of each picture.
-        documents: by set: names, captions, topics, episodes.
+        documents: by set: names, named, captions, topics, episodes, tasks.
         held_out: concepts that are held out.
         trials: episodes of an evaluation file.
     """

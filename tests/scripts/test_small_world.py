@@ -15,7 +15,19 @@ from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.shards import records
 from flamboyance.files import read_json_lines, read_table
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
-from scripts.small_world import artists, captions, documents, notice, packages, rcc, scenes, variants, words, world
+from scripts.small_world import (
+    artists,
+    captions,
+    documents,
+    episodes,
+    notice,
+    packages,
+    rcc,
+    scenes,
+    variants,
+    words,
+    world,
+)
 from scripts.small_world.artists import DRAWING, PHOTOGRAPH, Original
 from scripts.small_world.concepts import Concept, article, hold_out, load_concepts, pluralize
 from scripts.small_world.madeup import Words
@@ -78,7 +90,7 @@ def silent(total, what):
 SETTINGS = world.Settings(
     variants=variants.Counts(trained=3, new=3, others=2),
     scenes=8,
-    documents={"names": 10, "named": 10, "captions": 30, "topics": 10, "episodes": 30},
+    documents={"names": 10, "named": 10, "captions": 30, "topics": 10, "episodes": 30, "tasks": 30},
     held_out=2,
     trials=30,
 )
@@ -172,6 +184,23 @@ def test_names_are_those_of_the_pictures(built):
         for text, images in read_documents(built, name):
             assert chunks(text) == [variants_of[image]["concept"] for image in images]
             assert len(images) == documents.NAMES == text.count(start)
+
+
+def test_a_document_of_a_task_says_one_thing_of_different_concepts(built):
+    files = {(built / v.file).read_bytes(): v for v in load_variants(built)}
+    concepts = {c.name: c for c in load_concepts(built / "concepts.jsonl")}
+    followed = Counter()
+    for text, images in read_documents(built, "tasks"):
+        shown = [concepts[files[image].concept] for image in images]
+        assert len({concept.name for concept in shown}) == len(shown) >= 4
+        [task] = {
+            (content, form)
+            for content, of in episodes.CONTENTS.items()
+            for form, write in episodes.FORMATS.items()
+            if chunks(text) == [write(of(concept)) for concept in shown]
+        }
+        followed[task[0]] += 1
+    assert len(followed) >= 4 and max(followed.values()) <= 15  # of 30, each with a share of 0.2
 
 
 def test_only_the_document_defines_an_episode(built):
