@@ -16,8 +16,8 @@ from benchmarks.papers_ablations.variants import INTERLEAVED, MISALIGNED, PAIRS
 from flamboyance.data.convert.shard_writer import Fields, json_bytes, write_shard
 from flamboyance.templates import IMAGE_TOKEN
 
-CONCEPTS = 120  # things, of which every seventh is held out
-NAMED, EPISODES = 4000, 12_000  # documents: six pictures with their names each, and episodes
+CONCEPTS = 60  # things, of which every seventh is held out
+NAMED, EPISODES = 2000, 6000  # documents: six pictures with their names each, and episodes
 
 
 def prepare(folder: Path) -> Path:

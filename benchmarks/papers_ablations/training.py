@@ -62,7 +62,7 @@ def run_of(variant: Variant, seed: int, steps: int, folder: Path, output: Path) 
 
 
 class WholeTexts(Judge):
-    """Chooses among candidates by whole texts, without a cache: right for every variant."""
+    """Chooses among candidates by whole texts, without a cache, in which a token sees one image alone."""
 
     @torch.no_grad()
     def _choice(self, trial: Trial) -> str:
@@ -102,13 +102,14 @@ def main() -> None:
     seconds = time.process_time() - began
     # The trained model itself: an exported one would have a Flamingo's own parts again.
     model = kept["model"].eval()
-    judge = WholeTexts(model, kept["processor"], TEMPLATE)
+    judge = (WholeTexts if variant.whole_texts else Judge)(model, kept["processor"], TEMPLATE)
     rows = []
     for task, shots in ASKED:
         some = [trial.few(shots) for trial in trials(given.folder / "world", task, given.trials)]
         rows.append({"task": task, "shots": shots, "right": judge.right(some), "total": len(some)})
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = {"variant": given.variant, "seed": given.seed, "steps": given.steps, "trained": trained}
+    (given.folder / "found").mkdir(exist_ok=True)
     write_json(given.folder / "found" / f"{name}.json", found | {"processor_s": round(seconds), "rows": rows})
 
 
