@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--trials", type=int, required=True)
     given = parser.parse_args()
-    variant, name = VARIANTS[given.variant], f"{given.variant}-{given.seed}"
+    variant, name = VARIANTS[given.variant], f"{given.variant}-{given.seed}-{given.steps}"
     output = given.folder / "runs" / name
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
