@@ -7,7 +7,8 @@ Differences from the published runs:
 - The 3B and 4B models compute in bfloat16. precision=fp32 restores float32.
 - Each image is at its own sentence. mmc4.protocol=openflamingo shuffles images as the original trainer did, and
   mmc4.assignment=best_sentence matches them as the trainer of the released models did.
-- The added tokens of the 4B models are trained. No setting restores the original, which could not train them.
+- The added tokens of the 4B models are trained. freeze_added_tokens=true leaves them as they begin: the original could
+  not train them.
 """
 
 from __future__ import annotations
