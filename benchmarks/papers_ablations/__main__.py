@@ -58,11 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, seed, status in track(run_all(left, given), "trainings", total=len(left)):
         if status:
             print(f"{name} with seed {seed} failed: see {log_of(given.folder, name, seed)}", file=sys.stderr)
-        if given.write:
+        if given.write:  # each time: a run of hours may be stopped
             write_json(KEPT, found(given.folder), indent=1)
     rows = [row for row in found(given.folder) if row["steps"] == given.steps]
     print(table.markdown(rows))
     if given.write:
+        write_json(KEPT, found(given.folder), indent=1)
         table.write(rows)
 
 
