@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,13 @@ import numpy as np
 
 from benchmarks.papers_ablations.variants import INTERLEAVED, MISALIGNED, PAIRS
 from flamboyance.data.convert.shard_writer import Fields, json_bytes, write_shard
+from flamboyance.data.documents import Record
+from flamboyance.data.shards import records
 from flamboyance.templates import IMAGE_TOKEN
 
 CONCEPTS = 60  # things, of which every seventh is held out
+# Files of the world's evaluation/.
+NAMING, WORDS, TASK = "naming-twemoji", "words-2way-within-twemoji", "which-task"
 NAMED, EPISODES = 2000, 6000  # documents: six pictures with their names each, and episodes
 
 
@@ -37,10 +40,10 @@ def prepare(folder: Path) -> Path:
 
 
 def documents(shard: Path) -> Iterator[dict[str, Any]]:
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            if file := tar.extractfile(member):
-                yield json.load(file)
+    for record in records(str(shard)):
+        if not isinstance(record, Record):
+            raise ValueError(f"{shard} is damaged ({record}): remove it, and start again")
+        yield json.loads(record.fields["json"])
 
 
 def made_over(name: str, given: Iterator[dict[str, Any]]) -> Iterator[tuple[str, Fields]]:

@@ -1,6 +1,6 @@
 """Parts of other designs, which take the place of a Flamingo's own for one training.
 
-A part's class is exchanged, so its parameters keep their names and nearly always their number.
+Only the class of a part is exchanged: its parameters stay.
 
 Shape letters: M images, P cells of the tower, Dv its width, D the resampler's, R rows of text, T tokens, H heads,
 K width of a head, L vectors per image.
@@ -21,8 +21,7 @@ OPEN = 20.0  # a gate whose tanh is 1
 
 
 class CellMLP(PerceiverResampler):
-    """Each cell of the tower by itself, through the feed-forwards alone: (M, 1, P, Dv) -> (M, P, D). Its parameters are
-    those of the layers' feed-forwards; the attention's are not used."""
+    """Each cell of the tower by itself, through the layers' feed-forwards alone: (M, 1, P, Dv) -> (M, P, D)."""
 
     def _resampled(self, patches: Tensor) -> Tensor:
         cells, positions = self._start(patches)
@@ -78,6 +77,8 @@ def last_images(layout: ImageAttentionLayout) -> Tensor:
 
 def with_mlp(model: FlamingoForConditionalGeneration) -> None:
     model.resampler.__class__ = CellMLP
+    for layer in model.resampler.layers:  # not used, and so neither trained nor counted
+        layer.attention.requires_grad_(False)
 
 
 def with_transformer(model: FlamingoForConditionalGeneration) -> None:
@@ -109,4 +110,4 @@ def with_new_language_model(model: FlamingoForConditionalGeneration) -> None:
     for module in language.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             module.weight.normal_(std=language.config.initializer_range)
-    model.language_model.requires_grad_(True)
+    with_trained_language_model(model)

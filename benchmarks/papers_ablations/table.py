@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.papers_ablations.data import NAMING, TASK, WORDS
 from benchmarks.papers_ablations.variants import VARIANTS
 from flamboyance.evaluation.metrics.intervals import wilson
 from flamboyance.figure_style import COLORS, INK, new_figure, save, style_axes
@@ -17,15 +18,15 @@ PAGE, FIGURE = DOCS / "ablations.md", DOCS / "pictures" / "ablations.png"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 # The columns: what a file of the world is called here, and its shots.
 COLUMNS: Mapping[tuple[str, int], str] = {
-    ("naming-twemoji", 0): "names, 0 shots",
-    ("words-2way-within-twemoji", 4): "two words, 4",
-    ("words-2way-within-twemoji", 8): "two words, 8",
-    ("which-task", 4): "which task, 4",
+    (NAMING, 0): "names, 0 shots",
+    (WORDS, 4): "two words, 4",
+    (WORDS, 8): "two words, 8",
+    (TASK, 4): "which task, 4",
 }
 CHANCE: Mapping[tuple[str, int], float] = {
-    ("words-2way-within-twemoji", 4): 1 / 2,
-    ("words-2way-within-twemoji", 8): 1 / 2,
-    ("which-task", 4): 1 / 7,
+    (WORDS, 4): 1 / 2,
+    (WORDS, 8): 1 / 2,
+    (TASK, 4): 1 / 7,
 }
 
 Row = dict[str, Any]
@@ -36,16 +37,18 @@ def by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: some for name in VARIANTS if (some := [row for row in rows if row["variant"] == name])}
 
 
+def answers(trainings: Sequence[Row], column: tuple[str, int]) -> list[Row]:
+    """`right` and `total` of each seed's model."""
+    return [one for row in trainings for one in row["rows"] if (one["task"], one["shots"]) == column]
+
+
 def shares(trainings: Sequence[Row], column: tuple[str, int]) -> list[float]:
-    """What each seed's model answered rightly."""
-    asked = [one for row in trainings for one in row["rows"] if (one["task"], one["shots"]) == column]
-    return [one["right"] / one["total"] for one in asked]
+    return [one["right"] / one["total"] for one in answers(trainings, column)]
 
 
 def spread(trainings: Sequence[Row], column: tuple[str, int]) -> tuple[float, float, float]:
     """The mean over the seeds, and an interval: the trials' 95 %, or from the lowest seed to the highest if wider."""
-    found = shares(trainings, column)
-    asked = [one for row in trainings for one in row["rows"] if (one["task"], one["shots"]) == column]
+    found, asked = shares(trainings, column), answers(trainings, column)
     low, high = wilson(sum(one["right"] for one in asked), sum(one["total"] for one in asked))
     return sum(found) / len(found), min(low, *found), max(high, *found)
 

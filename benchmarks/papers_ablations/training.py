@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.papers_ablations.variants import RATE, SIZES, VARIANTS, Variant
+from benchmarks.papers_ablations.data import NAMING, TASK, WORDS
+from benchmarks.papers_ablations.variants import PAIRS, RATE, SIZES, VARIANTS, Variant
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog, templates
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.files import write_json
@@ -25,7 +26,6 @@ from flamboyance.training.loop import train
 from flamboyance.training.run import TrainingRun
 from scripts.pretrain_small.measure import Judge, Trial, trials
 
-NAMING, WORDS, TASK = "naming-twemoji", "words-2way-within-twemoji", "which-task"
 ASKED: Sequence[tuple[str, int]] = ((NAMING, 0), (WORDS, 0), (WORDS, 4), (WORDS, 8), (TASK, 0), (TASK, 4))
 TEMPLATE = templates.caption
 
@@ -49,7 +49,7 @@ def build(variant: Variant) -> tuple[FlamingoForConditionalGeneration, FlamingoP
 def run_of(variant: Variant, seed: int, steps: int, folder: Path, output: Path) -> TrainingRun:
     sources: dict[str, Any] = {}
     for name, batch in variant.data.items():
-        several = variant.source if name != "pairs" else {}
+        several = variant.source if name != PAIRS else {}
         shards = str(folder / name / "*.tar")
         sources[name] = UserData(shards=shards, batch_size=batch, max_tokens=256, max_images=16, **several)
     settings = {"learning_rate": RATE, "betas": (0.9, 0.97), "warmup_steps": 15, "schedule": "linear"}
@@ -92,17 +92,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     run, began = run_of(variant, given.seed, given.steps, given.folder, output), time.process_time()
-    kept: dict[str, Any] = {}
-
-    def build_and_keep() -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-        kept["model"], kept["processor"] = run.build()
-        return kept["model"], kept["processor"]
-
-    train(replace(run, build=build_and_keep))
+    # The model itself is asked afterwards: an exported one would have a Flamingo's own parts again.
+    model, processor = run.build()
+    train(replace(run, build=lambda: (model, processor)))
     seconds = time.process_time() - began
-    # The trained model itself: an exported one would have a Flamingo's own parts again.
-    model = kept["model"].eval()
-    judge = (WholeTexts if variant.whole_texts else Judge)(model, kept["processor"], TEMPLATE)
+    judge = (WholeTexts if variant.whole_texts else Judge)(model.eval(), processor, TEMPLATE)
     rows = []
     for task, shots in ASKED:
         some = [trial.few(shots) for trial in trials(given.folder / "world", task, given.trials)]

@@ -12,29 +12,37 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from flamboyance.checkpoints.directory import WEIGHTS
+from flamboyance.checkpoints.directory import WEIGHTS, read_weights
 
 
 def average(earlier: Path, later: Path, share: float, output: Path) -> None:
     """Writes a copy of `later` whose trained tensors are `share` of its own and the rest of the earlier model's.
 
     Raises:
-        ValueError: the models have other tensors or sizes.
+        ValueError: the models have other tensors or sizes, or the share is not from 0 to 1.
         FileExistsError: the output is there already.
     """
-    before, after = load_file(earlier / WEIGHTS), load_file(later / WEIGHTS)
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share:g}: expected a number from 0 to 1")
+    if output.exists():
+        raise FileExistsError(f"{output} is there already; give a new directory")
+    (before, _), (after, _) = (read_weights(model / WEIGHTS) for model in (earlier, later))
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (before, after)]
     if different := sorted(dict(shapes[0].items() ^ shapes[1].items())):
         raise ValueError(f"{earlier} and {later} differ in {different[0]}: expected models of the same sizes")
-    shutil.copytree(later, output)
     mean = {name: torch.lerp(before[name].float(), tensor.float(), share) for name, tensor in after.items()}
-    with safe_open(later / WEIGHTS, "pt") as file:
-        save_file(mean, output / WEIGHTS, metadata=file.metadata())
+    with TemporaryDirectory(dir=output.parent) as temporary:  # a copy without the mean would pass for it
+        part = Path(temporary) / output.name
+        shutil.copytree(later, part)
+        with safe_open(later / WEIGHTS, "pt") as file:
+            save_file(mean, part / WEIGHTS, metadata=file.metadata())
+        part.rename(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from flamboyance.commands.progress import progress
 from scripts.small_world import world
 from scripts.small_world.concepts import HELD_OUT
-from scripts.small_world.documents import SETS
+from scripts.small_world.documents import WRITERS
 from scripts.small_world.variants import Counts
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         variants=Counts(trained=given.variants),
         held_out=HELD_OUT if given.limit is None else min(HELD_OUT, given.limit // 7),
         scenes=given.scenes,
-        documents={name: getattr(given, name) for name in SETS},
+        documents={name: getattr(given, name) for name in WRITERS},
         seed=given.seed,
     )
     try:

@@ -32,7 +32,6 @@ DEFAULT_SHARE = (
     0.85  # share of the documents, other than names, that `templates.caption`, the library's default, writes
 )
 
-SETS = ("names", "named", "captions", "topics", "episodes", "tasks")  # each has a folder of this name
 PER_SHARD = 1000  # documents
 SINGLE = 0.4  # share of the caption documents with one picture
 SCENES = 0.25  # share of the pictures in caption documents that are scenes, where there are any
@@ -83,8 +82,7 @@ def write_documents(material: Material, counts: Mapping[str, int], seed: int, pr
     Raises:
         ValueError: a folder's shards were made with other settings.
     """
-    makers = (_names, _names, _captions, _topics, _episodes, _tasks)
-    writers = {name: make(material) for name, make in zip(SETS, makers, strict=True)}
+    writers = {name: WRITERS[name](material) for name, count in counts.items() if count}
     shards = []
     for name, count in counts.items():
         settings = {"seed": seed, "pattern": PATTERN, "default": DEFAULT_SHARE, "per_shard": PER_SHARD}
@@ -209,3 +207,14 @@ def _tasks(material: Material) -> Writer:
         return "", [(entry.variant.file, entry.text) for entry in episodes.task_document(shelf, rng)]
 
     return write
+
+
+WRITERS: Mapping[str, Callable[[Material], Writer]] = {
+    "names": _names,
+    "named": _names,
+    "captions": _captions,
+    "topics": _topics,
+    "episodes": _episodes,
+    "tasks": _tasks,
+}
+"""By the name of the set, which is its folder's."""

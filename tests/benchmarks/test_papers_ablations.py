@@ -74,4 +74,8 @@ def test_the_table_has_means_over_seeds_beside_what_the_papers_found():
     lines = text.splitlines()
     assert lines[2].startswith(f"| {VARIANTS['baseline'].title} | 75% (60%–90%) |")
     assert lines[4].startswith(f"| {VARIANTS['mlp'].title} | 30% (22%–40%) |") and VARIANTS["mlp"].paper in lines[4]
-    assert table.figure([training("mlp", 0, 30), training("baseline", 0, 90)]).axes
+    drawn = table.figure([training("mlp", 0, 30), training("baseline", 0, 90)])
+    assert [text.get_text() for text in drawn.axes[0].get_yticklabels()] == [
+        VARIANTS[name].title for name in ("mlp", "baseline")
+    ]
+    assert [[bar.get_width() for bar in axes.patches] for axes in drawn.axes] == [[30, 90]] * len(table.COLUMNS)
