@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from flamboyance.model.trainable import checkpoint_layers, without_influence
 from flamboyance.model.vision import VisionTower
 
 START = math.log(1 / 0.07)  # of the logarithm of the inverse temperature: CLIP's
@@ -85,28 +85,15 @@ class DualEncoder(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Layers keep only their inputs and compute the rest again in the backward pass."""
-        for model in (self.vision.model, self.text):
-            if hasattr(model, "set_grad_checkpointing"):  # timm's
-                model.set_grad_checkpointing(True)
-            else:  # newer transformers have another name for it
-                enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-                enable({"use_reentrant": False})
-
-    def train(self, mode: bool = True) -> DualEncoder:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-        return self
+        self.vision.checkpoint_activations()
+        checkpoint_layers(self.text)
 
     def _unused(self) -> list[nn.Parameter]:
         """Parameters that the embeddings do not depend on, such as a tower's last norm and its pooling head."""
-        parameters = list(self.parameters())
         side, device = self.vision.image_size, self.log_scale.device
         self.eval()
         ids = torch.zeros(1, 1, dtype=torch.long, device=device)
         with torch.enable_grad():
             outputs = self(torch.zeros(1, 3, side, side, device=device), ids, torch.ones_like(ids))
-            total = sum(output.sum() for output in outputs)
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+            total = outputs.images.sum() + outputs.texts.sum() + outputs.scale
+        return without_influence(list(self.parameters()), total)

@@ -4,11 +4,13 @@ The resampler, the cross-attention and the added tokens are a Flamingo's own par
 backbones are opened by name; of them, adapters, trainable parameters, and weights that changed since are saved.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from flamboyance.model import adapters, linear
@@ -114,7 +116,8 @@ class TrainableModel(PreTrainedModel):
 
 def train_trainable(module: nn.Module, mode: bool) -> None:
     """Sets the mode of modules that contain trainable parameters, with their dropout. Adapters are separate from the
-    module that they adapt."""
+    module that they adapt. Batch normalisation keeps its statistics: those of a batch would be of one process's part,
+    and no checkpoint has them."""
     holding: set[int] = set()
 
     def holds(module: nn.Module) -> bool:
@@ -128,6 +131,7 @@ def train_trainable(module: nn.Module, mode: bool) -> None:
 
     def apply(module: nn.Module) -> None:
         adapter, trains = adapters.own_children(module), mode and id(module) in holding
+        trains = trains and not isinstance(module, _BatchNorm)
         module.training = trains
         for child in _apart(module, adapter):
             if next(child.parameters(), None) is None:
@@ -147,6 +151,22 @@ def _apart(module: nn.Module, adapter: list[nn.Module] | None) -> list[nn.Module
     """The children that do not belong to the adapter."""
     aside = {id(child) for child in adapter or ()}
     return [child for child in module.children() if id(child) not in aside]
+
+
+def without_influence(parameters: Sequence[nn.Parameter], scalar: Tensor) -> list[nn.Parameter]:
+    """The parameters that a scalar does not depend on. DDP would wait for their gradients."""
+    gradients = torch.autograd.grad(scalar, list(parameters), allow_unused=True)
+    return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def checkpoint_layers(model: Any) -> None:
+    """A library's model keeps only the inputs of its layers in training and computes the rest again in the backward
+    pass."""
+    if hasattr(model, "set_grad_checkpointing"):  # timm's and OpenCLIP's
+        model.set_grad_checkpointing(True)
+    else:  # newer transformers have another name for it
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
 
 
 def freeze(backbone: nn.Module) -> None:

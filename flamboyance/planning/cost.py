@@ -21,6 +21,7 @@ from flamboyance.images import ImageProcessor
 from flamboyance.planning.tracing import CostLedger, Device, DeviceKernels
 from flamboyance.training import parallel
 from flamboyance.training.step import summed_loss
+from flamboyance.training.trained_parts import TrainedParts
 
 PARTS = ("vision", "resampler", "cross_attention", "language_model", "head", "added_tokens")
 OUTSIDE = "head"  # the loss and everything outside of modules is counted with the output head
@@ -73,10 +74,13 @@ class Trace:
         return sum(self.flops.values())
 
 
-def meta_model(config: FlamingoConfig, precision: str = "fp32") -> FlamingoForConditionalGeneration:
+def meta_model(
+    config: FlamingoConfig, precision: str = "fp32", trained: TrainedParts = TrainedParts()
+) -> FlamingoForConditionalGeneration:
     """The model on the meta device, with its parts in the precisions of training."""
     with torch.device("meta"):
         model = FlamingoForConditionalGeneration(config)
+    trained.apply(model)
     parallel.set_precision(model, precision)
     return model.train()
 
@@ -89,6 +93,7 @@ def trace(
     precision: str = "fp32",
     checkpoint_activations: bool = False,
     sharded: bool = False,
+    trained: TrainedParts = TrainedParts(),
 ) -> Trace:
     """Runs a forward and backward pass of each batch in turn, as one micro-step does.
 
@@ -96,7 +101,7 @@ def trace(
         device: the device whose kernels are assumed.
         sharded: FSDP gathers parameters in the computing precision, so autocast casts none of them.
     """
-    model = meta_model(config, precision)
+    model = meta_model(config, precision, trained)
     if sharded and precision == "bf16":
         model.to(torch.bfloat16)
     if checkpoint_activations:

@@ -71,7 +71,7 @@ class ShardingUnits:
 
     Attributes:
         twice: sum of the units that both the forward and the backward pass gather.
-        once: sum of the tower's layers, which have no backward pass.
+        once: sum of the layers of a frozen tower, which have no backward pass.
         root: the rest, which stays gathered from its first use to its last.
         largest: the largest unit except the root.
         largest_trained: number of parameters of the largest trainable unit.
@@ -97,14 +97,14 @@ def units(model: Any, precision: str) -> ShardingUnits:
     to_kv = [p for block in model.blocks for p in block.attention.to_kv.parameters()]
     apart = {id(p) for p in to_kv}
     blocks = [[p for p in block.parameters() if id(p) not in apart] for block in model.blocks]
-    trained = [to_kv, list(model.resampler.parameters()), *blocks]
-    listed = [*decoder, *towers, *trained]
+    listed = [*decoder, *towers, to_kv, list(model.resampler.parameters()), *blocks]
+    once = sum(map(size, towers)) if not model.vision.trained else 0
     return ShardingUnits(
-        twice=sum(map(size, [*decoder, *trained])),
-        once=sum(map(size, towers)),
+        twice=sum(map(size, listed)) - once,
+        once=once,
         root=size(model.parameters()) - sum(map(size, listed)),
         largest=max(map(size, listed)),
-        largest_trained=max(sum(p.numel() for p in unit) for unit in trained),
+        largest_trained=max(sum(p.numel() for p in unit if p.requires_grad) for unit in listed),
     )
 
 

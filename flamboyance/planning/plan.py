@@ -28,6 +28,7 @@ from flamboyance.planning.memory import (
 )
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import Hardware
+from flamboyance.training.trained_parts import TrainedParts
 
 REACHED = 0.8  # fraction of the data sheet's bandwidth that long transfers reach, of a link or of memory
 
@@ -156,7 +157,7 @@ class Planner:
         self.config, self.hardware = config, hardware
         self.assumptions = assumptions or Assumptions()
         self._traces: dict[Any, Trace] = {}
-        self._models: dict[str, tuple[dict[str, PartSize], ShardingUnits]] = {}
+        self._models: dict[Any, tuple[dict[str, PartSize], ShardingUnits]] = {}
 
     def plan(self, training: TrainingConfig, gpus: int, per_node: int = 8) -> Plan:
         """A run on `gpus` devices, `per_node` in each node.
@@ -169,7 +170,7 @@ class Planner:
         per_node = min(gpus, per_node)
         spread = "ddp" if training.parallel == "auto" else training.parallel
         devices = Devices(spread if gpus > 1 else "single", gpus // per_node, per_node)
-        table, gathers = self._model(training.precision)
+        table, gathers = self._model(training)
         usual = {n: cost.typical_batch(s, self.assumptions.images_per_document) for n, s in training.sources.items()}
         largest = [cost.largest_batch(source) for source in training.sources.values()]
         passes = len(usual) * training.gradient_accumulation_steps
@@ -220,14 +221,16 @@ class Planner:
             changes["gradient_accumulation_steps"] = str(2 * training.gradient_accumulation_steps)
             yield planned(sources=sources, gradient_accumulation_steps=2 * training.gradient_accumulation_steps)
 
-    def _model(self, precision: str) -> tuple[dict[str, PartSize], ShardingUnits]:
-        if precision not in self._models:
-            model = cost.meta_model(self.config, precision)
-            self._models[precision] = parts(model), units(model, precision)
-        return self._models[precision]
+    def _model(self, training: TrainingConfig) -> tuple[dict[str, PartSize], ShardingUnits]:
+        key = training.precision, TrainedParts.of(training)
+        if key not in self._models:
+            model = cost.meta_model(self.config, *key)
+            self._models[key] = parts(model), units(model, training.precision)
+        return self._models[key]
 
     def _trace(self, batches: list[BatchSizes], training: TrainingConfig, devices: Devices) -> Trace:
-        key = (*batches, training.precision, training.checkpoint_activations, devices.shards > 1)
+        trained = TrainedParts.of(training)
+        key = (*batches, training.precision, training.checkpoint_activations, devices.shards > 1, trained)
         if key not in self._traces:
             self._traces[key] = cost.trace(
                 self.config,
@@ -236,5 +239,6 @@ class Planner:
                 precision=training.precision,
                 checkpoint_activations=training.checkpoint_activations,
                 sharded=devices.shards > 1,
+                trained=trained,
             )
         return self._traces[key]

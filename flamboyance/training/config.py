@@ -32,6 +32,8 @@ class TrainingConfig:
         precision: "fp32", or "bf16", which computes in bfloat16 and keeps the trainable parameters in float32.
         freeze_added_tokens: do not train the rows of `<image>`, `<|endofchunk|>` and other added tokens; they keep the
             values that they begin with (OpenFlamingo, table 5).
+        unfreeze_vision, unfreeze_language: train the vision tower or the language model too, at the same learning rate.
+            Flamingo lost by both: they forget what they were pretrained for. Batch normalisation keeps its statistics.
         parallel: "ddp", "fsdp" (sharded over all ranks), "hybrid" (sharded within a node, replicated across nodes), or
             "auto", which is "ddp" if there are several processes.
         checkpoint_activations: save memory by computing activations again in the backward pass.
@@ -78,6 +80,8 @@ class TrainingConfig:
     min_lr_factor: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     freeze_added_tokens: bool = False
+    unfreeze_vision: bool = False
+    unfreeze_language: bool = False
     parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
     checkpoint_activations: bool = False
     compile: bool = False
@@ -133,6 +137,14 @@ def check(config: TrainingConfig) -> None:
             raise ValueError(f"{name}={','.join(map(str, numbers))}: expected numbers of 0 or more, as in 0,4")
     if config.evaluate_queries is not None and config.evaluate_queries < 1:
         raise ValueError(f"evaluate_queries={config.evaluate_queries}: expected 1 or more, or none for all")
+    if config.unfreeze_vision and config.cache_features:
+        raise ValueError("unfreeze_vision=true, cache_features=true: features of a tower that is trained change; give one")
+    for name in ("unfreeze_vision", "unfreeze_language"):
+        if getattr(config, name) and config.export_openflamingo:
+            raise ValueError(
+                f"{name}=true, export_openflamingo=true: an OpenFlamingo checkpoint has no place for trained backbones; "
+                "leave one out"
+            )
     for name in ("decay_fraction", "min_lr_factor"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}={getattr(config, name)}: expected a number from 0 to 1")

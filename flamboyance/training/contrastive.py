@@ -125,7 +125,8 @@ class ContrastiveTrainer(Trainer):
     """
 
     def __init__(self, run: TrainingRun, *given: Any) -> None:
-        for name in ("compile", "cache_features", "export_openflamingo", "evaluate", "freeze_added_tokens"):
+        theirs = ("compile", "cache_features", "export_openflamingo", "evaluate")
+        for name in (*theirs, "freeze_added_tokens", "unfreeze_vision", "unfreeze_language"):
             if getattr(run.training, name):
                 raise ValueError(f"a contrastive run has no {name}; leave the setting out")
         if run.training.parallel not in ("auto", "ddp"):

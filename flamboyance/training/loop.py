@@ -32,6 +32,7 @@ from flamboyance.training.run_directory import explaining_full_disk, export, ide
 from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Stepper, StepResult
+from flamboyance.training.trained_parts import TrainedParts
 from flamboyance.training.throughput import Meter, ModelFlops
 
 PATIENCE = 10  # seconds until a run that was just killed has ended
@@ -131,8 +132,7 @@ class Trainer:
 
     def parallelized(self) -> Parallel:
         """The model in the run's precision, ready to train."""
-        if self.config.freeze_added_tokens:
-            self.model.added_tokens.requires_grad_(False)
+        TrainedParts.of(self.config).apply(self.model)
         set_precision(self.model, self.config.precision)
         return Parallel(self.model.train(), self.config, self.here)
 

@@ -56,7 +56,10 @@ def set_precision(model: Any, precision: str) -> None:
 
 def checkpoint_activations(model: Any) -> None:
     """Layers, gated blocks and the resampler's layers keep only their inputs and compute the rest again in the backward
-    pass. Blocks run in hooks outside of the layers' `forward`, so each is checkpointed by itself."""
+    pass; so do those of a tower that is trained. Blocks run in hooks outside of the layers' `forward`, so each is
+    checkpointed by itself."""
+    if model.vision.trained:
+        model.vision.checkpoint_activations()
     for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers):
         module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
 
@@ -81,14 +84,18 @@ def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
     computing = torch.bfloat16 if precision == "bf16" else None
     trained = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32)
     frozen = MixedPrecisionPolicy()
+
+    def policy(backbone: nn.Module) -> MixedPrecisionPolicy:
+        return trained if any(p.requires_grad for p in backbone.parameters()) else frozen
+
     whole = set(model.language_model.parameters()) if quantized(model.language_model) else set()
     options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
     if not whole:
         for layer in decoder_layers(model):
-            fully_shard(layer, mp_policy=frozen, **options)
+            fully_shard(layer, mp_policy=policy(layer), **options)
     for layers in (m for m in model.vision.modules() if isinstance(m, nn.ModuleList)):
         for layer in layers:
-            fully_shard(layer, mp_policy=frozen, **options)
+            fully_shard(layer, mp_policy=policy(layer), **options)
         break
     fully_shard([block.attention.to_kv for block in model.blocks], mp_policy=trained, **options)
     for block in model.blocks:

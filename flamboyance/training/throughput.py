@@ -24,7 +24,7 @@ class ModelFlops:
     """Floating-point operations that a step cannot do without: matrix products with weights, forward and backward.
 
     Each weight of a frozen language model costs two operations forward and two backward (the gradient of its input),
-    of the frozen tower two, and each trainable weight six. A convolution's weights are used at every place. As usual
+    of a frozen tower two, and each trainable weight six. A convolution's weights are used at every place. As usual
     for model FLOPs, neither the products inside attention, a few percent at these lengths, nor the recomputing of
     activation checkpointing are counted.
 
@@ -44,10 +44,16 @@ class ModelFlops:
         of_patches = [layer.attention.to_kv for layer in resampler.layers]
         to_kv = weights(of_patches if resampler.projection is None else [*of_patches, resampler.projection])
         keys_values = weights(block.attention.to_kv for block in model.blocks)
-        image = 0 if cached else tower
+        image = 0 if cached else 3 * tower if model.vision.trained else tower
         image += 6 * (weights(resampler.layers) * latents + to_kv * patches + keys_values * latents)
-        token = 4 * weights(decoder_layers(model)) + 6 * (weights(model.blocks) - keys_values)
-        return cls(token, image, 4 * sum(p.numel() for p in head.parameters() if p.ndim > 1))
+        layers = decoder_layers(model)
+        token = _each(layers) * weights(layers) + 6 * (weights(model.blocks) - keys_values)
+        return cls(token, image, _each(head) * sum(p.numel() for p in head.parameters() if p.ndim > 1))
+
+
+def _each(module: nn.Module) -> int:
+    """Operations of each weight of the language model, forward and backward."""
+    return 6 if any(p.requires_grad for p in module.parameters()) else 4
 
 
 def tower_cost(vision: VisionTower) -> tuple[int, int]:

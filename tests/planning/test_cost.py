@@ -16,6 +16,7 @@ from flamboyance.planning.cost import BatchSizes, batch_of, largest_batch, meta_
 from flamboyance.planning.tracing import CostLedger, DeviceKernels, attention
 from flamboyance.training.parallel import checkpoint_activations
 from flamboyance.training.step import summed_loss
+from flamboyance.training.trained_parts import TrainedParts
 from tests.model.families import PUBLISHED, make
 
 SMALL = [BatchSizes(4, 12, 4, 44), BatchSizes(3, 40, 7, 110)]
@@ -47,6 +48,16 @@ def really(model, checkpointed):
             loss.backward()
             del loss
     return ledger.peak, ledger.temporary
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_memory_with_trained_backbones_is_that_of_real_tensors(checkpointed):
+    model, trained = make("opt"), TrainedParts(vision=True, language=True)
+    traced = trace(model.config, SMALL, device="cpu", checkpoint_activations=checkpointed, trained=trained)
+    trained.apply(model)
+    peak, temporary = really(model, checkpointed)
+    assert traced.peak == pytest.approx(peak, rel=0.03)
+    assert traced.temporary == pytest.approx(temporary, rel=0.03)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

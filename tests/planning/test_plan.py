@@ -69,6 +69,23 @@ def test_memory_of_a_device(planner, trained):
     assert single.total == sum(getattr(single, f.name) for f in fields(Memory))
 
 
+def test_memory_follows_the_parts_that_are_trained(planner, trained):
+    model = make("llama")
+    rows = sum(p.numel() for p in model.added_tokens.parameters())
+    frozen = planner.plan(replace(TRAINING, freeze_added_tokens=True), 1)
+    assert frozen.memory.trained == 4 * (trained - rows)
+    for part, setting in (("vision", "unfreeze_vision"), ("language_model", "unfreeze_language")):
+        plan, usual = (planner.plan(training, 8) for training in (replace(TRAINING, **{setting: True}), TRAINING))
+        unused = sum(p.numel() for n, p in model.named_parameters() if "post_layernorm" in n) if part == "vision" else 0
+        more = sum(p.numel() for p in getattr(model, part).parameters()) - unused
+        assert plan.memory.trained == 4 * (trained + more)
+        assert plan.memory.optimizer == 8 * (trained + more)
+        assert plan.traffic.link == pytest.approx(usual.traffic.link * (trained + more) / trained)
+        assert sum(n for (p, d), n in plan.flops.items() if p == part and d == "backward") > sum(
+            n for (p, d), n in usual.flops.items() if p == part and d == "backward"
+        )
+
+
 def test_the_largest_batch_is_what_has_to_fit(planner):
     few = replace(TRAINING, sources={"documents": SOURCES["documents"]})
     more = replace(TRAINING, sources={"documents": replace(SOURCES["documents"], max_images=6)})

@@ -266,6 +266,24 @@ def test_frozen_rows_of_added_tokens_stay_and_all_else_is_trained(run, tmp_path)
         train(run(6))
 
 
+def test_trained_backbones_resume_and_are_exported(run, tmp_path):
+    unfrozen = {"unfreeze_vision": True, "unfreeze_language": True, "learning_rate": 1e-3}
+    train(run(2, **unfrozen))
+    train(run(4, **unfrozen))
+    open_model = FlamingoForConditionalGeneration.from_pretrained
+    before, resumed = (dict(open_model(tmp_path / "run" / name).named_parameters()) for name in ("start/model", "model"))
+    changed = {name for name in before if not torch.equal(before[name], resumed[name])}
+    for part in ("vision.", "language_model.", "resampler.", "cross_attention.", "added_tokens."):
+        assert any(name.startswith(part) for name in changed), part
+    unused = {name for name in before if "post_layernorm" in name or "position_ids" in name}
+    assert unused and not unused & changed
+
+    shutil.rmtree(tmp_path / "run")
+    train(run(4, **unfrozen))
+    whole = dict(open_model(tmp_path / "run" / "model").named_parameters())
+    assert all(torch.equal(whole[name], resumed[name]) for name in resumed)
+
+
 def test_a_checkpoint_of_another_language_model_is_refused(run, tmp_path):
     train(run(2))
     build = run(4).build
@@ -420,6 +438,9 @@ def test_tensorboard(run, tmp_path):
         ({"max_grad_norm": -1.0}, r"max_grad_norm=-1\.0"),
         ({"parallel": "dpp"}, "parallel='dpp'.*auto, ddp, fsdp, hybrid"),
         ({"precision": "fp16"}, "precision='fp16'.*fp32, bf16"),
+        ({"unfreeze_vision": True, "cache_features": True}, "unfreeze_vision=true.*cache_features=true"),
+        ({"unfreeze_vision": True, "export_openflamingo": True}, "unfreeze_vision=true.*OpenFlamingo"),
+        ({"unfreeze_language": True, "export_openflamingo": True}, "unfreeze_language=true.*OpenFlamingo"),
         ({"schedule": "step"}, "schedule='step'.*constant, cosine, linear"),
     ],
 )

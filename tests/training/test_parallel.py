@@ -19,21 +19,22 @@ MAIN = ["ddp:opt", "fsdp:opt", "ddp:llama", "fsdp:llama"]
 SHORT = ["fsdp:gpt_neox:short", "fsdp:opt:checkpointed:short", "hybrid:opt:short", "fsdp:opt:bf16:short"]
 EVALUATED = ["fsdp:opt:evaluated:short", "fsdp:llama:evaluated:bf16:short"]
 QUANTIZED = "fsdp:llama:quantized:short"
+UNFROZEN = ["ddp:opt:unfrozen:short", "fsdp:opt:unfrozen:checkpointed:short", "fsdp:llama:unfrozen:bf16:short"]
 SAVED = ["ddp:opt:saved:short", "fsdp:opt:saved:short", "hybrid:llama:saved:short"]
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("two") / "found.pt"
-    ways = (*MAIN, *SHORT, *EVALUATED, QUANTIZED, *SAVED)
+    ways = (*MAIN, *SHORT, *EVALUATED, QUANTIZED, *UNFROZEN, *SAVED)
     ranks(worker.main, [str(STEPS), str(path), *ways], log=path.with_suffix(".log"))
     return {**torch.load(path), "folder": path.parent}
 
 
 @cache
-def alone(family: str, precision: str = "fp32", packed: bool = False, evaluated: bool = False) -> dict:
+def alone(family: str, precision: str = "fp32", **flags: bool) -> dict:
     here = World()
-    return worker.run(here, "auto", family, STEPS, packed, evaluated, precision=precision)
+    return worker.run(here, "auto", family, STEPS, precision=precision, **flags)
 
 
 @pytest.mark.parametrize("way", MAIN)
@@ -71,6 +72,18 @@ def test_a_sharded_model_is_evaluated_before_its_first_step(together, way):
         assert together[way]["said"] == single["said"]
     assert len(together[way]["said"][0]) == len(single["said"][0])
     assert together[way]["loss"] == pytest.approx(single["loss"][:8], rel=0.05 if low else 1e-4)
+
+
+@pytest.mark.parametrize("way", UNFROZEN)
+def test_trained_backbones_follow_one_process_too(together, way):
+    family, low = way.split(":")[1], "bf16" in way
+    single = alone(family, "bf16" if low else "fp32", unfrozen=True)
+    assert together[way]["loss"] == pytest.approx(single["loss"][:8], rel=0.05 if low else 1e-4)
+    start = dict(worker.make(family).named_parameters())
+    for part in ("vision.", "language_model."):
+        moved = [n for n, p in together[way]["parameters"].items() if n.startswith(part) and not torch.equal(p, start[n])]
+        assert len(moved) > 10, part
+    assert not any("post_layernorm" in name for name in together[way]["parameters"])  # the patches come before it
 
 
 def test_added_tokens_train_under_sharding(together):

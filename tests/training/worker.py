@@ -19,6 +19,7 @@ from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.step import Stepper
+from flamboyance.training.trained_parts import TrainedParts
 from tests.model.families import images, make, pad_left, prompt
 from tests.training.batches import item, normalized, training
 
@@ -55,6 +56,7 @@ def run(
     steps: int,
     packed: bool = False,
     evaluated: bool = False,
+    unfrozen: bool = False,
     folder=None,
     **options,
 ) -> dict:
@@ -63,6 +65,7 @@ def run(
     model = make(family).train()
     if packed:
         quantize(model)
+    TrainedParts(vision=unfrozen, language=unfrozen).apply(model)
     set_precision(model, config.precision)
     parallel = Parallel(model, config, here)
     stepper = Stepper(parallel, make_optimizer(model.trained_parameters(), config), config, normalized)
@@ -128,6 +131,7 @@ def main(arguments: list[str]) -> None:
             kind, family, *flags = way.split(":")
             options: dict = {"checkpoint_activations": "checkpointed" in flags, "compile": "compiled" in flags}
             options["evaluated"] = "evaluated" in flags
+            options["unfrozen"] = "unfrozen" in flags
             options["packed"] = "quantized" in flags
             options["folder"] = Path(path).parent / f"{kind}-{family}" if "saved" in flags else None
             options["precision"] = "bf16" if "bf16" in flags else "fp32"
