@@ -21,7 +21,7 @@ from flamboyance.images import ImageProcessor
 from flamboyance.planning.tracing import CostLedger, Device, DeviceKernels
 from flamboyance.training import parallel
 from flamboyance.training.step import summed_loss
-from flamboyance.training.trained_parts import TrainedParts
+from flamboyance.training.trained_parts import FLAMINGO, TrainedParts
 
 PARTS = ("vision", "resampler", "cross_attention", "language_model", "head", "added_tokens")
 OUTSIDE = "head"  # the loss and everything outside of modules is counted with the output head
@@ -75,7 +75,7 @@ class Trace:
 
 
 def meta_model(
-    config: FlamingoConfig, precision: str = "fp32", trained: TrainedParts = TrainedParts()
+    config: FlamingoConfig, precision: str = "fp32", trained: TrainedParts = FLAMINGO
 ) -> FlamingoForConditionalGeneration:
     """The model on the meta device, with its parts in the precisions of training."""
     with torch.device("meta"):
@@ -93,7 +93,7 @@ def trace(
     precision: str = "fp32",
     checkpoint_activations: bool = False,
     sharded: bool = False,
-    trained: TrainedParts = TrainedParts(),
+    trained: TrainedParts = FLAMINGO,
 ) -> Trace:
     """Runs a forward and backward pass of each batch in turn, as one micro-step does.
 

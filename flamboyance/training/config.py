@@ -138,11 +138,13 @@ def check(config: TrainingConfig) -> None:
     if config.evaluate_queries is not None and config.evaluate_queries < 1:
         raise ValueError(f"evaluate_queries={config.evaluate_queries}: expected 1 or more, or none for all")
     if config.unfreeze_vision and config.cache_features:
-        raise ValueError("unfreeze_vision=true, cache_features=true: features of a tower that is trained change; give one")
+        raise ValueError(
+            "unfreeze_vision=true, cache_features=true: features of a tower that is trained change; give one"
+        )
     for name in ("unfreeze_vision", "unfreeze_language"):
         if getattr(config, name) and config.export_openflamingo:
             raise ValueError(
-                f"{name}=true, export_openflamingo=true: an OpenFlamingo checkpoint has no place for trained backbones; "
+                f"{name}=true, export_openflamingo=true: an OpenFlamingo checkpoint has no place for a backbone; "
                 "leave one out"
             )
     for name in ("decay_fraction", "min_lr_factor"):

@@ -32,8 +32,8 @@ from flamboyance.training.run_directory import explaining_full_disk, export, ide
 from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Stepper, StepResult
-from flamboyance.training.trained_parts import TrainedParts
 from flamboyance.training.throughput import Meter, ModelFlops
+from flamboyance.training.trained_parts import TrainedParts
 
 PATIENCE = 10  # seconds until a run that was just killed has ended
 SELDOM = 100  # steps between figures that need every rank: dropped documents, and the gates of a sharded model

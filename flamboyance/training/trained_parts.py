@@ -39,6 +39,9 @@ class TrainedParts(NamedTuple):
             model.language_model.requires_grad_(True)
 
 
+FLAMINGO = TrainedParts()
+
+
 def _unfreeze(tower: VisionTower) -> None:
     """All that the patches depend on; not the last norm and the pooling, which get no gradient."""
     tower.requires_grad_(True)

@@ -271,7 +271,9 @@ def test_trained_backbones_resume_and_are_exported(run, tmp_path):
     train(run(2, **unfrozen))
     train(run(4, **unfrozen))
     open_model = FlamingoForConditionalGeneration.from_pretrained
-    before, resumed = (dict(open_model(tmp_path / "run" / name).named_parameters()) for name in ("start/model", "model"))
+    before, resumed = (
+        dict(open_model(tmp_path / "run" / name).named_parameters()) for name in ("start/model", "model")
+    )
     changed = {name for name in before if not torch.equal(before[name], resumed[name])}
     for part in ("vision.", "language_model.", "resampler.", "cross_attention.", "added_tokens."):
         assert any(name.startswith(part) for name in changed), part

@@ -81,7 +81,9 @@ def test_trained_backbones_follow_one_process_too(together, way):
     assert together[way]["loss"] == pytest.approx(single["loss"][:8], rel=0.05 if low else 1e-4)
     start = dict(worker.make(family).named_parameters())
     for part in ("vision.", "language_model."):
-        moved = [n for n, p in together[way]["parameters"].items() if n.startswith(part) and not torch.equal(p, start[n])]
+        moved = [
+            n for n, p in together[way]["parameters"].items() if n.startswith(part) and not torch.equal(p, start[n])
+        ]
         assert len(moved) > 10, part
     assert not any("post_layernorm" in name for name in together[way]["parameters"])  # the patches come before it
 
