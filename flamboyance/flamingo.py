@@ -93,7 +93,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
 
         Args:
             vision, vision_pretrained: a hub id or directory; or an OpenCLIP name and its tag; or `timm/<name>`.
-            image_size, feature_levels: of timm's towers, as in VisionTower.from_pretrained.
+            image_size, feature_levels: of the tower, as in VisionTower.from_pretrained.
             language: hub id or directory of any causal language model; a GGUF file; or `package:NAME`, an installed
                 Python package with weights.
             processor: a FlamingoProcessor with the language model's tokenizer; it determines the ids of added tokens.

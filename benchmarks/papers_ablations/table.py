@@ -20,12 +20,10 @@ BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 COLUMNS: Mapping[tuple[str, int], str] = {
     (NAMING, 0): "names, 0 shots",
     (WORDS, 4): "two words, 4",
-    (WORDS, 8): "two words, 8",
     (TASK, 4): "which task, 4",
 }
 CHANCE: Mapping[tuple[str, int], float] = {
     (WORDS, 4): 1 / 2,
-    (WORDS, 8): 1 / 2,
     (TASK, 4): 1 / 7,
 }
 

@@ -26,7 +26,7 @@ from flamboyance.training.loop import train
 from flamboyance.training.run import TrainingRun
 from scripts.pretrain_small.measure import Judge, Trial, trials
 
-ASKED: Sequence[tuple[str, int]] = ((NAMING, 0), (WORDS, 0), (WORDS, 4), (WORDS, 8), (TASK, 0), (TASK, 4))
+ASKED: Sequence[tuple[str, int]] = ((NAMING, 0), (WORDS, 4), (TASK, 4))
 TEMPLATE = templates.caption
 
 
@@ -103,6 +103,7 @@ def main() -> None:
         rows.append({"task": task, "shots": shots, "right": judge.right(some), "total": len(some)})
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = {"variant": given.variant, "seed": given.seed, "steps": given.steps, "trained": trained}
+    found["precision"] = run.training.precision
     (given.folder / "found").mkdir(exist_ok=True)
     write_json(given.folder / "found" / f"{name}.json", found | {"processor_s": round(seconds), "rows": rows})
 

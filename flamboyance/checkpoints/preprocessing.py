@@ -18,22 +18,27 @@ def image_processor_of(vision: dict[str, Any]) -> ImageProcessor:
     Args:
         vision: the tower's spec, as FlamingoConfig.vision.
     """
-    name = vision["name"]
-    if name and vision["library"] == "transformers":
-        if Path(name).is_dir():
-            if (Path(name) / "preprocessor_config.json").is_file():
-                return ImageProcessor.from_pretrained(name)
-        else:
-            try:
-                return ImageProcessor.from_pretrained(name, **hub.options(name, {}))
-            except (OSError, ValueError):  # out of reach, or an unknown form
-                pass
+    stated = _stated(vision["name"]) if vision["library"] == "transformers" else None
+    if stated is not None:
+        return stated.of_size(vision["image_size"]) if "image_size" in vision else stated
     family = tower_preprocessing(vision)
     side, levels = family["image_size"], {"mean": family["mean"], "std": family["std"]}
     square = (side, side)
     if family["resize"] == "exact":
         return ImageProcessor(size=square, **levels)
     return ImageProcessor(size=side, crop=square, **levels)
+
+
+def _stated(name: str | None) -> ImageProcessor | None:
+    """The preprocessing in a directory or repository, if there is one."""
+    if not name:
+        return None
+    if Path(name).is_dir():
+        return ImageProcessor.from_pretrained(name) if (Path(name) / "preprocessor_config.json").is_file() else None
+    try:
+        return ImageProcessor.from_pretrained(name, **hub.options(name, {}))
+    except (OSError, ValueError):  # out of reach, or an unknown form
+        return None
 
 
 def follow_tower(processor: Any, vision: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class ImageProcessor:
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the result, in pixels."""
         return self.crop or (self.size if isinstance(self.size, tuple) else (self.size, self.size))
+
+    def of_size(self, side: int) -> ImageProcessor:
+        """The same for images of `side` pixels; a crop keeps its share of the resized image."""
+        if not isinstance(self.size, int):
+            return replace(self, size=(side, side), crop=None)
+        return replace(self, size=round(self.size * side / min(self.image_size)), crop=(side, side))
 
     def __call__(self, image: Any) -> torch.Tensor:
         """Anything `load_image` reads -> float32 (3, H, W)."""

@@ -92,7 +92,8 @@ class VisionTower(nn.Module):
             dtype: of the weights; None or "auto": that of the files.
             projection: load the projection of CLIP's pooled feature too, if the files have it; `embed` uses it. Only
                 for transformers' CLIP; towers of other libraries have it always.
-            image_size: the side of the images in pixels, if another one than the tower's own; only of timm's towers.
+            image_size: the side of the images in pixels, if another one than the tower's own. The positions of a ViT
+                are interpolated to the new grid.
             feature_levels: timm's `out_indices`: the feature maps of a convolutional tower, the finest first. Finer
                 ones are averaged to the coarsest grid, and all are joined in one patch's channels. None: the last one.
             quantize: "int8" or "int4": the scheme of its linear layers. Towers of timm, most of whose weights are those
@@ -114,9 +115,12 @@ class VisionTower(nn.Module):
             spec["config"] = config
             check_vision(spec)
             quantization.check_again(quantize, config.get("quantization_config"), spec["name"])
+            spec = _sized(spec)
             module, linear = vision_transformers.load(
                 spec["name"], config, dtype=dtype, projection=projection, quantize=quantize, **options
             )
+            if spec["config"] != config:
+                vision_transformers.resize_positions(module, spec["config"])
             return cls(module, spec, linear)
         load = vision_libraries.openclip_load if spec["library"] == "openclip" else vision_libraries.timm_load
         model, spec["config"] = load(spec, **options)
@@ -243,23 +247,36 @@ def tower_spec(
 def chosen_settings(spec: dict[str, Any]) -> dict[str, Any]:
     """The image_size and feature_levels with which `VisionTower.from_pretrained` opens a tower of this spec again."""
     config = spec["config"]
-    if spec["library"] != "timm" or config is None:
-        return {}
-    return {"image_size": config["image_size"], "feature_levels": config.get("feature_levels")}
+    if spec["library"] != "timm":
+        return {"image_size": spec["image_size"]} if "image_size" in spec else {}
+    return (
+        {} if config is None else {"image_size": config["image_size"], "feature_levels": config.get("feature_levels")}
+    )
 
 
 def _adjusted(spec: dict[str, Any], image_size: int | None, feature_levels: Sequence[int] | None) -> dict[str, Any]:
     """A spec with another image size or feature levels than the library's."""
     if spec["library"] != "timm":
-        given = "image_size" if image_size is not None else "feature_levels"
-        raise ValueError(
-            f"vision tower {spec['name']}: {given} is for timm's towers; one of {spec['library']} takes images and "
-            "gives features as it was trained to; leave the setting out"
-        )
+        if feature_levels is not None:
+            raise ValueError(
+                f"vision tower {spec['name']}: feature_levels is for timm's towers; one of {spec['library']} gives "
+                "features as it was trained to; leave the setting out"
+            )
+        return spec | {"image_size": image_size}
     changed: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
     if feature_levels is not None:
         changed["feature_levels"] = list(feature_levels)
     return dict(spec, config=vision_libraries.timm_config(spec) | changed)
+
+
+def _sized(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec whose config has the chosen image size, if one is."""
+    side, config, library = spec.get("image_size"), spec["config"], spec["library"]
+    if side is None or library == "timm":
+        return spec
+    if library == "openclip":
+        return spec | {"config": config | {"image_size": side}}
+    return spec | {"config": vision_transformers.sized(config, side, spec["name"])}
 
 
 def tower_preprocessing(spec: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +345,7 @@ def _complete(spec: dict[str, Any]) -> dict[str, Any]:
             spec["config"] = vision_libraries.openclip_config(spec)
         else:
             spec["config"] = vision_libraries.timm_config(spec)
-    return spec
+    return _sized(spec)
 
 
 def _torch_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -48,18 +48,37 @@ def openclip_load(
         _refuse_offline(spec, "open_clip")
     name, pretrained = _openclip_name(spec["name"]), spec["pretrained"]
     if not name.startswith(("local-dir:", "hf-hub:")):
-        _openclip_model(open_clip, name)
+        _check_side(spec, _openclip_model(open_clip, name)["vision_cfg"])
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
             raise ValueError(
                 f"vision tower {name}: pretrained={pretrained!r} is neither a file of weights nor one of its OpenCLIP "
                 f"tags; expected one of {', '.join(tags) or '(it has none)'}"
             )
-    quick_gelu = _quick_gelu(open_clip, spec)
+    quick_gelu, side = _quick_gelu(open_clip, spec), spec.get("image_size")
     model = open_clip.create_model(
-        name, pretrained=pretrained, cache_dir=cache_dir, force_quick_gelu=quick_gelu, require_pretrained=True
+        name,
+        pretrained=pretrained,
+        cache_dir=cache_dir,
+        force_quick_gelu=quick_gelu,
+        force_image_size=side,  # it interpolates the positions
+        require_pretrained=True,
     )
-    return model.visual, {"quick_gelu": quick_gelu} | _openclip_preprocessing(model.visual.preprocess_cfg)
+    preprocess = model.visual.preprocess_cfg | ({} if side is None else {"size": side})
+    return model.visual, {"quick_gelu": quick_gelu} | _openclip_preprocessing(preprocess)
+
+
+def _check_side(spec: dict[str, Any], vision: dict[str, Any]) -> None:
+    """Raises ValueError for a chosen image size that OpenCLIP has no positions for; `vision`: its own config."""
+    side, patch = spec.get("image_size"), vision.get("patch_size", 16)
+    if side is None or "timm_model_name" in vision:
+        return
+    if isinstance(vision.get("layers"), list):  # a ResNet, whose attention pooling has positions of its own
+        raise ValueError(f"vision tower {spec['name']}: image_size={side}, but a ResNet of OpenCLIP has one size")
+    if side < patch or side % patch:
+        raise ValueError(
+            f"vision tower {spec['name']}: image_size={side}; expected a multiple of {patch}, the side of a patch"
+        )
 
 
 def openclip_build(spec: dict[str, Any]) -> nn.Module:
@@ -69,6 +88,7 @@ def openclip_build(spec: dict[str, Any]) -> nn.Module:
         _openclip_name(spec["name"]),
         load_weights=False,
         force_quick_gelu=spec["config"]["quick_gelu"],
+        force_image_size=spec.get("image_size"),
         pretrained_text=False,
         device=torch.get_default_device(),
     )

@@ -14,6 +14,7 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
@@ -27,7 +28,12 @@ HALF = (0.5, 0.5, 0.5)
 
 
 class Family(NamedTuple):
-    """Facts about a model type. `resize`: "shortest" side and crop, or to the "exact" square."""
+    """Facts about a model type.
+
+    Attributes:
+        resize: "shortest" side and crop, or to the "exact" square.
+        positions: how the library interpolates them to another grid.
+    """
 
     model_class: str
     has_class_token: bool
@@ -35,15 +41,23 @@ class Family(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: str
+    positions: dict[str, Any]
 
+
+BICUBIC = {"mode": "bicubic"}
+SMOOTH = {"antialias": True}
 
 FAMILIES = {
-    "clip_vision_model": Family("CLIPVisionModel", True, False, CLIP_MEAN, CLIP_STD, "shortest"),
-    "siglip_vision_model": Family("SiglipVisionModel", False, False, HALF, HALF, "exact"),
-    "siglip2_vision_model": Family("Siglip2VisionModel", False, True, HALF, HALF, "exact"),
-    "dinov2": Family("Dinov2Model", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest"),
-    "vit": Family("ViTModel", True, False, HALF, HALF, "exact"),
+    "clip_vision_model": Family("CLIPVisionModel", True, False, CLIP_MEAN, CLIP_STD, "shortest", BICUBIC),
+    "siglip_vision_model": Family("SiglipVisionModel", False, False, HALF, HALF, "exact", BICUBIC),
+    "siglip2_vision_model": Family(
+        "Siglip2VisionModel", False, True, HALF, HALF, "exact", {"mode": "bilinear"} | SMOOTH
+    ),
+    "dinov2": Family("Dinov2Model", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest", BICUBIC),
+    "dinov2_with_registers": Family(
+        "Dinov2WithRegistersModel", True, True, IMAGENET_MEAN, IMAGENET_STD, "shortest", BICUBIC | SMOOTH
+    ),
+    "vit": Family("ViTModel", True, False, HALF, HALF, "exact", BICUBIC),
 }
 
 # OpenAI's towers under OpenCLIP's names: the hub's repository, width, layers, heads, patch, image side.
@@ -190,6 +204,42 @@ def geometry(config: dict[str, Any]) -> tuple[int, int, int]:
         grid = int(hf_config.num_patches**0.5)
         return hf_config.hidden_size, grid * patch, grid**2
     return hf_config.hidden_size, hf_config.image_size, (hf_config.image_size // patch) ** 2
+
+
+def sized(config: dict[str, Any], side: int, name: str | None) -> dict[str, Any]:
+    """The config of a tower for images of another side in pixels.
+
+    Raises:
+        ValueError: the side is not a multiple of the patch's.
+    """
+    patch = AutoConfig.for_model(**config).patch_size
+    if side < patch or side % patch:
+        raise ValueError(f"vision tower {name}: image_size={side}; expected a multiple of {patch}, the side of a patch")
+    if config["model_type"] == "siglip2_vision_model":
+        return config | {"num_patches": (side // patch) ** 2}
+    return config | {"image_size": side}
+
+
+@torch.no_grad()
+def resize_positions(module: Any, config: dict[str, Any]) -> None:
+    """Gives a tower the grid of another config, with its position embeddings interpolated as its library does at run
+    time: once, so that every forward pass is an ordinary one."""
+    family, old = family_of(config), module.embeddings
+    for key in ("image_size", "num_patches"):
+        if key in config:
+            setattr(module.config, key, config[key])
+    new = type(old)(module.config)
+    state, shapes = old.state_dict(), {name: tensor.shape for name, tensor in new.state_dict().items()}
+    name = next(name for name in state if name.removesuffix(".weight").endswith(("position_embedding", "_embeddings")))
+    table = state[name].view(-1, state[name].shape[-1])
+    special, rows = int(family.has_class_token), shapes[name].numel() // table.shape[1]
+    first, grid = table[:special], table[special:].float().T
+    before, after = round(grid.shape[1] ** 0.5), round((rows - special) ** 0.5)
+    square, size = grid.view(1, -1, before, before), (after, after)
+    cells = F.interpolate(square, size=size, align_corners=False, **family.positions)
+    state[name] = torch.cat([first, cells[0].flatten(1).T.to(first)]).view(shapes[name])
+    new.to(state[name]).load_state_dict({key: state[key] for key in shapes})
+    module.embeddings = new.train(old.training)
 
 
 def preprocessing(config: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Encoders:
         text: the text encoder with its tokenizer, a hub id or directory of transformers, such as BERT's.
         from_scratch: vision, text, or vision,text: begins with random weights, and reads the configuration alone.
         vision_pretrained: timm's tag, or a file of weights.
-        image_size: of timm's towers: another image size.
+        image_size: of the images in pixels, if another one than the tower's own.
         width: of the common space. Flamingo's was 1376.
     """
 

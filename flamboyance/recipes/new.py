@@ -36,7 +36,8 @@ class Backbones:
         vision: a hub id or directory; timm/NAME; or OpenCLIP's name, with vision_pretrained.
         language: a hub id or directory; a .gguf file; or package:NAME, an installed Python package with weights.
         vision_pretrained: OpenCLIP's or timm's tag, or a file of weights.
-        image_size, feature_levels: of timm's towers: another image size, and the feature maps that are joined.
+        image_size: of the images in pixels, if another one than the tower's own: positions are interpolated.
+        feature_levels: of timm's towers: the feature maps that are joined.
         decoder_layers: dotted name of the language model's list of layers, if it is not found.
     """
 

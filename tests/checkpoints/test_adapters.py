@@ -436,7 +436,7 @@ def test_moved_elsewhere(trained, tmp_path):
 
 
 def test_an_unfrozen_tower_of_another_library():
-    """A convolutional one, whose running statistics follow what it sees as soon as it trains."""
+    """A convolutional one, whose batch normalisation keeps its statistics: a checkpoint of a run has none."""
     torch.manual_seed(0)
     tower = VisionTower.from_config({"library": "timm", "name": "timm/resnet10t", "pretrained": None, "config": None})
     assert not any(m.training for m in tower.train().modules())
@@ -446,5 +446,5 @@ def test_an_unfrozen_tower_of_another_library():
     before = {name: t.clone() for name, t in tensors(tower).items()}
     tower(pixels).square().sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.parameters())
-    moved = [name for name, t in tensors(tower).items() if not torch.equal(t, before[name])]
-    assert moved and all("running" in name or "num_batches" in name for name in moved)
+    assert any("running" in name for name in before)
+    assert all(torch.equal(t, before[name]) for name, t in tensors(tower).items())

@@ -26,8 +26,11 @@ from transformers import (
     ViTModel,
 )
 
+from flamboyance.checkpoints.preprocessing import image_processor_of
+from flamboyance.checkpoints.save_backbones import save_tower
+from flamboyance.images import ImageProcessor
 from flamboyance.model import vision, vision_transformers
-from flamboyance.model.vision import VisionTower, tower_preprocessing, tower_spec
+from flamboyance.model.vision import VisionTower, chosen_settings, tower_preprocessing, tower_spec
 from tests.model.towers import pixels, plain_clip, randomise, saved
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
@@ -108,6 +111,51 @@ def test_a_tower_is_rebuilt_from_its_spec(tmp_path, family):
         empty = VisionTower.from_config(spec)
     assert {p.device.type for p in empty.parameters()} == {"meta"}
     assert (empty.width, empty.image_size, empty.patches) == (32, 32, 16)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_of_another_size_are_seen_as_the_library_interpolates_positions(tmp_path, family):
+    model_class, config = FAMILIES[family]
+    model = randomise(model_class(config))
+    name = saved(model, tmp_path / "own")
+    tower = VisionTower.from_pretrained(name, image_size=48)
+    assert (tower.width, tower.image_size, tower.patches) == (32, 48, 36)
+    images = pixels(side=48)
+    options: dict = {"interpolate_pos_encoding": True}
+    if family == "siglip2":
+        cells = images.reshape(2, 3, 6, 8, 6, 8).permute(0, 2, 4, 3, 5, 1).reshape(2, 36, -1)
+        options = {"spatial_shapes": torch.tensor([[6, 6]] * 2), "pixel_attention_mask": torch.ones(2, 36)}
+    elif family in ("dinov2", "registers"):
+        options = {}  # it always does
+    with torch.no_grad():
+        output = model(cells if family == "siglip2" else images, **options).last_hidden_state[:, -36:]
+    features = tower(images)
+    norm = torch.nn.Identity() if family == "clip" else getattr(model, "layernorm", None) or model.post_layernorm
+    torch.testing.assert_close(norm(features), output, atol=1e-5, rtol=1e-4)
+
+    again = VisionTower.from_pretrained(name, **chosen_settings(json.loads(json.dumps(tower.spec))))
+    assert torch.equal(again(images), features) and again.spec == tower.spec
+    assert tower_spec(name, image_size=48) == tower.spec
+    rebuilt = VisionTower.from_config(tower.spec)
+    rebuilt.load_state_dict(tower.state_dict())
+    assert torch.equal(rebuilt(images), features)
+    save_tower(tower, tmp_path / "copy")
+    spec = dict(tower.spec, name=str(tmp_path / "copy"))
+    assert torch.equal(VisionTower.from_pretrained(spec["name"], **chosen_settings(spec))(images), features)
+    same = VisionTower.from_pretrained(name, image_size=32)
+    assert torch.equal(same(pixels()), VisionTower.from_pretrained(name)(pixels()))
+
+
+def test_preprocessing_follows_the_chosen_size(tmp_path):
+    name = saved(randomise(CLIPVisionModel(CLIPVisionConfig(**SIZED))), tmp_path)
+    assert image_processor_of(tower_spec(name, image_size=48)) == ImageProcessor.clip(48)
+    ImageProcessor(size=40, crop=(32, 32), mean=(0.1, 0.2, 0.3)).save_pretrained(name)
+    expected = ImageProcessor(size=60, crop=(48, 48), mean=(0.1, 0.2, 0.3))
+    assert image_processor_of(tower_spec(name, image_size=48)) == expected
+    ImageProcessor(size=(32, 32)).save_pretrained(name)
+    assert image_processor_of(tower_spec(name, image_size=48)) == ImageProcessor(size=(48, 48))
+    with pytest.raises(ValueError, match=r"image_size=50.*multiple of 8"):
+        VisionTower.from_pretrained(name, image_size=50)
 
 
 def test_siglip_within_a_whole_siglip(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flamboyance.checkpoints.save_backbones import save_tower
-from flamboyance.model.vision import VisionTower, tower_preprocessing, tower_spec
+from flamboyance.model.vision import VisionTower, chosen_settings, tower_preprocessing, tower_spec
 from tests.model.towers import pixels, plain_clip, randomise
 
 OPENCLIP = {
@@ -46,10 +46,10 @@ def test_openclip(openclip):
     assert half(pixels()).dtype == torch.bfloat16
 
 
-def test_openclip_is_the_same_clip_as_transformers(openclip):
-    model, weights = openclip
+def as_transformers(visual):
+    """OpenCLIP's weights under transformers' names."""
     state = {}
-    for key, value in model.visual.state_dict().items():
+    for key, value in visual.items():
         key = key.replace("transformer.resblocks.", "encoder.layers.").replace("ln_pre", "pre_layrnorm")
         key = key.replace("ln_1", "layer_norm1").replace("ln_2", "layer_norm2")
         key = key.replace("attn.out_proj", "self_attn.out_proj").replace("c_fc", "fc1").replace("c_proj", "fc2")
@@ -65,6 +65,31 @@ def test_openclip_is_the_same_clip_as_transformers(openclip):
     ):
         state["embeddings." + (new or old)] = state.pop(old)
     state["embeddings.position_embedding.weight"] = state.pop("embeddings.positional_embedding")
+    return state
+
+
+def test_openclip_at_another_size(openclip):
+    _, weights = openclip
+    tower = VisionTower.from_pretrained("flamboyance-tiny", pretrained=weights, image_size=48)
+    own = VisionTower.from_pretrained("flamboyance-tiny", pretrained=weights)
+    assert (tower.image_size, tower.patches) == (48, 36) and tower_preprocessing(tower.spec)["image_size"] == 48
+    state = as_transformers(own.model.state_dict())
+    table = state["embeddings.position_embedding.weight"]
+    grid = table[1:].T.reshape(1, 32, 4, 4)
+    grid = torch.nn.functional.interpolate(grid, (6, 6), mode="bicubic", antialias=True)  # as open_clip does
+    state["embeddings.position_embedding.weight"] = torch.cat([table[:1], grid.flatten(2)[0].T])
+    images = pixels(side=48)
+    torch.testing.assert_close(tower(images), plain_clip(state, images, quick=False), atol=1e-5, rtol=1e-4)
+    again = VisionTower.from_pretrained("flamboyance-tiny", weights, **chosen_settings(tower.spec))
+    assert torch.equal(again(images), tower(images))
+    rebuilt = VisionTower.from_config(json.loads(json.dumps(tower.spec)))
+    rebuilt.load_state_dict(tower.state_dict())
+    assert torch.equal(rebuilt(images), tower(images))
+
+
+def test_openclip_is_the_same_clip_as_transformers(openclip):
+    model, weights = openclip
+    state = as_transformers(model.visual.state_dict())
     for name, quick in (("flamboyance-tiny", False), ("flamboyance-tiny-quick", True)):
         tower = VisionTower.from_pretrained(name, pretrained=weights)
         torch.testing.assert_close(tower(pixels()), plain_clip(state, pixels(), quick), atol=1e-5, rtol=1e-4)
@@ -186,6 +211,8 @@ def test_another_size_of_a_timm_vit(tmp_path):
         ),
         ("ViT-H-14", "laion2b_s32b_b79k", {"local_files_only": True}, "HF_HUB_OFFLINE=1"),
         ("timm/no_such_model", None, {}, "timm"),
+        ("flamboyance-tiny", "x", {"image_size": 50}, "image_size=50; expected a multiple of 8"),
+        ("RN50", "yfcc15m", {"image_size": 256}, "image_size=256.*ResNet"),
     ],
 )
 def test_mistakes_with_other_libraries_are_explained(openclip, monkeypatch, name, pretrained, options, message):

@@ -33,14 +33,14 @@ def plain_clip(weights: dict, images: torch.Tensor, quick: bool = True) -> torch
     def linear(x, name):
         return torch.einsum("npi,oi->npo", x, weights[f"{name}.weight"]) + weights[f"{name}.bias"]
 
-    n = len(images)
-    cells = images.reshape(n, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(n, 16, -1)
+    n, side = len(images), images.shape[2] // 8
+    cells = images.reshape(n, 3, side, 8, side, 8).permute(0, 2, 4, 1, 3, 5).reshape(n, side**2, -1)
     x = cells @ weights["embeddings.patch_embedding.weight"].flatten(1).T
     x = torch.cat([weights["embeddings.class_embedding"].expand(n, 1, -1), x], 1)
     x = norm(x + weights["embeddings.position_embedding.weight"], "pre_layrnorm")
     for layer in ("encoder.layers.0.", "encoder.layers.1."):
         y = norm(x, layer + "layer_norm1")
-        q, k, v = (linear(y, f"{layer}self_attn.{t}_proj").reshape(n, 17, 2, 16) for t in "qkv")
+        q, k, v = (linear(y, f"{layer}self_attn.{t}_proj").reshape(n, -1, 2, 16) for t in "qkv")
         attention = torch.einsum("nihd,njhd->nhij", q, k).div(4).softmax(-1)
         x = x + linear(torch.einsum("nhij,njhd->nihd", attention, v).flatten(2), layer + "self_attn.out_proj")
         y = linear(norm(x, layer + "layer_norm2"), layer + "mlp.fc1")

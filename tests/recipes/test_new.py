@@ -104,6 +104,30 @@ def test_from_the_command_to_a_caption(vision: str, language: str, parts: Path, 
     assert processor.image_processor.image_size == (16, 16)
 
 
+def test_larger_images_go_on_from_a_run_with_small_ones(parts: Path, tmp_path: Path) -> None:
+    assert main(["train", "new", *settings(parts, tmp_path / "small"), "steps=2"]) == 0
+    given = [
+        *settings(parts, tmp_path / "large"),
+        f"initial={tmp_path / 'small' / 'model'}",
+        "image_size=32",
+        "steps=2",
+    ]
+    assert main(["train", "new", *given, "cache_features=true"]) == 0
+    model, processor = catalog.resolve(tmp_path / "large" / "model").open()
+    assert processor.image_processor.image_size == (32, 32)
+    assert model.vision(torch.zeros(1, 3, 32, 32)).shape[1] == model.vision.patches == 16
+    assert model.vision.spec["image_size"] == 32
+    named = tmp_path / "named"  # with backbones that it only names
+    model.save_pretrained(named, include_backbones=False)
+    processor.save_pretrained(named)
+    again, _ = catalog.resolve(named).open()
+    image = Image.open(BytesIO(jpeg("red", 3)))
+    asked = processor(["<image>a red square"], [[image]])
+    assert torch.equal(again(**asked).logits, model(**asked).logits)
+    outlined = resolve(new, given).outline()
+    assert outlined.to_dict() | {"dtype": None} == resolve(new, given).build()[0].config.to_dict() | {"dtype": None}
+
+
 def test_resuming_is_exact(parts: Path, tmp_path: Path) -> None:
     for steps in (2, 4):
         train(resolve(new, [*settings(parts, tmp_path / "halves"), f"steps={steps}"]))
