@@ -12,7 +12,7 @@ from flamboyance import checks, configuration_original, names
 RESAMPLER: dict[str, Any] = {"depth": 6, "heads": 8, "dim_head": 64, "latents": 64, "ff_mult": 4}
 RESAMPLER |= {"max_frames": None, "width": None, "activation": "gelu", "norm_keys_values": False}
 CROSS_ATTENTION: dict[str, Any] = {"heads": 8, "dim_head": 64, "ff_mult": 4}
-CROSS_ATTENTION |= {"activation": "gelu", "norm_keys_values": False}
+CROSS_ATTENTION |= {"activation": "gelu", "norm_keys_values": False, "only_attend_immediate_media": True}
 ACTIVATIONS = ("gelu", "squared_relu")
 LIBRARIES = ("transformers", "openclip", "timm")
 _HEADS = ("num_attention_heads", "head_dim")
@@ -50,7 +50,8 @@ class FlamingoConfig(PreTrainedConfig):
             latents; None: the tower's), activation, norm_keys_values.
         cross_attention: heads, dim_head, ff_mult, activation, norm_keys_values. In both, activation is that of the
             feed-forwards, "gelu" or "squared_relu", and norm_keys_values whether one LayerNorm, apart from that of the
-            queries, precedes the projection to keys and values, as in the original Flamingo.
+            queries, precedes the projection to keys and values, as in the original Flamingo. The cross-attention has
+            only_attend_immediate_media too: a token attends to the last image at or before it; False: to all of them.
         base_vocab_size: number of tokens of the language model's tokenizer; added tokens have the next ids.
         added_tokens: the tokens with their own trained rows, in the order of their ids.
         image_token_id, eoc_token_id, pad_token_id: ids of `<image>`, `<|endofchunk|>` and the padding token.
@@ -205,8 +206,9 @@ def _sizes(name: str, defaults: dict[str, Any], given: dict[str, Any] | None) ->
     sizes = {**defaults, **(given or {})}
     if sizes["activation"] not in ACTIVATIONS:
         raise ValueError(f"{name}: activation={sizes['activation']!r}; expected one of {', '.join(ACTIVATIONS)}")
-    if not isinstance(sizes["norm_keys_values"], bool):
-        raise ValueError(f"{name}: norm_keys_values={sizes['norm_keys_values']!r}; expected true or false")
+    for size, default in defaults.items():
+        if isinstance(default, bool) and not isinstance(sizes[size], bool):
+            raise ValueError(f"{name}: {size}={sizes[size]!r}; expected true or false")
     for size, value in sizes.items():
         if size in MOST and (value is not None or defaults[size] is not None):
             _bounded(f"{name}: {size}", value, MOST[size])

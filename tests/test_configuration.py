@@ -38,6 +38,7 @@ ABSURD: dict[str, dict[str, Any]] = {
     "cross_attention: dim_head=2.0;": {"cross_attention": {"dim_head": 2.0}},
     "resampler: activation='relu';": {"resampler": {"activation": "relu"}},
     "cross_attention: norm_keys_values='yes';": {"cross_attention": {"norm_keys_values": "yes"}},
+    "cross_attention: only_attend_immediate_media=1;": {"cross_attention": {"only_attend_immediate_media": 1}},
     "cross_attention: ff_mult=1000000;": {"cross_attention": {"ff_mult": 10**6}},
     "text_config: num_hidden_layers=1000000;": {"text_config": OPTConfig(num_hidden_layers=10**6)},
     "text_config: num_hidden_layers=0;": {"text_config": OPTConfig(num_hidden_layers=0)},

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.papers_ablations.data import NAMING, TASK, WORDS
 from benchmarks.papers_ablations.variants import PAIRS, RATE, SIZES, VARIANTS, Variant
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog, templates
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.files import write_json
-from flamboyance.prompting import completion_tokens
 from flamboyance.recipes import new
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import has_bfloat16
 from flamboyance.training.loop import train
 from flamboyance.training.run import TrainingRun
-from scripts.pretrain_small.measure import Judge, Trial, trials
+from scripts.pretrain_small.measure import Judge, trials
 
 ASKED: Sequence[tuple[str, int]] = ((NAMING, 0), (WORDS, 4), (TASK, 4))
 TEMPLATE = templates.caption
@@ -61,24 +59,6 @@ def run_of(variant: Variant, seed: int, steps: int, folder: Path, output: Path) 
     return TrainingRun(training, partial(build, variant), outline)
 
 
-class WholeTexts(Judge):
-    """Chooses among candidates by whole texts, without a cache, in which a token sees one image alone."""
-
-    @torch.no_grad()
-    def _choice(self, trial: Trial) -> str:
-        end, query = [self.processor.eoc_token_id], self.template.query()
-        answers = [completion_tokens(self.processor, self.template, query, text) + end for text in trial.candidates]
-        given = self._inputs([trial])
-        scores = [self._score(given, torch.tensor([answer])) for answer in answers]
-        return trial.candidates[max(range(len(scores)), key=scores.__getitem__)]
-
-    def _score(self, given: dict[str, Any], answer: Tensor) -> float:
-        ids = torch.cat([given["input_ids"], answer], dim=1)
-        logits = self.model(input_ids=ids, media=given["media"], use_cache=False).logits
-        found = logits[0, -answer.shape[1] - 1 : -1].float().log_softmax(-1)
-        return found.gather(-1, answer[0, :, None]).sum().item()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -96,7 +76,7 @@ def main() -> None:
     model, processor = run.build()
     train(replace(run, build=lambda: (model, processor)))
     seconds = time.process_time() - began
-    judge = (WholeTexts if variant.whole_texts else Judge)(model.eval(), processor, TEMPLATE)
+    judge = Judge(model.eval(), processor, TEMPLATE)
     rows = []
     for task, shots in ASKED:
         some = [trial.few(shots) for trial in trials(given.folder / "world", task, given.trials)]

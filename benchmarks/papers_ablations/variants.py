@@ -31,7 +31,6 @@ class Variant:
         change: of the new model, before it is trained.
         training: further settings of TrainingConfig.
         source: settings of the documents with several pictures.
-        whole_texts: it cannot be continued from a cache.
     """
 
     title: str
@@ -43,7 +42,6 @@ class Variant:
     change: Callable[[FlamingoForConditionalGeneration], None] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
-    whole_texts: bool = False
 
 
 GATES, BLOCKS, IMAGES, RESAMPLER = "Gates", "Where blocks are", "Which images a token sees", "Resampler"
@@ -60,7 +58,7 @@ VARIANTS: dict[str, Variant] = {
     "every-4": Variant("Before every 4th layer", BLOCKS, "65.9", sizes={"cross_attn_every_n_layers": 4}),
     "every-2": Variant("Before every 2nd layer", BLOCKS, "66.2", sizes={"cross_attn_every_n_layers": 2}),
     "every-1": Variant("Before every layer", BLOCKS, "68.4, its baseline", sizes={"cross_attn_every_n_layers": 1}),
-    "all-images": Variant("All images before it", IMAGES, "60.8", change=parts.with_all_images, whole_texts=True),
+    "all-images": Variant("All images before it", IMAGES, "60.8", sizes={"only_attend_immediate_media": False}),
     "next-image": Variant(
         "The next image instead, in half of the documents",
         IMAGES,

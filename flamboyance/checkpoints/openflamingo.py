@@ -333,6 +333,11 @@ def export(model: Any, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
                 f"OpenFlamingo has no model whose {part} has activation={sizes['activation']!r} and norm_keys_values="
                 f"{sizes['norm_keys_values']}: expected 'gelu' and False. Save with save_pretrained"
             )
+    if not model.config.cross_attention["only_attend_immediate_media"]:
+        raise ValueError(
+            "OpenFlamingo has no model whose tokens attend to all images (only_attend_immediate_media=False). Save "
+            "with save_pretrained"
+        )
     names, parameters = reference_names(model), model.own_parameters()
     tables = {id(table.weight) for table in names.tables.values()}
     others = sorted(name for name, t in model.kept_tensors().items() if name not in parameters and id(t) not in tables)

@@ -14,7 +14,7 @@ from flamboyance.model.resampler import FeedForward, attend, attention_weights
 
 
 class MaskedCrossAttention(nn.Module):
-    """Each token attends to the latents of one image; the result is zero for tokens without an image.
+    """Each token attends to the latents of its image, or images; the result is zero for tokens without an image.
 
     Queries are normalised. Media are not, because the resampler ends in a norm; except where `norm_keys_values` puts a
     LayerNorm of the block's own before the projection to keys and values, as Flamingo has it.
@@ -39,20 +39,22 @@ class MaskedCrossAttention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, layout: ImageAttentionLayout) -> Tensor:
         """x (R, T, D), keys and values (M, H, L, K) -> (R, T, D).
 
-        It takes 4·L·H·K operations per token beside the projections, however many images the text has.
+        It takes 4·L·H·K operations per token beside the projections, however many images the text has; as many for each
+        of a prompt's images where tokens attend to all of them.
         """
         q = self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))
-        if layout.image_of_block is not None:
-            keys, values = keys[layout.image_of_block], values[layout.image_of_block]
-        out = attend(layout.to_blocks(q).transpose(1, 2), keys, values)
+        seen = layout.mask(keys.shape[2])
+        keys, values = layout.of_blocks(keys), layout.of_blocks(values)
+        out = attend(layout.to_blocks(q).transpose(1, 2), keys, values, seen)
         return self.to_out(layout.from_blocks(out.transpose(1, 2), x.shape[0], x.shape[1]))
 
     def weights(self, x: Tensor, keys: Tensor, layout: ImageAttentionLayout) -> Tensor:
         """How much each token attends to each latent: x (R, T, D), keys (M, H, L, K) -> (R, H, T, L), as `forward`
-        attends. They add up to 1 over the latents; those of a token without an image are zero."""
+        attends; (R, H, T, N·L) where tokens attend to several images. They add up to 1 over the latents; those of a
+        token without an image are zero."""
         q = layout.to_blocks(self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        keys = keys if layout.image_of_block is None else keys[layout.image_of_block]
-        shares = attention_weights(q, keys).transpose(1, 2)
+        seen = layout.mask(keys.shape[2])
+        shares = attention_weights(q, layout.of_blocks(keys), seen).transpose(1, 2)
         return layout.from_blocks(shares, x.shape[0], x.shape[1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

@@ -36,7 +36,7 @@ def described(config: FlamingoConfig) -> dict[str, Any]:
     if values["quantize"] is None:
         del values["quantize"]
     for part, sizes in (("resampler", RESAMPLER), ("cross_attention", CROSS_ATTENTION)):
-        for size in ("width", "activation", "norm_keys_values"):
+        for size in ("width", "activation", "norm_keys_values", "only_attend_immediate_media"):
             if size in sizes and values[part][size] == sizes[size]:
                 del values[part][size]
     return values

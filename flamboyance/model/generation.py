@@ -167,10 +167,10 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         if inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + self._first_position
         past = 0 if cache is None else cache.get_seq_length()
-        # Generated tokens attend to the prompt's last image, which is the default of a decode step.
+        # Generated tokens attend to the prompt's last image, or to all: the default of a decode step.
         new = inputs["input_ids"].shape[1]
         if new == 1 and past >= images_seen.shape[1] - 1 and inputs.get("media") is not None:
-            return {**inputs, "media": inputs["media"].last}
+            return {**inputs, "media": self.media_of_steps(inputs["media"])}
         columns = torch.arange(past, past + new).clamp(max=images_seen.shape[1] - 1)
         return {**inputs, "images_seen": images_seen[:, columns]}
 

@@ -2,7 +2,8 @@
 
 A token attends to the image whose `<image>` token is the last at or before it, or to none (Flamingo, section 3.1.3).
 That image is an index per token. So each query has L keys, however many images the prompt has, and a decode step needs
-the last image only.
+the last image only. (With only_attend_immediate_media=False it attends to all images up to there: `every` here. Each
+query then has as many times L keys as its prompt has images.)
 
 Outside of compiled functions, the layout of attention is computed on the CPU with as few blocks as possible. Inside
 (`torch.compile`, `torch.export`), nothing may depend on the values of tensors: the shapes of the layout follow from the
@@ -147,7 +148,8 @@ class ImageAttentionLayout:
     """Which tokens attend to which image: blocks of at most MAX_BLOCK tokens that attend to the same one.
 
     Attributes:
-        image_of_block: (blocks,) index into the M images; None if block i attends to image i.
+        image_of_block: (blocks,) index into the M images; None if block i attends to image i. Or (blocks, N), where
+            tokens attend to several images: all of them, -1 for padding.
         token_of_query: (blocks, width) flat token index (row·T + position) of each query; padding repeats a token.
             None when decoding, where tokens are in blocks already.
         query_of_token: (R·T,) the index of each token's query among blocks·width; blocks·width for a token without an
@@ -163,6 +165,23 @@ class ImageAttentionLayout:
     def to(self, device: torch.device) -> "ImageAttentionLayout":
         tensors = (self.image_of_block, self.token_of_query, self.query_of_token, self.visible)
         return ImageAttentionLayout(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
+
+    def of_blocks(self, each: Tensor) -> Tensor:
+        """Keys or values of the images (M, H, L, K) -> those of the blocks (blocks, H, L or N·L, K)."""
+        if self.image_of_block is None:
+            return each
+        if self.image_of_block.ndim == 1:
+            return each[self.image_of_block]
+        return each[self.image_of_block.clamp(min=0)].transpose(1, 2).flatten(2, 3)
+
+    def mask(self, latents: int) -> Tensor | None:
+        """(blocks, 1, 1, N·L), False for the keys of padding; None where there is none. A block without an image has
+        its first key, because no softmax is over nothing; the result is not used."""
+        if self.image_of_block is None or self.image_of_block.ndim == 1:
+            return None
+        real = self.image_of_block >= 0
+        real[:, 0] = True
+        return real.repeat_interleave(latents, dim=1)[:, None, None]
 
     def to_blocks(self, q: Tensor) -> Tensor:
         """(R, T, H, K) -> (blocks, width, H, K)."""
@@ -231,13 +250,16 @@ def _counts(media: Media, like: Tensor) -> Tensor:
     return counts.to(like.device).repeat_interleave(len(like) // len(rows))
 
 
-def decoding_layout(media: Media, device: torch.device) -> ImageAttentionLayout:
-    """The layout of one new token per row, over `media.last`: the rows of a prompt (beams) are queries of its last
-    image. Nothing is copied from the device, so that a decode step does not wait for it."""
+def decoding_layout(media: Media, device: torch.device, every: bool = False) -> ImageAttentionLayout:
+    """The layout of one new token per row: the rows of a prompt (beams) are queries of its last image, in `media.last`,
+    or of every image, in `media`. Nothing is copied from the device, so that a decode step does not wait for it."""
     if isinstance(media.rows, Spans):
-        return ImageAttentionLayout(media.last.rows.first, visible=media.rows.count > 0)
+        shown = _spanned(media, media.rows.first, media.rows.count) if every else media.last.rows.first
+        return ImageAttentionLayout(shown, visible=media.rows.count > 0)
     # not `bool(row)`, which Dynamo of torch 2.9 cannot trace
     seeing = torch.tensor([len(row) > 0 for row in media.rows], device=device)
+    if every:
+        return ImageAttentionLayout(torch.tensor(_padded(media.rows), device=device), visible=seeing)
     if all(media.rows):
         return ImageAttentionLayout(None, visible=seeing)
     return ImageAttentionLayout(
@@ -245,22 +267,37 @@ def decoding_layout(media: Media, device: torch.device) -> ImageAttentionLayout:
     )
 
 
-def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
+def _padded(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """(B, N) the images of each prompt, -1 for padding."""
+    most = max(map(len, rows))
+    return [[*row, *[-1] * (most - len(row))] for row in rows]
+
+
+def _spanned(media: Media, first: Tensor, count: Tensor) -> Tensor:
+    """(blocks, M) `count` images from `first` on, of each block, in a compiled function; -1 for padding."""
+    number = torch.arange(len(media.latents), device=first.device)
+    return (first[:, None] + number).where(number < count[:, None], -1)
+
+
+def prefill_layout(seen: Tensor, media: Media, every: bool = False) -> ImageAttentionLayout | None:
     """The layout of several tokens per row, with as few blocks as possible.
 
     Args:
         seen: (R, T) the number of `<image>` tokens of the row up to each token, on the CPU.
         media: of B prompts; row r belongs to prompt r // (R / B).
+        every: whether a token attends to all images up to it, not to the last one alone.
 
     Returns:
         None if no token has an image.
     """
     met = seen.cpu().numpy()
-    per_prompt = len(met) // len(media.rows)
-    table = np.full((len(media.rows), max(media.counts) + 1), -1)
-    for b, row in enumerate(media.rows):
-        table[b, 1 : len(row) + 1] = row
-    image = table[np.arange(len(met))[:, None] // per_prompt, met]
+    per_prompt, most = len(met) // len(media.rows), max(media.counts)
+    table = np.concatenate([np.full((len(media.rows), 1), -1), np.array(_padded(media.rows), int)], axis=1)
+    prompt = np.arange(len(met))[:, None] // per_prompt
+    if every:  # numbers of what is seen: the first `met` images of a prompt
+        image = np.where(met > 0, prompt * (most + 1) + met, -1)
+    else:
+        image = table[prompt, met]
 
     # Runs of neighbouring tokens that attend to the same image; a run may continue in the next row.
     image = image.ravel()
@@ -282,7 +319,10 @@ def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     # Padding queries repeat the last token of their block. Written backwards, the first one, which is real, remains.
     query_of_token[token_of_query.ravel()[::-1]] = np.arange(token_of_query.size)[::-1]
 
-    in_order = np.array_equal(block_image, np.arange(len(media.latents)))
+    if every:
+        shown, count = table[block_image // (most + 1), 1:], block_image % (most + 1)
+        block_image = np.where(np.arange(most) < count[:, None], shown, -1)
+    in_order = not every and np.array_equal(block_image, np.arange(len(media.latents)))
     return ImageAttentionLayout(
         None if in_order else torch.from_numpy(block_image),
         torch.from_numpy(token_of_query),
@@ -290,7 +330,7 @@ def prefill_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     )
 
 
-def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
+def traced_layout(seen: Tensor, media: Media, every: bool = False) -> ImageAttentionLayout | None:
     """`prefill_layout` in a compiled function: tensors whose shapes follow from shapes.
 
     The tokens of a row that attend to the same image are a group, and each group has its own blocks. So the number of
@@ -307,7 +347,7 @@ def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
         groups = kinds
     else:
         most, groups = max(media.counts), per_prompt * sum(media.counts)
-        table = torch.tensor([[-1, *ids, *[-1] * (most - len(ids))] for ids in media.rows], device=seen.device)
+        table = torch.tensor([[-1, *row] for row in _padded(media.rows)], device=seen.device)
         image = table[row // per_prompt, seen]
         group, kinds = row * most + seen - 1, rows * most
     visible = (seen > 0).flatten()
@@ -327,5 +367,14 @@ def traced_layout(seen: Tensor, media: Media) -> ImageAttentionLayout | None:
     token_of_query = torch.zeros(blocks * width + 1, dtype=torch.long, device=seen.device)
     token_of_query = token_of_query.scatter(0, query_of_token, torch.arange(len(order), device=seen.device))
     token_of_query = token_of_query[:-1].view(blocks, width)
-    image_of_block = image.flatten()[token_of_query[:, 0]].clamp(min=0)
+    if every:
+        token = token_of_query[:, 0]
+        prompt, met = token // tokens // per_prompt, seen.flatten()[token]
+        if isinstance(media.rows, Spans):
+            image_of_block = _spanned(media, media.rows.first.to(seen.device)[prompt], met)
+        else:
+            number = torch.arange(most, device=seen.device)
+            image_of_block = table[prompt, 1:].where(number < met[:, None], -1)
+    else:
+        image_of_block = image.flatten()[token_of_query[:, 0]].clamp(min=0)
     return ImageAttentionLayout(image_of_block, token_of_query, query_of_token)

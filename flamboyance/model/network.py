@@ -82,10 +82,9 @@ class FlamingoModel(TrainableModel):
         _, layers = language.find_decoder_layers(language_model, config.decoder_layers)
         self.cross_attention_layers = config.layers_with_blocks(len(layers))
         width = config.text_config.get_text_config(decoder=True).hidden_size
-        blocks = [
-            GatedCrossAttentionBlock(width, config.media_width, **config.cross_attention)
-            for _ in self.cross_attention_layers
-        ]
+        sizes = dict(config.cross_attention)
+        self._every_image = not sizes.pop("only_attend_immediate_media")
+        blocks = [GatedCrossAttentionBlock(width, config.media_width, **sizes) for _ in self.cross_attention_layers]
         self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
         language.splice(language_model, layers, dict(zip(self.cross_attention_layers, blocks, strict=True)))
@@ -328,6 +327,10 @@ class FlamingoModel(TrainableModel):
         home = self.resampler.latents
         return rollout(self.resampler.weights(patches.to(home.device, home.dtype)))
 
+    def media_of_steps(self, media: Media) -> Media:
+        """What decode steps need of the media: each prompt's last image, or all where tokens attend to all."""
+        return media if self._every_image else media.last
+
     def _keys_values(self, latents: Tensor, rows: Any) -> Media:
         pairs = tuple(block.attention.keys_values(language.moved(latents, block)) for block in self.blocks)
         return Media(latents, pairs, rows)
@@ -422,7 +425,8 @@ class FlamingoModel(TrainableModel):
         Returns:
             `.logits` (R, T, V) or those kept, `.loss`, `.past_key_values`; on request `.cross_attentions`, for each of
             the `cross_attention_layers` (R, H, T, L): how much a token attends to each latent of its image. They are
-            zero for a token without an image.
+            zero for a token without an image. (R, H, T, N·L) with only_attend_immediate_media=False, for up to N images
+            of a prompt.
 
         Raises:
             ValueError: a row has another number of `<image>` tokens than of images; ids are not in the vocabulary; or
@@ -548,16 +552,17 @@ class FlamingoModel(TrainableModel):
             times = len(images_seen) // len(media.rows)
             newest = images_seen[:, -1].tolist() == [count for count in media.counts for _ in range(times)]
         if newest and media is not None and past and input_ids.shape[1] == 1:
-            media = media.last
-            return media, decoding_layout(media, input_ids.device) if len(media.latents) else None
+            media = self.media_of_steps(media)
+            layout = decoding_layout(media, input_ids.device, self._every_image) if len(media.latents) else None
+            return media, layout
         if images_seen is None:
             images_seen = count_seen(input_ids, self.config.image_token_id, media, past)
         if media is None:
             return None, None
         seen = images_seen.repeat_interleave(len(input_ids) // len(images_seen), 0)
         if traced:
-            return media, traced_layout(seen.to(input_ids.device), media)
-        layout = prefill_layout(seen, media)
+            return media, traced_layout(seen.to(input_ids.device), media, self._every_image)
+        layout = prefill_layout(seen, media, self._every_image)
         return media, None if layout is None else layout.to(input_ids.device)
 
 

@@ -40,8 +40,10 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.up(self.norm(x))))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """q (M, H, Q, K), k and v (M, H, S, K) -> (M, H, Q, K), by fused attention unless it is slow.
+
+    `mask` (M, 1, 1, S) is False for keys that are not seen.
 
     In bfloat16 on a CPU, PyTorch's fused attention of several media takes twice as long as separate products, and five
     times with the backward pass. For one medium and the few queries of a decode step it takes half as long. Where
@@ -49,13 +51,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     written = q.dtype == torch.bfloat16 and q.device.type == "cpu" and (len(q) > 1 or torch.is_grad_enabled())
     if written and not bfloat16_is_slow():
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        return torch.softmax(_scores(q, k, mask), dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """The weights by which `attend` sums: q (M, H, Q, K), k (M, H, S, K) -> (M, H, Q, S)."""
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The weights by which `attend` sums: q (M, H, Q, K), k (M, H, S, K) -> (M, H, Q, S)."""
+    scores = _scores(q, k, mask)
     return scores.softmax(-1, dtype=torch.float32).to(q.dtype)
 
 

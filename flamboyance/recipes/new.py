@@ -62,6 +62,8 @@ class Sizes:
             latents, depth 6, ff_mult 4. 8 heads of 64. Its width is the tower's.
         cross_attention_heads, cross_attention_dim_head, cross_attention_ff_mult: of the blocks. Default 8 heads of 64;
             ff_mult 1 below a width of 1024, otherwise 4.
+        only_attend_immediate_media: a token attends to the last image before it; false: to all of them, which Flamingo
+            found worse. Default: true.
     """
 
     cross_attn_every_n_layers: int | None = None
@@ -75,6 +77,7 @@ class Sizes:
     cross_attention_heads: int | None = None
     cross_attention_dim_head: int | None = None
     cross_attention_ff_mult: int | None = None
+    only_attend_immediate_media: bool | None = None
 
     def resampler(self) -> dict[str, int]:
         """The sizes of the resampler that are given, as FlamingoConfig names them."""
@@ -85,7 +88,8 @@ class Sizes:
     def cross_attention(self) -> dict[str, int]:
         """The sizes of the blocks that are given, as FlamingoConfig names them."""
         given = {"heads": self.cross_attention_heads, "dim_head": self.cross_attention_dim_head}
-        return _without_none(given | {"ff_mult": self.cross_attention_ff_mult})
+        given |= {"ff_mult": self.cross_attention_ff_mult}
+        return _without_none(given | {"only_attend_immediate_media": self.only_attend_immediate_media})
 
 
 def _without_none(sizes: dict[str, int | None]) -> dict[str, int]:

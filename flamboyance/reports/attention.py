@@ -90,13 +90,18 @@ def attention_maps(
         generation: options of `generate`, such as max_new_tokens (default: 20) or num_beams.
 
     Raises:
-        ValueError: the prompt has no image, or there is no text after it.
+        ValueError: the prompt has no image, or several where tokens attend to all; or there is no text after it.
         ImageError: an image or a video cannot be read.
     """
     checks.text("text", text)
     images = checks.listed("images", images, "the images of one prompt", "[image]")
     if not images:
         raise ValueError("images is empty; expected the image of each <image> of the text: an attention map shows one")
+    if len(images) > 1 and not model.config.cross_attention["only_attend_immediate_media"]:
+        raise ValueError(
+            f"tokens attend to all {len(images)} images at a time (only_attend_immediate_media=False), and "
+            "a map shows one; give a prompt of one image"
+        )
     frames = [load_image(frame) for frame in frames_of(images[-1], processor.video)]
     inputs = processor([text], [[*images[:-1], frames]]).to(model.device)
     pixels: Tensor = inputs.pop("pixel_values")

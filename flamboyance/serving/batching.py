@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -141,14 +142,14 @@ class Row:
 
     Attributes:
         length: tokens of its prompt and answer that are in the cache.
-        last: its last image, which generated tokens attend to; None without images.
+        media: the images that generated tokens attend to: the last one, or all; None without images.
         chosen: the tokens of the answer so far; the last one is not in the cache.
     """
 
     ticket: Ticket
     choice: int
     length: int
-    last: Media | None
+    media: Media | None
     dice: Dice
     writing: Writing
     chosen: list[Chosen] = field(default_factory=list)
@@ -167,7 +168,7 @@ class Batch:
     rows: list[Row]
     cache: Any
     mask: Tensor  # (R, T) on the device
-    media: Media | None = None  # a prompt for each row, with its last image
+    media: Media | None = None  # a prompt for each row, with what its steps need
 
 
 @dataclass
@@ -358,7 +359,7 @@ class Engine:
         """Computes prompts, and the first token of each choice."""
         try:
             images = self._encode([picture for ticket in tickets for picture in ticket.request.pictures])
-            cache, mask, logits, last = self._read([ticket.request for ticket in tickets], images)
+            cache, mask, logits, media = self._read([ticket.request for ticket in tickets], images)
         except Exception as error:  # noqa: BLE001  see _round
             if len(tickets) > 1:  # one of them may be to blame
                 return [batch for ticket in tickets for batch in self._begin([ticket])]
@@ -366,7 +367,7 @@ class Engine:
             return []
         places = [place for place, ticket in enumerate(tickets) for _ in range(ticket.request.choices)]
         rows = [
-            self._row(ticket, choice, last[place])
+            self._row(ticket, choice, media[place])
             for place, ticket in enumerate(tickets)
             for choice in range(ticket.request.choices)
         ]
@@ -386,11 +387,11 @@ class Engine:
             return [Batch(rows, cache, mask)]
         return [Batch([row], branch(cache, 1), mask[:1]) for row in rows]
 
-    def _row(self, ticket: Ticket, choice: int, last: Media | None) -> Row:
+    def _row(self, ticket: Ticket, choice: int, media: Media | None) -> Row:
         request = ticket.request
         seed = None if request.seed is None else request.seed + choice
         writing = Writing(self._decode, request.stops, request.template)
-        return Row(ticket, choice, len(request.ids), last, Dice(seed), writing)
+        return Row(ticket, choice, len(request.ids), media, Dice(seed), writing)
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids, skip_special_tokens=True)
@@ -424,13 +425,13 @@ class Engine:
         """Computes B prompts, except for what their prefixes hold.
 
         Returns:
-            The cache, its mask (B, T), the logits after each prompt (B, V), and each prompt's last image.
+            The cache, its mask (B, T), the logits after each prompt (B, V), and the images that new tokens attend to.
         """
         inputs = self.processor.pad([list(request.ids) for request in requests])
         ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
         width = ids.shape[1]
         new = max(len(request.ids) - request.computed for request in requests)
-        media, last = _media_of(requests, images)
+        media = _media_of(requests, images)
         seen = count_seen(ids, self.model.config.image_token_id, media)
         out = self.model(
             input_ids=ids[:, width - new :],
@@ -444,7 +445,16 @@ class Engine:
         self.counts.prompts += len(requests)
         self.counts.prompt_tokens += sum(len(request.ids) for request in requests)
         self.counts.prefix_tokens += sum(request.computed for request in requests)
-        return out.past_key_values if "past_key_values" in out else out.cache, mask, out.logits[:, -1], last
+        cache = out.past_key_values if "past_key_values" in out else out.cache
+        return cache, mask, out.logits[:, -1], [self._media_of_steps(media, place) for place in range(len(requests))]
+
+    def _media_of_steps(self, media: Media | None, place: int) -> Media | None:
+        """The images of one prompt that its new tokens attend to."""
+        if media is None or not media.rows[place]:
+            return None
+        steps = self.model.media_of_steps(Media(media.latents, media.keys_values, (media.rows[place],)))
+        (row,) = steps.rows
+        return steps.select(row, (tuple(range(len(row))),))
 
     def _prefixes(self, requests: Sequence[Request], cached: int) -> Any:
         """A cache of the first `cached` columns of a batch whose rows end together: the tokens of prefixes in them. The
@@ -476,7 +486,7 @@ class Engine:
         first = batches[0]
         if len(batches) == 1 and len(rows) == len(first.rows):
             if first.media is None:
-                first.media = _last_images(rows)
+                first.media = _media_of_rows(rows)
             return first
         width = max(row.length for row in rows)
         device = first.mask.device
@@ -489,7 +499,7 @@ class Engine:
                 parts.append(pairs if whole else [(keys[index], values[index]) for keys, values in pairs])
         lengths = torch.tensor([row.length for row in rows], device=device)
         mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        return Batch(rows, aligned(parts, width), mask, _last_images(rows))
+        return Batch(rows, aligned(parts, width), mask, _media_of_rows(rows))
 
     def _step(self, batch: Batch) -> None:
         """Generates one token in each row."""
@@ -573,8 +583,8 @@ def _ends(model: Any) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
-def _media_of(requests: Sequence[Request], images: dict[bytes, Media]) -> tuple[Media | None, list[Media | None]]:
-    """The media of whole prompts, and each prompt's last image."""
+def _media_of(requests: Sequence[Request], images: dict[bytes, Media]) -> Media | None:
+    """The media of whole prompts."""
     values: list[Media] = []
     places: dict[Any, tuple[int, ...]] = {}
     total = 0
@@ -588,23 +598,21 @@ def _media_of(requests: Sequence[Request], images: dict[bytes, Media]) -> tuple[
             total += len(media.latents)
         return places[key]
 
-    rows, last = [], []
+    rows = []
     for request in requests:
         shown = None if request.prefix is None else request.prefix.media
         row = () if shown is None else place(id(shown), shown)
-        newest = None if shown is None or not shown.rows[0] else shown.select([shown.rows[0][-1]], ((0,),))
         for picture in request.pictures:
-            newest = images[picture.key]
-            row += place(picture.key, newest)
+            row += place(picture.key, images[picture.key])
         rows.append(row)
-        last.append(newest)
-    return (Media.join(values, tuple(rows)) if values else None), last
+    return Media.join(values, tuple(rows)) if values else None
 
 
-def _last_images(rows: Sequence[Row]) -> Media | None:
-    """A prompt for each row, with its last image."""
-    values = [row.last for row in rows if row.last is not None]
+def _media_of_rows(rows: Sequence[Row]) -> Media | None:
+    """A prompt for each row, with what its steps need."""
+    values = [row.media for row in rows if row.media is not None]
     if not values:
         return None
-    place = iter(range(len(values)))
-    return Media.join(values, tuple((next(place),) if row.last is not None else () for row in rows))
+    place = count()
+    images = [() if row.media is None else tuple(next(place) for _ in row.media.rows[0]) for row in rows]
+    return Media.join(values, tuple(images))

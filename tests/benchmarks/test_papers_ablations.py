@@ -6,42 +6,7 @@ import torch
 from benchmarks.papers_ablations import parts, table
 from benchmarks.papers_ablations.data import made_over
 from benchmarks.papers_ablations.variants import INTERLEAVED, MISALIGNED, PAIRS, VARIANTS
-from flamboyance.model.cross_attention import MaskedCrossAttention
-from flamboyance.model.media import Media, prefill_layout
 from flamboyance.model.resampler import PerceiverResampler
-
-
-def test_a_token_attends_to_all_images_before_it():
-    torch.manual_seed(0)
-    attention = parts.AllImagesAttention(24, 16, heads=2, dim_head=8)
-    latents, x = torch.randn(5, 3, 16), torch.randn(2, 9, 24)
-    keys, values = attention.keys_values(latents)
-    # The first row has images 0 to 2, the second 3 and 4; the second begins with two tokens without an image.
-    seen = torch.tensor([[1, 1, 1, 2, 2, 3, 3, 3, 3], [0, 0, 1, 1, 1, 1, 2, 2, 2]])
-    layout = prefill_layout(seen, Media(latents, ((keys, values),), ((0, 1, 2), (3, 4))))
-    out = attention(x, keys, values, layout)
-    for row, first in enumerate((0, 3)):
-        for place in range(9):
-            images = latents[first : first + int(seen[row, place])].flatten(0, 1)
-            if not len(images):
-                assert not out[row, place].any()
-                continue
-            q = attention.to_q(attention.norm(x[row, place])).view(2, 8)
-            k, v = (t.view(-1, 2, 8) for t in attention.to_kv(images).chunk(2, -1))
-            shares = torch.einsum("hk,shk->hs", q, k).div(8**0.5).softmax(-1)
-            wanted = attention.to_out(torch.einsum("hs,shk->hk", shares, v).flatten())
-            torch.testing.assert_close(out[row, place], wanted)
-
-
-def test_with_one_image_it_is_the_same_as_a_flamingos():
-    torch.manual_seed(0)
-    attention = MaskedCrossAttention(24, 16, heads=2, dim_head=8)
-    latents, x = torch.randn(2, 3, 16), torch.randn(2, 7, 24)
-    keys, values = attention.keys_values(latents)
-    layout = prefill_layout(torch.ones(2, 7, dtype=torch.long), Media(latents, ((keys, values),), ((0,), (1,))))
-    wanted = attention(x, keys, values, layout)
-    attention.__class__ = parts.AllImagesAttention
-    torch.testing.assert_close(attention(x, keys, values, layout), wanted)
 
 
 @pytest.mark.parametrize(("kind", "mixes"), [(parts.CellMLP, False), (parts.CellTransformer, True)])

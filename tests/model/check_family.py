@@ -1,5 +1,7 @@
 """What must give the same numbers in every family: caches, padding, beams, candidates, demonstrations."""
 
+from typing import Any
+
 import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
@@ -15,7 +17,7 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 
 
 @torch.no_grad()
-def check(family: str) -> None:
+def check(family: str, **cross_attention: Any) -> None:
     """
     Raises:
         AssertionError: something differs. ValueError: the family is refused.
@@ -23,7 +25,7 @@ def check(family: str) -> None:
     config = tiny_config(family)
     with torch.device("meta"):
         families.check(AutoModelForCausalLM.from_config(config))
-    model = make(family, cross_attn_every_n_layers=2, text_config=config)
+    model = make(family, cross_attn_every_n_layers=2, text_config=config, **cross_attention)
     rows, counts = [prompt(3, 7), prompt(9, 8, seed=1, lead=2)], [2, 2]
     media = model.encode_media(images(*counts))
     inputs = pad_left(rows)

@@ -54,7 +54,12 @@ MODERN = ("mistral", "qwen3", "gemma3_text", "phi", "phi3", "smollm3")
 
 
 def make(
-    family: str, cross_attn_every_n_layers: int = 1, max_frames: int | None = None, seed: int = 0, text_config=None
+    family: str,
+    cross_attn_every_n_layers: int = 1,
+    max_frames: int | None = None,
+    seed: int = 0,
+    text_config=None,
+    **cross_attention,
 ):
     torch.manual_seed(seed)
     if text_config is None:
@@ -73,7 +78,7 @@ def make(
         text_config=text_config,
         cross_attn_every_n_layers=cross_attn_every_n_layers,
         resampler={"depth": 2, "heads": 2, "dim_head": 8, "latents": 5, "max_frames": max_frames},
-        cross_attention={"heads": 2, "dim_head": 8},
+        cross_attention={"heads": 2, "dim_head": 8} | cross_attention,
         base_vocab_size=VOCABULARY,
         added_tokens=["<|endofchunk|>", "<image>", "<PAD>"],
         eoc_token_id=EOC,

@@ -308,6 +308,18 @@ def test_sizes_follow_the_language_model(parts: Path, tmp_path: Path) -> None:
     assert small.cross_attn_every_n_layers == 1 and small.media_width == 24
 
 
+def test_tokens_may_attend_to_all_images(parts: Path, tmp_path: Path) -> None:
+    given = [*settings(parts, tmp_path / "run"), "only_attend_immediate_media=false", "steps=2"]
+    assert not resolve(new, given).outline().cross_attention["only_attend_immediate_media"]
+    train(resolve(new, given))
+    model, processor = catalog.resolve(tmp_path / "run" / "model").open()
+    pictures = [Image.open(BytesIO(jpeg(color, 3))) for color in ("red", "blue")]
+    assert not model.config.cross_attention["only_attend_immediate_media"]
+    inputs = processor(["<image>a red square<image>a"], [pictures])
+    again = processor(["<image>a red square<image>a"], [[pictures[1], pictures[1]]])
+    assert not torch.equal(model(**inputs).logits[0, -1], model(**again).logits[0, -1])
+
+
 def test_sources_are_named_after_their_files() -> None:
     given = ["world/captions-{00000..00009}.tar", "world/captions/*.tar", "photos/", "a.jsonl", "*.tar"]
     assert list(named(given)) == ["captions", "captions2", "photos", "a", "data"]

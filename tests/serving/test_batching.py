@@ -70,10 +70,12 @@ def offline(model, reader, text, images, new):
     return ids, logits.log_softmax(-1)[range(len(ids)), ids]
 
 
-@pytest.mark.parametrize("family", ["llama", "mpt", "gemma3_text", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "mpt", "gemma3_text", "lfm2", "every image"])
 def test_rows_that_join_and_leave_get_what_generate_gives(family, started):
     if family == "lfm2":  # its state is not keys and values alone
         model = make(family, cross_attn_every_n_layers=2, text_config=tiny_config(family))
+    elif family == "every image":
+        model = make("llama", only_attend_immediate_media=False)
     else:
         model = make(family)
     reader = processor()
