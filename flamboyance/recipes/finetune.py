@@ -62,6 +62,7 @@ def finetune(
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out={held_out}: expected a number from 0 up and below 1")
+    short = catalog.resolve(model).name  # "small", if flamingo-small is meant
     digests = str(Path(output) / "held_out.json") if held_out else ""
     source = TrainingSplit(
         shards=data, batch_size=batch_size, template=template, shuffle=100, outside=outside, held_out=digests
@@ -70,12 +71,12 @@ def finetune(
         output=output,
         sources={"own": source},
         steps=steps,
-        learning_rate=learning_rate if learning_rate is not None else LEARNING_RATES.get(model, 5e-5),
+        learning_rate=learning_rate if learning_rate is not None else LEARNING_RATES.get(short, 5e-5),
         warmup_steps=max(1, steps // 20),
         schedule="linear",
-        precision="fp32" if model == MINI or (model == SMALL and not has_bfloat16()) else "bf16",
+        precision="bf16" if short != MINI and has_bfloat16() else "fp32",
         checkpoint_every=100,
-        threads=1 if model == MINI else None,
+        threads=1 if short == MINI else None,
         evaluate_every=max(1, steps // 4) if held_out else 0,
     )
     return TrainingRun(
@@ -98,7 +99,7 @@ def build(
     if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
         warnings.warn(
             f"the tokenizer of {model} does not know {share:.0%} of the data's words, which cannot be learned"
-            + ("; mini knows 150 words, which its model card lists" if model == MINI else ""),
+            + ("; mini knows 150 words, which its model card lists" if catalog.resolve(model).name == MINI else ""),
             stacklevel=2,
         )
     return made, processor

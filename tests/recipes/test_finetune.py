@@ -55,6 +55,17 @@ def used(run: TrainingRun) -> tuple[int, int]:
     return trained, kept
 
 
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_settings_follow_the_model_by_any_of_its_names(tmp_path: Path, monkeypatch, bfloat16: bool) -> None:
+    monkeypatch.setattr("flamboyance.recipes.finetune.has_bfloat16", lambda: bfloat16)
+    low = "bf16" if bfloat16 else "fp32"
+    expected = {"mini": (5e-4, "fp32", 1), "small": (1e-4, low, None), "somebody/else": (5e-5, low, None)}
+    for name, others in (("mini", ["flamingo-mini"]), ("small", ["flamingo-small"]), ("somebody/else", [])):
+        for model in (name, *others):
+            found = finetune(data="photos", output=str(tmp_path), model=model).training
+            assert (found.learning_rate, found.precision, found.threads) == expected[name], model
+
+
 def test_a_tenth_is_held_out_and_stays_the_same(photos: Path, tmp_path: Path) -> None:
     run = prepared(photos, tmp_path / "run")
     assert used(run) == (36, 4)
@@ -162,7 +173,7 @@ def test_a_model_directory_is_opened(photos: Path, tmp_path: Path) -> None:
     run = prepared(photos, tmp_path / "run", model=str(tmp_path / "model"))
     made, _ = run.build()
     assert made.config.resampler == run.outline().resampler == model.config.resampler
-    assert run.training.precision == "bf16" and os.path.isdir(run.training.output)
+    assert os.path.isdir(run.training.output)
 
 
 # ---- what is held out -----------------------------------------------------------------------------------------------
