@@ -19,6 +19,7 @@ _HEADS = ("num_attention_heads", "head_dim")
 
 # Far above the sizes of any model: a larger value is a mistake, and would exhaust the memory before it is noticed.
 MOST_LAYERS, MOST_WIDTH, MOST_TOKENS = 10_000, 1_000_000, 100_000_000
+MOST_SIDE = 10_000  # pixels, of a tower whose positions are interpolated
 MOST = {
     "depth": 1000,
     "heads": 10_000,
@@ -292,6 +293,8 @@ def check_vision(vision: Any) -> None:
             f"vision={vision!r:.200}; expected {{'library': {' | '.join(map(repr, LIBRARIES))}, 'name': …, …}}, as "
             "in VisionTower.spec"
         )
+    if "image_size" in vision:
+        _bounded("vision: image_size", vision["image_size"], MOST_SIDE, " pixels")
     sizes = vision.get("config")
     if vision["library"] != "transformers" or not isinstance(sizes, dict):
         return

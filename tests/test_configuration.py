@@ -47,6 +47,8 @@ ABSURD: dict[str, dict[str, Any]] = {
     "text_config: num_attention_heads=0;": {"text_config": OPTConfig(hidden_size=32, num_attention_heads=0)},
     "vision: num_hidden_layers=1000000;": {"vision": {"num_hidden_layers": 10**6}},
     "vision: image_size=-224;": {"vision": {"image_size": -224}},
+    "vision: image_size=1000000;": {"vision": {"library": "transformers", "name": "x", "image_size": 10**6}},
+    "vision: image_size='large';": {"vision": {"library": "openclip", "name": "x", "image_size": "large"}},
     "vision: patch_size=0;": {"vision": {"patch_size": 0}},
     "vision: num_attention_heads=7;": {"vision": {"hidden_size": 32, "num_attention_heads": 7}},
     "vision={'library': 'torchhub'": {"vision": {"library": "torchhub"}},
