@@ -12,7 +12,8 @@ in one way:
 - blind: the query's image is gray too.
 
 In `words-` files and `which-task` the answer is chosen among the row's candidates: the episode's made-up words, or what
-the seven tasks say of the query. `which-task-written` asks the same, and the answer is written freely, as names are.
+the seven tasks say of the query. It is the one with the highest mean log-probability per token, as the papers classify.
+`which-task-written` asks the same, and the answer is written freely, as names are.
 
 Beside it are two baselines without a language model. They answer with the class whose demonstrations are most similar
 to the query: by the tower's features (the mean over the cells), or by 16 × 16 pixels.
@@ -163,11 +164,10 @@ class Judge:
         return chosen
 
     def _choice(self, trial: Trial) -> str:
-        """The likeliest candidate, its end included: else a long one would lose to its own beginning."""
-        end = [self.processor.eoc_token_id]
+        """The candidate with the highest mean log-probability per token, as the papers and `FewShotTask` choose."""
         query = self.template.query()
-        tokens = [completion_tokens(self.processor, self.template, query, text) + end for text in trial.candidates]
-        scores = self.model.score(**self._inputs([trial]), candidates=tokens)
+        tokens = [completion_tokens(self.processor, self.template, query, text) for text in trial.candidates]
+        scores = self.model.score(**self._inputs([trial]), candidates=tokens, normalize="mean")
         return trial.candidates[int(scores.argmax())]
 
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -215,18 +215,25 @@ def tower_features(
 
 
 def measured(
-    judges: dict[str, Judge | Nearest], given_trials: dict[str, list[Trial]], gray: Path, done: Sequence[Row]
+    judges: dict[str, Judge | Nearest],
+    given_trials: dict[str, list[Trial]],
+    gray: Path,
+    done: Sequence[Row],
+    only_ways: Sequence[str] = (),
+    only_shots: Sequence[int] = (),
 ) -> Iterator[Row]:
     """The rows of the tasks, except those in `done`: the model's first, then the baselines', then the model's with the
-    controls. The judge named "model" is the model's."""
+    controls. The judge named "model" is the model's. `only_ways` and `only_shots` leave out all others."""
     known = {(row.task, row.way, row.shots) for row in done}
     ways = {AS_GIVEN: judges["model"]} | {way: judge for way, judge in judges.items() if way != "model"}
     ways |= dict.fromkeys(CONTROLS, judges["model"])
+    ways = {way: judge for way, judge in ways.items() if not only_ways or way in only_ways}
     plan = []
     for way, judge in ways.items():
         for task, given in given_trials.items():
             longest = max((len(trial.shown) for trial in given), default=0)
             shots = [n for n in (SHOTS_OF_FIVE if "5way" in task else SHOTS) if n <= longest]
+            shots = [n for n in shots if not only_shots or n in only_shots]
             plan += [(task, given, way, n, judge) for n in shots if n or way == AS_GIVEN]
     left = [row for row in plan if (row[0], row[2], row[3]) not in known]
     for task, given, way, n, judge in track(left, "rows"):
@@ -262,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file; the table is written beside it")
     parser.add_argument("--tasks", help="comma-separated files of WORLD/evaluation (default: all)")
     parser.add_argument("--trials", type=int, default=200, help="trials per row (default: %(default)s)")
+    parser.add_argument("--ways", help='comma-separated, such as "as given,blank" (default: all)')
+    parser.add_argument("--shots", help="comma-separated (default: all)")
     parser.add_argument("--template", default=templates.caption.pattern, help="of an image and its text")
     given = parser.parse_args(arguments)
     model, processor = catalog.resolve(given.model).open()
@@ -283,7 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         support = [(trial.query, trial.answer) for trial in trials(given.world, SUPPORT, sys.maxsize)]
         named = {task: some for task, some in chosen.items() if some and not some[0].shown}
         chosen |= {task: with_similar(some, support, features) for task, some in named.items()}
-    for row in measured(judges, chosen, gray, done):
+    ways = given.ways.split(",") if given.ways else ()
+    shots = [int(number) for number in given.shots.split(",")] if given.shots else ()
+    for row in measured(judges, chosen, gray, done, ways, shots):
         done.append(row)
         write_json(given.output, {"model": given.model, "rows": [asdict(row) for row in done]})
         write_text(given.output.with_suffix(".md"), tables(done))

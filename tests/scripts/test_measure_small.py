@@ -101,19 +101,22 @@ def pixel_mean(image: Path) -> np.ndarray:
 
 
 def test_a_model_is_asked_as_written(world: Path) -> None:
-    """Against the public interface: the full prompt of each trial, scored by itself."""
+    """As the public interface answers it, and the score of each full prompt by itself."""
     model, processor = fl.load_mini()
+    template = Template("<image> {text}")
     given = trials(world, "words-2way-colors", 3)
     right = 0
     for trial in given:
         text = "".join(f"<image> {answer}<|endofchunk|>" for _, answer in trial.shown) + "<image>"
         images = [Image.open(image) for image, _ in trial.shown] + [Image.open(trial.query)]
         inputs = processor(text=[text], images=[images])
-        ends = [
-            processor.tokenizer(f" {c}<|endofchunk|>", add_special_tokens=False)["input_ids"] for c in trial.candidates
-        ]
-        right += trial.candidates[int(model.score(**inputs, candidates=ends).argmax())] == trial.answer
-    assert Judge(model, processor, Template("<image> {text}")).right(given) == right
+        tokens = [processor.tokenizer(f" {c}", add_special_tokens=False)["input_ids"] for c in trial.candidates]
+        scores = [model.score(**inputs, candidates=[ids]).item() / len(ids) for ids in tokens]
+        best = trial.candidates[max(range(len(scores)), key=scores.__getitem__)]
+        task = fl.FewShotTask(model, processor, list(trial.shown), template=template)
+        assert task.classify([trial.query], labels=list(trial.candidates))[0][0] == best
+        right += best == trial.answer
+    assert Judge(model, processor, template).right(given) == right
 
 
 def test_which_task_is_chosen_or_written(world: Path) -> None:
@@ -136,7 +139,12 @@ def test_the_command_goes_on_after_its_last_row(world: Path, monkeypatch: pytest
     rows = [Row(**row) for row in json.loads(output.read_text("utf-8"))["rows"]]
     assert len(rows) == 1 + 4 + 3 * 3 + 2 * 3 and len(asked) == 4 + 3 * 3
     assert all(len(trial.shown) == row.shots for row, some in zip(rows[1:5], asked, strict=False) for trial in some)
+    main([*arguments, "--ways", "as given", "--shots", "2,4"])
     main(arguments)
     assert len(asked) == 4 + 3 * 3
     assert tables(rows) == output.with_suffix(".md").read_text("utf-8")
     assert "| words-2way-colors | as given | 100% (34%–100%) |" in tables(rows)
+    output.unlink()
+    main([*arguments, "--tasks", "words-2way-colors", "--ways", "as given,blank", "--shots", "2"])
+    rows = [Row(**row) for row in json.loads(output.read_text("utf-8"))["rows"]]
+    assert [(row.way, row.shots) for row in rows] == [("as given", 2), ("blank", 2)]
