@@ -52,7 +52,7 @@ def spread(trainings: Sequence[Row], column: tuple[str, int]) -> tuple[float, fl
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    lines = [f"| | {' | '.join(COLUMNS.values())} | seeds | trained, M | minutes | the papers |"]
+    lines = [f"| | {' | '.join(COLUMNS.values())} | seeds | trained, M | TFLOP a step | the papers |"]
     lines.append(f"|---|{'---:|' * (len(COLUMNS) + 3)}---|")
     group = ""
     for name, trainings in by_variant(rows).items():
@@ -64,8 +64,8 @@ def markdown(rows: Sequence[Row]) -> str:
         for column in COLUMNS:
             mean, low, high = spread(trainings, column)
             cells.append(f"{mean:.0%} ({low:.0%}–{high:.0%})")
-        minutes = sum(row["processor_s"] for row in trainings) / len(trainings) / 60
-        cells += [str(len(trainings)), f"{trainings[0]['trained'] / 1e6:.1f}", f"{minutes:.1f}", variant.paper]
+        operations = sum(row["tflop"] for row in trainings) / len(trainings)
+        cells += [str(len(trainings)), f"{trainings[0]['trained'] / 1e6:.1f}", f"{operations:.2f}", variant.paper]
         lines.append(f"| {variant.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from benchmarks.papers_ablations.data import NAMING, TASK, WORDS
 from benchmarks.papers_ablations.variants import PAIRS, RATE, SIZES, VARIANTS, Variant
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, catalog, templates
 from flamboyance.data.formats.user_data import UserData
-from flamboyance.files import write_json
+from flamboyance.files import read_json_lines, write_json
 from flamboyance.recipes import new
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import has_bfloat16
@@ -71,11 +70,10 @@ def main() -> None:
     output = given.folder / "runs" / name
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
-    run, began = run_of(variant, given.seed, given.steps, given.folder, output), time.process_time()
+    run = run_of(variant, given.seed, given.steps, given.folder, output)
     # The model itself is asked afterwards: an exported one would have a Flamingo's own parts again.
     model, processor = run.build()
     train(replace(run, build=lambda: (model, processor)))
-    seconds = time.process_time() - began
     judge = Judge(model.eval(), processor, TEMPLATE)
     rows = []
     for task, shots in ASKED:
@@ -84,8 +82,10 @@ def main() -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = {"variant": given.variant, "seed": given.seed, "steps": given.steps, "trained": trained}
     found["precision"] = run.training.precision
+    log = [row for _, row in read_json_lines(output / "log.jsonl")]  # of all steps, also of those before a resumption
+    found["tflop"] = round(sum(row["tflops"] * row["step_s"] for row in log) / len(log), 4)
     (given.folder / "found").mkdir(exist_ok=True)
-    write_json(given.folder / "found" / f"{name}.json", found | {"processor_s": round(seconds), "rows": rows})
+    write_json(given.folder / "found" / f"{name}.json", found | {"rows": rows})
 
 
 if __name__ == "__main__":

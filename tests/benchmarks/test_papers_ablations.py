@@ -33,7 +33,7 @@ def test_documents_are_made_over():
 def test_the_table_has_means_over_seeds_beside_what_the_papers_found():
     def training(variant, seed, right):
         rows = [{"task": task, "shots": shots, "right": right, "total": 100} for task, shots in table.COLUMNS]
-        return {"variant": variant, "seed": seed, "trained": 7e6, "processor_s": 300, "rows": rows}
+        return {"variant": variant, "seed": seed, "trained": 7e6, "tflop": 0.25, "rows": rows}
 
     text = table.markdown([training("mlp", 0, 30), training("baseline", 0, 90), training("baseline", 1, 60)])
     lines = text.splitlines()
