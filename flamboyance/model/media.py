@@ -268,8 +268,8 @@ def decoding_layout(media: Media, device: torch.device, every: bool = False) -> 
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """(B, N) the images of each prompt, -1 for padding."""
-    most = max(map(len, rows))
+    """(B, N) the images of each prompt, -1 for padding; N is 1 or more."""
+    most = max(1, *map(len, rows))
     return [[*row, *[-1] * (most - len(row))] for row in rows]
 
 
@@ -321,7 +321,7 @@ def prefill_layout(seen: Tensor, media: Media, every: bool = False) -> ImageAtte
 
     if every:
         shown, count = table[block_image // (most + 1), 1:], block_image % (most + 1)
-        block_image = np.where(np.arange(most) < count[:, None], shown, -1)
+        block_image = np.where(np.arange(shown.shape[1]) < count[:, None], shown, -1)
     in_order = not every and np.array_equal(block_image, np.arange(len(media.latents)))
     return ImageAttentionLayout(
         None if in_order else torch.from_numpy(block_image),
@@ -373,7 +373,7 @@ def traced_layout(seen: Tensor, media: Media, every: bool = False) -> ImageAtten
         if isinstance(media.rows, Spans):
             image_of_block = _spanned(media, media.rows.first.to(seen.device)[prompt], met)
         else:
-            number = torch.arange(most, device=seen.device)
+            number = torch.arange(table.shape[1] - 1, device=seen.device)
             image_of_block = table[prompt, 1:].where(number < met[:, None], -1)
     else:
         image_of_block = image.flatten()[token_of_query[:, 0]].clamp(min=0)

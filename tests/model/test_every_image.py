@@ -68,6 +68,8 @@ def test_attention_is_its_definition():
     assert_close(last, expected[:, -1:], atol=1e-6, rtol=1e-5)
     none = Media(latents, (), (*ROWS[:2], ()))
     assert not attention(x[:, -1:], keys, values, decoding_layout(none, x.device, every=True))[2].any()
+    none = Media(latents, (), ((), (), ()))
+    assert not attention(x[:, -1:], keys, values, decoding_layout(none, x.device, every=True)).any()
 
 
 @pytest.mark.parametrize("family", ["opt", "mpt", "llama", "mosaic_gpt"])
