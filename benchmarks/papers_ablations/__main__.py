@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names, seeds = given.variants.split(","), [int(seed) for seed in given.seeds.split(",")]
     if unknown := set(names) - set(VARIANTS):
         parser.error(f"no such variant: {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
-    done = {(row["variant"], row["seed"]) for row in found(given.folder) if row["steps"] == given.steps}
-    left = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
+    left = remaining(found(given.folder), names, seeds, given.steps)
     if left:
         data.prepare(given.folder)
     for name, seed, status in track(run_all(left, given), "trainings", total=len(left)):
@@ -65,6 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.write:
         write_json(KEPT, found(given.folder), indent=1)
         table.write(rows)
+
+
+def remaining(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], seeds: Sequence[int], steps: int
+) -> list[tuple[str, int]]:
+    """The trainings that are not finished, or were not asked all that the table shows; seed by seed."""
+    done = {
+        (row["variant"], row["seed"])
+        for row in rows
+        if row["steps"] == steps and all(table.answers([row], column) for column in table.COLUMNS)
+    }
+    return [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
 
 
 def log_of(folder: Path, name: str, seed: int) -> Path:

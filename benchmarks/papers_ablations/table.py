@@ -44,9 +44,12 @@ def shares(trainings: Sequence[Row], column: tuple[str, int]) -> list[float]:
     return [one["right"] / one["total"] for one in answers(trainings, column)]
 
 
-def spread(trainings: Sequence[Row], column: tuple[str, int]) -> tuple[float, float, float]:
-    """The mean over the seeds, and an interval: the trials' 95 %, or from the lowest seed to the highest if wider."""
+def spread(trainings: Sequence[Row], column: tuple[str, int]) -> tuple[float, float, float] | None:
+    """The mean over the seeds, and an interval: the trials' 95 %, or from the lowest seed to the highest if wider. None
+    if no seed was asked."""
     found, asked = shares(trainings, column), answers(trainings, column)
+    if not found:
+        return None
     low, high = wilson(sum(one["right"] for one in asked), sum(one["total"] for one in asked))
     return sum(found) / len(found), min(low, *found), max(high, *found)
 
@@ -62,10 +65,15 @@ def markdown(rows: Sequence[Row]) -> str:
         group = variant.group
         cells = []
         for column in COLUMNS:
-            mean, low, high = spread(trainings, column)
-            cells.append(f"{mean:.0%} ({low:.0%}–{high:.0%})")
-        operations = sum(row["tflop"] for row in trainings) / len(trainings)
-        cells += [str(len(trainings)), f"{trainings[0]['trained'] / 1e6:.1f}", f"{operations:.2f}", variant.paper]
+            found = spread(trainings, column)
+            cells.append("" if found is None else f"{found[0]:.0%} ({found[1]:.0%}–{found[2]:.0%})")
+        operations = [row["tflop"] for row in trainings if "tflop" in row]  # the first trainings did not count them
+        cells += [
+            str(len(trainings)),
+            f"{trainings[0]['trained'] / 1e6:.1f}",
+            f"{sum(operations) / len(operations):.2f}" if operations else "",
+            variant.paper,
+        ]
         lines.append(f"| {variant.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -79,15 +87,17 @@ def figure(rows: Sequence[Row]) -> Any:
     for (column, title), one in zip(COLUMNS.items(), axes, strict=True):
         style_axes(one, title, "% right", grid="x")
         for place, name in enumerate(names):
-            mean, low, high = (100 * value for value in spread(found[name], column))
+            if (measured := spread(found[name], column)) is None:
+                continue
+            mean, low, high = (100 * value for value in measured)
             around = [[mean - low], [high - mean]]
             color = COLORS[1] if name == "baseline" else COLORS[0]
             one.barh(place, mean, 0.7, color=color, alpha=0.75, xerr=around, ecolor=INK, capsize=2)
             dots = [100 * share for share in shares(found[name], column)]
             one.plot(dots, [place] * len(dots), "o", color=INK, markersize=3)
         one.set_xlim(0, 100)
-        if "baseline" in found:
-            one.axvline(100 * spread(found["baseline"], column)[0], color=COLORS[1], linewidth=1)
+        if (baseline := spread(found.get("baseline", []), column)) is not None:
+            one.axvline(100 * baseline[0], color=COLORS[1], linewidth=1)
         if column in CHANCE:
             one.axvline(100 * CHANCE[column], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes[0].set_yticks(range(len(names)), [VARIANTS[name].title for name in names])

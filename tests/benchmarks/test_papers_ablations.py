@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.papers_ablations import parts, table
-from benchmarks.papers_ablations.data import made_over
+from benchmarks.papers_ablations.__main__ import remaining
+from benchmarks.papers_ablations.data import NAMING, made_over
 from benchmarks.papers_ablations.variants import INTERLEAVED, MISALIGNED, PAIRS, VARIANTS
 from flamboyance.model.resampler import PerceiverResampler
 
@@ -30,11 +31,22 @@ def test_documents_are_made_over():
     assert len(set(map(str, made[INTERLEAVED]))) == 1 and len(set(map(str, made[MISALIGNED]))) == 2
 
 
-def test_the_table_has_means_over_seeds_beside_what_the_papers_found():
-    def training(variant, seed, right):
-        rows = [{"task": task, "shots": shots, "right": right, "total": 100} for task, shots in table.COLUMNS]
-        return {"variant": variant, "seed": seed, "trained": 7e6, "tflop": 0.25, "rows": rows}
+def training(variant, seed, right, columns=tuple(table.COLUMNS)):
+    rows = [{"task": task, "shots": shots, "right": right, "total": 100} for task, shots in columns]
+    return {"variant": variant, "seed": seed, "steps": 200, "trained": 7e6, "tflop": 0.25, "rows": rows}
 
+
+def test_what_was_not_asked_everything_is_trained_again():
+    rows = [training("mlp", 0, 30), training("late", 0, 30, columns=[(NAMING, 0)])]
+    left = remaining(rows, ["mlp", "late", "middle"], [0, 1], 200)
+    assert left == [("late", 0), ("middle", 0), ("mlp", 1), ("late", 1), ("middle", 1)]
+    assert len(remaining(rows, ["mlp"], [0], 100)) == 1
+    line = table.markdown(rows).splitlines()[3]
+    assert line == f"| {VARIANTS['late'].title} | 30% (22%–40%) |  |  | 1 | 7.0 | 0.25 |  |"
+    assert [len(axes.patches) for axes in table.figure(rows).axes] == [2, 1, 1]
+
+
+def test_the_table_has_means_over_seeds_beside_what_the_papers_found():
     text = table.markdown([training("mlp", 0, 30), training("baseline", 0, 90), training("baseline", 1, 60)])
     lines = text.splitlines()
     assert lines[2].startswith(f"| {VARIANTS['baseline'].title} | 75% (60%–90%) |")
