@@ -53,6 +53,7 @@ def cross_attention(width: int) -> dict[str, Any]:
         "ff_mult": 4,
         "activation": "squared_relu",
         "norm_keys_values": True,
+        "only_attend_immediate_media": True,  # section 3.1.3
     }
 
 
