@@ -85,8 +85,8 @@ class DualEncoder(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Layers keep only their inputs and compute the rest again in the backward pass."""
-        self.vision.checkpoint_activations()
-        checkpoint_layers(self.text)
+        for model in (self.vision.model, self.text):
+            checkpoint_layers(model)
 
     def _unused(self) -> list[nn.Parameter]:
         """Parameters that the embeddings do not depend on, such as a tower's last norm and its pooling head."""

@@ -153,6 +153,11 @@ def _apart(module: nn.Module, adapter: list[nn.Module] | None) -> list[nn.Module
     return [child for child in module.children() if id(child) not in aside]
 
 
+def is_trained(module: nn.Module) -> bool:
+    """Whether any of a module's parameters is trained."""
+    return any(p.requires_grad for p in module.parameters())
+
+
 def without_influence(parameters: Sequence[nn.Parameter], scalar: Tensor) -> list[nn.Parameter]:
     """The parameters that a scalar does not depend on. DDP would wait for their gradients."""
     gradients = torch.autograd.grad(scalar, list(parameters), allow_unused=True)

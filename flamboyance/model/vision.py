@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flamboyance.configuration import check_vision
 from flamboyance.model import quantization, vision_libraries, vision_transformers
 from flamboyance.model.linear import use_packed_linear
-from flamboyance.model.trainable import checkpoint_layers, freeze, train_trainable
+from flamboyance.model.trainable import freeze, is_trained, train_trainable
 
 LIBRARIES = ("transformers", "openclip", "timm")
 TOGETHER = 1024  # patches that a CPU computes at a time; more take 1.4 times as long, outside of its caches
@@ -174,22 +174,13 @@ class VisionTower(nn.Module):
         """`work` on all images; on a CPU, on a few at a time. (Not among several processes: all processes of a sharded
         tower must call it equally often, and they may have different numbers of images.)"""
         self._check(pixels)
-        trains = torch.is_grad_enabled() and (pixels.requires_grad or self.trained)
+        trains = torch.is_grad_enabled() and (pixels.requires_grad or is_trained(self))
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         with torch.set_grad_enabled(trains):
             if pixels.device.type != "cpu" or not alone:
                 return work(pixels.to(self.dtype))
             patches = (self.patches or 64) * pixels.shape[2] * pixels.shape[3] / self.image_size**2
             return torch.cat([work(some.to(self.dtype)) for some in pixels.split(max(1, round(TOGETHER / patches)))])
-
-    @property
-    def trained(self) -> bool:
-        """Whether any of its parameters is trained."""
-        return any(p.requires_grad for p in self.parameters())
-
-    def checkpoint_activations(self) -> None:
-        """Its layers keep only their inputs in training and compute the rest again in the backward pass."""
-        checkpoint_layers(self.model)
 
     def grid(self, patches: int, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the P patches of an image of this height and width in pixels; the patches are square.
@@ -246,12 +237,12 @@ def tower_spec(
 
 def chosen_settings(spec: dict[str, Any]) -> dict[str, Any]:
     """The image_size and feature_levels with which `VisionTower.from_pretrained` opens a tower of this spec again."""
-    config = spec["config"]
     if spec["library"] != "timm":
         return {"image_size": spec["image_size"]} if "image_size" in spec else {}
-    return (
-        {} if config is None else {"image_size": config["image_size"], "feature_levels": config.get("feature_levels")}
-    )
+    config = spec["config"]
+    if config is None:
+        return {}
+    return {"image_size": config["image_size"], "feature_levels": config.get("feature_levels")}
 
 
 def _adjusted(spec: dict[str, Any], image_size: int | None, feature_levels: Sequence[int] | None) -> dict[str, Any]:

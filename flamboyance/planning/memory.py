@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from flamboyance.model.quantized_linear import layers
+from flamboyance.model.trainable import is_trained
 from flamboyance.planning.cost import PARTS, Trace, part_names
 from flamboyance.training.hardware import Hardware
 from flamboyance.training.parallel import decoder_layers
@@ -98,7 +99,7 @@ def units(model: Any, precision: str) -> ShardingUnits:
     apart = {id(p) for p in to_kv}
     blocks = [[p for p in block.parameters() if id(p) not in apart] for block in model.blocks]
     listed = [*decoder, *towers, to_kv, list(model.resampler.parameters()), *blocks]
-    once = sum(map(size, towers)) if not model.vision.trained else 0
+    once = sum(map(size, towers)) if not is_trained(model.vision) else 0
     return ShardingUnits(
         twice=sum(map(size, listed)) - once,
         once=once,

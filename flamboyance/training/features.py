@@ -25,6 +25,7 @@ from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.files import read_json, write_json
 from flamboyance.images import ImageError, ImageProcessor, load_image
+from flamboyance.model.trainable import is_trained
 from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
 
@@ -47,7 +48,7 @@ def prepare_features(vision: Any, processor: Any, config: TrainingConfig, here: 
             f"cache_features=true with {mirrored[0]}.flip={config.sources[mirrored[0]].flip:g}: features cannot be "
             f"mirrored; give {mirrored[0]}.flip=0"
         )
-    if any(p.requires_grad for p in vision.parameters()):
+    if is_trained(vision):
         raise ValueError("cache_features=true, but the vision tower is trained; leave the setting out")
     images, variants = processor.image_processor, config.feature_augmentations
     described = about(vision, images, variants)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flamboyance.model.language import find_decoder_layers
 from flamboyance.model.quantized_linear import layers as quantized_layers
+from flamboyance.model.trainable import checkpoint_layers, is_trained
 from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
 
@@ -58,8 +59,8 @@ def checkpoint_activations(model: Any) -> None:
     """Layers, gated blocks and the resampler's layers keep only their inputs and compute the rest again in the backward
     pass; so do those of a tower that is trained. Blocks run in hooks outside of the layers' `forward`, so each is
     checkpointed by itself."""
-    if model.vision.trained:
-        model.vision.checkpoint_activations()
+    if is_trained(model.vision):
+        checkpoint_layers(model.vision.model)
     for module in (*decoder_layers(model), *model.blocks, *model.resampler.layers):
         module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
 
@@ -86,7 +87,7 @@ def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
     frozen = MixedPrecisionPolicy()
 
     def policy(backbone: nn.Module) -> MixedPrecisionPolicy:
-        return trained if any(p.requires_grad for p in backbone.parameters()) else frozen
+        return trained if is_trained(backbone) else frozen
 
     whole = set(model.language_model.parameters()) if quantized(model.language_model) else set()
     options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flamboyance.model.quantized_linear import QuantizedLinear
+from flamboyance.model.trainable import is_trained
 from flamboyance.model.vision import VisionTower
 from flamboyance.processes import World
 from flamboyance.training import hardware
@@ -44,7 +45,7 @@ class ModelFlops:
         of_patches = [layer.attention.to_kv for layer in resampler.layers]
         to_kv = weights(of_patches if resampler.projection is None else [*of_patches, resampler.projection])
         keys_values = weights(block.attention.to_kv for block in model.blocks)
-        image = 0 if cached else 3 * tower if model.vision.trained else tower
+        image = 0 if cached else 3 * tower if is_trained(model.vision) else tower
         image += 6 * (weights(resampler.layers) * latents + to_kv * patches + keys_values * latents)
         layers = decoder_layers(model)
         token = _each(layers) * weights(layers) + 6 * (weights(model.blocks) - keys_values)
@@ -53,7 +54,7 @@ class ModelFlops:
 
 def _each(module: nn.Module) -> int:
     """Operations of each weight of the language model, forward and backward."""
-    return 6 if any(p.requires_grad for p in module.parameters()) else 4
+    return 6 if is_trained(module) else 4
 
 
 def tower_cost(vision: VisionTower) -> tuple[int, int]:

@@ -53,6 +53,8 @@ CHOSEN = ("words-", TASK)  # files whose answer is one of their candidates; the 
 WRITTEN = "-written"  # after the name of a file with candidates: the answer is written freely
 SUPPORT = "naming-support"  # the file of pictures that are shown with those to name
 AS_GIVEN, CONTROLS = "as given", ("shuffled", "blank", "blind")
+BY_FEATURES, BY_PIXELS = "nearest by features", "nearest by pixels"
+WAYS = (AS_GIVEN, BY_FEATURES, BY_PIXELS, *CONTROLS)
 MOST_TOKENS = 12
 PIXELS = 16
 
@@ -273,6 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", help="comma-separated (default: all)")
     parser.add_argument("--template", default=templates.caption.pattern, help="of an image and its text")
     given = parser.parse_args(arguments)
+    ways = given.ways.split(",") if given.ways else []
+    shots = [int(number) for number in given.shots.split(",")] if given.shots else []
+    if unknown := sorted(set(ways) - set(WAYS)):
+        parser.error(f"--ways has {unknown[0]!r}; expected some of {', '.join(WAYS)}")
+    if unknown := sorted(set(shots) - {*SHOTS, *SHOTS_OF_FIVE}):
+        parser.error(f"--shots has {unknown[0]}; expected some of {sorted({*SHOTS, *SHOTS_OF_FIVE})}")
     model, processor = catalog.resolve(given.model).open()
     model.pack()
     files = sorted(file.stem for file in (given.world / "evaluation").glob("*.jsonl"))
@@ -283,8 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     features = cache(tower_features(model, processor))
     judges: dict[str, Judge | Nearest] = {
         "model": Judge(model, processor, Template(given.template)),
-        "nearest by features": Nearest(features),
-        "nearest by pixels": Nearest(cache(pixels)),
+        BY_FEATURES: Nearest(features),
+        BY_PIXELS: Nearest(cache(pixels)),
     }
     done = [Row(**row) for row in read_json(given.output)["rows"]] if given.output.exists() else []
     chosen = {task: trials(given.world, task, given.trials) for task in tasks}
@@ -292,8 +300,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         support = [(trial.query, trial.answer) for trial in trials(given.world, SUPPORT, sys.maxsize)]
         named = {task: some for task, some in chosen.items() if some and not some[0].shown}
         chosen |= {task: with_similar(some, support, features) for task, some in named.items()}
-    ways = given.ways.split(",") if given.ways else ()
-    shots = [int(number) for number in given.shots.split(",")] if given.shots else ()
     for row in measured(judges, chosen, gray, done, ways, shots):
         done.append(row)
         write_json(given.output, {"model": given.model, "rows": [asdict(row) for row in done]})

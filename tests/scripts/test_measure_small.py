@@ -148,3 +148,6 @@ def test_the_command_goes_on_after_its_last_row(world: Path, monkeypatch: pytest
     main([*arguments, "--tasks", "words-2way-colors", "--ways", "as given,blank", "--shots", "2"])
     rows = [Row(**row) for row in json.loads(output.read_text("utf-8"))["rows"]]
     assert [(row.way, row.shots) for row in rows] == [("as given", 2), ("blank", 2)]
+    for wrong in (["--ways", "blnak"], ["--shots", "3"]):
+        with pytest.raises(SystemExit):
+            main([*arguments, *wrong])
