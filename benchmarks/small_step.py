@@ -1,11 +1,13 @@
 """What a training step around a frozen language model of SmolLM2-135M's shape takes on a CPU.
 
-    python -m benchmarks.small_step [--layers 30] [--documents 24] [--threads 2] [--turns 2] [--profile]
+    python -m benchmarks.small_step [--layers 30] [--documents 24] [--threads 2] [--turns 2] [--precision bf16]
+        [--profile]
 
 Documents have 3 to 10 images, each with 5 to 9 tokens, and the tower's features are given (`cache_features=true`). In
 turns in one run: the step on the whole batch, the step as the loop takes it (rows in parts of similar lengths), and a
-plain matrix product with as many operations. Times are of the processor, not of the clock, so that they can be compared
-on a machine that does other work. Weights are random.
+plain matrix product with as many operations. In bf16 also the step with PyTorch's fused attention throughout: scores
+of short texts that are written out are faster there (`attention.is_slow`). Times are of the processor, not of the
+clock, so that they can be compared on a machine that does other work. Weights are random.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,9 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from flamboyance import FlamingoConfig, FlamingoForConditionalGeneration
 from flamboyance.data.batch import Batch, TrainingExample, collate
+from flamboyance.model import attention
 from flamboyance.model.vision import VisionTower, tower_spec
+from flamboyance.training.parallel import set_precision
 from flamboyance.training.step import by_length, summed_loss
 
 WORDS, END, IMAGE = 49152, 49152, 49153
@@ -82,10 +87,17 @@ def documents(count: int) -> Batch:
     return collate(examples, 2)
 
 
-def step(network: Any, parts: Sequence[Batch]) -> None:
+def step(network: Any, parts: Sequence[Batch], precision: str) -> None:
     for part in parts:
-        summed_loss(network, part, None, torch.device("cpu")).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = summed_loss(network, part, None, torch.device("cpu"))
+        loss.backward()
     network.zero_grad()
+
+
+def step_by_fused_attention(network: Any, parts: Sequence[Batch], precision: str) -> None:
+    with patch.object(attention, "LEARNED", 0):
+        step(network, parts, precision)
 
 
 def tower_of(images: int) -> Callable[[], Any]:
@@ -95,9 +107,10 @@ def tower_of(images: int) -> Callable[[], Any]:
     return lambda: tower(pixels)
 
 
-def product(operations: float) -> None:
+def product(operations: float, precision: str) -> None:
     """As many operations, as products of 1,400 tokens with one of the language model's matrices."""
-    x, weight = torch.randn(1400, 576), torch.randn(1536, 576)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    x, weight = torch.randn(1400, 576, dtype=kind), torch.randn(1536, 576, dtype=kind)
     for _ in range(round(operations / (2 * x.numel() * len(weight)))):
         F.linear(x, weight)
 
@@ -114,35 +127,46 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(%(default)s)")
     parser.add_argument("--profile", action="store_true", help="also where the time of a step goes")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    network, batch = model(given.layers), documents(given.documents)
+    network, batch, precision = model(given.layers), documents(given.documents), given.precision
+    set_precision(network, precision)
     parts = by_length(batch)
     operations = {}
     for name, batches in (("whole", [batch]), ("parts", parts)):
         with FlopCounterMode(display=False) as counter:
-            step(network, batches)
+            step(network, batches, precision)
         operations[name] = counter.get_total_flops()
         tokens = sum(one.input_ids.numel() for one in batches)
         print(f"{name}: {tokens} tokens with padding, {operations[name] / 1e9:.0f} billion operations", flush=True)
     real, images = int(batch.attention_mask.sum()), len(batch.images)
     print(f"{real} tokens without padding, {batch.targets} of them predicted, {images} images")
-    times: dict[str, list[float]] = {"whole": [], "parts": [], "product": [], "tower": []}
-    tower = tower_of(images)
+    works: dict[str, Callable[[], Any]] = {
+        "whole": lambda: step(network, [batch], precision),
+        "parts": lambda: step(network, parts, precision),
+        "fused": lambda: step_by_fused_attention(network, parts, precision),
+        "product": lambda: product(operations["parts"], precision),
+        "tower": tower_of(images),
+    }
+    if precision != "bf16":
+        del works["fused"]
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(given.turns):
-        times["whole"].append(seconds(lambda: step(network, [batch])))
-        times["parts"].append(seconds(lambda: step(network, parts)))
-        times["product"].append(seconds(lambda: product(operations["parts"])))
-        times["tower"].append(seconds(tower))
+        for name, work in works.items():
+            times[name].append(seconds(work))
         print({name: round(values[-1], 2) for name, values in times.items()}, flush=True)
-    whole, divided, bare, features = (median(times[name]) for name in ("whole", "parts", "product", "tower"))
+    found = {name: median(values) for name, values in times.items()}
+    whole, divided, bare, features = (found[name] for name in ("whole", "parts", "product", "tower"))
     print(f"in parts {divided / whole:.2f} of the time of the whole; {divided / bare:.2f} of that of the product")
+    if "fused" in found:
+        print(f"{divided / found['fused']:.2f} of the time by fused attention")
     print(f"features that were computed before save {features / (features + divided):.0%} of the time, and decoding")
     if given.profile:
-        with profile(activities=[ProfilerActivity.CPU]) as found:
-            step(network, parts)
-        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=45))
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            step(network, parts, precision)
+        print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=45))
 
 
 if __name__ == "__main__":

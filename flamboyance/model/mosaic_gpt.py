@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from flamboyance.configuration_mosaic_gpt import MosaicGPTConfig
-from flamboyance.model.attention import attend, is_slow, parted
+from flamboyance.model.attention import Pairs, attend, is_slow, parted
 from flamboyance.model.cache import NAME, given
 
 logger = logging.get_logger(__name__)
@@ -59,21 +59,16 @@ class MosaicGPTAttention(nn.Module):
             # Over the whole width, before it is split into heads. Autocast runs LayerNorm in fp32: cast back.
             q, k = self.q_ln(q).to(v.dtype), self.k_ln(k).to(v.dtype)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        before: Pairs = ()
         if cache is not None:
             keys, v = cache.update(k, v, self.layer_index)
             (before, k), seen = parted(keys), attention_bias.shape[-1]
             k, v = k[:, :, :seen], v[:, :, :seen]  # a preallocated cache returns unused slots too
-            if before or is_slow(q, self.dropout if self.training else 0.0):
-                out = attend(q, k, v, before, attention_bias.to(q.dtype), self.scale)
-                return self.out_proj(out.transpose(1, 2).flatten(2))
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=attention_bias.to(q.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-        )
+        bias, dropout = attention_bias.to(q.dtype), self.dropout if self.training else 0.0
+        if before or is_slow(q, dropout):
+            out = attend(q, k, v, before, bias, self.scale)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -234,6 +234,53 @@ def test_single_tokens_in_bfloat16_are_written_out(monkeypatch):
     assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.03)
 
 
+@pytest.mark.parametrize("masked", [True, False])  # transformers gives no mask where no row has padding
+def test_short_texts_that_are_learned_from_in_bfloat16_are_written_out(monkeypatch, masked):
+    """And give what fused attention gives, and its gradients, to the precision."""
+    monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: False)
+    random = torch.Generator().manual_seed(0)
+    tokens = 9
+    query = torch.randn(3, HEADS, tokens, WIDTH, generator=random).bfloat16()
+    keys, values = (t.bfloat16() for t in pair(3, 2, tokens, random))
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None].repeat(3, 1, 1, 1)
+    if masked:
+        seen[1, ..., :4] = False
+        seen[1, 0, range(4), range(4)] = True  # a row that sees nothing has no meaning
+    ours, theirs = ([t.detach().to(kind).requires_grad_() for t in (query, keys, values)]
+                    for kind in (torch.bfloat16, torch.float32))  # fmt: skip
+    wanted = whole(theirs[0], [(theirs[1], theirs[2])], seen).transpose(1, 2)
+    toward = torch.randn(wanted.shape, generator=random)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    found, _ = attention.attention(torch.nn.Module(), *ours, seen if masked else None)
+    assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.03)
+    gradients = (torch.autograd.grad(out, parts, toward.to(out.dtype))
+                 for out, parts in ((found, ours), (wanted, theirs)))  # fmt: skip
+    for gradient, exact in zip(*gradients, strict=True):
+        assert torch.allclose(gradient.float(), exact, atol=0.06)
+
+
+def test_when_scores_are_written_out(monkeypatch):
+    monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: False)
+
+    def slow(tokens: int, learned: bool, kind: torch.dtype = torch.bfloat16, dropout: float = 0.0) -> bool:
+        return attention.is_slow(torch.zeros(2, 1, tokens, 4, dtype=kind, requires_grad=learned), dropout)
+
+    assert slow(1, False) and not slow(2, False)
+    assert slow(2, True) and slow(attention.LEARNED, True) and not slow(attention.LEARNED + 1, True)
+    assert not slow(2, True, torch.float32) and not slow(2, True, dropout=0.1)
+    monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: True)
+    assert not slow(2, True)
+
+
+@pytest.mark.parametrize("family", sorted(attention.SHARED_BY_CLASS))
+def test_families_with_a_class_of_their_own_write_short_texts_out_too(monkeypatch, family):
+    monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: False)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    model = families.make(family).language_model.bfloat16().train().requires_grad_(True)
+    model(input_ids=torch.tensor([[3, 4, 5, 6]]), labels=torch.tensor([[3, 4, 5, 6]])).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_mpt_by_fused_attention_is_transformers(clip):
     torch.manual_seed(0)
