@@ -72,8 +72,9 @@ def short(content: dict[str, Any]) -> str:
     """
     rows = content["rows"]
     peers = list(dict.fromkeys((r["peer"], r["dtype"]) for r in rows))
-    heads = [f"beside {peer}, ours in {dtype}" for peer, dtype in peers]
-    lines = [f"| times as fast (peak memory, of the peer's) | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    heads = [f"vs {peer}, ours in {dtype}" for peer, dtype in peers]
+    lines = [f"| times as fast (peak memory, in % of the peer's) | {' | '.join(heads)} |"]
+    lines.append("|---|" + "---:|" * len(heads))
     found = {(r["work"], r["peer"], r["dtype"]): r for r in rows}
     for work in dict.fromkeys(r["work"] for r in rows):
         cells = []

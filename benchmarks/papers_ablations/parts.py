@@ -2,7 +2,7 @@
 
 Only the class of a part is exchanged: its parameters stay.
 
-Shape letters: M images, P cells of the tower, Dv its width, D the resampler's.
+Shape letters: M images, P patches, Dv their width, D the resampler's.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from flamboyance.model.resampler import PerceiverResampler
 OPEN = 20.0  # a gate whose tanh is 1
 
 
-class CellMLP(PerceiverResampler):
-    """Each cell of the tower by itself, through the layers' feed-forwards alone: (M, 1, P, Dv) -> (M, P, D)."""
+class PatchMLP(PerceiverResampler):
+    """Each patch by itself, through the layers' feed-forwards alone: (M, 1, P, Dv) -> (M, P, D)."""
 
     def _resampled(self, patches: Tensor) -> Tensor:
-        cells, positions = self._start(patches)
-        x = cells + positions
+        projected, positions = self._start(patches)
+        x = projected + positions
         for layer in self.layers:
             x = x + layer.feed_forward(x)
         return self.norm(x)
 
 
-class CellTransformer(PerceiverResampler):
-    """The cells attend to one another: (M, 1, P, Dv) -> (M, P, D). What are latents in a resampler are the positions of
-    the cells here, so there have to be as many."""
+class PatchTransformer(PerceiverResampler):
+    """The patches attend to one another: (M, 1, P, Dv) -> (M, P, D). A resampler's latents are the patches' positions
+    here, so there have to be as many."""
 
     def _resampled(self, patches: Tensor) -> Tensor:
-        cells, positions = self._start(patches)
-        x = cells + positions
+        projected, positions = self._start(patches)
+        x = projected + positions
         for layer in self.layers:
             x = layer(x[:, :0], x)
         return self.norm(x)
 
 
 def with_mlp(model: FlamingoForConditionalGeneration) -> None:
-    model.resampler.__class__ = CellMLP
+    model.resampler.__class__ = PatchMLP
     for layer in model.resampler.layers:  # not used, and so neither trained nor counted
         layer.attention.requires_grad_(False)
 
 
 def with_transformer(model: FlamingoForConditionalGeneration) -> None:
-    model.resampler.__class__ = CellTransformer
+    model.resampler.__class__ = PatchTransformer
 
 
 @torch.no_grad()

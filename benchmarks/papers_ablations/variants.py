@@ -65,8 +65,8 @@ VARIANTS: dict[str, Variant] = {
         "68.4, its baseline (never: 67.8)",
         source={"next_image": 0.5},
     ),
-    "mlp": Variant("MLP on each cell", RESAMPLER, "63.3", sizes={"resampler_ff_mult": 7}, change=parts.with_mlp),
-    "transformer": Variant("Transformer over the cells", RESAMPLER, "65.1", change=parts.with_transformer),
+    "mlp": Variant("MLP on each patch", RESAMPLER, "63.3", sizes={"resampler_ff_mult": 7}, change=parts.with_mlp),
+    "transformer": Variant("Transformer over the patches", RESAMPLER, "65.1", change=parts.with_transformer),
     "small-resampler": Variant("Depth 1, 4 latents", RESAMPLER, "66.4", sizes={"resampler_depth": 1, "latents": 4}),
     "large-resampler": Variant(
         "Depth 4, 32 latents", RESAMPLER, "67.3", sizes={"resampler_depth": 4, "latents": 32, "resampler_ff_mult": 4}

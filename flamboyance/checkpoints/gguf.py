@@ -37,7 +37,7 @@ def _config(file: Path, changed: int) -> PreTrainedConfig:
 def open_model(
     file: Path, known: PreTrainedConfig | None = None, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model in a file with its weights dequantised, and transformers' report of what was loaded.
+    """The model in a file with its weights dequantized, and transformers' report of what was loaded.
 
     Args:
         known: the model's configuration. If the file is of that size, the configuration is not read from it.
@@ -73,7 +73,7 @@ def _without_bar() -> Generator[None]:
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, as if its weights had never been quantised: transformers refuses to save the other one."""
+    """The same model, as if its weights had never been quantized: transformers refuses to save the other one."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

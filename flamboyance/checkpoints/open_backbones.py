@@ -29,7 +29,7 @@ from flamboyance.model.language import find_decoder_layers
 def open_language_model(
     name: str, quantize: str | None = None, known: PreTrainedConfig | None = None, **options: Any
 ) -> PreTrainedModel:
-    """A language model, with all of its weights. Those of a GGUF file are dequantised here, once.
+    """A language model, with all of its weights. Those of a GGUF file are dequantized here, once.
 
     Args:
         name: as `names.language_model` takes it.

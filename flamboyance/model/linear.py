@@ -139,7 +139,7 @@ def unpacked(model: nn.Module) -> Generator[None]:
 
 
 def use_packed_linear(model: nn.Module) -> None:
-    """Turns all plain linear layers of a model into these. Other kinds (quantised ones, adapters) stay."""
+    """Turns all plain linear layers of a model into these. Other kinds (quantized ones, adapters) stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             become(module, Linear)
@@ -180,7 +180,7 @@ def _records_gradients(*tensors: Tensor | None) -> bool:
 
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        type(weight) in (nn.Parameter, Tensor)  # neither sharded nor quantised
+        type(weight) in (nn.Parameter, Tensor)  # neither sharded nor quantized
         and type(x) in (nn.Parameter, Tensor)
         and weight.numel() >= SMALLEST
         and weight.device.type == x.device.type == "cpu"

@@ -181,7 +181,7 @@ def freeze(backbone: nn.Module) -> None:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether its values can be read: not offloaded, sharded or quantised."""
+    """Whether its values can be read: not offloaded, sharded or quantized."""
     return type(tensor) in (nn.Parameter, Tensor) and not tensor.is_meta
 
 

@@ -78,7 +78,7 @@ def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
 
     The projections of latents to keys and values are one unit, because they are used before their blocks. Added tokens
     and the language model's tables are in the root unit, which stays gathered: they are read through methods and ties,
-    not through a module's call. A quantised language model is not sharded, because its packed weights cannot be; each
+    not through a module's call. A quantized language model is not sharded, because its packed weights cannot be; each
     device holds all of it.
     """
     # Frozen parts are gathered in their own precision, trainable ones in the computing precision.

@@ -10,7 +10,7 @@ from benchmarks.papers_ablations.variants import INTERLEAVED, MISALIGNED, PAIRS,
 from flamboyance.model.resampler import PerceiverResampler
 
 
-@pytest.mark.parametrize(("kind", "mixes"), [(parts.CellMLP, False), (parts.CellTransformer, True)])
+@pytest.mark.parametrize(("kind", "mixes"), [(parts.PatchMLP, False), (parts.PatchTransformer, True)])
 def test_other_resamplers_have_a_vector_for_each_cell(kind, mixes):
     torch.manual_seed(0)
     resampler = PerceiverResampler(12, depth=2, heads=2, dim_head=8, latents=6, width=16)
