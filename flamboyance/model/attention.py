@@ -82,7 +82,9 @@ def attention(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: (R, H, T, K) -> (R, T, H, K)."""
     before, key = parted(key)
-    if not before and not is_slow(query, dropout):
+    causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
+    simple = (causal or attention_mask is not None) and kwargs.get("position_bias") is None
+    if not before and not (simple and is_slow(query, dropout)):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if attention_mask is None and query.shape[2] > 1:  # transformers leaves a plain causal mask to fused attention
         attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]

@@ -94,6 +94,18 @@ class FlamingoModel(TrainableModel):
         self.mark_as_opened()
         self.train(False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves and casts. Tables that the language model computes for itself stay in float32, as when transformers
+        opens it in a lower precision: in bfloat16 the frequencies of rotary positions would be off by up to a radian
+        after some hundred tokens."""
+        exact = {id(table) for table in language.computed_tables(self.language_model) if table.dtype == torch.float32}
+
+        def applied(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return tensor.to(found.device) if id(tensor) in exact and found.dtype != tensor.dtype else found
+
+        return super()._apply(applied, recurse)
+
     # Parts ------------------------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:

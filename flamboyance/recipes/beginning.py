@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from flamboyance.checkpoints.directory import WEIGHTS, load_trained, read_weights
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.resampler import squared_relu
-from flamboyance.model.trainable import OWN
 from flamboyance.processing import FlamingoProcessor
 
 SEPARATOR = "<|endoftext|>"  # what many byte-level tokenizers have between two documents, beside a chat's own tokens
@@ -48,14 +47,15 @@ def begin_texts(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def begin_with(model: FlamingoForConditionalGeneration, directory: Path, layers: Sequence[int]) -> None:
-    """Copies the trained part of a model directory into the model. A block goes to the layer that it stood before; one
-    whose layer has no block here is left out, and a block that the directory lacks stays as it is.
+    """Copies the trained part of a model directory into the model, with what was trained of its backbones. A block goes
+    to the layer that it stood before; one whose layer has no block here is left out, and a block that the directory
+    lacks stays as it is.
 
     Args:
         layers: those before which the directory's model has its blocks.
 
     Raises:
-        ValueError: it is of other sizes, or has no block in common with the model.
+        ValueError: it is of other sizes, has adapters, or has no block in common with the model.
     """
     here = model.cross_attention_layers
     if not set(here) & set(layers):
@@ -72,7 +72,7 @@ def begin_with(model: FlamingoForConditionalGeneration, directory: Path, layers:
         if block := BLOCK.match(name):
             if layers[int(block[1])] in here:
                 begun[f"cross_attention.{here.index(layers[int(block[1])])}.{block[2]}"] = tensor
-        elif name.startswith(OWN):
+        else:  # also what was trained of the backbones
             begun[name] = tensor
     load_trained(model, begun, directory / WEIGHTS)
 
@@ -112,6 +112,8 @@ def begin_outputs(model: FlamingoForConditionalGeneration) -> None:
         for output in (block.attention.to_out, block.feed_forward.down):
             output.weight.zero_()
         to_kv: Any = block.attention.to_kv
+        if isinstance(to_kv, torch.nn.Sequential):  # behind a LayerNorm
+            to_kv = to_kv[-1]
         _, values = to_kv.weight.chunk(2)
         values *= scale
         squares = block.feed_forward.activation is squared_relu

@@ -94,8 +94,11 @@ def build(
     """The checkpoint and its processor. Warns if the tokenizer does not know the words of the data."""
     import torch  # for start-up time
 
+    from flamboyance.training.trained_parts import settle
+
     # Trainable parameters are float32, even if the language model's weights are stored in less.
     made, processor = catalog.resolve(model).open(trained_dtype=torch.float32, quantize=quantize)
+    settle(made)
     if os.environ.get("RANK", "0") == "0" and (share := unknown_words(source, processor)) > 0.01:
         warnings.warn(
             f"the tokenizer of {model} does not know {share:.0%} of the data's words, which cannot be learned"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -40,19 +40,37 @@ def quantized(language_model: Any) -> bool:
 
 
 def set_precision(model: Any, precision: str) -> None:
-    """Frozen parts get the computing precision, trainable parameters float32. Quantised weights are not changed."""
+    """Frozen parts get the computing precision, trainable parameters float32. Quantized weights are not changed."""
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return tensor.to(torch.float32 if tensor.requires_grad else frozen)
-
     for backbone in (model.vision, model.language_model):
         if not quantized(backbone):
-            backbone._apply(converted)
+            tower = backbone is model.vision
+            _set_backbone_precision(backbone, frozen, _kind(backbone.parameters(), frozen) if tower else None)
     for part in (model.resampler, model.cross_attention, model.added_tokens):
         part.float()
+
+
+def _set_backbone_precision(backbone: nn.Module, frozen: torch.dtype, others: torch.dtype | None) -> None:
+    """Casts the parameters, and with them the buffers of their module: batch normalisation takes one precision for
+    its weights and statistics. `others`: of buffers without parameters beside them. None: they stay. A language model
+    computes the frequencies of its positions, and transformers keeps them in float32, in whatever its weights are."""
+    for module in backbone.modules():
+        own = _kind(module.parameters(recurse=False), frozen) or others
+
+        def converted(tensor: torch.Tensor, own: torch.dtype | None = own) -> torch.Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            if isinstance(tensor, nn.Parameter):
+                return tensor.to(torch.float32 if tensor.requires_grad else frozen)
+            return tensor if own is None else tensor.to(own)
+
+        module._apply(converted, recurse=False)
+
+
+def _kind(parameters: Iterable[nn.Parameter], frozen: torch.dtype) -> torch.dtype | None:
+    """The precision of a part: float32 if any of its parameters is trained. None if it has none."""
+    trained = [p.requires_grad for p in parameters if p.is_floating_point()]
+    return (torch.float32 if any(trained) else frozen) if trained else None
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from flamboyance.model import adapters
 from flamboyance.model.quantized_linear import layers as quantized_layers
 from flamboyance.model.trainable import without_influence
 from flamboyance.model.vision import VisionTower
@@ -40,6 +41,16 @@ class TrainedParts(NamedTuple):
 
 
 FLAMINGO = TrainedParts()
+
+
+def settle(model: Any) -> None:
+    """Freezes the backbones and unfreezes the added tokens, as in a new model, so that a run's settings decide. A model
+    remembers which parameters were trainable when it was saved. Adapters stay as they are."""
+    theirs = adapters.names(model)
+    for name, parameter in model.named_parameters():
+        if name not in theirs and name.startswith(("vision.", "language_model.")):
+            parameter.requires_grad_(False)
+    model.added_tokens.requires_grad_(True)
 
 
 def _unfreeze(tower: VisionTower) -> None:

@@ -259,6 +259,18 @@ def test_short_texts_that_are_learned_from_in_bfloat16_are_written_out(monkeypat
         assert torch.allclose(gradient.float(), exact, atol=0.06)
 
 
+def test_attention_in_both_directions_is_left_to_transformers(monkeypatch):
+    """Without a mask it has to be asked whether later tokens are seen: Gemma 3 can be told so."""
+    monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: False)
+    random = torch.Generator().manual_seed(0)
+    query, keys, values = (torch.randn(1, HEADS, 5, WIDTH, generator=random).bfloat16() for _ in range(3))
+    module = torch.nn.Module()
+    module.is_causal = False
+    found, _ = attention.attention(module, query.requires_grad_(), keys, values, None)
+    wanted = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2)
+    assert torch.allclose(found, wanted, atol=0.03)
+
+
 def test_when_scores_are_written_out(monkeypatch):
     monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: False)
 

@@ -18,6 +18,7 @@ from flamboyance.recipes.finetune import finetune
 from flamboyance.recipes.held_out import evaluate
 from flamboyance.recipes.training_split import documents, unknown_words
 from flamboyance.training.run import TrainingRun
+from flamboyance.training.trained_parts import TrainedParts
 
 COUNT = 40
 
@@ -53,6 +54,22 @@ def used(run: TrainingRun) -> tuple[int, int]:
             except Rejected as rejected:
                 kept += rejected.reason == "held out"
     return trained, kept
+
+
+def test_the_settings_decide_what_is_trained_of_a_model_that_was_trained_otherwise(
+    photos: Path, tmp_path: Path
+) -> None:
+    """A model remembers what was trainable when it was saved."""
+    model, processor = load_mini()
+    TrainedParts(added_tokens=False, vision=True, language=True).apply(model)
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    reopened, _ = catalog.resolve(tmp_path / "whole").open()
+    assert any(p.requires_grad for p in reopened.language_model.parameters())
+    built, _ = prepared(photos, tmp_path / "run", model=str(tmp_path / "whole")).build()
+    TrainedParts().apply(built)
+    names = {name for name, p in built.named_parameters() if p.requires_grad}
+    assert names == {name for name, p in load_mini()[0].named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])

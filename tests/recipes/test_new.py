@@ -1,5 +1,6 @@
 """`train new`: any tower and any language model, from the command to a model that captions."""
 
+import copy
 import json
 from base64 import b64encode
 from io import BytesIO
@@ -168,6 +169,37 @@ def test_a_second_stage_begins_with_the_first(parts: Path, tmp_path: Path) -> No
         assert torch.equal(second.own_parameters()[name], tensor)
     with pytest.raises(ValueError, match="has shape"):
         resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "latents=5"]).build()
+
+
+def test_a_second_stage_has_what_the_first_trained_of_its_backbones(parts: Path, tmp_path: Path) -> None:
+    train(resolve(new, [*settings(parts, tmp_path / "first"), "steps=2", "unfreeze_language=true"]))
+    first = catalog.resolve(tmp_path / "first" / "model").model()
+    given = [s for s in settings(parts, tmp_path / "second") if s not in SIZES]
+    run = resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "steps=1"])
+    second, _ = run.build()
+    plain = AutoModelForCausalLM.from_pretrained(parts / "qwen3", dtype=torch.float32).state_dict()
+    learned = first.language_model.state_dict()
+    assert any(not torch.equal(learned[name], plain[name]) for name in plain)
+    for name, tensor in second.language_model.state_dict().items():
+        assert torch.equal(tensor, learned[name]), name
+    train(run)  # in which the language model is frozen
+    kept = catalog.resolve(tmp_path / "second" / "model").model().language_model.state_dict()
+    assert all(torch.equal(kept[name], learned[name]) for name in learned)
+
+
+def test_new_blocks_that_normalise_their_keys_and_values(parts: Path, tmp_path: Path) -> None:
+    """The scale goes into the projection behind the norm."""
+    model, _ = resolve(new, settings(parts, tmp_path / "run")).build()
+    config = copy.deepcopy(model.config)
+    config.cross_attention |= {"norm_keys_values": True}
+    other = type(model)(config)
+    before = [block.attention.to_kv[-1].weight.clone() for block in other.blocks]
+    scales = stream_scales(other)
+    begin_outputs(other)
+    for block, was, scale in zip(other.blocks, before, scales, strict=True):
+        keys, values = block.attention.to_kv[-1].weight.chunk(2)
+        assert torch.equal(keys, was.chunk(2)[0])
+        assert torch.allclose(values, was.chunk(2)[1] * scale)
 
 
 def test_blocks_of_a_second_stage_go_to_their_layers(parts: Path, tmp_path: Path) -> None:

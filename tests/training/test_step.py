@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from flamboyance.data.batch import Batch
+from flamboyance.model.vision import VisionTower, tower_spec
 from flamboyance.processes import World
 from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, checkpoint_activations, set_precision
@@ -175,6 +176,34 @@ def test_bf16_computes_in_bf16_and_trains_in_fp32():
     assert low.loss == pytest.approx(full.loss, rel=0.02)
     assert low.gradient_norm == pytest.approx(full.gradient_norm, rel=0.1)
     assert {s["exp_avg"].dtype for s in model_states(model)} == {torch.float32}
+
+
+def test_bf16_leaves_the_frequencies_of_positions_in_float32():
+    """As transformers does when it opens a language model in bfloat16."""
+    for cast in (lambda model: set_precision(model, "bf16"), lambda model: model.to(torch.bfloat16)):
+        model, exact = make("llama"), make("llama").language_model.model.rotary_emb.inv_freq
+        cast(model)
+        assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+        assert torch.equal(model.language_model.model.rotary_emb.inv_freq, exact)
+        assert exact.dtype == torch.float32
+    model.to("meta")
+    assert model.language_model.model.rotary_emb.inv_freq.is_meta
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_bf16_with_batch_normalisation_in_the_tower(trained):
+    """Its weights and statistics have one precision."""
+    model = make("opt")
+    model.vision = VisionTower.from_config(tower_spec("timm/test_efficientnet", image_size=32))
+    model.vision.requires_grad_(trained)
+    set_precision(model, "bf16")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.vision(pixels).isfinite().all()
+    kinds = {m.weight.dtype for m in model.vision.modules() if hasattr(m, "running_var")}
+    assert kinds == {torch.float32 if trained else torch.bfloat16}
+    assert kinds == {m.running_var.dtype for m in model.vision.modules() if hasattr(m, "running_var")}
+    model.vision(pixels.to(kinds.pop()))  # without autocast, as in an evaluation
 
 
 def model_states(model) -> list[dict]:
