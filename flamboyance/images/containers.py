@@ -28,6 +28,6 @@ def container(head: bytes) -> str | None:
         return None if head[4:8] == b"ftyp" and head[8:12] in _STILLS else "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    if head[:1] == b"G" and head[188:189] == b"G":  # packets of 188 bytes
+    if head[:1] == head[188:189] == b"G" and head[:4] != b"GIF8":  # packets of 188 bytes
         return "mpegts"
     return next((name for start, name in _STARTS.items() if head.startswith(start)), None)

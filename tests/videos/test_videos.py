@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -175,6 +176,22 @@ def test_damaged_files_get_one_clear_line(tmp_path: Path) -> None:
         find_video(tmp_path / "none.mp4")
 
 
+@pytest.mark.parametrize("before", [3, 15])
+def test_a_clip_that_was_cut_without_encoding_it_again(tmp_path: Path, before: int) -> None:
+    """It has frames before its start, back to the last one that can be decoded alone, which are not shown."""
+    with av.open(str(clip(tmp_path / "whole.mp4", 30))) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        stream = cut.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                shift = round(before / 10 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                cut.mux(packet)
+    with av.open(str(tmp_path / "cut.mp4")) as cut:
+        assert cut.streams.video[0].frames == 30  # in the index
+    found = numbers(shown(tmp_path / "cut.mp4", VideoSampling(80, 10)))
+    assert sorted(set(found)) == list(range(before, 30))
+
+
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.m4a.*no video in it: it holds sound alone"):
         shown(write_sound(tmp_path / "a.m4a"))
@@ -202,6 +219,15 @@ def test_without_pyav_the_error_says_what_to_install(tmp_path: Path, monkeypatch
 
 
 # Animations --------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_whose_colours_look_like_a_transport_stream() -> None:
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([ord("G")] * 768)
+    content = io.BytesIO()
+    palette.save(content, "GIF", optimize=False)
+    assert content.getvalue()[188:189] == b"G"
+    assert find_video(content.getvalue()) is None
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])

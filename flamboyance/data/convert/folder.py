@@ -14,6 +14,7 @@ from typing import Any
 from flamboyance.data.convert.shard_writer import PER_SHARD, Fields, batches, check_settings, json_bytes, write_shard
 from flamboyance.data.documents import Record, Rejected
 from flamboyance.data.formats import user_data
+from flamboyance.data.formats.conversations import is_dialogue, read_dialogue
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.images.containers import HEAD, container
@@ -84,16 +85,22 @@ def _tar_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
     rest = {key: value for key, value in content.items() if key not in ("image", "images", "file_name")}
     if not images:
         raise Rejected("no image")
+    if is_dialogue(content):
+        dialogue = read_dialogue(content)
+        names = [f"{number}.{_extension(image)}" for number, image in enumerate(images)]
+        others = {key: value for key, value in rest.items() if key not in ("messages", "conversations")}
+        fields: Fields = {"json": json_bytes(others | {"messages": dialogue.messages(), "images": names})}
+        return fields | dict(zip(names, images, strict=True))
     if not any(isinstance(value, str) and value.strip() for value in rest.values()):
         raise Rejected("no text")
     extensions = [_extension(image) for image in images]
     if len(images) > 1:
         names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
         return {"json": json_bytes(rest | {"images": names})} | dict(zip(names, images, strict=True))
-    text, others = rest.get("text"), rest.keys() - {"text"}
+    text, beside = rest.get("text"), rest.keys() - {"text"}
     fields = {extensions[0]: images[0]}
     fields |= {"txt": text.encode("utf-8", "replace")} if isinstance(text, str) else {}
-    return fields | ({"json": json_bytes(rest)} if others else {})
+    return fields | ({"json": json_bytes(rest)} if beside else {})
 
 
 def _extension(image: bytes) -> str:

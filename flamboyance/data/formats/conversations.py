@@ -37,6 +37,14 @@ class Dialogue:
     turns: list[Turn] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
 
+    def messages(self) -> list[dict[str, str]]:
+        """The turns in the form of `messages`, in which `<image>` marks each of `media`."""
+        found = [] if self.opening == OPENING else [{"role": "system", "content": self.opening}]
+        for turn in self.turns:
+            said = IMAGE_TOKEN * turn.media + " ".join(filter(None, turn.said))
+            found += [{"role": "user", "content": said}, {"role": "assistant", "content": turn.answer}]
+        return found
+
     def document(self, images: list[bytes]) -> Document:
         """The text that `flamboyance chat` would have, up to the last answer, of which the answers are learned."""
         text, answers = opened(self.opening), []

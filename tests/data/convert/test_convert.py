@@ -22,6 +22,7 @@ from flamboyance.data.formats.mmc4 import MMC4
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.shards import expand, records
+from tests.data.formats.test_conversations import FORMS
 from tests.data.records import BLUE, GREEN, RED, WHITE, in_base64, jpeg
 from tests.videos.make import grey, write_video
 
@@ -306,6 +307,24 @@ def test_a_jsonl_file_becomes_tars_that_read_the_same(captioned: Path, tmp_path:
     before, after = documents(own, path), documents(own, *sorted((tmp_path / "tars").glob("*.tar")))
     assert before == after
     assert len(before) == 5 and before[2].images == (RED, BLUE)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "system"])
+def test_conversations_become_tars_that_read_the_same(tmp_path: Path, form: str) -> None:
+    said = {"role": "system", "content": "Be kind."}
+    row = {"messages": [said, *FORMS["parts"]["messages"]], "topic": "cats"} if form == "system" else FORMS[form]
+    for name, image in (("red", RED), ("green", GREEN), ("blue", BLUE)):
+        (tmp_path / f"{name}.jpg").write_bytes(image)
+    alone = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "red"}]
+    rows = [row, {"id": 3, "messages": alone, "image": "red.jpg"}, {"messages": alone}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    counts = convert_folder(tmp_path / "rows.jsonl", tmp_path / "tars")
+    assert counts == {"records": 2, "tars written": 1, "left out: no image": 1}
+    source = UserData(shards="", batch_size=1)
+    wanted = [source.document(one, np.random.default_rng(0)) for one in [*records(str(tmp_path / "rows.jsonl"))][:2]]  # ty: ignore[invalid-argument-type]
+    assert documents(source, tmp_path / "tars" / "00000.tar") == wanted
+    kept = json.loads(content(tmp_path / "tars" / "00000.tar")["000000000.json"])
+    assert {name: row[name] for name in row if name in ("id", "topic")}.items() <= kept.items()
 
 
 def test_a_stopped_conversion_of_a_folder_goes_on(captioned: Path, tmp_path: Path) -> None:
