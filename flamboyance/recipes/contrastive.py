@@ -194,28 +194,39 @@ def _text_encoder(name: str, from_scratch: bool) -> Any:
 def validate(
     model: DualEncoder, processor: PairProcessor, sources: tuple[UserData, ...], documents: int
 ) -> dict[str, float]:
-    """How often the text of an image is the most similar one of all, and the image of a text."""
+    """How often the text of an image is the most similar one of all, and the image of a text. Of equal texts, each is
+    right.
+
+    Raises:
+        ValueError: the sources have no pair of an image and a text.
+    """
     import numpy as np
     import torch
 
     from flamboyance.data.documents import Rejected
     from flamboyance.recipes.validation import BATCH, first_documents
 
-    device, pairs = model.log_scale.device, []
+    device, pairs, reasons = model.log_scale.device, [], set()
     for source in sources:
         for document in first_documents(source, documents):
             try:
                 pairs.append(processor.example(document, source, np.random.default_rng(0)))
-            except Rejected:  # an image that cannot be decoded
-                continue
+            except Rejected as rejected:  # several images, or one that cannot be decoded
+                reasons.add(rejected.reason)
+    if not pairs:
+        raise ValueError(
+            f"validation={','.join(source.shards for source in sources)}: no pair to validate on "
+            f"({', '.join(sorted(reasons))}); expected documents of one image with a text"
+        )
     images, texts = [], []
     for start in range(0, len(pairs), BATCH):
         batch = processor.collate(pairs[start : start + BATCH]).to(device)
         images.append(model.embed_images(processor.image_processor.normalized(batch.images)))
         texts.append(model.embed_texts(batch.input_ids, batch.attention_mask))
     similar = torch.cat(images) @ torch.cat(texts).T
-    own = torch.arange(len(similar), device=device)
-    share = {"text_of_image": similar.argmax(1) == own, "image_of_text": similar.argmax(0) == own}
+    numbers: dict[tuple[int, ...], int] = {}  # of texts
+    text = torch.tensor([numbers.setdefault(tuple(pair.ids.tolist()), len(numbers)) for pair in pairs], device=device)
+    share = {"text_of_image": text[similar.argmax(1)] == text, "image_of_text": text[similar.argmax(0)] == text}
     return {name: float(right.float().mean()) for name, right in share.items()}
 
 

@@ -54,13 +54,17 @@ class Gathered(torch.autograd.Function):
         return gradient[ctx.rank], None
 
 
-def contrastive_loss(embeddings: Embeddings, world: World, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+def contrastive_loss(
+    embeddings: Embeddings, world: World, smoothing: float = 0.0, keys: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """This process's share of the loss of the joined batch, and how many of its images have their own text as the most
     similar one. The sum of all processes' shares is the loss.
 
     Args:
         embeddings: of this process's pairs, as many as every other process has.
         smoothing: share of the probability that the target gives to all pairs alike.
+        keys: (pairs,) of the texts, the same for equal ones: an image's own text may be another pair's, too. None: all
+            texts differ.
     """
     images, texts, scale = embeddings
     every = torch.stack([images, texts])
@@ -71,7 +75,18 @@ def contrastive_loss(embeddings: Embeddings, world: World, smoothing: float = 0.
     of_images, of_texts = scale * images @ all_texts.T, scale * texts @ all_images.T
     tables = torch.cat([of_images, of_texts])
     total = F.cross_entropy(tables, own.repeat(2), reduction="sum", label_smoothing=smoothing)
-    return total / (2 * len(all_images)), (of_images.argmax(1) == own).sum()
+    chosen = of_images.argmax(1)
+    if keys is not None:
+        every_key = Gathered.apply(keys, world).flatten() if world.size > 1 else keys
+        return total / (2 * len(all_images)), (every_key[chosen] == keys).sum()
+    return total / (2 * len(all_images)), (chosen == own).sum()
+
+
+def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
+    """A number for each text (pairs, T), which does not depend on its padding: the same for equal texts, and otherwise
+    as good as never. (pairs,) int64."""
+    powers = torch.full_like(ids[:1], 0x9E3779B97F4A7C1).cumprod(1)  # they wrap around
+    return ((ids + 1) * mask * powers).sum(1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,8 @@ class ContrastiveStepper(Stepper):
                 with self._precision():
                     pixels = self.normalize(batch.images)
                     embeddings = self.parallel.call(pixels, batch.input_ids, batch.attention_mask)
-                loss, correct = contrastive_loss(embeddings, world, self.smoothing)
+                keys = text_keys(batch.input_ids, batch.attention_mask)
+                loss, correct = contrastive_loss(embeddings, world, self.smoothing, keys)
                 # Gradients are averaged over ranks, but the loss is the sum of their shares.
                 scale = self.config.sources[names[j]].weight * world.size / len(items)
                 (loss * scale).backward()

@@ -8,15 +8,25 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+)
 
 from flamboyance.checkpoints.save_backbones import save_timm
 from flamboyance.cli import main
+from flamboyance.data.formats.user_data import UserData
+from flamboyance.data.pairs import PairProcessor
 from flamboyance.images import ImageProcessor
 from flamboyance.model.vision import VisionTower
 from flamboyance.recipes.arguments import resolve
-from flamboyance.recipes.contrastive import contrastive
+from flamboyance.recipes.contrastive import contrastive, validate
 from flamboyance.recipes.new import new
 from flamboyance.training.loop import train
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo, tiny_tokenizer
@@ -113,6 +123,45 @@ def test_mistakes(settings: list[str], message: str, home: Path, tmp_path: Path)
     settings = [one.replace("vision=normalised", f"vision={home / 'normalised'}") for one in settings]
     with pytest.raises(ValueError, match=message):
         run(given(home, tmp_path / "run", *settings))
+
+
+class Perfect:
+    """Knows each picture's text, and nothing else."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.log_scale, self.names = torch.tensor(0.0), names
+
+    def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(pixels.mean((2, 3)).argmax(1), 3).float()  # red, green or blue
+
+    def embed_texts(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        words = [tiny_tokenizer().decode(row[kept == 1]) for row, kept in zip(ids, mask, strict=True)]
+        places = [next(i for i, name in enumerate(self.names) if name in word) for word in words]
+        return torch.nn.functional.one_hot(torch.tensor(places), 3).float()
+
+
+def test_equal_texts_are_both_right_in_validation(home: Path, tmp_path: Path) -> None:
+    rows = []
+    for number, name in enumerate(["red", "green", "blue"] * 4):
+        Image.new("RGB", (8, 8), name).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "text": f"a {name} cat"})
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    processor = PairProcessor(AutoTokenizer.from_pretrained(home / "text"), ImageProcessor.clip(IMAGE_SIZE))
+    sources = (UserData(shards=str(tmp_path / "labels.jsonl"), batch_size=1),)
+    found = validate(Perfect(["red", "green", "blue"]), processor, sources, 100)  # ty: ignore[invalid-argument-type]
+    assert found == {"text_of_image": 1.0, "image_of_text": 1.0}
+    found = validate(Perfect(["green", "blue", "red"]), processor, sources, 100)  # ty: ignore[invalid-argument-type]
+    assert found == {"text_of_image": 0.0, "image_of_text": 0.0}
+
+
+def test_validation_without_a_pair_says_why(home: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "0.png")
+    rows = [{"images": ["0.png", "0.png"], "text": "<image>a<image>b"}]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    processor = PairProcessor(AutoTokenizer.from_pretrained(home / "text"), ImageProcessor.clip(IMAGE_SIZE))
+    sources = (UserData(shards=str(tmp_path / "pages.jsonl"), batch_size=1),)
+    with pytest.raises(ValueError, match=r"pages\.jsonl: no pair .*not one image with a text"):
+        validate(Perfect([]), processor, sources, 100)  # ty: ignore[invalid-argument-type]
 
 
 def test_interleaved_documents_are_left_out(home: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from flamboyance.model.dual_encoder import DualEncoder, Embeddings
 from flamboyance.model.vision import VisionTower, tower_spec
 from flamboyance.processes import World
-from flamboyance.training.contrastive import contrastive_loss
+from flamboyance.training.contrastive import contrastive_loss, text_keys
 from tests.processes import ranks
 from tests.training import contrastive_worker as worker
 
@@ -52,6 +52,20 @@ def test_the_loss_is_clips() -> None:
     for smoothing in (0.0, 0.1):  # where nothing tells pairs apart, chance
         loss, _ = contrastive_loss(Embeddings(same, same, torch.tensor(10.0)), World(), smoothing)
         assert float(loss) == pytest.approx(math.log(5))
+
+
+def test_another_pairs_equal_text_is_an_images_own() -> None:
+    ids = torch.tensor([[5, 6, 0], [7, 8, 9], [5, 6, 0], [5, 6, 4], [6, 5, 0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 0]])
+    keys = text_keys(ids, mask)
+    assert keys[0] == keys[2] and len(set(keys.tolist())) == 4
+    assert torch.equal(text_keys(ids[[0]][:, :2], mask[[0]][:, :2]), keys[[0]])  # whatever the padding
+    texts = F.one_hot(torch.tensor([0, 1, 0, 2, 3]), 8).float()  # as an encoder gives them
+    embeddings = Embeddings(texts, texts, torch.tensor(3.0))
+    assert int(contrastive_loss(embeddings, World())[1]) == 4
+    assert int(contrastive_loss(embeddings, World(), keys=keys)[1]) == 5
+    same = F.normalize(torch.ones(5, 8), dim=-1)  # a collapsed tower is right by chance alone
+    assert int(contrastive_loss(Embeddings(same, texts, torch.tensor(3.0)), World(), keys=keys)[1]) <= 2
 
 
 def test_a_pair_does_not_depend_on_its_batch() -> None:
