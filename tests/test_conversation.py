@@ -97,12 +97,17 @@ def test_paths_are_found_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("a.png", "my clip.mp4", "plain"):
         Path(name).write_bytes(b"x")
     assert parts_of("What is a.png ?") == ("What is ?", [Path("a.png")])
-    assert parts_of("""'my clip.mp4' and @plain @"a.png" it's "so" gone.png""") == (
-        """and it's "so" gone.png""",
+    assert parts_of("""'my clip.mp4' and @plain @"a.png" it's "so" e.g. png.""") == (
+        """and it's "so" e.g. png.""",
         [Path("my clip.mp4"), Path("plain"), Path("a.png")],
     )
-    with pytest.raises(FileNotFoundError, match=r"no such image or video: gone\.png"):
-        parts_of("what is @gone.png")
+    assert parts_of("What is in a.png?") == ("What is in?", [Path("a.png")])
+    assert parts_of("a.png, please, and @plain!") == (", please, and!", [Path("a.png"), Path("plain")])
+    Path("odd.png.").write_bytes(b"x")
+    assert parts_of("@odd.png.") == ("", [Path("odd.png.")])
+    for line in ("what is @gone.png", "what is gone.png", "what is gone.png?", "'gone.png'", '"my gone.png"'):
+        with pytest.raises(FileNotFoundError, match=r"no such image or video: (my )?gone\.png(;|$)"):
+            parts_of(line)
 
 
 def test_the_command(

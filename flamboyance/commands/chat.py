@@ -21,6 +21,7 @@ images or videos do, or @ and any path; a path with spaces in quotes.
 /new begins a new conversation, /prompt shows the text so far, /help this page, /quit (or Ctrl-D) ends."""
 
 EPILOG = f"in the conversation:\n{HELP}\n"
+_AFTER = ".,;:!?)"
 _WORD = re.compile(r"""(?P<at>@?)(?:"(?P<double>[^"]+)"|'(?P<single>[^']+)')(?!\S)|(?P<word>\S+)""")
 
 
@@ -84,22 +85,38 @@ def _turn(talk: Any, line: str, arguments: argparse.Namespace) -> None:
 
 
 def parts_of(line: str) -> tuple[str, list[Path]]:
-    """The text of a turn, and the paths in it, in order.
+    """The text of a turn, and the paths in it, in order. Punctuation after a path belongs to the text.
 
     Raises:
-        FileNotFoundError: a path after @ that does not exist.
+        FileNotFoundError: a path after @, or one with the suffix of an image or a video, that does not exist: the model
+            would answer without it.
     """
-    words, paths = [], []
+    words: list[str] = []
+    paths: list[Path] = []
     for found in _WORD.finditer(line):
         word = found["word"] or ""
         quoted = found["double"] or found["single"]
         marked = bool(found["at"]) or (len(word) > 1 and word.startswith("@"))
-        name = quoted or (word[1:] if marked else word)
-        path = Path(name).expanduser()
-        if marked and not path.is_file():
-            raise FileNotFoundError(f"no such image or video: {path}")
-        if marked or (is_image(path) and path.is_file()):
-            paths.append(path)
-        else:
+        path, after = _path(quoted or (word[1:] if marked else word))
+        if not marked and not is_image(path):
             words.append(found[0])
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no such image or video: {path}"
+                + ("" if marked else "; correct the path, or leave out its suffix if you only mention it")
+            )
+        paths.append(path)
+        if after and words:
+            words[-1] += after
+        elif after:
+            words.append(after)
     return " ".join(words), paths
+
+
+def _path(name: str) -> tuple[Path, str]:
+    """A path, and the punctuation after it, which is none if a file is named so."""
+    if (whole := Path(name).expanduser()).is_file():
+        return whole, ""
+    bare = name.rstrip(_AFTER)
+    return Path(bare).expanduser(), name[len(bare) :]

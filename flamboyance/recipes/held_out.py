@@ -15,6 +15,7 @@ from flamboyance.images import load_image
 from flamboyance.recipes.training_split import TrainingSplit, documents, read_digests
 from flamboyance.recipes.validation import mean_loss
 from flamboyance.templates import IMAGE_TOKEN, Template
+from flamboyance.videos import find_video
 
 if TYPE_CHECKING:
     from flamboyance.flamingo import FlamingoForConditionalGeneration
@@ -50,7 +51,7 @@ def _exact(
         template, (*fields, answer) = source.template_values(content)
         try:
             # Prepared: hundreds of whole photographs do not fit into memory.
-            image = processor.prepare(load_image(images[0], max_pixels=source.max_pixels))
+            image = processor.prepare(_medium(images[0], processor, source.max_pixels))
             template.query(*fields)
         except ValueError:  # an image that cannot be decoded, or texts that form a special token where they meet
             continue
@@ -63,6 +64,18 @@ def _exact(
         )
         correct += [_words(text) == _words(answer) for text, (_, answer) in zip(generated, rows, strict=True)]
     return correct
+
+
+def _medium(content: bytes, processor: FlamingoProcessor, max_pixels: int | None) -> Any:
+    """A picture, or the frames of what moves. A model of still images is shown the first one, as in training.
+
+    Raises:
+        ImageError: it cannot be decoded, or is a video file for a model of still images.
+    """
+    video = find_video(content)
+    if video is None or processor.video is None:
+        return load_image(content, max_pixels=max_pixels, frame=0)
+    return list(video.frames(processor.video, max_pixels))
 
 
 def _words(text: str) -> list[str]:

@@ -28,6 +28,7 @@ from flamboyance.images import ImageError, ImageProcessor, load_image
 from flamboyance.model.trainable import is_trained
 from flamboyance.processes import World
 from flamboyance.training.config import TrainingConfig
+from flamboyance.videos import find_video
 
 DONE = "complete.json"  # the shards whose images are all computed
 VERSION = 1  # of the augmentation and of the files
@@ -40,8 +41,8 @@ def prepare_features(vision: Any, processor: Any, config: TrainingConfig, here: 
     """The features of all images of the run's sources; the first rank computes those that are missing.
 
     Raises:
-        ValueError: a source mirrors its images, the tower is trained, or the features take more than
-            `feature_cache_gb`.
+        ValueError: a source mirrors its images, or has one that moves, for a model that is shown several frames; the
+            tower is trained; or the features take more than `feature_cache_gb`.
     """
     if mirrored := [name for name, source in config.sources.items() if source.flip]:
         raise ValueError(
@@ -56,7 +57,8 @@ def prepare_features(vision: Any, processor: Any, config: TrainingConfig, here: 
     directory = Path(config.feature_cache or Path(config.output) / "features") / key
     with here.locked(directory, PATIENCE):
         if here.first:
-            _complete(directory, described, vision, images, config, here.device)
+            moving = getattr(processor, "video", None) is not None
+            _complete(directory, described, vision, images, config, here.device, moving)
     here.wait()
     return FeatureTable.open(directory)
 
@@ -89,8 +91,9 @@ def _complete(
     images: ImageProcessor,
     config: TrainingConfig,
     device: torch.device,
+    moving: bool,
 ) -> None:
-    """Appends the features that are missing."""
+    """Appends the features that are missing. `moving`: whether the model is shown several frames of what moves."""
     writer = FeatureWriter(directory, described)
     most = int(config.feature_cache_gb * 1e9) // writer.size
     began, said, before = time.monotonic(), time.monotonic(), writer.count
@@ -108,14 +111,20 @@ def _complete(
     shards = [(source, shard) for source in config.sources.values() for shard in expand(source.shards)]
     try:
         for source, shard in shards:
-            stamp = _stamp(shard, source)
+            stamp = _stamp(shard, source, moving)
             if stamp in done:
                 continue
             for image in _images(shard, source):
                 name = bytes.fromhex(digest(image))
-                if name in writer.known or name in waiting:
-                    continue
                 try:
+                    if moving and find_video(image) is not None:
+                        raise ValueError(
+                            f"cache_features=true, but {shard} has an image that moves ({len(image):,} bytes), and the "
+                            "model is shown several frames of those, while an image has one feature; leave the setting "
+                            "out, or the videos and animations"
+                        )
+                    if name in writer.known or name in waiting:
+                        continue
                     found = list(variants(image, name, images, source, config.feature_augmentations))
                 except ImageError:  # a document with it is rejected, and counted, when it is read
                     continue
@@ -149,14 +158,14 @@ def _done(directory: Path, count: int) -> set[str]:
     return set(content["shards"]) if content["images"] <= count else set()
 
 
-def _stamp(shard: str, source: Source) -> str | None:
+def _stamp(shard: str, source: Source, moving: bool) -> str | None:
     """Identifies a tar's content, and how its documents are read; None for what may change unseen: folders, tables that
     name files, URLs."""
     file = Path(shard)
     if file.suffix != ".tar" or not file.is_file():
         return None
     about, how = file.stat(), replace(source, shards="", batch_size=1, weight=1.0)
-    return digest(f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {how!r}".encode())
+    return digest(f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {how!r}{' moving' * moving}".encode())
 
 
 def _images(shard: str, source: Source) -> Iterator[bytes]:

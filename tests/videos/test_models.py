@@ -22,9 +22,15 @@ from flamboyance.data.examples import WorkerProcessor, make_example
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.loader import Loader
+from flamboyance.data.shards import records
 from flamboyance.evaluation.answers.media_cache import MediaCache
 from flamboyance.images import ImageError, ImageProcessor
 from flamboyance.images.listing import image_rows
+from flamboyance.processes import World
+from flamboyance.recipes import held_out
+from flamboyance.recipes.training_split import TrainingSplit
+from flamboyance.training.config import TrainingConfig
+from flamboyance.training.features import prepare_features
 from flamboyance.training.step import summed_loss
 from flamboyance.videos import STILL, VideoSampling
 from tests.tiny import IMAGE_SIZE, save_tiny_flamingo
@@ -309,3 +315,25 @@ def test_a_processor_of_images_alone_needs_no_counts() -> None:
 
     processor = FlamingoProcessor(ImageProcessor.clip(8), tiny_tokenizer())
     assert "frame_counts" not in processor(MARK * 2, [Image.new("RGB", (9, 9))] * 2)
+
+
+def test_held_out_videos_and_animations_are_measured_too(parts: tuple[Any, Any], stills: Path, media: Path) -> None:
+    rows = [{"image": name, "text": "a red square"} for name in ("picture.png", "three.mp4", "moving.gif")]
+    (media / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = TrainingSplit(shards=str(media / "rows.jsonl"), batch_size=1)
+    found: Any = list(records(source.shards))
+    assert len(held_out._exact(*parts, source, found)) == 3
+    still = FlamingoForConditionalGeneration.from_pretrained(stills), FlamingoProcessor.from_pretrained(stills)
+    assert len(held_out._exact(*still, source, found)) == 2  # of an animation, the first frame, as in training
+
+
+def test_features_are_not_cached_of_what_moves(parts: tuple[Any, Any], media: Path, tmp_path: Path) -> None:
+    """An animation would be its first frame, and a video file would be left out."""
+    model, processor = parts
+    for name in ("moving.gif", "three.mp4"):
+        rows = [{"image": one, "text": "a red square"} for one in ("picture.png", name)]
+        (media / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        source = UserData(shards=str(media / "some.jsonl"), batch_size=1)
+        config = TrainingConfig(output=str(tmp_path / name), sources={"own": source}, steps=1, cache_features=True)
+        with pytest.raises(ValueError, match=r"cache_features=true.*some\.jsonl.*moves"):
+            prepare_features(model.vision, processor, config, World())
