@@ -142,19 +142,22 @@ def _demonstration(shot: Any, template: Template, place: str) -> tuple[Any, ...]
 
 
 def data_url(image: Any) -> str:
-    """An image or video as `data:image/…;base64,…` or `data:video/…`: a file's own content, byte for byte, and other
-    images as PNG.
+    """An image, animation or video as `data:image/…;base64,…` or `data:video/…`: a file's own content, byte for byte,
+    and other images as PNG.
 
     Raises:
         ImageError: it cannot be read.
-        ValueError: a list of frames.
+        ValueError: a list of frames, or an animation that was opened with Pillow.
     """
     video = find_video(image)
-    if video is not None and video.container:
+    if video is not None:
         video.middle()  # refuses what cannot be decoded
-        assert not isinstance(video.source, Image.Image)
+        if isinstance(video.source, Image.Image):
+            raise ValueError(
+                "a demonstration is an animation opened with Pillow; a task file holds files: give its path"
+            )
         stored = video.source if isinstance(video.source, bytes) else video.source.read_bytes()
-        return f"data:{VIDEO_KINDS[video.container]};base64,{base64.b64encode(stored).decode()}"
+        return _url(VIDEO_KINDS[video.container] if video.container else _kind(stored), stored)
     frames = frames_of(image)
     if len(frames) > 1 or frames[0] is not image:
         raise ValueError("a demonstration is a list of frames; a task file holds files: give the video's")
@@ -164,8 +167,16 @@ def data_url(image: Any) -> str:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         content = buffer.getvalue()
+    return _url(_kind(content), content)
+
+
+def _kind(content: bytes) -> str:
+    """The media type of an image."""
     with Image.open(io.BytesIO(content)) as opened:
-        kind = Image.MIME.get(opened.format or "", "application/octet-stream")
+        return Image.MIME.get(opened.format or "", "application/octet-stream")
+
+
+def _url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -181,7 +192,7 @@ def from_data_url(url: str, place: str) -> bytes:
     content = decoded_base64(url[head.end() :], place)
     try:
         video = find_video(content)
-        if video is not None and video.container:
+        if video is not None:
             video.middle()
         else:
             load_image(content)

@@ -146,6 +146,21 @@ def test_images_are_written_as_they_are() -> None:
         data_url([Image.new("RGB", (4, 4))] * 2)
 
 
+def test_a_task_file_holds_animations(tmp_path: Path, mini) -> None:
+    pictures = [Image.new("RGB", (32, 32), name) for name in ("red", "green", "blue")]
+    for kind in ("GIF", "WEBP"):
+        file = tmp_path / f"a.{kind.lower()}"
+        pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], duration=100)
+        url = data_url(file)
+        assert url.startswith(f"data:image/{kind.lower()};base64,")
+        assert from_data_url(url, "it") == file.read_bytes() == from_data_url(data_url(file.read_bytes()), "it")
+        with Image.open(file) as opened, pytest.raises(ValueError, match="opened with Pillow"):
+            data_url(opened)
+        cut = f"data:image/{kind.lower()};base64," + base64.b64encode(file.read_bytes()[:20]).decode()
+        with pytest.raises(ImageError, match="demonstration 1"):
+            from_data_url(cut, "demonstration 1")
+
+
 def test_a_task_file_holds_videos(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "a.mp4", [grey(n) for n in range(20)])
     assert isinstance(clip, Path)

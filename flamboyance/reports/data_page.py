@@ -52,22 +52,24 @@ def write_page(path: Path, found: Survey, worker: WorkerProcessor, title: str) -
 def _written(example: TrainingExample, worker: WorkerProcessor) -> str:
     counts = example.frame_counts or (1,) * len(example.images)
     media = [example.images[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
-    ids, seen = example.input_ids.tolist(), example.images_seen.tolist()
-    learned = (example.labels != IGNORED).tolist()
+    tokens: list[tuple[bool, int, bool, int]] = []  # is an image, the image that it sees, is predicted, id
+    listed = zip(example.input_ids.tolist(), example.labels.tolist(), example.images_seen.tolist(), strict=True)
+    for token, label, image in listed:
+        if label not in (IGNORED, token):  # the end of an answer, which is learned where the text has a line break
+            tokens.append((False, image, True, label))
+        tokens.append((token == worker.image_token_id, image, label == token, token))
     shown, parts, attended = 0, [], None
-    for (is_image, image, predicted), run in groupby(
-        range(len(ids)), key=lambda place: (ids[place] == worker.image_token_id, seen[place], learned[place])
-    ):
-        places = list(run)
+    for (is_image, image, predicted), run in groupby(tokens, key=lambda token: token[:3]):
+        ids = [token[3] for token in run]
         if is_image:
-            for _ in places:
+            for _ in ids:
                 parts.append("".join(map(_picture, media[shown])))
                 shown += 1
             continue
         if image != attended:
             parts.append(f"<sup>{image}</sup>")
             attended = image
-        parts.append(_text(worker, [ids[place] for place in places], predicted))
+        parts.append(_text(worker, ids, predicted))
     return "".join(parts)
 
 

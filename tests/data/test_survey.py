@@ -17,6 +17,8 @@ from flamboyance.data.survey import format_of, image_bars, survey, token_bars
 from flamboyance.images import ImageProcessor
 from flamboyance.reports.data_page import write_page
 from tests.data.files import tar_bytes
+from tests.data.formats.test_conversations import merging_tokenizer
+from tests.data.records import RED
 from tests.data.torture import write
 from tests.tiny import tiny_tokenizer
 
@@ -158,6 +160,23 @@ def test_the_page_shows_what_the_model_sees(documents: tuple[Path, list[list[int
     words = [word for word in WORKER.tokenizer.decode(first.input_ids.tolist()).split() if word in WORDS]
     assert [word for word in shown.split() if word in WORDS] == words
     assert "<script" not in page and "http" not in page
+
+
+def test_the_page_shows_that_an_answers_end_is_predicted(tmp_path: Path) -> None:
+    """Where the text of a conversation has a line break, which is only read."""
+    (tmp_path / "red.jpg").write_bytes(RED)
+    said = [("user", "what"), ("assistant", "a red cat"), ("user", "and"), ("assistant", "blue")]
+    row = {"messages": [{"role": role, "content": text} for role, text in said], "image": "red.jpg"}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    worker = WorkerProcessor.of(FlamingoProcessor(ImageProcessor.clip(16), merging_tokenizer()))
+    found = survey(UserData(shards=str(tmp_path / "talk.jsonl"), batch_size=1), worker, samples=1)
+    write_page(tmp_path / "a.html", found, worker, "talk")
+    spans = re.findall(r'<span class="(learned|read)">((?:<span[^>]*>[^<]*</span>|[^<]|<br>)*)</span>',
+                       (tmp_path / "a.html").read_text(encoding="utf-8"))  # fmt: skip
+    learned = "".join(text for kind, text in spans if kind == "learned")
+    read = "".join(text for kind, text in spans if kind == "read")
+    assert learned.count("&lt;|endofchunk|&gt;") == 2 and "↵" not in learned
+    assert "endofchunk" not in read and read.count("↵") >= 3
 
 
 def run(*arguments: object) -> int:
