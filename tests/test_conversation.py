@@ -103,9 +103,30 @@ def test_paths_are_found_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert parts_of("What is in a.png?") == ("What is in?", [Path("a.png")])
     assert parts_of("a.png, please, and @plain!") == (", please, and!", [Path("a.png"), Path("plain")])
+    for line, text in (
+        ('What is in "a.png"?', "What is in?"),
+        ("What happens in 'my clip.mp4'?", "What happens in?"),
+        ('see "my clip.mp4".', "see."),
+        ('@"my clip.mp4"? why', "? why"),
+        ("compare (a.png) with", "compare with"),
+        ("is it [@plain], or", "is it, or"),
+        ("what is a.png's colour", "what is 's colour"),
+        ("look at a.png…", "look at…"),
+        ("(as in a.png)", "(as in)"),
+    ):
+        found, paths = parts_of(line)
+        assert (found, len(paths)) == (text, 1), line
+    assert parts_of('"a.png" "plain"!') == ('"plain"!', [Path("a.png")])  # no suffix, no @: words
     Path("odd.png.").write_bytes(b"x")
     assert parts_of("@odd.png.") == ("", [Path("odd.png.")])
-    for line in ("what is @gone.png", "what is gone.png", "what is gone.png?", "'gone.png'", '"my gone.png"'):
+    for line in (
+        "what is @gone.png",
+        "what is gone.png",
+        "what is gone.png?",
+        "'gone.png'",
+        '"my gone.png"?',
+        "(gone.png)",
+    ):
         with pytest.raises(FileNotFoundError, match=r"no such image or video: (my )?gone\.png(;|$)"):
             parts_of(line)
 

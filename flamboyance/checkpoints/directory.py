@@ -141,6 +141,7 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
+    model.mark_as_learned(tensors)
     warn_if_shut(model.own_parameters(), source)
 
 

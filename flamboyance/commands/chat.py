@@ -21,8 +21,11 @@ images or videos do, or @ and any path; a path with spaces in quotes.
 /new begins a new conversation, /prompt shows the text so far, /help this page, /quit (or Ctrl-D) ends."""
 
 EPILOG = f"in the conversation:\n{HELP}\n"
-_AFTER = ".,;:!?)"
-_WORD = re.compile(r"""(?P<at>@?)(?:"(?P<double>[^"]+)"|'(?P<single>[^']+)')(?!\S)|(?P<word>\S+)""")
+_BEFORE, _AFTER = "([", ".,;:!?…)]"  # what may stand around a path
+_WORD = re.compile(
+    r"""(?P<before>[(\[]*)(?P<at>@?)(?:"(?P<double>[^"]+)"|'(?P<single>[^']+)')(?P<after>[.,;:!?…)\]]*)(?!\S)"""
+    r"""|(?P<word>\S+)"""
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,10 +97,12 @@ def parts_of(line: str) -> tuple[str, list[Path]]:
     words: list[str] = []
     paths: list[Path] = []
     for found in _WORD.finditer(line):
-        word = found["word"] or ""
-        quoted = found["double"] or found["single"]
-        marked = bool(found["at"]) or (len(word) > 1 and word.startswith("@"))
-        path, after = _path(quoted or (word[1:] if marked else word))
+        if found["word"] is None:
+            before, marked, after = found["before"], bool(found["at"]), found["after"]
+            name = found["double"] or found["single"]
+        else:
+            before, marked, name, after = _divided(found["word"])
+        path = Path(name).expanduser()
         if not marked and not is_image(path):
             words.append(found[0])
             continue
@@ -107,16 +112,22 @@ def parts_of(line: str) -> tuple[str, list[Path]]:
                 + ("" if marked else "; correct the path, or leave out its suffix if you only mention it")
             )
         paths.append(path)
-        if after and words:
-            words[-1] += after
-        elif after:
-            words.append(after)
+        left = (before + after).replace("()", "").replace("[]", "")
+        if left and words and left[0] in _AFTER:
+            words[-1] += left
+        elif left:
+            words.append(left)
     return " ".join(words), paths
 
 
-def _path(name: str) -> tuple[Path, str]:
-    """A path, and the punctuation after it, which is none if a file is named so."""
-    if (whole := Path(name).expanduser()).is_file():
-        return whole, ""
-    bare = name.rstrip(_AFTER)
-    return Path(bare).expanduser(), name[len(bare) :]
+def _divided(word: str) -> tuple[str, bool, str, str]:
+    """What is before a path in a word, whether it is marked by @, the path, and what is after it. But punctuation may
+    belong to the name of a file."""
+    for before, rest in (("", word), (word[: len(word) - len(word.lstrip(_BEFORE))], word.lstrip(_BEFORE))):
+        marked = len(rest) > 1 and rest.startswith("@")
+        name = rest[marked:]
+        if Path(name).expanduser().is_file():
+            return before, marked, name, ""
+    possessive = re.fullmatch(r"(.+\.\w+)['’]s", name)  # "cat.jpg's colour"
+    bare = possessive[1] if possessive else name.rstrip(_AFTER)
+    return before, marked, bare, name[len(bare) :]

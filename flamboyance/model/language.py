@@ -328,14 +328,9 @@ def inputs_by_layer(language_model: nn.Module, input_ids: Tensor, first_added: i
     return {"per_layer_inputs": embed.get_per_layer_inputs(ids, *more)}
 
 
-def computed_tables(language_model: nn.Module) -> list[Tensor]:
-    """What the language model computes for itself and does not save, such as the frequencies of rotary positions."""
-    return [
-        module._buffers[name]
-        for module in language_model.modules()
-        for name in module._non_persistent_buffers_set
-        if module._buffers.get(name) is not None and module._buffers[name].is_floating_point()
-    ]
+def rotary_frequencies(language_model: nn.Module) -> list[Tensor]:
+    """The frequencies of rotary positions, by the name that they have in transformers."""
+    return [buffer for name, buffer in language_model.named_buffers() if name.endswith("inv_freq")]
 
 
 def positions(language_model: nn.Module) -> int | None:

@@ -4,7 +4,7 @@ The resampler, the cross-attention and the added tokens are a Flamingo's own par
 backbones are opened by name; of them, adapters, trainable parameters, and weights that changed since are saved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ class TrainableModel(PreTrainedModel):
     vision: Any
     language_model: Any
     _opened: dict[str, Mark]
+    _learned: frozenset[str] = frozenset()  # of the backbones' tensors, those that an earlier training changed
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name, including adapters and unfrozen backbones."""
@@ -91,18 +92,25 @@ class TrainableModel(PreTrainedModel):
                     f"cannot save {name}: the model's backbones did not have it when they were opened, and opening the "
                     "saved model would not restore it. Use PEFT for adapters, or save the changed backbone first."
                 )
-            if tensor.requires_grad or self._opened[plain].differs(tensor):
+            if tensor.requires_grad or plain in self._learned or self._opened[plain].differs(tensor):
                 found[name] = tensor
         return found
 
     def mark_as_opened(self) -> None:
         """Remembers the current weights of the backbones as the ones that their names refer to."""
-        theirs = adapters.names(self)
+        theirs, self._learned = adapters.names(self), frozenset()
         self._opened = {
             adapters.canonical(name): Mark.of(tensor)
             for name, tensor in adapters.tensors(self).items()
             if name not in theirs
         }
+
+    def mark_as_learned(self, names: Iterable[str]) -> None:
+        """Remembers which tensors of the backbones an earlier training changed. Their values do not say so for sure
+        once they are cast or sharded."""
+        theirs = adapters.names(self)
+        plain = (adapters.canonical(name) for name in names if name not in theirs)
+        self._learned |= {name for name in plain if not name.startswith(OWN)}
 
     def train(self, mode: bool = True) -> Any:
         """Frozen parts of the backbones stay in evaluation mode, without dropout."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
-from flamboyance.checkpoints.directory import WEIGHTS, load_trained, read_weights
+from flamboyance.checkpoints.directory import WEIGHTS, load_trained
 from flamboyance.flamingo import FlamingoForConditionalGeneration
+from flamboyance.model import adapters
 from flamboyance.model.resampler import squared_relu
+from flamboyance.model.trainable import OWN
 from flamboyance.processing import FlamingoProcessor
 
 SEPARATOR = "<|endoftext|>"  # what many byte-level tokenizers have between two documents, beside a chat's own tokens
@@ -46,13 +48,16 @@ def begin_texts(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.post_processor = processors.Sequence(steps)
 
 
-def begin_with(model: FlamingoForConditionalGeneration, directory: Path, layers: Sequence[int]) -> None:
+def begin_with(
+    model: FlamingoForConditionalGeneration, directory: Path, layers: Sequence[int], tensors: Mapping[str, torch.Tensor]
+) -> None:
     """Copies the trained part of a model directory into the model, with what was trained of its backbones. A block goes
     to the layer that it stood before; one whose layer has no block here is left out, and a block that the directory
     lacks stays as it is.
 
     Args:
         layers: those before which the directory's model has its blocks.
+        tensors: the directory's weights.
 
     Raises:
         ValueError: it is of other sizes, has adapters, or has no block in common with the model.
@@ -63,7 +68,20 @@ def begin_with(model: FlamingoForConditionalGeneration, directory: Path, layers:
             f"{directory} has blocks before layers {list(layers)}, and this model before {here}: give "
             "cross_attention_layers with at least one of its layers, or leave the setting out"
         )
-    tensors, _ = read_weights(directory / WEIGHTS)
+    parts = adapters.tensors(model)
+    for name, tensor in tensors.items():
+        if name.startswith(OWN):
+            continue
+        if name not in parts:
+            raise ValueError(
+                f"{directory} has {name}, of an adapter or of another backbone; `initial` takes the weights of the "
+                "same backbones alone. Merge adapters and save the model first"
+            )
+        if tensor.shape != parts[name].shape:
+            raise ValueError(
+                f"{directory} has trained {name}, of shape {tuple(tensor.shape)}; here it has "
+                f"{tuple(parts[name].shape)}. Give the backbones and the image_size that it was trained with"
+            )
     begun: dict[str, torch.Tensor] = {}
     for name, parameter in model.own_parameters().items():  # of the blocks that the directory lacks
         if (block := BLOCK.match(name)) and here[int(block[1])] not in layers:

@@ -215,7 +215,7 @@ def validate(
                 reasons.add(rejected.reason)
     if not pairs:
         raise ValueError(
-            f"validation={','.join(source.shards for source in sources)}: no pair to validate on "
+            f"validation={','.join(str(source.shards) for source in sources)}: no pair to validate on "
             f"({', '.join(sorted(reasons))}); expected documents of one image with a text"
         )
     images, texts = [], []

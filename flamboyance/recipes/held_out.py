@@ -50,19 +50,26 @@ def _exact(
             continue
         template, (*fields, answer) = source.template_values(content)
         try:
-            # Prepared: hundreds of whole photographs do not fit into memory.
-            image = processor.prepare(_medium(images[0], processor, source.max_pixels))
             template.query(*fields)
-        except ValueError:  # an image that cannot be decoded, or texts that form a special token where they meet
+        except ValueError:  # texts that form a special token where they meet
             continue
-        by_template.setdefault(template, []).append(((image, *fields), answer))
+        by_template.setdefault(template, []).append(((images[0], *fields), answer))
     correct = []
     for template, rows in by_template.items():
         longest = max(len(processor.tokenizer(answer).input_ids) for _, answer in rows)
-        generated = FewShotTask(model, processor, (), template)(
-            [query for query, _ in rows], max_new_tokens=longest + 1, batch_size=BATCH
-        )
-        correct += [_words(text) == _words(answer) for text, (_, answer) in zip(generated, rows, strict=True)]
+        task = FewShotTask(model, processor, (), template)
+        for start in range(0, len(rows), BATCH):  # hundreds of whole photographs or videos do not fit into memory
+            queries, answers = [], []
+            for (content, *fields), answer in rows[start : start + BATCH]:
+                try:
+                    image = processor.prepare(_medium(content, processor, source.max_pixels))
+                except ValueError:  # it cannot be decoded
+                    continue
+                queries.append((image, *fields))
+                answers.append(answer)
+            if queries:
+                generated = task(queries, max_new_tokens=longest + 1, batch_size=BATCH)
+                correct += [_words(text) == _words(answer) for text, answer in zip(generated, answers, strict=True)]
     return correct
 
 

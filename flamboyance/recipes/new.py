@@ -237,13 +237,18 @@ def build(
     """The new model, or `initial`'s trained part in it, and its processor."""
     import torch  # for start-up time
 
+    from flamboyance.checkpoints.directory import WEIGHTS, read_weights
     from flamboyance.checkpoints.open_backbones import language_config
     from flamboyance.flamingo import FlamingoForConditionalGeneration
     from flamboyance.hub import options as reachable
+    from flamboyance.model.trainable import OWN
     from flamboyance.processing import FlamingoProcessor
     from flamboyance.recipes import beginning
 
     hub = reachable(backbones.language, {})
+    before = catalog.resolve(initial) if initial else None
+    tensors, about = read_weights(before.files() / WEIGHTS) if before else ({}, {})
+    learned = any(not name.startswith(OWN) for name in tensors)  # of its backbones
     processor = FlamingoProcessor(None, _tokenizer(backbones.language))
     model = FlamingoForConditionalGeneration.from_backbones(
         backbones.vision,
@@ -253,9 +258,9 @@ def build(
         image_size=backbones.image_size,
         feature_levels=backbones.feature_levels or None,
         trained_dtype=torch.float32,
+        dtype=about["dtype"] if learned and about.get("dtype") else "auto",
         **resolved(backbones, sizes, initial, language_config(backbones.language, **hub)),
     )
-    before = catalog.resolve(initial) if initial else None
     depth = model.config.text_config.num_hidden_layers
     layers = before.config().layers_with_blocks(depth) if before else []
     if before is None:
@@ -263,7 +268,7 @@ def build(
     if zero_init == "outputs" and not set(model.cross_attention_layers) <= set(layers):
         beginning.begin_outputs(model)  # runs the language model, which a run whose blocks are all there does without
     if before is not None:
-        beginning.begin_with(model, before.files(), layers)
+        beginning.begin_with(model, before.files(), layers, tensors)
     return model, processor
 
 

@@ -16,10 +16,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from flamboyance.model.language import find_decoder_layers
+from flamboyance.model import adapters
+from flamboyance.model.language import find_decoder_layers, rotary_frequencies
 from flamboyance.model.quantized_linear import layers as quantized_layers
 from flamboyance.model.trainable import checkpoint_layers, is_trained
 from flamboyance.processes import World
@@ -44,25 +46,27 @@ def set_precision(model: Any, precision: str) -> None:
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
     for backbone in (model.vision, model.language_model):
         if not quantized(backbone):
-            tower = backbone is model.vision
-            _set_backbone_precision(backbone, frozen, _kind(backbone.parameters(), frozen) if tower else None)
+            _set_backbone_precision(backbone, frozen)
     for part in (model.resampler, model.cross_attention, model.added_tokens):
         part.float()
 
 
-def _set_backbone_precision(backbone: nn.Module, frozen: torch.dtype, others: torch.dtype | None) -> None:
-    """Casts the parameters, and with them the buffers of their module: batch normalisation takes one precision for
-    its weights and statistics. `others`: of buffers without parameters beside them. None: they stay. A language model
-    computes the frequencies of its positions, and transformers keeps them in float32, in whatever its weights are."""
+def _set_backbone_precision(backbone: nn.Module, frozen: torch.dtype) -> None:
+    """Casts the parameters, and the buffers as the parameters of their module: batch normalisation takes one precision
+    for its weights and statistics. Buffers without parameters beside them follow the backbone, without its adapters;
+    but the frequencies of rotary positions stay in float32, as transformers keeps them."""
+    theirs, exact = adapters.names(backbone), rotary_frequencies(backbone)
+    whole = _kind([p for name, p in backbone.named_parameters() if name not in theirs], frozen) or frozen
+    kept = set(map(id, exact))
     for module in backbone.modules():
-        own = _kind(module.parameters(recurse=False), frozen) or others
+        own = _kind(module.parameters(recurse=False), frozen) or whole
 
-        def converted(tensor: torch.Tensor, own: torch.dtype | None = own) -> torch.Tensor:
-            if not tensor.is_floating_point():
+        def converted(tensor: torch.Tensor, own: torch.dtype = own) -> torch.Tensor:
+            if not tensor.is_floating_point() or id(tensor) in kept:
                 return tensor
             if isinstance(tensor, nn.Parameter):
                 return tensor.to(torch.float32 if tensor.requires_grad else frozen)
-            return tensor if own is None else tensor.to(own)
+            return tensor.to(own)
 
         module._apply(converted, recurse=False)
 
@@ -98,7 +102,16 @@ def shard(model: Any, mesh: DeviceMesh, precision: str) -> None:
     and the language model's tables are in the root unit, which stays gathered: they are read through methods and ties,
     not through a module's call. A quantized language model is not sharded, because its packed weights cannot be; each
     device holds all of it.
+
+    Raises:
+        ValueError: a trained tower with batch normalisation, in bf16.
     """
+    normalised = any(isinstance(module, _BatchNorm) for module in model.vision.modules())
+    if precision == "bf16" and is_trained(model.vision) and normalised:
+        raise ValueError(
+            "unfreeze_vision=true with parallel=fsdp or hybrid and precision=bf16: FSDP would cast the weights of the "
+            "tower's batch normalisation, and not its statistics; give parallel=ddp or precision=fp32"
+        )
     # Frozen parts are gathered in their own precision, trainable ones in the computing precision.
     computing = torch.bfloat16 if precision == "bf16" else None
     trained = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32)

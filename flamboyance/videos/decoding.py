@@ -118,8 +118,8 @@ def _timeline(file: Any, stream: Any, name: str, listed: int) -> _Timeline:
         raise ImageError(f"{name} is a video without a frame; download or save it again")
     # A clip that was cut without encoding it again has fewer frames than its index lists, too: FFmpeg leaves out those
     # before its start. But they reach to its end.
-    end = (stream.start_time or 0) + (stream.duration or 0)
-    if len(stamps) < SHORT * listed - 1 and (not stream.duration or max(stamps) + last < SHORT * end):
+    shown = max(stamps) + last - (stream.start_time or 0)
+    if len(stamps) < SHORT * listed - 1 and (not stream.duration or shown < SHORT * stream.duration):
         raise ImageError(
             f"{name} is a truncated video: it holds {len(stamps)} of the {listed} frames that its index lists; "
             "download or save it again"

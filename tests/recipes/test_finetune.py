@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from flamboyance import catalog, load_mini
+from flamboyance.checkpoints.directory import WEIGHTS
 from flamboyance.data.documents import Rejected
 from flamboyance.data.shards import expand, records
 from flamboyance.mini.world import caption, picture, scene
 from flamboyance.recipes.finetune import finetune
 from flamboyance.recipes.held_out import evaluate
 from flamboyance.recipes.training_split import documents, unknown_words
+from flamboyance.training.parallel import set_precision
 from flamboyance.training.run import TrainingRun
 from flamboyance.training.trained_parts import TrainedParts
 
@@ -70,6 +74,23 @@ def test_the_settings_decide_what_is_trained_of_a_model_that_was_trained_otherwi
     TrainedParts().apply(built)
     names = {name for name, p in built.named_parameters() if p.requires_grad}
     assert names == {name for name, p in load_mini()[0].named_parameters() if p.requires_grad}
+
+
+def test_what_was_learned_of_a_backbone_is_saved_again(photos: Path, tmp_path: Path) -> None:
+    """Also where its values do not say so: a few elements of a tensor that is cast, or of one that FSDP shards."""
+    model, processor = load_mini()
+    model.language_model.requires_grad_(True)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.view(-1)[1] += 1
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    built, _ = prepared(photos, tmp_path / "run", model=str(tmp_path / "whole")).build()
+    set_precision(built, "bf16")
+    built.save_pretrained(tmp_path / "again")
+    names = {name for name in load_file(tmp_path / "whole" / WEIGHTS) if name.startswith("language_model.")}
+    assert names and names == {n for n in load_file(tmp_path / "again" / WEIGHTS) if n.startswith("language_model.")}
+    again = catalog.resolve(tmp_path / "again").model().get_input_embeddings().weight
+    assert torch.equal(again.float(), model.get_input_embeddings().weight.bfloat16().float())
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])

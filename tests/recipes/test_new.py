@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
@@ -20,12 +21,13 @@ from transformers import (
 )
 
 from flamboyance import catalog
+from flamboyance.checkpoints.directory import WEIGHTS, read_weights
 from flamboyance.checkpoints.save_backbones import save_timm
 from flamboyance.cli import main
 from flamboyance.model.resampler import ACTIVATIONS
 from flamboyance.planning.cost import meta_model
 from flamboyance.recipes.arguments import resolve
-from flamboyance.recipes.beginning import begin_outputs, begin_texts, stream_scales
+from flamboyance.recipes.beginning import begin_outputs, begin_texts, begin_with, stream_scales
 from flamboyance.recipes.new import Data, named, new
 from flamboyance.training.loop import train
 from tests.model.zoo import tiny_config
@@ -171,13 +173,21 @@ def test_a_second_stage_begins_with_the_first(parts: Path, tmp_path: Path) -> No
         resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "latents=5"]).build()
 
 
-def test_a_second_stage_has_what_the_first_trained_of_its_backbones(parts: Path, tmp_path: Path) -> None:
-    train(resolve(new, [*settings(parts, tmp_path / "first"), "steps=2", "unfreeze_language=true"]))
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_second_stage_has_what_the_first_trained_of_its_backbones(
+    parts: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    """In the precision that it was trained in, whatever the language model's files have."""
+    language = tmp_path / "language"
+    shutil.copytree(parts / "qwen3", language)
+    AutoModelForCausalLM.from_pretrained(parts / "qwen3", dtype=stored).save_pretrained(language)
+    own = str(language)  # in the place of a folder of `parts`
+    train(resolve(new, [*settings(parts, tmp_path / "first", language=own), "steps=2", "unfreeze_language=true"]))
     first = catalog.resolve(tmp_path / "first" / "model").model()
-    given = [s for s in settings(parts, tmp_path / "second") if s not in SIZES]
+    given = [s for s in settings(parts, tmp_path / "second", language=own) if s not in SIZES]
     run = resolve(new, [*given, f"initial={tmp_path / 'first' / 'model'}", "steps=1"])
     second, _ = run.build()
-    plain = AutoModelForCausalLM.from_pretrained(parts / "qwen3", dtype=torch.float32).state_dict()
+    plain = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32).state_dict()
     learned = first.language_model.state_dict()
     assert any(not torch.equal(learned[name], plain[name]) for name in plain)
     for name, tensor in second.language_model.state_dict().items():
@@ -185,6 +195,18 @@ def test_a_second_stage_has_what_the_first_trained_of_its_backbones(parts: Path,
     train(run)  # in which the language model is frozen
     kept = catalog.resolve(tmp_path / "second" / "model").model().language_model.state_dict()
     assert all(torch.equal(kept[name], learned[name]) for name in learned)
+
+
+def test_first_stages_that_cannot_be_begun_with(parts: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first" / "model"
+    train(resolve(new, [*settings(parts, tmp_path / "first"), "steps=1", "unfreeze_vision=true"]))
+    given = [s for s in settings(parts, tmp_path / "second") if s not in SIZES] + [f"initial={first}"]
+    with pytest.raises(ValueError, match=r"trained vision\..*image_size"):
+        resolve(new, [*given, "image_size=32"]).build()
+    model, _ = resolve(new, given).build()
+    tensors, _ = read_weights(first / WEIGHTS)
+    with pytest.raises(ValueError, match=r"language_model\.a\.lora_A\.weight.*Merge adapters"):
+        begin_with(model, first, [0, 1, 3], tensors | {"language_model.a.lora_A.weight": torch.zeros(1)})
 
 
 def test_new_blocks_that_normalise_their_keys_and_values(parts: Path, tmp_path: Path) -> None:

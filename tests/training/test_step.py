@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from flamboyance.data.batch import Batch
 from flamboyance.model.vision import VisionTower, tower_spec
 from flamboyance.processes import World
 from flamboyance.training.optimizer import make_optimizer
-from flamboyance.training.parallel import Parallel, checkpoint_activations, set_precision
+from flamboyance.training.parallel import Parallel, checkpoint_activations, set_precision, shard
 from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.step import Stepper, SummedCrossEntropy, summed_loss
 from tests.model.families import FAMILIES, make
+from tests.model.zoo import tiny_config
 from tests.training.batches import SOURCES, item, normalized, training
 
 HERE = World()
@@ -180,12 +182,18 @@ def test_bf16_computes_in_bf16_and_trains_in_fp32():
 
 def test_bf16_leaves_the_frequencies_of_positions_in_float32():
     """As transformers does when it opens a language model in bfloat16."""
-    for cast in (lambda model: set_precision(model, "bf16"), lambda model: model.to(torch.bfloat16)):
+    casts = (lambda model: set_precision(model, "bf16"), lambda model: model.to(torch.bfloat16))
+    for cast in casts:
         model, exact = make("llama"), make("llama").language_model.model.rotary_emb.inv_freq
         cast(model)
         assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
         assert torch.equal(model.language_model.model.rotary_emb.inv_freq, exact)
         assert exact.dtype == torch.float32
+        other = make("opt")
+        other.language_model = AutoModelForCausalLM.from_config(tiny_config("xglm")).requires_grad_(False)
+        cast(other)  # this one adds a table of positions that it computes to the hidden states
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast is not casts[1]):
+            assert other.language_model(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
     model.to("meta")
     assert model.language_model.model.rotary_emb.inv_freq.is_meta
 
@@ -204,6 +212,26 @@ def test_bf16_with_batch_normalisation_in_the_tower(trained):
     assert kinds == {torch.float32 if trained else torch.bfloat16}
     assert kinds == {m.running_var.dtype for m in model.vision.modules() if hasattr(m, "running_var")}
     model.vision(pixels.to(kinds.pop()))  # without autocast, as in an evaluation
+
+
+def test_batch_normalisation_that_fsdp_would_cast_is_refused():
+    model = make("opt")
+    model.vision = VisionTower.from_config(tower_spec("timm/test_efficientnet", image_size=32)).requires_grad_(True)
+    with pytest.raises(ValueError, match=r"parallel=fsdp.*batch normalisation.*parallel=ddp"):
+        shard(model, None, "bf16")  # ty: ignore[invalid-argument-type]
+
+
+def test_buffers_of_a_frozen_tower_with_an_adapter_have_its_precision():
+    """As a mask that is added to scores, in an evaluation without autocast."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = make("opt")
+    model.vision.mask = torch.nn.Module()
+    model.vision.mask.register_buffer("table", torch.zeros(3), persistent=False)
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], r=2), model.vision)
+    assert any(p.requires_grad for p in model.vision.parameters())
+    set_precision(model, "bf16")
+    assert model.vision.mask.table.dtype == torch.bfloat16
 
 
 def model_states(model) -> list[dict]:

@@ -192,6 +192,17 @@ def test_a_clip_that_was_cut_without_encoding_it_again(tmp_path: Path, before: i
     assert sorted(set(found)) == list(range(before, 30))
 
 
+def test_a_truncated_clip_that_starts_late_is_truncated_too(tmp_path: Path) -> None:
+    starts = [300 + number / 10 for number in range(60)]
+    rng = np.random.default_rng(0)
+    pictures = list(rng.integers(0, 256, (60, HEIGHT, WIDTH, 3), np.uint8))
+    write_video(tmp_path / "whole.mp4", pictures, starts=starts, options={"movflags": "+faststart"})
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    assert len(shown(whole, VideoSampling(80, 10))) > 50
+    with pytest.raises(ImageError, match=r"truncated video: it holds \d+ of the 60 frames"):
+        shown(whole[: len(whole) * 6 // 10])
+
+
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.m4a.*no video in it: it holds sound alone"):
         shown(write_sound(tmp_path / "a.m4a"))
