@@ -192,6 +192,9 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return error_response(ApiError(error.status_code, str(error.detail).lower()))
 
 
+OPEN = ("/health", "/ready", "/metrics", "/openapi.json")  # to everybody
+
+
 class Gate:
     """Checks who asks, counts and times requests, and answers what fails unexpectedly."""
 
@@ -211,7 +214,8 @@ class Gate:
             await send(message)
 
         try:
-            if scope["path"].startswith("/v1"):
+            # Under a prefix, as a proxy or Ray Serve mounts the app, the path begins with it.
+            if scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) not in OPEN:
                 check(Headers(scope=scope), self.service.keys, self.service.loopback)
             await self.app(scope, receive, noted)
         except ApiError as error:

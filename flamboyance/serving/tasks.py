@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class StoredTask:
 
     Attributes:
         created: seconds since 1970.
+        version: of its file in the folder; None without one.
     """
 
     name: str
@@ -40,6 +42,7 @@ class StoredTask:
     prefix: Prefix | None
     texts: tuple[str, ...]
     created: int
+    version: tuple[int, int] | None = None
 
     def described(self, model: str) -> dict[str, Any]:
         return {
@@ -86,7 +89,10 @@ class TaskStore:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for name in self._names():
-                self._load(name)
+                try:
+                    self._load(name)
+                except ValueError as error:
+                    warnings.warn(f"the stored task {name!r} cannot be used: {error}", stacklevel=2)
 
     def _names(self) -> list[str]:
         """The tasks in the folder, or else in memory."""
@@ -110,15 +116,16 @@ class TaskStore:
         """
         task = self._tasks.get(name)
         if self.folder is not None and NAME.fullmatch(name):
-            there = (self.folder / name / "task.json").is_file()
-            if task is None and there:
+            version = self._version(name)
+            if version is None:  # another server may have deleted it
+                self._tasks.pop(name, None)
+                task = None
+            elif task is None or task.version != version:  # or written it anew
                 try:
                     task = self._load(name)
                 except ValueError:
+                    self._tasks.pop(name, None)
                     raise ApiError(409, f"the stored task {name!r} was made with another model", "model") from None
-            elif task is not None and not there:  # another server has deleted it
-                self._tasks.pop(name, None)
-                task = None
         if task is None:
             raise ApiError(404, f"there is no task {name!r}", "model", "task_not_found")
         return task
@@ -152,10 +159,21 @@ class TaskStore:
         Raises:
             ApiError: 404.
         """
-        self.find(name)
+        stored = self.folder is not None and NAME.fullmatch(name) is not None and (self.folder / name).is_dir()
+        if not stored and name not in self._tasks:
+            raise ApiError(404, f"there is no task {name!r}", "model", "task_not_found")
         self._tasks.pop(name, None)
-        if self.folder is not None:
+        if self.folder is not None and stored:  # also one of another model, or what a failed upload left
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _version(self, name: str) -> tuple[int, int] | None:
+        """What tells a task's file from one that was written later; None if there is none."""
+        assert self.folder is not None
+        try:
+            about = (self.folder / name / "task.json").stat()
+        except OSError:
+            return None
+        return about.st_mtime_ns, about.st_ino
 
     def _make(self, name: str, template: Template, shots: Sequence[tuple[Picture, tuple[str, ...]]]) -> StoredTask:
         """In the engine's thread."""
@@ -168,18 +186,24 @@ class TaskStore:
             prefix = Prefix.of(model, torch.tensor(ids, device=model.device), media)
         except (ValueError, TypeError) as error:
             raise bad("demonstrations", str(error)) from None
-        if self.folder is not None:
+        if self.folder is None:
+            return StoredTask(name, template, prefix, tuple(texts), int(time.time()))
+        try:
             FewShotTask.of_prefix(model, processor, template, texts, prefix).save(self.folder / name)
-        return StoredTask(name, template, prefix, tuple(texts), int(time.time()))
+        except OSError:
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # else the name would be taken by nothing
+            raise
+        return StoredTask(name, template, prefix, tuple(texts), int(time.time()), self._version(name))
 
     def _load(self, name: str) -> StoredTask:
         assert self.folder is not None
         path = self.folder / name
 
         def load() -> StoredTask:
+            version = self._version(name)  # before it is read: if it is written meanwhile, it is read again
             task = FewShotTask.load(path, self.engine.model, self.engine.processor)
             created = int((path / "task.json").stat().st_mtime)
-            return StoredTask(name, task.template, task.prefix, tuple(task.texts), created)
+            return StoredTask(name, task.template, task.prefix, tuple(task.texts), created, version)
 
         self._tasks[name] = stored = self.engine.call(load).result()
         return stored

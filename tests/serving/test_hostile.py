@@ -12,13 +12,17 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 import flamboyance as fl
 from flamboyance.serving import fetching
 from flamboyance.serving.access import Keys
+from flamboyance.serving.app import make_app
+from flamboyance.serving.batching import Engine
 from flamboyance.serving.fetching import Fetcher, is_public
 from flamboyance.serving.limits import Limits
+from flamboyance.serving.service import Service
 from tests.serving.server import SECONDS, data_url, image_part, running, text_part
 
 LIMITS = Limits(
@@ -319,6 +323,18 @@ def test_keys(mini, capfd):
         assert locked.ask("GET", "/health")[0] == locked.ask("GET", "/metrics")[0] == 200
         assert KEY not in repr(vars(locked.service)) and KEY not in locked.ask("GET", "/metrics")[2]
     assert KEY not in "".join(capfd.readouterr())
+
+
+def test_keys_are_asked_for_under_a_prefix_too(mini):
+    """Ray Serve and proxies mount the app so: the path begins with the prefix."""
+    for prefix in ("", "/app"):
+        engine = Engine(*mini, LIMITS.rows, LIMITS.rows, LIMITS.media)
+        service = Service("mini", engine, LIMITS, loopback=False, keys=Keys([KEY]))
+        with TestClient(make_app(service), root_path=prefix) as client:  # closes the service at its end
+            assert client.get(f"{prefix}/v1/models").status_code == 401, prefix
+            good = client.get(f"{prefix}/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+            assert good.status_code == 200, prefix
+            assert client.get(f"{prefix}/health").status_code == 200, prefix
 
 
 def test_keys_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """OpenAI's own client talks to a real server, and gets the answers that the model gives offline."""
 
+import contextlib
 import json
 import threading
 import uuid
@@ -259,6 +260,38 @@ def test_tasks_are_kept_in_their_folder(mini, tmp_path, captions):
         assert [one["id"] for one in again.ask("GET", "/v1/tasks")[2]["data"]] == ["shapes"]
         assert again.ask("DELETE", "/v1/tasks/shapes")[0] == 200
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stored_task_that_was_written_anew_is_read_anew(mini, tmp_path):
+    with running(*mini, tasks=tmp_path) as first, running(*mini, tasks=tmp_path) as second:
+        assert make_task(first, "shapes")[0] == 201
+        before = second.ask("GET", "/v1/tasks/shapes")[2]["demonstrations"]
+        assert first.ask("DELETE", "/v1/tasks/shapes")[0] == 200
+        fl.FewShotTask(*mini, CAPTIONED[:1]).save(tmp_path / "shapes")
+        assert second.ask("GET", "/v1/tasks/shapes")[2]["demonstrations"] == 1 != before
+        fl.FewShotTask(*mini, CAPTIONED[:2]).save(tmp_path / "shapes")  # in place
+        assert second.ask("GET", "/v1/tasks/shapes")[2]["demonstrations"] == 2
+
+
+def test_tasks_that_cannot_be_used_neither_stop_the_server_nor_stay(mini, tmp_path, monkeypatch):
+    fl.FewShotTask(*mini, CAPTIONED[:1]).save(tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "task.json").read_text())
+    (tmp_path / "other" / "task.json").write_text(json.dumps(about | {"model": "another"}))
+    with contextlib.ExitStack() as stack:
+        with pytest.warns(UserWarning, match="'other' cannot be used"):
+            server = stack.enter_context(running(*mini, tasks=tmp_path))
+        assert server.ask("GET", "/v1/tasks/other")[0] == 409 and server.ask("GET", "/v1/tasks")[2]["data"] == []
+        assert server.ask("DELETE", "/v1/tasks/other")[0] == 200 and not (tmp_path / "other").exists()
+        assert server.ask("DELETE", "/v1/tasks/other")[0] == 404
+
+        def full(self, directory):
+            directory.mkdir()
+            raise OSError("no space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fl.FewShotTask, "save", full)
+            assert make_task(server, "shapes")[0] == 500
+        assert make_task(server, "shapes")[0] == 201
 
 
 def test_health_metrics_and_schema(server):
