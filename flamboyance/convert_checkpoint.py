@@ -124,6 +124,7 @@ def _with_backbones(
         cross_attn_every_n_layers=checkpoint.cross_attn_every_n_layers or 1,
         decoder_layers=decoder_layers,
         resampler=None if frames is None else {"max_frames": len(frames)},
+        trained_dtype=next(iter(checkpoint.tensors.values())).dtype,  # whatever the language model's files have
         **options,
     )
     model.added_tokens.requires_grad_(not frozen)

@@ -1,9 +1,12 @@
 """`convert`: OpenFlamingo's checkpoint -> a directory that opens again."""
 
+import shutil
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, names
 from flamboyance.checkpoints import released
@@ -44,6 +47,20 @@ def test_with_backbones(case, tmp_path):
     assert processor.image_token_id == model.config.image_token_id
     assert processor.image_processor.image_size == (32, 32)
     assert model.tokenizer is not None
+
+
+def test_trained_weights_keep_their_precision(case, tmp_path):
+    """Whatever the language model's files have."""
+    language = tmp_path / "language"
+    shutil.copytree(case.backbones["language"], language)
+    AutoModelForCausalLM.from_pretrained(language, dtype=torch.bfloat16).save_pretrained(language)
+    given = case.backbones | {"language": str(language)}
+    target = convert_file(case.directory / "checkpoint.pt", tmp_path / "model", **given)
+    exact = convert_file(case.directory / "checkpoint.pt", tmp_path / "exact", **case.backbones)
+    found, wanted = (load_file(one / "model.safetensors") for one in (target, exact))
+    own = [name for name in wanted if name.startswith(("resampler.", "cross_attention."))]
+    assert own and all(torch.equal(found[name], wanted[name]) for name in own)
+    assert {found[name].dtype for name in own} == {torch.float32}
 
 
 @pytest.mark.parametrize("named", [None, "tiny", "openflamingo/tiny"])

@@ -49,9 +49,18 @@ def describe(
 def _task(task: Task) -> Row:
     found: dict[str, Any] = {
         "title": task.title, "metric": task.metric.name, "support": len(task.support), "queries": len(task.queries),
-        "labels": task.labels and list(task.labels), "content": content(task),
+        "labels": task.labels and list(task.labels), "content": content(task), "prompt": _prompt(task),
     }  # fmt: skip
     return found | ({"variant": task.metric.variant} if task.metric.variant else {})
+
+
+def _prompt(task: Task) -> Row:
+    """How a task's examples are written, and its answers read."""
+    return {
+        "pattern": task.template.pattern, "stops": list(task.template.stops), "drop": task.template.drop,
+        "strip": task.template.strip, "separator": task.separator, "max_new_tokens": task.max_new_tokens,
+        "permutations": task.permutations,
+    }  # fmt: skip
 
 
 def content(task: Task) -> str:

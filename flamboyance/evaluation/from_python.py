@@ -41,7 +41,8 @@ def evaluate(
             `flamboyance.evaluation.tasks.open_task` gives; or several.
         answer: a function (demonstrations, query) -> text, or -> a log-probability for each label; see
             `flamboyance.evaluation.answers.function`. Or a model of `flamboyance.evaluation.answers`.
-        name: of the model, in tables; default: the function's. A resumed run must have the same.
+        name: of the model, in tables; default: the function's. A resumed run must have the same, and a function the
+            same code. Of an object that is called, only the class is compared: name it after its settings.
         output: the results directory, for `flamboyance report`.
         shots, demonstrations, seeds, queries, batch_size, protocol, ablate, orders: as of the command `evaluate`.
         support: the examples to choose demonstrations from, for files of one's own; default: the file itself.
@@ -71,5 +72,7 @@ def evaluate(
             features[one.name] = build(images, encoder, default_cache())
             settings.check_features(one, features[one.name])
     called = name or getattr(answer, "name", None) or getattr(answer, "__name__", None) or type(answer).__name__
-    about = describe(tasks, answers, settings, called, ["flamboyance.evaluate"], {})
+    spec, beams = getattr(getattr(encoder, "tower", None), "spec", None), getattr(answers, "beams", None)
+    fixed = ({"tower": spec["name"]} if spec else {}) | ({"beams": beams} if isinstance(beams, int) else {})
+    about = describe(tasks, answers, settings, called, ["flamboyance.evaluate"], fixed)
     return run.evaluate(tasks, answers, settings, about, features, say=lambda _: None)

@@ -62,7 +62,9 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
         labels_by: how a label was chosen, if not by the log-probability of each.
     """
     by_label = None if scores is None else dict(zip(prompt.task.labels or (), scores, strict=True))
+    total = {}  # by which those that are written are divided
     if by_label is not None and len(by_label) > MOST_LABELS:
+        total = {"scores_total": _log_sum(list(by_label.values()))}
         by_label = dict(sorted(by_label.items(), key=lambda pair: -pair[1])[:BEST])
     query = prompt.query
     return {
@@ -83,12 +85,19 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
         **({"cut_off": cut} if (cut := getattr(generated, "cut_off", None)) is not None else {}),
         "answer": answer,
         "scores": by_label,
+        **total,
         **({"labels_by": labels_by} if labels_by else {}),
         "references": list(query.references),
         **({"kinds": dict(query.kinds)} if query.kinds else {}),
         "score": None,
         "dropped": prompt.dropped,
     }
+
+
+def _log_sum(scores: Sequence[float]) -> float:
+    """The logarithm of the sum of what these are logarithms of."""
+    most = max(scores)
+    return most + math.log(math.fsum(math.exp(score - most) for score in scores)) if math.isfinite(most) else most
 
 
 def _images(images: Sequence[Path]) -> Row:
@@ -193,7 +202,7 @@ _NUMBER, _NOTHING = (float, int), type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,), "image": (str, _NOTHING), "prompt": (str,), "demonstrations": (list,), "generated": (str, _NOTHING),
     "labels_by": (str,), "kinds": (dict,), "answer": (str, _NOTHING),
-    "scores": (dict, _NOTHING), "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
+    "scores": (dict, _NOTHING), "scores_total": _NUMBER, "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
 }  # fmt: skip
 
 
@@ -377,6 +386,9 @@ def begin(output: Path, about: Row) -> None:
                     {k: v for k, v in each.items() if k in new and k in (old or {})} for each in (old or {}, new)
                 )
                 about["tasks"] = (before.get("tasks") or {}) | about["tasks"]
+                for task in old:  # runs of earlier versions do not say how their prompts were written
+                    if "prompt" not in old[task]:
+                        new[task] = {key: value for key, value in new[task].items() if key != "prompt"}
             if old != new and _answered(output):
                 raise ValueError(
                     f"{output} holds an evaluation with another {name}: {_difference(old, new)}. Give another "

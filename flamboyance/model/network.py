@@ -97,6 +97,8 @@ class FlamingoModel(TrainableModel):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves and casts. The frequencies of rotary positions stay in float32, as when transformers opens a language
         model in a lower precision: in bfloat16 an angle would be off by a fifth of a radian after 500 tokens."""
+        if fn(torch.empty(0, dtype=self.dtype)).dtype != self.dtype:
+            self.remember_changes()
         exact = [table for table in language.rotary_frequencies(self.language_model) if table.dtype == torch.float32]
         known = set(map(id, exact))
 

@@ -105,6 +105,13 @@ class TrainableModel(PreTrainedModel):
             if name not in theirs
         }
 
+    def remember_changes(self) -> None:
+        """Before a change of precision: notes which tensors of the backbones have changed. Afterwards only some of
+        their elements could be compared."""
+        tensors = {adapters.canonical(name): tensor for name, tensor in adapters.tensors(self).items()}
+        known = {name: tensor for name, tensor in tensors.items() if name in self._opened}
+        self._learned |= {name for name, tensor in known.items() if self._opened[name].differs(tensor)}
+
     def mark_as_learned(self, names: Iterable[str]) -> None:
         """Remembers which tensors of the backbones an earlier training changed. Their values do not say so for sure
         once they are cast or sharded."""

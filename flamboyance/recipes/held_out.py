@@ -56,7 +56,7 @@ def _exact(
         by_template.setdefault(template, []).append(((images[0], *fields), answer))
     correct = []
     for template, rows in by_template.items():
-        longest = max(len(processor.tokenizer(answer).input_ids) for _, answer in rows)
+        longest = max(len(processor.tokenizer(template.completion(answer)).input_ids) for _, answer in rows)
         task = FewShotTask(model, processor, (), template)
         for start in range(0, len(rows), BATCH):  # hundreds of whole photographs or videos do not fit into memory
             queries, answers = [], []

@@ -182,13 +182,16 @@ class _Task:
         return self.places[file]
 
     def _chances(self, row: Row) -> list[list[float]] | None:
-        """[[label, probability]] of the likeliest and the right labels: the softmax over the labels in the row."""
+        """[[label, probability]] of the likeliest and the right labels: the softmax over all labels. Of many, a row
+        has the best and the logarithm of their sum."""
         scores = {label: finite(score) for label, score in (row.get("scores") or {}).items()}
         known = {label: score for label, score in scores.items() if score is not None}
         if not known:
             return None
         most = max(known.values())
         whole = sum(math.exp(score - most) for score in known.values())
+        if (total := finite(row.get("scores_total"))) is not None:
+            whole = math.exp(total - most)
         order = sorted(known, key=lambda label: -known[label])
         # Few labels keep their order, so that bars can be compared from card to card.
         shown = list(known) if len(known) <= LABELS else order[:LABELS]

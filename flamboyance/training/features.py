@@ -103,6 +103,11 @@ def _complete(
     def compute() -> None:
         with torch.no_grad():
             found = vision(images.normalized(torch.stack(pictures).to(device)))
+        if not found.half().isfinite().all():
+            raise ValueError(
+                "cache_features=true, but the tower computes features that are not finite, or exceed float16's 65,504, "
+                "in which they are stored; leave the setting out, or look at the tower's weights"
+            )
         writer.append(waiting, found.cpu().unflatten(0, (len(waiting), -1)))
         waiting.clear()
         pictures.clear()

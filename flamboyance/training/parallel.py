@@ -44,6 +44,7 @@ def quantized(language_model: Any) -> bool:
 def set_precision(model: Any, precision: str) -> None:
     """Frozen parts get the computing precision, trainable parameters float32. Quantized weights are not changed."""
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+    model.remember_changes()
     for backbone in (model.vision, model.language_model):
         if not quantized(backbone):
             _set_backbone_precision(backbone, frozen)

@@ -364,7 +364,12 @@ def _opened(videos: bool, path: str) -> tuple[Any, ...]:
     """`videos`: whether the model takes them."""
     task = parse_task(read_text(path), Path(path).name)
     kind, pattern = kind_of(task.template)
-    _template(kind, pattern)
+    ours = (_template(kind, pattern), templates.classification)  # which is written as a caption
+    if task.template not in ours:
+        raise ValueError(
+            f"{Path(path).name} has the template {task.template!r}. The page has fields for the pattern alone, and "
+            "would end answers elsewhere; use the task with `flamboyance caption --demonstrations`, or the server."
+        )
     if not videos and _any_video(image for image, *_ in task.demonstrations):
         raise ValueError(f"{Path(path).name} has a video or an animation among its demonstrations, and {STILLS}.")
     return [_shot(*demonstration) for demonstration in task.demonstrations], kind, pattern if kind == OWN else PATTERN

@@ -97,12 +97,15 @@ def test_label_probabilities(tmp_path: Path) -> None:
     two = row("a", None, scores={"no": math.log(0.1), "yes": math.log(0.3)}, answer="yes", references=["no"])
     many = {f"bird {i}": -float(i) for i in range(30)}
     run = WrittenRun(tmp_path).task("birds", "Birds", "accuracy")
-    run.cell("birds", rows=[two, row("b", scores=many, references=["bird 25"]), row("c", scores={"x": math.nan})])
-    first, second, third = written(run).rows()
+    best = row("d", scores={f"bird {i}": -i / 1000 for i in range(5)}, scores_total=math.log(995.0))  # of 1,000 labels
+    known = row("b", scores=many, references=["bird 25"])
+    run.cell("birds", rows=[two, known, row("c", scores={"x": math.nan}), best])
+    first, second, third, fourth = written(run).rows()
     assert first["chances"] == {"no": 0.25, "yes": 0.75}
     assert list(second["chances"]) == [*(f"bird {i}" for i in range(10)), "bird 25"]
     assert second["chances"]["bird 0"] == pytest.approx(1 - math.exp(-1), abs=1e-4)
     assert third["chances"] is None
+    assert fourth["chances"] == {f"bird {i}": pytest.approx(0.001, abs=1e-4) for i in range(5)}
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ class Processor:
     image_processor = ImageProcessor.clip(16)
 
 
+def test_features_that_float16_cannot_hold_are_refused(pictures: list[bytes], tmp_path: Path) -> None:
+    tower = Tower()
+    tower.weight.data.fill_(1e6)
+    with pytest.raises(ValueError, match=r"cache_features=true.*65,504"):
+        made(tmp_path, tower)
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[bytes]:
     folder = tmp_path / "photos"

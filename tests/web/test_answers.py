@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 import flamboyance as fl
 from flamboyance.task_files import TaskFile, read_task, write_task
+from flamboyance.templates import Template
 from flamboyance.web import drawing
 from flamboyance.web.answers import CAPTION, OWN, QUESTION, Answers, Shot, Side, kind_of, labels_of, template_of
 from tests.tiny import save_tiny_flamingo
@@ -138,6 +140,17 @@ def test_a_saved_task_is_opened_again(answers: Answers, tmp_path) -> None:
     assert [(shot.image, shot.texts) for shot in shots] == [
         (SHOTS[0].image, ("what?", "one")), (SHOTS[1].image, ("why?", "two"))
     ]  # fmt: skip
+
+
+def test_a_task_whose_answers_end_otherwise_is_not_opened(answers: Answers, tmp_path) -> None:
+    for template in (
+        Template("<image>Q: {q} A:{a}", stops=("Q:",), drop='"'),
+        replace(fl.templates.vqa, stops=("Question",)),
+    ):
+        task = TaskFile("t", template, ((SHOTS[0].image, "what?", "one"),))
+        write_task(tmp_path / "t.json", task)
+        *_, problem = page._opened(False, str(tmp_path / "t.json"))
+        assert "t.json has the template" in problem and "--demonstrations" in problem
 
 
 def test_mistakes_are_said_on_the_page(answers: Answers, tmp_path) -> None:

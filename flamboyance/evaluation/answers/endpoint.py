@@ -14,6 +14,7 @@ text       the label that a plain answer gives; an answer that gives none is wro
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import sys
@@ -490,6 +491,8 @@ def _prompt_tokens(reply: Reply) -> int | None:
 
 def _choice(reply: Reply, labels: Sequence[str], way: str) -> Choice:
     text = _text(reply)
+    if way == "logprobs" and reply["choices"][0].get("finish_reason") == "content_filter":
+        return Choice("", text, (-math.log(len(labels)),) * len(labels), way)  # no answer, and no label before another
     if way == "logprobs" and (scores := label_choice.ranked(_positions(reply), labels)) is not None:
         best = max(scores)
         equal = [label for label, score in zip(labels, scores, strict=True) if score == best]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from PIL import Image
@@ -59,6 +62,39 @@ Answer = Callable[[list[Demonstration], Query], str | Mapping[str, float]]
 """(demonstrations, query) -> the answer; or, if the query has labels, a log-probability for each of them."""
 
 
+def _digest(function: Any) -> str:
+    """What tells a function from another of the same name: its code, and the texts, functions and real numbers that it
+    closes over. Not integers and lists, by which functions count their calls."""
+    return hashlib.sha256(repr(_described(function, 0)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _described(value: Any, depth: int) -> Any:
+    if isinstance(value, str | bytes | bool | float | None):
+        return value
+    if depth > 8:  # a function that closes over itself
+        return type(value).__qualname__
+    if isinstance(value, tuple):
+        return [_described(one, depth + 1) for one in value]
+    if isinstance(value, CodeType):
+        consts = [_described(one, depth + 1) if not isinstance(one, int) else one for one in value.co_consts]
+        return [value.co_code, value.co_names, consts]
+    if isinstance(value, partial):
+        parts = [value.func, *value.args, *sorted(value.keywords.items())]
+        return [_described(one, depth + 1) for one in parts]
+    function = getattr(value, "__func__", value)  # of a method
+    if not isinstance(function, FunctionType):
+        call = vars(type(value)).get("__call__")
+        code = [_described(call, depth + 1)] if isinstance(call, FunctionType) else []
+        return [type(value).__module__, type(value).__qualname__, *code]
+    closed = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            closed.append(_described(cell.cell_contents, depth + 1))
+    defaults = _described((*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())), depth + 1)
+    owner = type(value.__self__).__qualname__ if function is not value else None
+    return [_described(function.__code__, depth + 1), defaults, closed, owner]
+
+
 class FunctionAnswers:
     """Answers prompts with a function."""
 
@@ -72,7 +108,7 @@ class FunctionAnswers:
 
     def describe(self) -> dict[str, Any]:
         """The entries by which run.json names the model."""
-        return {"kind": "function"}
+        return {"kind": "function", "code": _digest(self.function)}
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """A measure of the length of each prompt."""

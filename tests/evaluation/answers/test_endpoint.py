@@ -12,7 +12,7 @@ from PIL import Image
 from flamboyance.cli import main
 from flamboyance.evaluation import run
 from flamboyance.evaluation.answers.budget import Budget, BudgetSpentError
-from flamboyance.evaluation.answers.endpoint import EndpointAnswers, EndpointError
+from flamboyance.evaluation.answers.endpoint import EndpointAnswers, EndpointError, _choice
 from flamboyance.evaluation.answers.http_client import Client, RefusedError
 from flamboyance.evaluation.run import Settings
 from flamboyance.images import load_image
@@ -381,6 +381,13 @@ def test_a_refused_content_is_no_answer(tmp_path):
         said = []
         found = evaluated(task, endpoint(server, say=said.append), tmp_path / "run")
     assert sorted(row["generated"] == "" for row in found.values()) == [False, False, True] and len(said) == 1
+
+
+def test_refused_content_has_no_label_before_another():
+    """So that the area under a curve can be measured of the other queries."""
+    refused = {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}], "usage": None}
+    found = _choice(refused, ("yes", "no"), "logprobs")
+    assert found.label == "" and found.scores == (pytest.approx(-0.6931, abs=1e-4),) * 2
 
 
 # The command ---------------------------------------------------------------------------------------------------------

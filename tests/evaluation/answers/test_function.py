@@ -1,6 +1,8 @@
 """A function of the user's as a model: what it is given, what it may give, and errors."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from PIL import Image
 import flamboyance as fl
 from flamboyance.cli import main
 from flamboyance.images import load_image
+from flamboyance.templates import Template
 from tests.evaluation.small_tasks import captions, questions
 
 
@@ -45,6 +48,54 @@ def test_a_function_is_evaluated_and_reported(tmp_path):
     assert main(["report", str(tmp_path / "run")]) == 0
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "spied" in report and "function" in report
+
+
+def said(word: str):
+    return lambda *_: word
+
+
+def test_another_function_of_the_same_name_is_another_model(tmp_path):
+    task, options = captions(tmp_path / "data"), {"output": tmp_path / "run", "shots": (1,), "seeds": (0,)}
+    found = fl.evaluate(task, said("a cat"), **options)
+    assert fl.evaluate(task, said("a cat"), **options) == found  # the same code, and what it closes over
+    for other in (said("a dog"), lambda *_: "a cat", partial(lambda word, *_: word, "a cat"), Constant("a cat")):
+        with pytest.raises(ValueError, match="another model"):
+            fl.evaluate(task, other, **options | {"name": "<lambda>"})
+    counted = counter()
+    once = fl.evaluate(task, counted, name="counted", **options | {"output": tmp_path / "counted"})
+    assert fl.evaluate(task, counted, name="counted", **options | {"output": tmp_path / "counted"}) == once
+
+
+class Constant:
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __call__(self, *_) -> str:
+        return self.word
+
+
+def counter():
+    calls = 0
+
+    def counted(*_):
+        nonlocal calls
+        calls += 1
+        return "a cat"
+
+    return counted
+
+
+def test_another_way_to_write_the_prompt_is_another_task(tmp_path):
+    task, options = captions(tmp_path / "data"), {"output": tmp_path / "run", "shots": (1,), "seeds": (0,)}
+    answer = said("a cat")
+    fl.evaluate(task, answer, **options)
+    other = replace(task, template=Template("<image>A picture of {text}"))
+    with pytest.raises(ValueError, match=r"another tasks.*pattern"):
+        fl.evaluate(other, answer, **options)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    del about["tasks"]["captions"]["prompt"]  # as an earlier version wrote it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    fl.evaluate(task, answer, **options)
 
 
 def first(image) -> int:
