@@ -113,4 +113,5 @@ def figures(plan: "Plan") -> dict[str, Any]:
         "read_bytes": plan.read_bytes,
         "read_bytes_per_s_and_node": plan.read_bytes / plan.step_s / plan.devices.nodes,
         "cores_per_node": plan.decoding_cores,
+        "not_counted": list(plan.not_counted),
     }

@@ -29,6 +29,7 @@ def print_plan(name: str, plan: "Plan") -> None:
     for table in (_parts(plan), _memory(plan), _time(plan)):
         console.print(table)
     console.print(_assumed(plan))
+    _print_not_counted(plan)
 
 
 def print_cheaper_plan(planner: "Planner", plan: "Plan", most: int = 12) -> None:
@@ -135,6 +136,13 @@ def _time(plan: "Plan") -> Any:
     return table
 
 
+def _print_not_counted(plan: "Plan") -> None:
+    from rich.console import Console
+
+    for one in plan.not_counted:
+        Console(highlight=False).print(f"[bold]Not counted:[/] {one}.")
+
+
 def _assumed(plan: "Plan") -> str:
     given, kind = plan.assumptions, plan.hardware
     return (
@@ -171,6 +179,7 @@ def print_rows(name: str, plans: Sequence["Plan"]) -> None:
     console.print(f"\n[bold]{name}[/] on {plans[0].hardware.name}: {_how(plans[0]).partition(', ')[2]}")
     console.print(table)
     console.print(_assumed(plans[0]))
+    _print_not_counted(plans[0])
 
 
 def _gib(size: float) -> str:

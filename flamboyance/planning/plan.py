@@ -61,6 +61,7 @@ class Plan:
         flops: of one device per optimizer step, by (part, direction), with typical batches.
         traffic: bytes that one device receives per optimizer step.
         batches: the typical batch of each source.
+        not_counted: what the run has and the estimates lack, in words.
     """
 
     training: TrainingConfig
@@ -72,6 +73,7 @@ class Plan:
     flops: Counter[tuple[str, str]]
     traffic: Traffic
     batches: dict[str, BatchSizes]
+    not_counted: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -193,7 +195,20 @@ class Planner:
             flops=Counter({key: n * training.gradient_accumulation_steps for key, n in once.items()}),
             traffic=traffic(table, gathers, devices, passes),
             batches=usual,
+            not_counted=self._not_counted(training),
         )
+
+    def _not_counted(self, training: TrainingConfig) -> tuple[str, ...]:
+        found = []
+        if self.config.resampler.get("max_frames"):
+            found.append(
+                f"the frames of videos: each is taken for one image, and may have {self.config.resampler['max_frames']}"
+            )
+        if training.cache_features:
+            found.append("cache_features: the tower and decoding are in every step here, not in the first pass alone")
+        if training.compile:
+            found.append("compile, with which steps are faster")
+        return tuple(found)
 
     def cheaper_plans(self, plan: Plan) -> Generator[tuple[str, Plan]]:
         """(settings, plan) of changes that save memory, those that cost the least time first, each on top of the

@@ -206,6 +206,17 @@ def test_command_prints_its_estimates(recipe, capsys):
         assert words in " ".join(text.split())
 
 
+def test_what_is_not_counted_is_said(recipe, capsys, planner):
+    assert planner.plan(TRAINING, 1).not_counted == ()
+    config = make("llama").config
+    config.resampler = {**config.resampler, "max_frames": 8}
+    videos = Planner(config, CARD).plan(replace(TRAINING, cache_features=True), 1)
+    assert len(videos.not_counted) == 2 and "may have 8" in videos.not_counted[0]
+    for gpus in ("1", "1,8"):
+        assert main(["plan", recipe, "--gpus", gpus, "cache_features=true"]) == 0
+        assert "Not counted: cache_features" in " ".join(capsys.readouterr().out.split())
+
+
 def test_command_says_what_to_change(recipe, capsys, monkeypatch):
     # Room for the checkpointed model, and not for all activations.
     planner = Planner(make("llama").config, CARD)
