@@ -67,9 +67,14 @@ VARIANTS: dict[str, Variant] = {
     ),
     "mlp": Variant("MLP on each patch", RESAMPLER, "63.3", sizes={"resampler_ff_mult": 7}, change=parts.with_mlp),
     "transformer": Variant("Transformer over the patches", RESAMPLER, "65.1", change=parts.with_transformer),
-    "small-resampler": Variant("Depth 1, 4 latents", RESAMPLER, "66.4", sizes={"resampler_depth": 1, "latents": 4}),
+    "small-resampler": Variant(
+        "Resampler of depth 1, with 4 latents", RESAMPLER, "66.4", sizes={"resampler_depth": 1, "latents": 4}
+    ),
     "large-resampler": Variant(
-        "Depth 4, 32 latents", RESAMPLER, "67.3", sizes={"resampler_depth": 4, "latents": 32, "resampler_ff_mult": 4}
+        "Resampler of depth 4, with 32 latents",
+        RESAMPLER,
+        "67.3",
+        sizes={"resampler_depth": 4, "latents": 32, "resampler_ff_mult": 4},
     ),
     "no-interleaved": Variant("No interleaved documents", DATA, "46.9", data={PAIRS: 50}),
     "no-pairs": Variant("No pairs", DATA, "50.7", data={INTERLEAVED: 5}),
@@ -83,12 +88,14 @@ VARIANTS: dict[str, Variant] = {
         "The rows of added tokens are frozen", TOKENS, "OpenFlamingo, table 5", training={"freeze_added_tokens": True}
     ),
     "unfrozen": Variant(
-        "Trained too, all at a rate of 1.5e-4",
+        "Language model trained too, all at a rate of 1.5e-4",
         LANGUAGE,
         "62.9",
         change=parts.with_trained_language_model,
         training={"learning_rate": RATE / 10},
     ),
-    "slow": Variant("Frozen, at that rate", LANGUAGE, training={"learning_rate": RATE / 10}),
-    "new-language": Variant("Begins at random, and is trained", LANGUAGE, "58.2", change=parts.with_new_language_model),
+    "slow": Variant("Language model frozen, at that rate", LANGUAGE, training={"learning_rate": RATE / 10}),
+    "new-language": Variant(
+        "Language model begins at random, and is trained", LANGUAGE, "58.2", change=parts.with_new_language_model
+    ),
 }
