@@ -75,6 +75,8 @@ def _described(value: Any, depth: int) -> Any:
         return type(value).__qualname__
     if isinstance(value, tuple):
         return [_described(one, depth + 1) for one in value]
+    if isinstance(value, frozenset):  # as of `answer in {"yes", "no"}`
+        return sorted(map(repr, value))
     if isinstance(value, CodeType):
         consts = [_described(one, depth + 1) if not isinstance(one, int) else one for one in value.co_consts]
         return [value.co_code, value.co_names, consts]

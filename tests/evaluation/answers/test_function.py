@@ -9,6 +9,7 @@ from PIL import Image
 
 import flamboyance as fl
 from flamboyance.cli import main
+from flamboyance.evaluation.answers.function import FunctionAnswers
 from flamboyance.images import load_image
 from flamboyance.templates import Template
 from tests.evaluation.small_tasks import captions, questions
@@ -61,6 +62,8 @@ def test_another_function_of_the_same_name_is_another_model(tmp_path):
     for other in (said("a dog"), lambda *_: "a cat", partial(lambda word, *_: word, "a cat"), Constant("a cat")):
         with pytest.raises(ValueError, match="another model"):
             fl.evaluate(task, other, **options | {"name": "<lambda>"})
+    sets = (lambda _, query: str(query.id in {"a", "b"}), lambda _, query: str(query.id in {"a", "c"}))
+    assert len({FunctionAnswers(one).describe()["code"] for one in sets}) == 2
     counted = counter()
     once = fl.evaluate(task, counted, name="counted", **options | {"output": tmp_path / "counted"})
     assert fl.evaluate(task, counted, name="counted", **options | {"output": tmp_path / "counted"}) == once
