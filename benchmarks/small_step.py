@@ -96,7 +96,7 @@ def step(network: Any, parts: Sequence[Batch], precision: str) -> None:
 
 
 def step_by_fused_attention(network: Any, parts: Sequence[Batch], precision: str) -> None:
-    with patch.object(attention, "LEARNED", 0):
+    with patch.object(attention, "WRITTEN_OUT", 0):
         step(network, parts, precision)
 
 

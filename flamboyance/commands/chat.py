@@ -123,11 +123,19 @@ def parts_of(line: str) -> tuple[str, list[Path]]:
 def _divided(word: str) -> tuple[str, bool, str, str]:
     """What is before a path in a word, whether it is marked by @, the path, and what is after it. But punctuation may
     belong to the name of a file."""
-    for before, rest in (("", word), (word[: len(word) - len(word.lstrip(_BEFORE))], word.lstrip(_BEFORE))):
-        marked = len(rest) > 1 and rest.startswith("@")
-        name = rest[marked:]
-        if Path(name).expanduser().is_file():
-            return before, marked, name, ""
+    rest = word if _file(word) else word.lstrip(_BEFORE)
+    before, marked, name = word[: len(word) - len(rest)], rest != _bare(rest), _bare(rest)
+    if _file(rest):
+        return before, marked, name, ""
     possessive = re.fullmatch(r"(.+\.\w+)['’]s", name)  # "cat.jpg's colour"
-    bare = possessive[1] if possessive else name.rstrip(_AFTER)
-    return before, marked, bare, name[len(bare) :]
+    path = possessive[1] if possessive else name.rstrip(_AFTER)
+    return before, marked, path, name[len(path) :]
+
+
+def _bare(word: str) -> str:
+    """A word without the @ before it."""
+    return word[1:] if len(word) > 1 and word.startswith("@") else word
+
+
+def _file(word: str) -> bool:
+    return Path(_bare(word)).expanduser().is_file()

@@ -62,9 +62,9 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
         labels_by: how a label was chosen, if not by the log-probability of each.
     """
     by_label = None if scores is None else dict(zip(prompt.task.labels or (), scores, strict=True))
-    total = {}  # by which those that are written are divided
+    total = {}  # of all labels, where few are written: it makes probabilities of their scores
     if by_label is not None and len(by_label) > MOST_LABELS:
-        total = {"scores_total": _log_sum(list(by_label.values()))}
+        total = {"scores_total": _log_sum_exp(list(by_label.values()))}
         by_label = dict(sorted(by_label.items(), key=lambda pair: -pair[1])[:BEST])
     query = prompt.query
     return {
@@ -94,8 +94,7 @@ def row(prompt: Prompt, generated: str | None, answer: str, scores: Sequence[flo
     }
 
 
-def _log_sum(scores: Sequence[float]) -> float:
-    """The logarithm of the sum of what these are logarithms of."""
+def _log_sum_exp(scores: Sequence[float]) -> float:
     most = max(scores)
     return most + math.log(math.fsum(math.exp(score - most) for score in scores)) if math.isfinite(most) else most
 

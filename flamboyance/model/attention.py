@@ -34,7 +34,7 @@ SHARED_BY_REGISTER = {"gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "op
 SHARED_BY_REGISTER |= {"smollm3"}
 SHARED_BY_CLASS = {"mosaic_gpt", "mpt"}  # families with an attention class of this package
 MOST_SCORES = 2**24  # R·H·T·S; beyond it, scores are not written out where that is larger than a copy of the keys
-LEARNED = 256  # tokens of a text up to which scores are written out for the backward pass, if that is faster
+WRITTEN_OUT = 256  # tokens of a text up to which its scores are written out in training, where that is faster
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, (B, H/G, S, K) each
 
@@ -147,7 +147,7 @@ def is_slow(query: Tensor, dropout: float) -> bool:
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or dropout:
         return False
     if query.requires_grad:
-        return query.shape[2] <= LEARNED and not bfloat16_is_slow()
+        return query.shape[2] <= WRITTEN_OUT and not bfloat16_is_slow()
     return query.shape[2] == 1
 
 

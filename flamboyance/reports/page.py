@@ -182,16 +182,15 @@ class _Task:
         return self.places[file]
 
     def _chances(self, row: Row) -> list[list[float]] | None:
-        """[[label, probability]] of the likeliest and the right labels: the softmax over all labels. Of many, a row
-        has the best and the logarithm of their sum."""
+        """[[label, probability]] of the likeliest and the right labels: the softmax over all labels. With many
+        labels, a row has the best scores, and the log-sum-exp of all."""
         scores = {label: finite(score) for label, score in (row.get("scores") or {}).items()}
         known = {label: score for label, score in scores.items() if score is not None}
         if not known:
             return None
         most = max(known.values())
-        whole = sum(math.exp(score - most) for score in known.values())
-        if (total := finite(row.get("scores_total"))) is not None:
-            whole = math.exp(total - most)
+        total = finite(row.get("scores_total"))
+        whole = sum(math.exp(score - most) for score in known.values()) if total is None else math.exp(total - most)
         order = sorted(known, key=lambda label: -known[label])
         # Few labels keep their order, so that bars can be compared from card to card.
         shown = list(known) if len(known) <= LABELS else order[:LABELS]

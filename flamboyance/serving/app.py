@@ -192,7 +192,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return error_response(ApiError(error.status_code, str(error.detail).lower()))
 
 
-OPEN = ("/health", "/ready", "/metrics", "/openapi.json")  # to everybody
+OPEN = ("/health", "/ready", "/metrics", "/openapi.json")  # need no key
 
 
 class Gate:
@@ -214,7 +214,7 @@ class Gate:
             await send(message)
 
         try:
-            # Under a prefix, as a proxy or Ray Serve mounts the app, the path begins with it.
+            # The path includes the prefix under which a proxy or Ray Serve mounts the app.
             if scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) not in OPEN:
                 check(Headers(scope=scope), self.service.keys, self.service.loopback)
             await self.app(scope, receive, noted)

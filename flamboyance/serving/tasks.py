@@ -34,7 +34,7 @@ class StoredTask:
 
     Attributes:
         created: seconds since 1970.
-        version: of its file in the folder; None without one.
+        version: of its task.json, which shows that it was written again; None without a folder.
     """
 
     name: str
@@ -191,7 +191,7 @@ class TaskStore:
         try:
             FewShotTask.of_prefix(model, processor, template, texts, prefix).save(self.folder / name)
         except OSError:
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # else the name would be taken by nothing
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # else a failed upload would keep the name
             raise
         return StoredTask(name, template, prefix, tuple(texts), int(time.time()), self._version(name))
 

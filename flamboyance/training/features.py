@@ -125,8 +125,8 @@ def _complete(
                     if moving and find_video(image) is not None:
                         raise ValueError(
                             f"cache_features=true, but {shard} has an image that moves ({len(image):,} bytes), and the "
-                            "model is shown several frames of those, while an image has one feature; leave the setting "
-                            "out, or the videos and animations"
+                            "model is shown several of its frames. The cache keeps one; leave the setting out, or "
+                            "remove the videos and animations"
                         )
                     if name in writer.known or name in waiting:
                         continue

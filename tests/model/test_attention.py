@@ -278,7 +278,7 @@ def test_when_scores_are_written_out(monkeypatch):
         return attention.is_slow(torch.zeros(2, 1, tokens, 4, dtype=kind, requires_grad=learned), dropout)
 
     assert slow(1, False) and not slow(2, False)
-    assert slow(2, True) and slow(attention.LEARNED, True) and not slow(attention.LEARNED + 1, True)
+    assert slow(2, True) and slow(attention.WRITTEN_OUT, True) and not slow(attention.WRITTEN_OUT + 1, True)
     assert not slow(2, True, torch.float32) and not slow(2, True, dropout=0.1)
     monkeypatch.setattr(attention, "bfloat16_is_slow", lambda: True)
     assert not slow(2, True)

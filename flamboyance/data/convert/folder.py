@@ -85,22 +85,20 @@ def _tar_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
     rest = {key: value for key, value in content.items() if key not in ("image", "images", "file_name")}
     if not images:
         raise Rejected("no image")
-    if is_dialogue(content):
-        dialogue = read_dialogue(content)
-        names = [f"{number}.{_extension(image)}" for number, image in enumerate(images)]
-        others = {key: value for key, value in rest.items() if key not in ("messages", "conversations")}
-        fields: Fields = {"json": json_bytes(others | {"messages": dialogue.messages(), "images": names})}
-        return fields | dict(zip(names, images, strict=True))
-    if not any(isinstance(value, str) and value.strip() for value in rest.values()):
+    dialogue = is_dialogue(content)
+    if dialogue:  # its parts may hold their images, which become files here
+        rest = {key: value for key, value in rest.items() if key not in ("messages", "conversations")}
+        rest["messages"] = read_dialogue(content).messages()
+    elif not any(isinstance(value, str) and value.strip() for value in rest.values()):
         raise Rejected("no text")
     extensions = [_extension(image) for image in images]
-    if len(images) > 1:
+    if dialogue or len(images) > 1:
         names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
         return {"json": json_bytes(rest | {"images": names})} | dict(zip(names, images, strict=True))
-    text, beside = rest.get("text"), rest.keys() - {"text"}
+    text, others = rest.get("text"), rest.keys() - {"text"}
     fields = {extensions[0]: images[0]}
     fields |= {"txt": text.encode("utf-8", "replace")} if isinstance(text, str) else {}
-    return fields | ({"json": json_bytes(rest)} if beside else {})
+    return fields | ({"json": json_bytes(rest)} if others else {})
 
 
 def _extension(image: bytes) -> str:

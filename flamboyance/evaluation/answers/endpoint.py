@@ -492,7 +492,7 @@ def _prompt_tokens(reply: Reply) -> int | None:
 def _choice(reply: Reply, labels: Sequence[str], way: str) -> Choice:
     text = _text(reply)
     if way == "logprobs" and reply["choices"][0].get("finish_reason") == "content_filter":
-        return Choice("", text, (-math.log(len(labels)),) * len(labels), way)  # no answer, and no label before another
+        return Choice("", text, (-math.log(len(labels)),) * len(labels), way)  # no answer; all labels are as likely
     if way == "logprobs" and (scores := label_choice.ranked(_positions(reply), labels)) is not None:
         best = max(scores)
         equal = [label for label, score in zip(labels, scores, strict=True) if score == best]
