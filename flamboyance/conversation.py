@@ -11,6 +11,7 @@ import torch
 from flamboyance import checks
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import branch, empty
+from flamboyance.model.fingerprint import stamp
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.templates import (
@@ -59,6 +60,7 @@ class Conversation:
         self._encoded: Media | None = None
         self._ids: list[int] = []  # those in the cache
         self._cache: Any = None
+        self._stamp: Any = None  # of the model that computed them
 
     @torch.no_grad()
     def say(self, text: str, media: Sequence[Any] = (), *, max_new_tokens: int = 50, **generation: Any) -> str:
@@ -78,8 +80,11 @@ class Conversation:
         if not said and not media:
             raise ValueError("text is empty, and there are no media; say something, or show an image")
         prepared = [self.processor.prepare(medium) for medium in media]
+        if (current := stamp(self.model)) != self._stamp:  # weights, precision, device or adapters have changed
+            self._encoded, self._ids, self._cache = self._with(None, self.media), [], None
+            self._stamp = current
         prompt = asked(self.text, len(prepared), said)
-        encoded = self._with(prepared)
+        encoded = self._with(self._encoded, prepared)
         [ids] = self.processor.tokenize([prompt])
         whole = torch.tensor([ids], device=self.model.device)
         self.model.check_length(len(ids), None, max_new_tokens)
@@ -88,19 +93,19 @@ class Conversation:
         cache = branch(self._cache, 1) if known else empty(self.model.config.text_config)
         self.model(whole[:, known:-1], media=encoded, past_key_values=cache, use_cache=True, logits_to_keep=1)
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False} | generation
-        out = self.model.generate(whole, media=encoded, past_key_values=branch(cache, 1), **options)
+        out = self.model.generate(whole, media=encoded, past_key_values=cache, **options)
         answer = answer_of(out[0, len(ids) :].tolist(), self.processor)
         self.text = answered(prompt, answer)
         self.media, self._encoded, self._ids, self._cache = [*self.media, *prepared], encoded, ids[:-1], cache
         return answer
 
-    def _with(self, prepared: Sequence[Any]) -> Media | None:
-        """The media so far and these."""
+    def _with(self, encoded: Media | None, prepared: Sequence[Any]) -> Media | None:
+        """The encoded media and these."""
         if not prepared:
-            return self._encoded
+            return encoded
         pixels = [medium.pixels.to(self.model.device) for medium in prepared]
         new = self.model.encode_media(torch.cat(pixels), [len(pixels)], [len(frames) for frames in pixels])
-        return new if self._encoded is None else self._encoded.append(new)
+        return new if encoded is None else encoded.append(new)
 
 
 def answer_of(ids: Sequence[int], processor: FlamingoProcessor) -> str:

@@ -118,6 +118,7 @@ def generate_ended(
     model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, inputs: dict[str, Any], **options: Any
 ) -> tuple[list[str], list[bool]]:
     """As `generate_texts`, and whether each text was ended by a token that ends texts, not by its longest length."""
+    options = {"num_return_sequences": 1} | options  # whatever the model's generation_config says
     out = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
     ending = torch.tensor(ending_tokens(model, processor.tokenizer, processor.eoc_token_id), device=out.device)
     return processor.batch_decode(out, skip_special_tokens=True), torch.isin(out, ending).any(1).tolist()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, load_mini
@@ -53,6 +54,22 @@ def test_five_turns_are_one_prompt(which: str, parts: tuple[Any, Any]) -> None:
     assert talk.text.startswith(OPENING) and len(talk.media) == given
     talk.reset()
     assert talk.text == f"{OPENING}\n" and not talk.media
+
+
+def test_a_model_that_changes_reads_the_conversation_again(directory: Path) -> None:
+    model, processor = (
+        kind.from_pretrained(directory) for kind in (FlamingoForConditionalGeneration, FlamingoProcessor)
+    )
+    talk = Conversation(model, processor)
+    talk.say("what is this ?", media(1), max_new_tokens=4)
+    with torch.no_grad():
+        for parameter in (*model.resampler.parameters(), *model.cross_attention.parameters()):
+            parameter.mul_(-1.5)
+    fresh = Conversation(model, processor)
+    fresh.text, fresh.media = talk.text, talk.media
+    fresh._encoded = fresh._with(None, fresh.media)
+    assert talk.say("what", max_new_tokens=6) == fresh.say("what", max_new_tokens=6)
+    assert torch.equal(talk._encoded.latents, fresh._encoded.latents)
 
 
 def test_only_new_tokens_and_media_are_computed(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from flamboyance import FewShotTask, FlamingoProcessor, templates
 from flamboyance.images import ImageProcessor
+from flamboyance.model import linear
 from tests.model.families import FAMILIES, PIXELS, VOCABULARY, make
 from tests.model.zoo import tiny_config
 
@@ -241,6 +242,25 @@ def test_a_task_is_computed_anew_when_the_model_changes(change):
     after = task.classify(QUERIES, ["cat", "a dog"])
     fresh = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
     assert after == fresh.classify(QUERIES, ["cat", "a dog"]) != before
+
+
+def test_a_packed_weight_that_is_loaded_is_noticed(monkeypatch):
+    monkeypatch.setattr(linear, "SMALLEST", 1)
+    model = make("llama").pack()
+    packed = next(name for name, p in model.named_parameters() if p.is_mkldnn)
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    before = task.classify(QUERIES, ["cat", "a dog"])
+    model.load_state_dict({packed: model.state_dict()[packed] * 2}, strict=False)
+    assert next(p for name, p in model.named_parameters() if name == packed).is_mkldnn
+    fresh = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    assert task.classify(QUERIES, ["cat", "a dog"]) == fresh.classify(QUERIES, ["cat", "a dog"]) != before
+
+
+def test_each_query_has_one_answer_whatever_the_model_is_set_to():
+    model = make("llama")
+    model.generation_config.num_beams = model.generation_config.num_return_sequences = 2
+    task = FewShotTask(model, processor(), DEMONSTRATIONS, template=templates.vqa)
+    assert len(task(QUERIES, num_beams=2, max_new_tokens=2)) == len(QUERIES)
 
 
 def test_a_switched_adapter_is_noticed():

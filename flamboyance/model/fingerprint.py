@@ -44,12 +44,14 @@ def described(config: FlamingoConfig) -> dict[str, Any]:
 
 def stamp(model: Any) -> tuple[Any, ...]:
     """A value that changes when weights are replaced, moved, converted or written to, and when adapters are switched.
-    Takes a millisecond or two; only comparable in the same process."""
+    Of what is written through `.data`, which PyTorch does not count, it notices changes of most elements of a tensor,
+    not of a few. Takes a millisecond or two; only comparable in the same process."""
     places, some = [], []
     for tensor in (*model.parameters(), *model.buffers()):
         packed = tensor.is_mkldnn
         version = None if tensor.is_inference() else tensor._version
         place = id(tensor) if packed or tensor.is_meta else _address(tensor)
+        version = (version, getattr(tensor, "replaced", None)) if packed else version
         places.append((place, version, tensor.dtype, str(tensor.device), tuple(tensor.shape)))
         if not packed and not tensor.is_meta and type(tensor) in (Tensor, torch.nn.Parameter) and tensor.numel():
             flat = tensor.detach().reshape(-1)  # also notices writes through `.data`, which leave the version

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model.cache import NAME, branch, empty, given, is_recurrent
 from flamboyance.model.media import Media, count_seen
-from flamboyance.model.network import FlamingoModel, check_ids
+from flamboyance.model.network import FlamingoModel, check_ids, check_mask_length
 from flamboyance.model.scoring import score_candidates
 
 
@@ -42,7 +42,8 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
 
         Media and prompts are computed once, whatever the number of beams or returned sequences. Stops at
         `<|endofchunk|>`; never returns `<image>` or added padding. To continue a conversation, give its whole text, its
-        past_key_values, and `media.append(model.encode_media(new_pixels))`.
+        past_key_values, and `media.append(model.encode_media(new_pixels))`. The given cache does not change, unless it
+        is a static one.
 
         Args:
             input_ids: (B, T), padded on the left.
@@ -54,13 +55,17 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
             (return_dict_in_generate). With output_attentions it has `.cross_attentions` too: for each new token a tuple
             as `forward` returns it, (rows, H, T, L) for the first one and (rows, H, 1, L) for the others. They belong
             to the step that chose the token. The rows of beam search are those of the step; `.beam_indices` leads back.
+
+        Raises:
+            ValueError: the cache, the mask and the text do not fit each other; or the text is too long.
         """
         attention_mask = self._mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts, frame_counts=frame_counts)
+        cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         cached = 0 if attention_mask is None else attention_mask.shape[1] - input_ids.shape[1]
+        _check_cached(cache, cached, input_ids)
         seen = count_seen(input_ids, self.config.image_token_id, media, cached)
         seen = F.pad(seen, (cached, 0))  # columns for tokens of the cache that are not in input_ids
-        cache = given(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         options = self._options(kwargs)
         sequences = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)  # rows of a prompt
         special = ("cache_implementation", "output_attentions", "output_hidden_states", "assistant_model")
@@ -87,6 +92,8 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
                 self.read_prompts(input_ids[:, known:], attention_mask, media, seen, cache)
             # No other name refers to the first cache, so that its copy of the prompts is freed if rows cannot share it.
             cache = branch(cache, sequences, self.shares_prompts)
+        elif isinstance(cache, DynamicCache) and cache.get_seq_length():
+            cache = branch(cache, 1, self.shares_prompts)  # the caller's stays a cache of the text that it was made of
         if cache is not None:
             kwargs[NAME] = cache
         processors = LogitsProcessorList(logits_processor or [])
@@ -203,9 +210,22 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
         """
         attention_mask = self._mask(input_ids, attention_mask)
         checks.whole_number("batch_size", batch_size, 1)
+        if attention_mask is not None:
+            check_mask_length(attention_mask, input_ids, 0)
         media = self._media(input_ids, media, pixel_values, media_counts, frame_counts=frame_counts)
         return score_candidates(
             self, input_ids, attention_mask, media, candidates, normalize, past_key_values, batch_size
+        )
+
+
+def _check_cached(cache: Any, cached: int, input_ids: Tensor) -> None:
+    """Checks a cache against a text of which the first `cached` tokens are not in input_ids."""
+    known, tokens = 0 if cache is None else cache.get_seq_length(), input_ids.shape[1]
+    if cached not in (0, known) or (known and known >= cached + tokens):
+        raise ValueError(
+            f"the cache has {known} tokens, attention_mask {cached + tokens} and input_ids {tokens}; expected the "
+            "whole text in input_ids, or the tokens after the cache with a mask of all, and one token or more that is "
+            "not in the cache"
         )
 
 

@@ -8,7 +8,7 @@ reads nor keeps that attribute.
 """
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -91,6 +91,11 @@ class AddedTokens(nn.Module):
         return torch.cat([logits[..., : self.first], added], dim=-1)
 
 
+class SplicedBlocks:
+    """Stands for the blocks of one Flamingo in the hooks of its language model, which other Flamingos may share. A
+    deep copy of the Flamingo has its own."""
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What one forward pass of the language model is conditioned on, and which logits it returns."""
@@ -99,6 +104,7 @@ class Conditioning:
     layout: ImageAttentionLayout | None
     added: AddedTokens
     keep: int | Tensor  # the last `keep` positions, 0 for all; or (K,) positions, row·T + t
+    blocks: SplicedBlocks  # those of this pass; several Flamingos may share a language model
     weights: list[Tensor] | None = None  # the blocks append their attention weights here, one after another
 
 
@@ -138,17 +144,35 @@ def conditioned(on: Conditioning) -> Generator[None, None, None]:
         _conditioning.reset(token)
 
 
+def recomputed_as_conditioned(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for gradient checkpointing that conditions the second pass of a layer as the first one was.
+    transformers before 5.23 runs a layer's hooks, and with them its block, in both."""
+
+    def checkpointed(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if (on := conditioning()) is None:
+            return checkpoint(layer, *args, **kwargs)
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with conditioned(on):
+                return layer(*args, **kwargs)
+
+        return checkpoint(again, *args, **kwargs)
+
+    return checkpointed
+
+
 class BlockHook:
     """Runs a gated cross-attention block before a decoder layer. An object rather than a closure, so that a deep copy
     of the model has hooks that call its own blocks."""
 
-    def __init__(self, block: GatedCrossAttentionBlock, number: int):
+    def __init__(self, block: GatedCrossAttentionBlock, number: int, blocks: SplicedBlocks):
         self.block = block
         self.number = number
+        self.blocks = blocks
 
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         on = conditioning()
-        if on is None:
+        if on is None or on.blocks is not self.blocks:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if hidden.ndim != 3:
@@ -188,11 +212,16 @@ def extend_head(head: nn.Module, args: tuple, logits: Tensor) -> Tensor | None:
     return None if on is None else on.added.extend_logits(args[0], logits)
 
 
-def splice(language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[int, GatedCrossAttentionBlock]) -> None:
-    """Puts each block before the decoder layer whose index is its key."""
+def splice(
+    language_model: PreTrainedModel, layers: nn.ModuleList, blocks: dict[int, GatedCrossAttentionBlock]
+) -> SplicedBlocks:
+    """Puts each block before the decoder layer whose index is its key. They run in passes that are conditioned with
+    what this returns."""
+    spliced = SplicedBlocks()
     for number, (index, block) in enumerate(blocks.items()):
-        layers[index].register_forward_pre_hook(BlockHook(block, number), with_kwargs=True)
+        layers[index].register_forward_pre_hook(BlockHook(block, number, spliced), with_kwargs=True)
     hook_head(language_model)
+    return spliced
 
 
 def hook_head(language_model: PreTrainedModel) -> None:

@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _one_at_a_time = threading.RLock()  # threads that both find a weight packed
+_replacements = count(1)  # tells the contents that a packed weight has had from each other
 PACKED_FOR = 16  # rows; oneDNN's blocks are the same from two on
 SMALLEST = 2**16  # elements of a weight, below which the longer way to oneDNN costs more than it saves
 ONEDNN_ROWS = 256  # with AVX2 alone, at most; of more, MKL multiplies a plain weight faster
@@ -102,6 +104,7 @@ def _replace(weight: Tensor, by: Tensor) -> None:
     """Gives a Parameter other content of the same values. It stays the object that an optimizer may hold."""
     other = nn.Parameter(by, weight.requires_grad)
     other.__dict__.update(weight.__dict__)
+    other.__dict__["replaced"] = next(_replacements)
     torch.utils.swap_tensors(weight, other)
 
 

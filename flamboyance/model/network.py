@@ -4,13 +4,14 @@ Shape letters: B prompts, R rows of text (B, or B·beams while generating), T to
 batch, F frames, C H W pixels, P patches, L latents, D width, V logits (tokenizer and added tokens).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -87,7 +88,8 @@ class FlamingoModel(TrainableModel):
         blocks = [GatedCrossAttentionBlock(width, config.media_width, **sizes) for _ in self.cross_attention_layers]
         self.cross_attention = nn.ModuleList(blocks)
         self.added_tokens = language.AddedTokens(config.base_vocab_size, len(config.added_tokens), language_model)
-        language.splice(language_model, layers, dict(zip(self.cross_attention_layers, blocks, strict=True)))
+        by_layer = dict(zip(self.cross_attention_layers, blocks, strict=True))
+        self._spliced = language.splice(language_model, layers, by_layer)
         self._inputs_by_layer = language.takes_inputs_by_layer(language_model)
         self._positions = language.positions(language_model)
         self._first_position = language.first_position(language_model)
@@ -107,6 +109,12 @@ class FlamingoModel(TrainableModel):
             return tensor.to(found.device) if id(tensor) in known and found.dtype != tensor.dtype else found
 
         return super()._apply(applied, recurse)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **options: Any
+    ) -> None:
+        function = language.recomputed_as_conditioned(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, **options)
 
     # Parts ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +177,7 @@ class FlamingoModel(TrainableModel):
             The language model's input table.
 
         Raises:
-            ValueError: a token that the model needs would be removed.
+            ValueError: a token that the model needs would be removed, or the model's own tokenizer lacks a new one.
         """
         config, now = self.config, self.config.vocab_size
         if new_num_tokens is None or new_num_tokens == now:
@@ -181,10 +189,16 @@ class FlamingoModel(TrainableModel):
                 f"{config.base_vocab_size} of the language model's tokenizer, then {brief(config.added_tokens)}. It "
                 "needs those for images and padding. Give len(processor.tokenizer), for the model's own tokenizer."
             )
-        known = (
-            {} if self.tokenizer is None else {number: token for token, number in self.tokenizer.get_vocab().items()}
-        )
-        names = [known.get(number, f"<token {number}>") for number in range(now, new_num_tokens)]
+        names = [f"<token {number}>" for number in range(now, new_num_tokens)]
+        if self.tokenizer is not None:
+            known = {number: token for token, number in self.tokenizer.get_vocab().items()}
+            if unknown := [number for number in range(now, new_num_tokens) if number not in known]:
+                raise ValueError(
+                    f"resize_token_embeddings({new_num_tokens}): the model's own tokenizer, which is saved with it and "
+                    f"reads candidates, has no token {unknown[0]}. If the tokens were added to another copy of it, set "
+                    "model.tokenizer = processor.tokenizer before"
+                )
+            names = [known[number] for number in range(now, new_num_tokens)]
         count = new_num_tokens - config.base_vocab_size
         self.added_tokens.resize(count, self.language_model)
         config.added_tokens = [*config.added_tokens, *names][:count]
@@ -293,8 +307,9 @@ class FlamingoModel(TrainableModel):
             media_counts: media of each of the B rows; they add up to M.
 
         Raises:
-            ValueError: features that are not finite.
+            ValueError: features that are not finite, or of another number of media.
         """
+        _check_counts("patches", 0 if patches is None else len(patches), media_counts)
         if patches is not None:
             self._check_finite("patches", patches)
         return self._keys_values(self._latents(patches), rows_of(media_counts))
@@ -319,8 +334,9 @@ class FlamingoModel(TrainableModel):
         """The last part of `encode_media`: the keys and values of every block, for latents (M, L, D).
 
         Raises:
-            ValueError: latents that are not finite.
+            ValueError: latents that are not finite, or of another number of media.
         """
+        _check_counts("latents", len(latents), media_counts)
         self._check_finite("latents", latents)
         return self._keys_values(latents, rows_of(media_counts))
 
@@ -443,8 +459,8 @@ class FlamingoModel(TrainableModel):
             of a prompt.
 
         Raises:
-            ValueError: a row has another number of `<image>` tokens than of images; ids are not in the vocabulary; or
-                labels have another shape.
+            ValueError: a row has another number of `<image>` tokens than of images; ids are not in the vocabulary;
+                labels have another shape; or the mask has another length than the cache and the new tokens.
         """
         named = {name for name, value in outputs.items() if value is not None}  # wrappers pass None for options
         unknown = sorted(named - {"output_hidden_states", "output_attentions", "cache_position"})
@@ -454,6 +470,8 @@ class FlamingoModel(TrainableModel):
         past_key_values = given(past_key_values, cache)
         media = self._media(input_ids, media, pixel_values, media_counts, patches, frame_counts)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if attention_mask is not None and attention_mask.ndim == 2:
+            check_mask_length(attention_mask, input_ids, past)
         self.check_length(past + input_ids.shape[1], attention_mask)
         # Reading ids waits for the device: not while decoding, nor for callers that counted their images.
         if images_seen is None and (not past or input_ids.shape[1] > 1):
@@ -486,7 +504,8 @@ class FlamingoModel(TrainableModel):
         outputs = {name: value for name, value in outputs.items() if name != "cache_position" and value}
         if weights is not None and language.returns_attentions(self.language_model):
             outputs["output_attentions"] = True
-        with language.conditioned(language.Conditioning(media, layout, self.added_tokens, logits_to_keep, weights)):
+        on = language.Conditioning(media, layout, self.added_tokens, logits_to_keep, self._spliced, weights)
+        with language.conditioned(on):
             out = adapters.called(self.language_model)(
                 inputs_embeds=self.added_tokens.embed(input_ids, table),
                 attention_mask=attention_mask,
@@ -593,6 +612,27 @@ def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None =
         return F.cross_entropy(logits, labels, ignore_index=-100)
     total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def _check_counts(name: str, media: int, media_counts: Sequence[int]) -> None:
+    counts = [int(count) for count in media_counts]
+    if sum(counts) != media or min(counts, default=0) < 0:
+        raise ValueError(
+            f"{name} has {media} media for media_counts {checks.brief(counts)}; expected the number of media of each "
+            "row, which add up to them"
+        )
+
+
+def check_mask_length(attention_mask: Tensor, input_ids: Tensor, past: int) -> None:
+    """
+    Raises:
+        ValueError: the mask does not cover the tokens of the cache and the new ones.
+    """
+    if attention_mask.shape[1] != past + input_ids.shape[1]:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} columns for {past} tokens in the cache and "
+            f"{input_ids.shape[1]} in input_ids; expected one for each token"
+        )
 
 
 def check_ids(input_ids: Any) -> None:

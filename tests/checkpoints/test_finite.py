@@ -66,6 +66,11 @@ def test_pixels_features_and_latents(directory):
     pixels = torch.randn(2, 1, 3, IMAGE_SIZE, IMAGE_SIZE)
     patches = model.vision(pixels.flatten(0, 1)).unflatten(0, (2, 1))
     latents = model.resample(patches, [1, 1]).latents.detach()
+    for wrong in ([1], [1, 1, 1], [3, -1]):
+        with pytest.raises(ValueError, match="media_counts"):
+            model.resample(patches, wrong)
+        with pytest.raises(ValueError, match="media_counts"):
+            model.media_of(latents, wrong)
     for given, work in (
         (pixels, lambda x: model.encode_media(x, [1, 1])),
         (patches, lambda x: model.resample(x, [1, 1])),

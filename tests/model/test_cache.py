@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from flamboyance.model.cache import ROOM, RoomyLayer, branch, roomy
+from tests.model.families import images, make, prompt
 
 HEADS, WIDTH = 2, 3
 
@@ -104,3 +105,46 @@ def test_a_cache_of_inference_mode_goes_on_outside():
 def test_other_caches_are_refused():
     with pytest.raises(ValueError, match=r"DynamicCache.*dict|dict.*DynamicCache"):
         branch({}, 2)
+
+
+CALL = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mpt", "mosaic_gpt", "gptj"])
+def test_generating_does_not_change_the_given_cache(family):
+    """Another question after the same text has the answer that it has without a cache."""
+    model = make(family)
+    text, first, second = torch.tensor([prompt(4)]), torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
+    media = model.encode_media(images(1))
+    cache = model(text, media=media, use_cache=True).past_key_values
+    for question in (first, second, first):
+        whole = torch.cat([text, question], dim=1)
+        expected = model.generate(whole, media=media, **CALL)
+        assert torch.equal(model.generate(whole, media=media, past_key_values=cache, **CALL), expected)
+        assert cache.get_seq_length() == text.shape[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mpt"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_cache_a_mask_and_a_text_that_do_not_fit_are_refused(family, beams):
+    model = make(family)
+    text, more = torch.tensor([prompt(4)]), torch.tensor([[5, 6, 7]])
+    media = model.encode_media(images(1))
+
+    def cache():
+        return model(text, media=media, use_cache=True).past_key_values
+
+    width, new = text.shape[1], more.shape[1]
+    for ids, known, mask in (
+        (text, cache(), None),  # the cache holds it all
+        (more, cache(), None),  # neither the whole text nor a mask of it
+        (more, cache(), torch.ones(1, width + new + 2)),
+        (text, None, torch.ones(1, width + 4)),
+    ):
+        given = {"attention_mask": mask, "past_key_values": known, "num_beams": beams}
+        with pytest.raises(ValueError, match="cache"):
+            model.generate(ids, media=media, **given, **CALL)
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(more, past_key_values=cache(), media=media, attention_mask=torch.ones(1, new))
+    with pytest.raises(ValueError, match="attention_mask"):
+        model.score(text, [[3]], media=media, attention_mask=torch.ones(1, width + 4))

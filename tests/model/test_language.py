@@ -1,10 +1,13 @@
 """Finding the decoder layers of language models that nobody has named."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from flamboyance import FlamingoForConditionalGeneration
 from flamboyance.model.cache import branch
 from flamboyance.model.language import AddedTokens, accepted, find_decoder_layers
 from tests.model.families import FAMILIES, images, make, pad_left, prompt
@@ -22,6 +25,24 @@ NAMES = {
 
 def build(family: str, **options):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family] | options))
+
+
+def test_flamingos_may_share_a_language_model():
+    """Each has its own blocks, whichever came first and whatever happens to the others'."""
+    first = make("llama")
+    config = copy.deepcopy(first.config)
+    torch.manual_seed(1)
+    second = FlamingoForConditionalGeneration(config, vision=first.vision, language_model=first.language_model)
+    torch.manual_seed(1)
+    alone = FlamingoForConditionalGeneration(config, first.vision, make("llama").language_model)
+    text = pad_left([prompt(3, 2)]) | {"pixel_values": images(2)}
+    expected = first(**text).logits
+    assert torch.equal(second(**text).logits, alone(**text).logits)
+    with torch.no_grad():
+        for block in second.blocks:
+            block.attention_gate.fill_(1)
+    assert torch.equal(first(**text).logits, expected)
+    assert torch.equal(copy.deepcopy(first)(**text).logits, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
