@@ -107,8 +107,7 @@ class Entry(names.Name):
         self.config(**shared)  # refuses what is not a Flamingo before anything large is read
         processor = self.processor(**shared)
         model = self.model(**options)
-        if model.tokenizer is None:
-            model.tokenizer = processor.tokenizer
+        model.processor, model.tokenizer = processor, processor.tokenizer  # not copies: users may add tokens
         return model, processor
 
     def tower(self, **options: Any) -> tuple[dict[str, Any], ImageProcessor]:

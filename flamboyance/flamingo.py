@@ -19,6 +19,7 @@ from flamboyance.checkpoints import card, openflamingo, released
 from flamboyance.checkpoints.directory import (
     WEIGHTS,
     absolute,
+    cast_trainable,
     load_trained,
     read_config,
     read_weights,
@@ -200,6 +201,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         directory = name.files(revision=revision, token=token, **hub)
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # older transformers' Auto classes pass the requested dtype here
+        if config is not None and config._attn_implementation not in (None, "sdpa"):  # and this option, all of them
+            language_options.setdefault("attn_implementation", config._attn_implementation)
         config = read_config(directory) if config is None else copy.deepcopy(config)
         config.choose_scheme(quantize, directory)
         quantize = config.quantize
@@ -242,6 +245,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         place(model, trained_dtype)
         settle_adapters(model, tensors if stored and trained_dtype is None else {}, trained_dtype)
         restore_trainable(model, about)
+        if trained_dtype is not None:
+            cast_trainable(model, tensors, trained_dtype)
         return model
 
     @classmethod
@@ -364,7 +369,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if processor is None and self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
         elif processor is not None:
-            complete(processor, self.config.vision).save_pretrained(directory)
+            complete(processor, self.config.vision, self.tokenizer).save_pretrained(directory)
 
     def push_to_hub(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from flamboyance import names
+from flamboyance import checks, names
 from flamboyance import processor_arguments as arguments
 from flamboyance.chat import read_chats
 from flamboyance.checkpoints import released
@@ -510,15 +511,27 @@ def _check_row(row: int, tokens: list[int], places: int, media: list[Any], max_l
         )
 
 
-def complete(processor: FlamingoProcessor, vision: dict[str, Any]) -> FlamingoProcessor:
+def complete(
+    processor: FlamingoProcessor, vision: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
+) -> FlamingoProcessor:
     """The same processor with an image processor that can be saved: the tower's, if it has none of Flamboyance's.
 
-    `vision`: the tower's spec, as FlamingoConfig.vision.
+    Args:
+        vision: the tower's spec, as FlamingoConfig.vision.
+        tokenizer: the model's, if it may be another object than the processor's.
     """
-    if isinstance(processor.image_processor, ImageProcessor):
+    images, tokenizer = processor.image_processor, tokenizer or processor.tokenizer
+    if isinstance(images, ImageProcessor) and tokenizer is processor.tokenizer:
         return processor
-    images = image_processor_of(vision)
-    return FlamingoProcessor(images, processor.tokenizer, cast(str, processor.chat_template), processor.video)
+    if images is not None and not isinstance(images, ImageProcessor):
+        warnings.warn(
+            f"the processor prepares images with {checks.brief(images)}, which cannot be saved; the saved model "
+            "prepares them as its vision tower was trained. Give it to the processor again after opening",
+            stacklevel=4,
+        )
+    if not isinstance(images, ImageProcessor):
+        images = image_processor_of(vision)
+    return FlamingoProcessor(images, tokenizer, cast(str, processor.chat_template), processor.video)
 
 
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

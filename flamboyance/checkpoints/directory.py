@@ -129,8 +129,10 @@ def load_trained(model: Any, tensors: Mapping[str, Tensor], source: Any) -> None
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(
                 f"{source} {problem} {min(keys)}{more}. This model has blocks before layers "
-                f"{model.cross_attention_layers} ({model.config.placement}): is the checkpoint for another "
-                f"{model.config.placement.partition('=')[0]} or language model?"
+                f"{model.cross_attention_layers} ({model.config.placement}), and its backbones are "
+                f"{'not quantized' if model.config.quantize is None else f'quantized to {model.config.quantize}'}: is "
+                f"the checkpoint for another {model.config.placement.partition('=')[0]} or language model, or not to "
+                "be quantized?"
             )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
@@ -162,6 +164,13 @@ def restore_trainable(model: Any, about: Mapping[str, Any]) -> None:
     for name, parameter in model.named_parameters() if names else ():
         if parameter.is_floating_point():
             parameter.requires_grad_(name in names)
+
+
+def cast_trainable(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Casts the trainable parameters: from the stored tensors where there are any, which the model may have rounded."""
+    for name, parameter in model.trained_parameters().items():
+        if parameter.is_floating_point():
+            parameter.data = tensors.get(name, parameter.data).to(parameter.device, dtype)
 
 
 def warn_if_shut(trained: Mapping[str, Tensor], source: Any) -> None:

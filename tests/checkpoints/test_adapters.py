@@ -278,6 +278,19 @@ def test_a_small_change_is_saved_after_a_change_of_precision(model, tmp_path):
     assert torch.equal(logits(open_model(tmp_path)), logits(model))
 
 
+def test_what_trains_on_is_opened_in_its_own_precision(model, tmp_path):
+    """Also an unfrozen backbone, from the precision that it was saved in."""
+    layer = next(iter(model.language_model.model.decoder.layers))
+    layer.requires_grad_(True)
+    model.save_pretrained(tmp_path)
+    opened = open_model(tmp_path, dtype=torch.bfloat16, trained_dtype=torch.float32)
+    trained = opened.trained_parameters()
+    assert any(name.startswith("language_model.") for name in trained)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert all(torch.equal(p, model.get_parameter(name)) for name, p in trained.items())
+    assert opened.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
 def test_weights_that_did_not_change_are_not_saved(model, tmp_path):
     model.half().float().to(torch.bfloat16)
     model.pack()

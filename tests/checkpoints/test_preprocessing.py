@@ -43,6 +43,7 @@ def test_another_towers_processor_is_refused(tiny: Path, siglip: str) -> None:
     for wrong in (
         ImageProcessor((16, 16), None, HALF, HALF),  # another mean and deviation, no crop
         ImageProcessor.clip(32),  # another size
+        ImageProcessor(64, (16, 16)),  # another part of the image
         ImageProcessor((16, 16)),  # no crop
         ImageProcessor(16, (16, 16), std=HALF),
     ):
@@ -52,6 +53,12 @@ def test_another_towers_processor_is_refused(tiny: Path, siglip: str) -> None:
     build(siglip, tiny, ImageProcessor((16, 16), None, HALF, HALF))
     _, own = build(siglip, tiny, made := lambda image: torch.zeros(3, 16, 16))
     assert own.image_processor is made  # a function cannot be looked into
+
+
+def test_a_function_that_prepares_images_is_not_saved_without_a_word(tiny: Path, siglip: str, tmp_path: Path) -> None:
+    model, _ = build(siglip, tiny, lambda image: torch.zeros(3, 16, 16))
+    with pytest.warns(UserWarning, match="cannot be saved"):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_processor_without_images_follows_the_tower(tiny: Path, siglip: str) -> None:

@@ -161,6 +161,8 @@ def test_auto_class(case, model, saved):
     assert torch.equal(case.logits(again), case.logits(model))
     half = AutoModelForImageTextToText.from_pretrained(saved, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+    eager = AutoModelForImageTextToText.from_pretrained(saved, attn_implementation="eager")
+    assert eager.language_model.config._attn_implementation == "eager"
 
 
 def test_precision(case, model, saved, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
+from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, load_mini
 from flamboyance.checkpoints import openflamingo
 from flamboyance.images import ImageProcessor
 from tests.model.families import PAD, VOCABULARY, images, make, prompt
@@ -113,13 +113,14 @@ def test_saved_and_opened_in_another_process(tmp_path):
     directory = save_tiny_flamingo(tmp_path)
     processor = FlamingoProcessor.from_pretrained(directory)
     model = FlamingoForConditionalGeneration.from_pretrained(directory)
-    model.tokenizer = processor.tokenizer
     processor.tokenizer.add_tokens(["<left>", "<right>"])
+    with pytest.raises(ValueError, match="another copy"):  # the model has read the tokenizer, too
+        model.resize_token_embeddings(len(processor.tokenizer))
+    model.tokenizer = processor.tokenizer
     model.resize_token_embeddings(len(processor.tokenizer))
     with torch.no_grad():
         nn.init.normal_(model.added_tokens.embedding)
     model.save_pretrained(tmp_path / "saved", include_backbones=True)
-    processor.save_pretrained(tmp_path / "saved")
     given = processor(text=["a <left> cat <right>"])
     with torch.no_grad():
         wanted = model(**given).logits
@@ -128,6 +129,15 @@ def test_saved_and_opened_in_another_process(tmp_path):
     assert torch.equal(ids, given["input_ids"]) and ids.max() == model.config.vocab_size - 1
     assert torch.equal(logits, wanted)
     assert names == ["<|endofchunk|>", "<image>", "<PAD>", "<left>", "<right>"]
+
+
+def test_an_opened_model_has_the_tokenizer_of_its_processor():
+    model, processor = load_mini()
+    processor.tokenizer.add_tokens(["<left>"])
+    model.resize_token_embeddings(len(processor.tokenizer))
+    given = processor(text=["a <left>"])
+    by_number = model.score(given["input_ids"], [[model.config.vocab_size - 1]])
+    assert torch.equal(model.score(given["input_ids"], ["<left>"]), by_number)
 
 
 def test_a_processor_with_tokens_of_a_users_own_builds_a_model():
