@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from string import Formatter
 from typing import Any
 
@@ -88,6 +89,12 @@ class Template:
         answer = re.split(stops, generated, maxsplit=1)[0].strip()
         answer = answer.removesuffix(self.ending)
         return answer.translate(dict.fromkeys(map(ord, self.drop))).strip()
+
+    def keeping(self, answers: Iterable[str]) -> Template:
+        """The template that reads these answers whole: without the stops and the dropped characters that are in one."""
+        known = "\0".join(answers)
+        stops = tuple(stop for stop in self.stops if stop not in known)
+        return replace(self, stops=stops, drop="".join(char for char in self.drop if char not in known))
 
     @property
     def ending(self) -> str:

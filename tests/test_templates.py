@@ -45,6 +45,14 @@ def test_answers_are_cut_where_the_next_example_begins() -> None:
     assert Template("<image>{text}").parse(" Output as it is ") == "Output as it is"
 
 
+def test_a_template_can_keep_answers_whole() -> None:
+    own = caption.keeping(['a "stop" sign', "Shorts"])
+    assert own.parse('a "stop" sign') == 'a "stop" sign' and own.pattern == caption.pattern
+    assert own.parse("a dog Output: a cat") == "a dog"
+    assert vqa.keeping(["Short hair"]).parse("Short hair Question: 2") == "Short hair"
+    assert vqa.keeping(["long hair"]) == vqa
+
+
 BAD_PATTERNS = {
     "no field": ("<image>Output:", "Output:"),
     "no image": ("Output:{text}", "no <image>"),

@@ -4,6 +4,7 @@ The resampler, the cross-attention and the added tokens are a Flamingo's own par
 backbones are opened by name; of them, adapters, trainable parameters, and weights that changed since are saved.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,16 @@ class TrainableModel(PreTrainedModel):
             for name, tensor in adapters.tensors(self).items()
             if name not in theirs
         }
+
+    def frozen_digest(self) -> str:
+        """16 hexadecimal digits of the frozen parameters of the backbones, as they were opened. Their checksums are
+        kept, so nothing is read."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.named_parameters()):
+            mark = self._opened.get(adapters.canonical(name))
+            if mark is not None and not parameter.requires_grad:
+                digest.update(f"{adapters.canonical(name)} {mark.dtype} {mark.shape} {mark.checksum}".encode())
+        return digest.hexdigest()[:16]
 
     def remember_changes(self) -> None:
         """Before a change of precision: notes which tensors of the backbones have changed. Afterwards only some of

@@ -9,7 +9,7 @@ import inspect
 import math
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -149,8 +149,8 @@ def resolve(recipe: Recipe, given: Iterable[str]) -> TrainingRun:
         needed = " ".join(f"{name}={_EXAMPLES.get(name, '…')}" for name in missing)
         raise ValueError(f"the recipe needs {', '.join(missing)}: add {needed}")
     run = call(recipe, arguments)
-    training = dataclasses.replace(run.training, **replaced)
-    return dataclasses.replace(run, training=dataclasses.replace(training, sources=_sources(training.sources, dotted)))
+    run = dataclasses.replace(run, training=dataclasses.replace(run.training, **replaced))
+    return run.with_sources(*_sources(run.training.sources, run.validation, dotted))
 
 
 _EXAMPLES = {"output": "runs/first", "data": "photos/", "vision": "google/siglip2-base-patch16-224"}
@@ -169,17 +169,31 @@ def _split(given: Iterable[str]) -> dict[str, str]:
     return values
 
 
-def _sources(sources: dict[str, Any], dotted: dict[str, str]) -> dict[str, Any]:
+def _sources(
+    sources: Mapping[str, Any], validation: Mapping[str, Any], dotted: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sources of training and of validation with their settings. Documents for validation are read as those of the
+    training's source of that name, or as those of its only source."""
     changed: dict[str, dict[str, Any]] = {}
+    every = {**validation, **sources}
     for key, value in dotted.items():
         name, _, field = key.partition(".")
-        if name not in sources:
-            raise _unknown(key, [f"{source}.{field}" for source in sources], "the run's sources are", list(sources))
-        known = fields(sources[name])
+        if name not in every:
+            raise _unknown(key, [f"{source}.{field}" for source in every], "the run's sources are", list(every))
+        known = fields(every[name])
         if field not in known:
             raise _unknown(key, [f"{name}.{one}" for one in known], f"the source {name} has", list(known))
         changed.setdefault(name, {})[field] = convert(value, known[field].kind, key)
-    return {name: dataclasses.replace(source, **changed.get(name, {})) for name, source in sources.items()}
+
+    def held(name: str) -> dict[str, Any]:
+        like = next(iter(sources)) if len(sources) == 1 else name if name in sources else None
+        theirs = {field: value for field, value in changed.get(like or "", {}).items() if field != "shards"}
+        return theirs | ({} if name in sources else changed.get(name, {}))
+
+    return (
+        {name: dataclasses.replace(source, **changed.get(name, {})) for name, source in sources.items()},
+        {name: dataclasses.replace(source, **held(name)) for name, source in validation.items()},
+    )
 
 
 # Settings of earlier versions.

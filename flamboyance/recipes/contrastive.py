@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flamboyance.data.documents import Source
 from flamboyance.data.formats.user_data import UserData
-from flamboyance.recipes.new import Validation, weighed
+from flamboyance.recipes.new import Validation, named, weighed
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import has_bfloat16
 from flamboyance.training.run import TrainingRun
@@ -109,7 +109,7 @@ def contrastive(
     Raises:
         ValueError: settings that contradict each other.
     """
-    held = tuple(pairs.source(shards) for shards in validation.validation)
+    held = {name: pairs.source(shards) for name, shards in named(validation.validation).items()}
     training = TrainingConfig(
         output=output,
         sources=pairs.sources(),
@@ -124,7 +124,10 @@ def contrastive(
         training,
         build=partial(build, encoders),
         outline=_no_outline,
-        evaluate=partial(validate, sources=held, documents=validation.validation_documents) if held else None,
+        evaluate=partial(validate, sources=(*held.values(),), documents=validation.validation_documents)
+        if held
+        else None,
+        validation=held,
         trainer=_trainer,
         usage=usage,
     )

@@ -57,7 +57,7 @@ def _exact(
     correct = []
     for template, rows in by_template.items():
         longest = max(len(processor.tokenizer(template.completion(answer)).input_ids) for _, answer in rows)
-        task = FewShotTask(model, processor, (), template)
+        task = FewShotTask(model, processor, (), template.keeping(answer for _, answer in rows))
         for start in range(0, len(rows), BATCH):  # hundreds of whole photographs or videos do not fit into memory
             queries, answers = [], []
             for (content, *fields), answer in rows[start : start + BATCH]:

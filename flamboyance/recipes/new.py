@@ -185,7 +185,7 @@ def new(
     Raises:
         ValueError: settings that contradict each other.
     """
-    held = tuple((name, data.source(shards)) for name, shards in named(validation.validation).items())
+    held = {name: data.source(shards) for name, shards in named(validation.validation).items()}
     training = TrainingConfig(
         output=output,
         sources=data.sources(),
@@ -201,7 +201,10 @@ def new(
         training,
         build=partial(build, backbones, sizes, initial, zero_init),
         outline=partial(outline, backbones, sizes, initial),
-        evaluate=partial(validate, sources=held, documents=validation.validation_documents) if held else None,
+        evaluate=partial(validate, sources=(*held.items(),), documents=validation.validation_documents)
+        if held
+        else None,
+        validation=held,
     )
 
 

@@ -217,17 +217,19 @@ class Checkpoints:
         self, step: int, about: dict[str, Any], trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         path, advice = self._path(step), "give the run another output=, or the model that it was started with"
-        if about["model"] != self.identity:
+        # Checkpoints of earlier versions have no digest of frozen weights.
+        expected = {key: value for key, value in self.identity.items() if key in about["model"]}
+        if about["model"] != expected:
             raise ValueError(
-                f"{path} is a checkpoint of another model: of {about['model']}, expected {self.identity}; {advice}"
+                f"{path} is a checkpoint of another model: of {about['model']}, expected {expected}; {advice}"
             )
         stored = about["shapes"]
-        expected = {name: tuple(tensor.shape) for name, tensor in _tensors(trained, optimizer).items()}
-        for name in sorted(expected.keys() | stored.keys()):
-            if expected.get(name) != stored.get(name):
+        shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(trained, optimizer).items()}
+        for name in sorted(shapes.keys() | stored.keys()):
+            if shapes.get(name) != stored.get(name):
                 raise ValueError(
                     f"{path} is a checkpoint of another model: it has {name} as {stored.get(name)}, this model as "
-                    f"{expected.get(name)}; {advice}"
+                    f"{shapes.get(name)}; {advice}"
                 )
 
     def _set_aside(self, problems: dict[int, str], good: int) -> None:

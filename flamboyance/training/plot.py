@@ -45,9 +45,10 @@ class Log:
     def _axis(self, against: Against) -> np.ndarray:
         if against == "steps":
             return np.array([row["step"] for row in self.rows], dtype=float)
-        if not all(against in row for row in self.rows):
+        if not all(against in row for row in self.rows if row["step"]):
             raise ValueError(f"{self.name}: its log does not say how many {against} a step took; plot against steps.")
-        return np.cumsum([row[against] for row in self.rows], dtype=float)
+        # Before the first step, a model may have been evaluated.
+        return np.cumsum([row[against] if row["step"] else 0 for row in self.rows], dtype=float)
 
 
 def read(run: Path) -> Log:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ class TrainingRun:
             `evaluate_every` steps; the first rank's figures are logged. The few-shot tasks of `training.evaluate` come
             beside it.
         prepare: called once on the first rank before anything else, e.g. to write shards.
+        validation: the sources of documents that `evaluate` reads and nothing is trained on, by name.
         trainer: another `loop.Trainer`, of a model that is no Flamingo.
         usage: the directory of the model -> what it is good for, in words; None: a Flamingo's commands.
     """
@@ -34,5 +36,26 @@ class TrainingRun:
     outline: Callable[[], FlamingoConfig]
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None
     prepare: Callable[[], None] | None = None
+    validation: Mapping[str, Any] = field(default_factory=dict)
     trainer: Callable[..., Any] | None = None
     usage: Callable[[Path], str] | None = None
+
+    def with_sources(self, sources: Mapping[str, Any], validation: Mapping[str, Any]) -> TrainingRun:
+        """The run with other sources of the same names, also where `build`, `evaluate` and `prepare` are partials that
+        hold one: what is measured is read as what is trained on."""
+        pairs = ((self.training.sources, sources), (self.validation, validation))
+        others = {id(old[name]): new[name] for old, new in pairs for name in old}
+        functions = {name: _with_others(getattr(self, name), others) for name in ("build", "evaluate", "prepare")}
+        training = replace(self.training, sources=dict(sources))
+        return replace(self, training=training, validation=validation, **functions)
+
+
+def _with_others(value: Any, others: Mapping[int, Any]) -> Any:
+    if id(value) in others:
+        return others[id(value)]
+    if isinstance(value, partial):
+        given = {name: _with_others(one, others) for name, one in value.keywords.items()}
+        return partial(value.func, *(_with_others(one, others) for one in value.args), **given)
+    if type(value) in (tuple, list):
+        return type(value)(_with_others(one, others) for one in value)
+    return value

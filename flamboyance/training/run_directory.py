@@ -40,7 +40,8 @@ def identity(model: Any) -> dict[str, Any]:
     config = model.config
     names = {"language": config.language, "vision": config.vision["name"]}
     backbones: dict[str, Any] = {part: name and Path(name).name for part, name in names.items()}
-    return {**backbones, "model_type": config.text_config.model_type, "added_tokens": list(config.added_tokens)}
+    kinds = {"model_type": config.text_config.model_type, "added_tokens": list(config.added_tokens)}
+    return {**backbones, **kinds, "frozen": model.frozen_digest()}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """key=value: what is taken, and what is refused in which words."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +108,32 @@ def test_settings_reach_recipe_training_and_source(own: str) -> None:
     assert (web.shards, web.batch_size, web.speed, web.flip) == (("b.tar", "c.tar"), 2, 9, 0.0)
     assert run.training.steps == 7
     assert type(web).__name__ == "Mine"
+
+
+def test_what_is_measured_is_read_as_what_is_trained_on() -> None:
+    said = ["output=o", "own.template=<image>A photo of {text}", "own.max_tokens=64"]
+    run = resolve(RECIPES["finetune"], ["data=photos/", *said])
+    own = run.training.sources["own"]
+    assert own.max_tokens == 64 and own.template.startswith("<image>A photo")
+    for function in (run.build, run.evaluate, run.prepare):
+        assert isinstance(function, partial)
+        assert any(one is own for one in (*function.args, *function.keywords.values()))
+
+    new = ["output=o", "vision=v", "language=l", "validation=a/held.csv,b/captions.csv"]
+    run = resolve(
+        RECIPES["new"], [*new, "data=c/captions.csv", "captions.max_tokens=64", "held.template=<image>{text}"]
+    )
+    assert isinstance(run.evaluate, partial)
+    held = dict(run.evaluate.keywords["sources"])
+    assert held == run.validation
+    assert [held[name].max_tokens for name in ("held", "captions")] == [64, 64]  # it is the only source
+    assert [held[name].shards for name in ("held", "captions")] == ["a/held.csv", "b/captions.csv"]
+    assert held["held"].template == "<image>{text}" != held["captions"].template
+
+    run = resolve(RECIPES["new"], [*new, "data=c/captions.csv,d/other.csv", "captions.max_tokens=64"])
+    assert [run.validation[name].max_tokens for name in ("held", "captions")] == [256, 64]
+    with pytest.raises(ValueError, match=r"sources are held, captions"):
+        resolve(RECIPES["new"], [*new, "data=c/captions.csv", "nothing.max_tokens=64"])
 
 
 def test_the_fields_of_a_group_are_settings(own: str) -> None:

@@ -201,6 +201,7 @@ def test_another_model_is_no_damage(folder: Path) -> None:
     with pytest.raises(ValueError, match="another model"):
         loaded(folder, {**IDENTITY, "language": "other"})
     assert loaded(folder) == 7
+    assert loaded(folder, {**IDENTITY, "said": "by later versions alone"}) == 7
 
 
 def test_a_damaged_checkpoint_is_written_anew(folder: Path) -> None:

@@ -298,6 +298,17 @@ def test_a_checkpoint_of_another_language_model_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"'language': 'language'.*'another-model'.*output="):
         train(replace(run(4), build=other))
 
+    def others_weights():
+        """Under the same name, as every export calls its language model."""
+        model, processor = build()
+        with torch.no_grad():
+            model.get_input_embeddings().weight[3] += 1
+        model.mark_as_opened()
+        return model, processor
+
+    with pytest.raises(ValueError, match=r"'frozen'.*output="):
+        train(replace(run(4), build=others_weights))
+
 
 def test_an_output_that_is_in_use_is_refused(run, tmp_path, monkeypatch):
     output = tmp_path / "run"

@@ -86,6 +86,12 @@ def test_runs_lie_over_one_another(run, tmp_path):
     assert all(color.lower() in source for color in COLORS[:2])
 
 
+def test_an_evaluation_before_the_first_step_is_at_no_images(tmp_path):
+    rows = [{"step": 0, "evaluation/loss": 3.0}, *(row(step) for step in range(1, 4))]
+    x, _ = read(write(tmp_path / "first", rows)).series("evaluation/loss", "images")
+    assert x[0] == 0
+
+
 def test_values_and_axes(run):
     log = read(run)
     x, y = log.series("loss/mmc4")
