@@ -212,6 +212,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if stored and about.get("dtype"):
             dtype = about["dtype"]
         config.language = absolute(language) if language else resolve(config.language, directory)
+        other = bool(vision)
         vision = absolute(vision) if vision else resolve(config.vision["name"], directory)
         config.vision = dict(config.vision, name=vision)
         language_options = {
@@ -234,6 +235,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
                 f"{config.vision_width}. Name the right tower: vision=…, or `vision` in config.json."
             )
         check_backbones(tower, language_model)
+        if other:
+            config.vision = tower.spec
         model = cls(config, vision=tower, language_model=language_model)
         if about.get("adapters"):
             adapters.rebuild(model, about["adapters"], directory)
@@ -316,6 +319,8 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
                 options.pop(name, None)
         if options and not push_to_hub:
             raise TypeError(f"save_pretrained has no argument {min(options)!r}; see its documentation")
+        if push_to_hub:
+            self._check_names(include_backbones)
         directory = Path(save_directory)
         if directory.is_file():
             raise ValueError(f"save_directory={str(directory)!r} is a file; expected a directory")
@@ -334,6 +339,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         self._write_processor(directory)
         card.write(directory, self, config, kept, written)
         if push_to_hub:
+            card.add_tags(directory, options.pop("tags", None))
             self._upload(directory, options.pop("repo_id", None) or directory.resolve().name, **options)
 
     def _backbones_dtype(self, tensors: Mapping[str, Tensor]) -> str | None:
@@ -396,12 +402,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         Returns:
             The URL of the commit.
         """
-        local = [n for n in (self.config.language, self.config.vision["name"]) if n and os.path.isdir(n)]
-        if include_backbones is False and local:
-            raise ValueError(
-                f"cannot push with include_backbones=False: {local[0]} is a local directory, which others cannot open; "
-                "leave include_backbones out"
-            )
+        self._check_names(include_backbones)
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory, include_backbones=include_backbones)
             card.add_tags(Path(directory), tags)
@@ -414,6 +415,19 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
                 token=token,
                 revision=revision,
                 create_pr=create_pr,
+            )
+
+    def _check_names(self, include_backbones: bool | None) -> None:
+        """
+        Raises:
+            ValueError: others could not open a backbone that is only named.
+        """
+        pretrained = self.config.vision["pretrained"]
+        local = [n for n in (self.config.language, self.config.vision["name"], pretrained) if n and os.path.exists(n)]
+        if include_backbones is False and local:
+            raise ValueError(
+                f"cannot push with include_backbones=False: {local[0]} is on this machine, where others cannot open "
+                "it; leave include_backbones out"
             )
 
     def _upload(

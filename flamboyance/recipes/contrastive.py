@@ -110,6 +110,7 @@ def contrastive(
         ValueError: settings that contradict each other.
     """
     held = {name: pairs.source(shards) for name, shards in named(validation.validation).items()}
+    sources = tuple(held.values())
     training = TrainingConfig(
         output=output,
         sources=pairs.sources(),
@@ -124,9 +125,7 @@ def contrastive(
         training,
         build=partial(build, encoders),
         outline=_no_outline,
-        evaluate=partial(validate, sources=(*held.values(),), documents=validation.validation_documents)
-        if held
-        else None,
+        evaluate=partial(validate, sources=sources, documents=validation.validation_documents) if held else None,
         validation=held,
         trainer=_trainer,
         usage=usage,

@@ -186,6 +186,7 @@ def new(
         ValueError: settings that contradict each other.
     """
     held = {name: data.source(shards) for name, shards in named(validation.validation).items()}
+    sources = tuple(held.items())
     training = TrainingConfig(
         output=output,
         sources=data.sources(),
@@ -201,9 +202,7 @@ def new(
         training,
         build=partial(build, backbones, sizes, initial, zero_init),
         outline=partial(outline, backbones, sizes, initial),
-        evaluate=partial(validate, sources=(*held.items(),), documents=validation.validation_documents)
-        if held
-        else None,
+        evaluate=partial(validate, sources=sources, documents=validation.validation_documents) if held else None,
         validation=held,
     )
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import flamboyance as fl
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor, flamingo
@@ -199,16 +200,30 @@ def test_push_to_hub_uploads_all_of_it(mini, hub, tmp_path):
 
 
 def test_saving_can_push(tiny, hub, tmp_path):
-    open_model(tiny).save_pretrained(tmp_path / "birds", push_to_hub=True)
+    open_model(tiny).save_pretrained(tmp_path / "birds", push_to_hub=True, tags=["small"])
     assert (hub.folder / "somebody" / "birds" / "model.safetensors").is_file()
+    assert "small" in front_matter(hub.folder / "somebody" / "birds")["tags"]
     with pytest.raises(TypeError, match="repo"):
         open_model(tiny).save_pretrained(tmp_path / "birds", repo_id="x")
 
 
-def test_a_local_backbone_is_not_pushed_by_its_path(tiny, hub):
-    with pytest.raises(ValueError, match="directory"):
+def test_a_local_backbone_is_not_pushed_by_its_path(tiny, hub, tmp_path):
+    with pytest.raises(ValueError, match="this machine"):
         open_model(tiny).push_to_hub("mine", include_backbones=False)
-    assert not hub.asked
+    with pytest.raises(ValueError, match="this machine"):
+        open_model(tiny).save_pretrained(tmp_path / "new", push_to_hub=True, include_backbones=False)
+    assert not hub.asked and not (tmp_path / "new").exists()
+
+
+def test_another_tower_is_described_as_it_is(tiny, tmp_path):
+    other = CLIPVisionModel(CLIPVisionConfig(**open_model(tiny).config.vision["config"] | {"image_size": 32}))
+    other.save_pretrained(tmp_path / "other")
+    model = open_model(tiny, vision=str(tmp_path / "other"))
+    assert model.config.vision["config"]["image_size"] == 32
+    model.save_pretrained(tmp_path / "saved", include_backbones=False)
+    again = open_model(tmp_path / "saved")
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again.vision(pixels), model.vision(pixels))
 
 
 def test_the_last_line_of_a_configuration(tiny):
