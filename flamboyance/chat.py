@@ -67,6 +67,7 @@ def _read(conversation: Any, prefix: str) -> Chat:
         if message["role"] == "assistant" and chat.messages and chat.messages[-1]["role"] == "assistant":
             raise ValueError(f"{place} is a second answer of the assistant in a row; join them into one message")
         read = [_part(part, f"{place}, part {index}", chat.media) for index, part in enumerate(parts)]
+        _check_text("".join(part.get("text", "\n") for part in read), place)  # two parts can form a token together
         chat.messages.append({"role": message["role"], "content": read})
     return chat
 
@@ -77,14 +78,18 @@ def _part(part: Any, place: str, media: list[tuple[str, Any]]) -> dict[str, str]
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         text = well_formed(part["text"])
-        for token in (IMAGE_TOKEN, END_OF_CHUNK_TOKEN):
-            if token in text:
-                raise ValueError(f"{place}: the text contains {token!r}, which would alter the prompt; remove it")
+        _check_text(text, place)
         return {"type": "text", "text": text}
     if kind in ("image", "image_url", "video"):
         media.append((place, _medium(part, place)))
         return {"type": "image"}
     raise ValueError(f"{place} is {part!r:.200}; expected type 'text' with a text, or 'image' with an image")
+
+
+def _check_text(text: str, place: str) -> None:
+    for token in (IMAGE_TOKEN, END_OF_CHUNK_TOKEN):
+        if token in text:
+            raise ValueError(f"{place}: the text contains {token!r}, which would alter the prompt; remove it")
 
 
 def _medium(part: Mapping[str, Any], place: str) -> Any:

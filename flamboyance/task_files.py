@@ -26,6 +26,7 @@ from flamboyance import checks
 from flamboyance.chat import decoded_base64
 from flamboyance.files import parse_json, read_text, write_json
 from flamboyance.images import ImageError, frames_of, load_image
+from flamboyance.images.loading import local_path
 from flamboyance.templates import Template
 from flamboyance.videos import find_video
 
@@ -74,13 +75,18 @@ def write_task(path: str | Path, task: TaskFile) -> None:
 
 def as_json(task: TaskFile) -> dict[str, Any]:
     """The content of a task file."""
-    template = {name: value for name, value in asdict(task.template).items() if name != "fields"}
     shots = [
         {"image": data_url(image), **dict(zip(task.template.fields, fields, strict=True))}
         for image, *fields in task.demonstrations
     ]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-._")[:64] or "task"  # as the server takes it
-    return {"name": name, "template": template | {"stops": list(task.template.stops)}, "demonstrations": shots}
+    return {"name": name, "template": template_as_json(task.template), "demonstrations": shots}
+
+
+def template_as_json(template: Template) -> dict[str, Any]:
+    """A template as an object: its pattern, stops, drop and strip."""
+    given = {name: value for name, value in asdict(template).items() if name != "fields"}
+    return given | {"stops": list(template.stops)}
 
 
 def read_task(path: str | Path) -> TaskFile:
@@ -162,7 +168,7 @@ def data_url(image: Any) -> str:
     if len(frames) > 1 or frames[0] is not image:
         raise ValueError("a demonstration is a list of frames; a task file holds files: give the video's")
     picture = load_image(image)  # refuses what is not an image
-    content = Path(image).expanduser().read_bytes() if isinstance(image, str | Path) else image
+    content = local_path(image).read_bytes() if isinstance(image, str | Path) else image
     if not isinstance(content, bytes):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

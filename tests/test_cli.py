@@ -419,6 +419,16 @@ def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path, capsys) -> None:
         assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize("held", ["config.json", "model.safetensors"])
+def test_convert_keeps_a_model_that_is_there(tmp_path: Path, capsys, held: str) -> None:
+    (tmp_path / "a.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / held).write_text("{}", encoding="utf-8")
+    said = fails(capsys, "convert", tmp_path / "a.pt", tmp_path / "to")
+    assert held in said and "--overwrite" in said and "a.pt" not in said
+    assert "a.pt" in fails(capsys, "convert", tmp_path / "a.pt", tmp_path / "to", "--overwrite"), "it is read"
+
+
 def test_warnings_take_one_line(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(arguments: object) -> int:
         warnings.warn("all gates\nare shut", stacklevel=1)

@@ -110,6 +110,11 @@ BAD_CONFIGS = {
     "no rescale": ({"do_rescale": False}, "do_rescale=false"),
     "odd rescale": ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.0078.*1/255"),
     "NaFlex": ({"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256}, "varying shape"),
+    "padding": ({"image_processor_type": "CLIPImageProcessor", "do_pad": True}, "do_pad=True"),
+    "BGR": ({"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True}, "do_flip_channel_ord"),
+    "more than the crop": ({"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0.9}, "crop_pct=0.9"),
+    "LeViT": ({"image_processor_type": "LevitImageProcessorFast", "size": {"shortest_edge": 224}}, "LevitImage.*CLIP"),
+    "EfficientNet": ({"feature_extractor_type": "EfficientNetFeatureExtractor"}, "EfficientNet.*CLIP"),
     "longest edge": ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, "height and width"),
 }
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,13 +86,26 @@ def test_the_command_line_reads_a_task_file(tmp_path: Path, mini, capsys: pytest
 
 
 def test_rows_of_another_template_are_not_continued(tmp_path: Path, mini, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, template in (("a", fl.templates.caption), ("b", Template("<image>A photo of {text}."))):
+    pattern = fl.templates.caption.pattern
+    others = {
+        "b": Template("<image>A photo of {text}."),
+        "c": replace(fl.templates.caption, stops=("a",)),
+        "d": replace(fl.templates.caption, drop="e"),
+        "e": replace(fl.templates.caption, strip=False),
+    }
+    for name, template in {"a": fl.templates.caption, **others}.items():
         write_task(tmp_path / f"{name}.json", TaskFile("t", template, ((fl.examples.queries[1], "a large cross"),)))
     run = ["caption", str(fl.examples.queries[0]), "--output", str(tmp_path / "out.jsonl"), "--demonstrations"]
     assert main([*run, str(tmp_path / "a.json")]) == 0
+    about = json.loads((tmp_path / "out.jsonl.settings.json").read_text(encoding="utf-8"))
+    assert about["template"] == pattern, "as earlier versions wrote it, so that their files resume"
     capsys.readouterr()
-    assert main([*run, str(tmp_path / "b.json")]) == 2
-    assert "template" in capsys.readouterr().err
+    for name in others:
+        assert main([*run, str(tmp_path / f"{name}.json")]) == 2
+        assert "template" in capsys.readouterr().err
+    assert main([*run, str(tmp_path / "c.json"), "--overwrite"]) == 0
+    assert main([*run, str(tmp_path / "c.json")]) == 0
+    assert main([*run, str(tmp_path / "d.json")]) == 2
 
 
 def test_the_server_takes_a_task_file(tmp_path: Path) -> None:
@@ -142,6 +156,8 @@ def test_images_are_written_as_they_are() -> None:
     url = data_url(buffer.getvalue())
     assert url == f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     assert from_data_url(url, "it") == buffer.getvalue()
+    file = fl.examples.queries[0]
+    assert data_url(file.resolve().as_uri()) == data_url(str(file)) == data_url(file) == PNG
     with pytest.raises(ValueError, match="a list of frames"):
         data_url([Image.new("RGB", (4, 4))] * 2)
 

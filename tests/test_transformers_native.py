@@ -234,6 +234,10 @@ def test_images_of_chats(processor: FlamingoProcessor, tmp_path: Path) -> None:
     assert same(frames, processor(f"{IMAGE}what?", [[A, B]]))
 
 
+def saying(*texts: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text} for text in texts]}
+
+
 BAD_CHATS: dict[str, tuple[Any, str]] = {
     "no message": ([], "messages"),
     "no role": ([{"content": "a"}], "message 0.*system, user, assistant"),
@@ -245,6 +249,8 @@ BAD_CHATS: dict[str, tuple[Any, str]] = {
     ),
     "a token in a text": ([asked("what <image>?", A)], "message 0, part 1.*'<image>'"),
     "an end in a text": ([asked("a", A), answered(f"b{EOC}")], "message 1, part 0.*'<|endofchunk|>'"),
+    "a token in two texts": ([saying("a<ima", "ge>b")], "message 0.*'<image>'"),
+    "an end in three texts": ([saying("a", "b<|endof", "", "chunk|>c")], "message 0.*'<|endofchunk|>'"),
     "two answers": ([asked("a", A), answered("b"), answered("c")], "message 2"),
     "no image": ([asked("a")], "message 0, part 0.*image"),
     "no base64": ([asked("a", base64="ä")], "message 0, part 0.*base64"),

@@ -144,11 +144,20 @@ def settings_of(job: Job) -> Settings:
         "dtype": str(dtype).removeprefix("torch."),
         **({"quantize": arguments.quantize} if arguments.quantize else {}),
         "demonstrations": demonstration_settings(arguments.demonstrations, job.demonstrations),
-        **({} if task is None else {"template": task.template.pattern}),
+        **({} if task is None else {"template": _template_settings(task.template, job)}),
         **sampling_settings(arguments),
         **job.settings,
         "flamboyance": flamboyance.__version__,
     }
+
+
+def _template_settings(template: Any, job: Job) -> Settings | str:
+    """All of a task file's template, since answers are parsed by its stops too; of the command's own the pattern, which
+    is all that files of earlier versions have."""
+    from flamboyance import templates
+    from flamboyance.task_files import template_as_json
+
+    return template.pattern if template == getattr(templates, job.template) else template_as_json(template)
 
 
 def _print_row(job: Job, row: Row) -> None:

@@ -62,7 +62,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from flamboyance.serving.batching import Engine
     from flamboyance.serving.http_server import HttpServer, listen
     from flamboyance.serving.limits import MEBI, Limits
-    from flamboyance.serving.service import Service
+    from flamboyance.serving.service import Service, served_name
 
     keys = Keys.read(arguments.api_keys)
     given = {
@@ -94,7 +94,7 @@ def serve(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     engine = Engine(model, processor, limits.rows, limits.rows + limits.queue, limits.media)
-    served = Path(name).name if Path(name).is_dir() else name
+    served = served_name(name)
     tasks = None if arguments.tasks is None else Path(arguments.tasks)
     service = Service(served, engine, limits, keys, fetch, tasks, loopback)
     HttpServer(service, listening).run(ready=lambda url: print(f"serving {served} on {url}", flush=True))

@@ -119,7 +119,8 @@ def image_rows(path: Path | str, outside: bool = False, labels: bool = False, se
 
     Args:
         outside: images may be outside of the folder: absolute paths, `..`, links that lead out.
-        labels: if no image has a text beside it, the name of its folder is its label (`cat/1.jpg`).
+        labels: if no image has a text beside it, the name of its folder is its label (`cat/1.jpg`). Deeper folders are
+            refused: `train/cat/1.jpg` may be of either name.
         several: a line of JSONL may have a list of `images` instead of one `image`, and a list of `demonstrations`,
             objects with the columns of a line.
 
@@ -217,8 +218,13 @@ def _folder_rows(folder: Path, outside: bool, labels: bool) -> Iterator[Row]:
                 f"{image} has no text beside it ({image.with_suffix('.txt').name}), and is in no folder named after "
                 "its label"
             )
+        elif image.parent.parent != folder:
+            raise ValueError(
+                f"{image} is more than one folder below {folder}, so its label may be the name of any; give the "
+                f"folder {image.parent.parent}, or a table with the columns image,label"
+            )
         else:
-            yield Row(f"{image}", image, {"label": image.relative_to(folder).parts[0]})
+            yield Row(f"{image}", image, {"label": image.parent.name})
 
 
 def _texts_in(folder: Path, outside: bool) -> tuple[dict[Path, Path], dict[Path, str]]:

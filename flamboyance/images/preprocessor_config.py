@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FILE_NAME = "preprocessor_config.json"
+
+# Kinds that resize, crop and normalize and do nothing else: `ImageProcessor` gives what transformers gives. Others do
+# something that their configs need not say, such as LeViT, which resizes to more than its size.
+KINDS = (
+    *("CLIP", "ChineseCLIP", "Siglip", "Bit", "ViT", "DeiT", "Beit", "ConvNext", "DINOv3ViT", "Blip", "Llava"),
+    *("MobileNetV1", "MobileNetV2", "Pvt", "Segformer", "OwlViT", "Flava", "Gemma3"),
+)
+STEPS = ("do_pad", "do_flip_channel_order", "crop_pct", "keep_aspect_ratio", "size_divisor")
+"""Keys of steps that `ImageProcessor` does not do."""
 
 
 def find(name_or_dir: str | Path, **hub: Any) -> dict[str, Any]:
@@ -36,10 +46,10 @@ def save(config: dict[str, Any], directory: str | Path) -> None:
 
 
 def read(config: dict[str, Any]) -> dict[str, Any]:
-    """`size`, `crop`, `mean`, `std`, `resample` of a config for CLIP, SigLIP, DINOv2 (BiT), ViT or ConvNeXt.
+    """`size`, `crop`, `mean`, `std`, `resample` of a config of one of KINDS; DINOv2's is BiT.
 
     Raises:
-        ValueError: a step that is not supported, or images of different shapes.
+        ValueError: a kind or a step that is not supported, or images of different shapes.
     """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
     for key in ("do_resize", "do_rescale"):
@@ -51,6 +61,7 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
         )
     if "max_num_patches" in config:
         raise ValueError(f"{kind} takes images of varying shape; use a vision tower of fixed resolution")
+    _check_steps(config, kind)
     size, crop = _sizes(config, kind)
     of_clip = kind.startswith(("CLIP", "Bit"))
     mean = config.get("image_mean") or (OPENAI_MEAN if of_clip else (0.5, 0.5, 0.5))
@@ -59,6 +70,17 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     resample = config.get("resample", Resampling.BILINEAR if kind.startswith("ViT") else Resampling.BICUBIC)
     return {"size": size, "crop": crop, "mean": tuple(mean), "std": tuple(std), "resample": resample}
+
+
+def _check_steps(config: dict[str, Any], kind: str) -> None:
+    advice = "pass an ImageProcessor of your own, or use another vision tower"
+    for step in STEPS:
+        if config.get(step) and not (step == "crop_pct" and kind.startswith("ConvNext")):
+            raise ValueError(
+                f"the {kind} preprocessor config has {step}={config[step]}, a step that is not done; {advice}"
+            )
+    if re.sub(r"(ImageProcessor|FeatureExtractor)\w*$", "", kind) not in KINDS:
+        raise ValueError(f"the preprocessor config is of {kind}; expected one of {', '.join(KINDS)}; {advice}")
 
 
 def write(

@@ -6,8 +6,8 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
+from flamboyance.files import read_text
 from flamboyance.serving.errors import ApiError
 
 VARIABLE = "FLAMBOYANCE_API_KEYS"
@@ -36,15 +36,15 @@ class Keys:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds no key, or one of fewer than 16 characters.
+            ValueError: it is no text, or holds no key, or one of fewer than 16 characters.
         """
         if file is not None:
-            text, source = Path(file).read_text(encoding="utf-8"), file
+            text, source = read_text(file), file
         elif VARIABLE in os.environ:
-            text, source = os.environ[VARIABLE], VARIABLE
+            text, source = os.environ[VARIABLE].replace(",", "\n"), VARIABLE
         else:
             return cls()
-        lines = (line.strip() for line in text.replace(",", "\n").splitlines())
+        lines = (line.strip() for line in text.splitlines())
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise ValueError(f"{source} holds no API key; expected one on each line")

@@ -545,11 +545,10 @@ class Engine:
         row.ended = ended is not None
         if row.ended:
             self.counts.rows = max(0, self.counts.rows - 1)
-            own = own[: row.writing.kept]
         if not row.ended and not (request.stream and new):
             return
-        tokens = own[row.reported :] if request.sampling.logprobs is not None else []
-        row.reported = max(row.reported, len(own))
+        tokens = own[row.reported : row.writing.kept] if request.sampling.logprobs is not None else []
+        row.reported += len(tokens)
         text = new if request.stream else row.writing.text
         row.ticket.report(Piece(row.choice, text, tuple(tokens), ended, count))
 

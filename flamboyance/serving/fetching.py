@@ -25,6 +25,13 @@ from flamboyance.serving.pictures import too_large
 REDIRECTS = 3
 SECONDS = 20.0  # of one file, redirects included
 
+# Not of the internet, though Python's `is_global` says so of them, or did in older versions: Azure's platform, local
+# addresses of IPv6 (the old ones, and those that translate to IPv4), 6to4 relays, and documentation.
+INSIDE = [
+    ipaddress.ip_network(network)
+    for network in ("168.63.129.16/32", "192.88.99.0/24", "fec0::/10", "64:ff9b:1::/48", "3fff::/20")
+]
+
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -38,6 +45,8 @@ def is_public(address: str) -> bool:
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if translated else inner
         if inner is not None and inner is not False:
             return is_public(str(inner))
+    if any(ip in network for network in INSIDE):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 

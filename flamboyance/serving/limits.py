@@ -22,7 +22,7 @@ class Limits:
         video_pixels: of a video's frame: 4K.
         video_seconds: of decoding one video.
         video_memory: bytes that decoding a video may take.
-        frames: of the videos of a request, or of a task.
+        frames: of the videos of a request, or of a task; those that are encoded already cost nothing and do not count.
         tokens: that a request may generate in each choice.
         default_tokens: that a request generates if it does not say.
         choices: `n` of a request.

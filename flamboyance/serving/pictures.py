@@ -95,10 +95,9 @@ class PictureReader:
                 if not self.takes_videos:
                     raise no_videos(place)
                 return data
-            image = load_image(data, max_pixels=self.limits.pixels)
+            prepared: PreparedMedium = self.processor.prepare(load_image(data, max_pixels=self.limits.pixels))
         except ImageError as error:
             raise bad(place, f"{place}: {error}", "invalid_image") from None
-        prepared: PreparedMedium = self.processor.prepare(image)
         return Picture(key, prepared.pixels)
 
     def read_video(self, data: bytes, place: str) -> Picture:

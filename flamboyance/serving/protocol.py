@@ -114,7 +114,8 @@ class ChatBody(Body):
 
 
 class TemplateBody(Body):
-    """A template: see flamboyance.templates.Template. A pattern alone may be the name of one of its templates."""
+    """A template: see flamboyance.templates.Template. The pattern may be the name of one of its templates; the other
+    fields are that template's then, unless they are given."""
 
     pattern: str
     stops: list[str] = []

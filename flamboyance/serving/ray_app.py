@@ -24,7 +24,7 @@ from flamboyance.serving.access import Keys
 from flamboyance.serving.app import make_app
 from flamboyance.serving.batching import Engine
 from flamboyance.serving.limits import Limits
-from flamboyance.serving.service import Service
+from flamboyance.serving.service import Service, served_name
 
 
 class Arguments(BaseModel):
@@ -80,6 +80,5 @@ def _open(arguments: Arguments, limits: Limits) -> Any:
     model, processor = catalog.resolve(arguments.model).open(dtype=kind)
     model = model.to(device).eval().pack()
     engine = Engine(model, processor, limits.rows, limits.rows + limits.queue, limits.media)
-    name = Path(arguments.model).name if Path(arguments.model).is_dir() else arguments.model
     folder = None if arguments.tasks is None else Path(arguments.tasks)
-    return make_app(Service(name, engine, limits, Keys.read(None), tasks=folder))
+    return make_app(Service(served_name(arguments.model), engine, limits, Keys.read(None), tasks=folder))

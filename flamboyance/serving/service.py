@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor
 
@@ -28,6 +29,11 @@ from flamboyance.serving.tasks import StoredTask, TaskStore, read_template
 READERS = 2  # threads that read bodies and decode images
 BUSY = "the server has as many requests as it takes on; try again"
 Value = TypeVar("Value")
+
+
+def served_name(model: str) -> str:
+    """The name that clients give for a model: that of its directory, also of ".", or the model's own."""
+    return Path(os.path.abspath(model)).name if Path(model).is_dir() else model
 
 
 class Service:
@@ -111,40 +117,41 @@ class Service:
         task = model_and_task(body.model, self.name)
         places = media_urls(body, self.limits, self.pictures.takes_videos)
         stored = None if task is None else await self.in_pool(self.tasks.find, task)
-        pictures = await self._pictures(await self._fetched(places))
+        pictures = await self._pictures(places)
         return body, await self.in_pool(request_of, body, pictures, stored, self.engine, self.limits)
-
-    async def _fetched(self, places: Sequence[tuple[str, str]]) -> list[tuple[str, str | bytes]]:
-        """The places with the contents of remote URLs; other URLs as they are."""
-        remote = [place for place, url in places if is_web_url(url)]
-        if remote and self._fetch is None:
-            raise bad(remote[0], f"{remote[0]}: remote files are not fetched; send a data: URL", "remote_url")
-        sources: list[tuple[str, str | bytes]] = []
-        for place, url in places:
-            fetched = self._fetch is not None and is_web_url(url)
-            sources.append((place, await self._fetch(url, place) if fetched else url))
-        return sources
 
     async def _pictures(self, sources: Sequence[tuple[str, str | bytes]]) -> list[Picture]:
         """
         Args:
-            sources: the place in the request and the `data:` URL, or the content, of each image and video.
+            sources: the place in the request and the URL, or the content, of each image and video.
 
         Raises:
             ApiError: one of them cannot be used, or the videos have too many frames together.
         """
+        remote = [place for place, source in sources if _is_remote(source)]
+        if remote and self._fetch is None:
+            raise bad(remote[0], f"{remote[0]}: remote files are not fetched; send a data: URL", "remote_url")
         found, frames = [], 0
         for place, source in sources:
-            picture = await self.in_pool(self.pictures.read, source, place)
-            if isinstance(picture, bytes):
-                loop = asyncio.get_running_loop()
-                picture = await loop.run_in_executor(self._video_pool, self.pictures.read_video, picture, place)
-                frames += len(picture.pixels) if isinstance(picture.pixels, Tensor) else 0
-                if frames > self.limits.frames:
-                    most = f"{self.limits.frames} frames together"
-                    raise bad(place, f"{place}: the videos have more than {most}; send fewer", "too_many_frames")
+            picture, decoded = await self._picture(source, place)
+            frames += decoded
+            if frames > self.limits.frames:
+                most = f"{self.limits.frames} frames together"
+                raise bad(place, f"{place}: the videos have more than {most}; send fewer", "too_many_frames")
             found.append(picture)
         return found
+
+    async def _picture(self, source: str | bytes, place: str) -> tuple[Picture, int]:
+        """One image or video, and the frames of a video that had to be decoded. What was fetched is not held longer:
+        a request may name many large files."""
+        if self._fetch is not None and _is_remote(source):
+            source = await self._fetch(source, place)
+        picture = await self.in_pool(self.pictures.read, source, place)
+        if not isinstance(picture, bytes):
+            return picture, 0
+        loop = asyncio.get_running_loop()
+        video = await loop.run_in_executor(self._video_pool, self.pictures.read_video, picture, place)
+        return video, len(video.pixels) if isinstance(video.pixels, Tensor) else 0
 
     async def pieces(self, request: Request) -> AsyncGenerator[Piece]:
         """The pieces of an answer as they come. Leaving the iteration cancels the request.
@@ -222,7 +229,7 @@ class Service:
             place = f"demonstrations.{missing[0]}"
             raise bad(place, f"{place} has no image; expected a data: URL as 'image'")
         places = [(f"demonstrations.{i}.image", shot["image"]) for i, shot in enumerate(body.demonstrations)]
-        return await self._add_task(body, await self._fetched(places))
+        return await self._add_task(body, places)
 
     async def _add_task(self, body: TaskBody, sources: Sequence[tuple[str, str | bytes]]) -> StoredTask:
         template = read_template(body.template)
@@ -237,13 +244,28 @@ class Service:
                 )
             values.append(tuple(shot[field] for field in template.fields))
         pictures = await self._pictures(sources)
-        return await self.in_pool(self.tasks.add, body.name, template, list(zip(pictures, values, strict=True)))
+        made = self._pool.submit(self.tasks.add, body.name, template, list(zip(pictures, values, strict=True)))
+        try:
+            return await asyncio.wrap_future(made)
+        except asyncio.CancelledError:  # out of time, or the client has left: its next try must find the name free
+            made.add_done_callback(self._forget)
+            raise
+
+    def _forget(self, made: Future[StoredTask]) -> None:
+        """Deletes a task that was stored after its request had ended."""
+        if not made.cancelled() and made.exception() is None:
+            with suppress(ApiError):
+                self.tasks.delete(made.result().name)
 
     def models(self) -> list[dict[str, Any]]:
         """The model, and each task as a model of its own. In a reader's thread."""
         about: dict[str, Any] = {"object": "model", "owned_by": "flamboyance"}
         tasks = [{"id": f"{self.name}:{task.name}", "created": task.created} | about for task in self.tasks.all()]
         return [{"id": self.name, "created": self.created} | about, *tasks]
+
+
+def _is_remote(source: str | bytes) -> TypeGuard[str]:
+    return isinstance(source, str) and is_web_url(source)
 
 
 def _deliver(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Any], piece: Any) -> None:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,21 @@ class StoredTask:
 
 
 def read_template(given: TemplateBody) -> Template:
-    """
+    """The template of a request; of a named one, what is given beside the name takes the place of its own.
+
     Raises:
         ApiError: it is neither the name of a template nor a valid pattern.
     """
+    fields = given.model_dump(exclude={"pattern"}, exclude_unset=True)
+    if "stops" in fields:
+        fields["stops"] = tuple(fields["stops"])
     if given.pattern in TEMPLATES:
-        return TEMPLATES[given.pattern]
+        return replace(TEMPLATES[given.pattern], **fields)
     if given.pattern.count(IMAGE_TOKEN) != 1:
         known = ", ".join(TEMPLATES)
         raise bad("template", f"template {given.pattern!r:.200}: expected one {IMAGE_TOKEN} in it, or one of {known}")
     try:
-        return Template(given.pattern, tuple(given.stops), given.drop, given.strip)
+        return Template(given.pattern, **fields)
     except ValueError as error:
         raise bad("template", str(error)) from None
 

@@ -25,7 +25,6 @@ class Writing:
         shown: the text so far.
         text: the whole text, once it is finished.
         stopped: whether a stop was found.
-        kept: number of tokens that the text needs, once it is finished.
     """
 
     def __init__(self, decode: Decode, stops: Sequence[str] = (), template: Template | None = None):
@@ -38,7 +37,8 @@ class Writing:
         self._late = self._drop + ("" if template is None else template.ending)
         self.shown = self.text = ""
         self.stopped = False
-        self.kept = 0
+        self._ids: list[int] = []
+        self._said: str | None = ""  # what the tokens say of it, before it is parsed; None: all that they say
 
     @property
     def looks(self) -> bool:
@@ -53,16 +53,25 @@ class Writing:
         if found is not None:
             text = text[: found.start()]
         if finished or self.stopped:
-            self.kept = self._needed(ids, text) if self.stopped else len(ids)
-            visible = text.strip() if self.template is None else self.template.parse(text)
+            self.text = visible = text.strip() if self.template is None else self.template.parse(text)
+            said = text.rstrip() if self.stopped else None
         else:
-            visible = self._certain(text)
-        if finished or self.stopped:
-            self.text = visible
-        elif not visible.startswith(self.shown):  # a tokenizer that rewrites what it wrote
-            return ""
+            said = self._certain(text)
+            visible = said.translate(dict.fromkeys(map(ord, self._drop))).lstrip()
+            if not visible.startswith(self.shown):  # a tokenizer that rewrites what it wrote
+                return ""
+        self._ids, self._said = ids, said
         new, self.shown = visible[len(self.shown) :], visible
         return new
+
+    @property
+    def kept(self) -> int:
+        """The number of tokens without which the text so far would not be complete; of a text without a stop that is
+        finished, all of them."""
+        count = len(self._ids)
+        while self._said is not None and count and self._decode(self._ids[: count - 1]).startswith(self._said):
+            count -= 1
+        return count
 
     def _certain(self, text: str) -> str:
         """The beginning of the text that no later token changes."""
@@ -72,12 +81,4 @@ class Writing:
         text = text[: len(text) - withheld]
         while text and (text[-1].isspace() or text[-1] in self._late):
             text = text[:-1]
-        return text.translate(dict.fromkeys(map(ord, self._drop))).lstrip()
-
-    def _needed(self, ids: list[int], text: str) -> int:
-        """The number of tokens without which the text before a stop would not be complete."""
-        text = text.rstrip()
-        count = len(ids)
-        while count and self._decode(ids[: count - 1]).startswith(text):
-            count -= 1
-        return count
+        return text

@@ -15,6 +15,7 @@ import pytest
 
 from flamboyance.cli import main
 from flamboyance.commands import serve
+from flamboyance.serving.service import served_name
 
 SECONDS = 300
 
@@ -38,6 +39,15 @@ def test_a_file_without_keys(tmp_path, capsys):
     assert main(["serve", "--model", "mini", "--port", "0", "--api-keys", str(tmp_path / "keys")]) == 2
     said = capsys.readouterr().err
     assert "16 characters" in said and "short\n" not in said
+
+
+def test_the_name_of_a_directory(tmp_path, monkeypatch):
+    (tmp_path / "my-model" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my-model")
+    for given in (".", "./", "in/..", str(tmp_path / "my-model"), "../my-model/"):
+        assert served_name(given) == "my-model"
+    assert served_name("mini") == "mini"
+    assert served_name("openflamingo/OpenFlamingo-3B-vitl-mpt1b") == "openflamingo/OpenFlamingo-3B-vitl-mpt1b"
 
 
 @pytest.mark.slow

@@ -139,3 +139,12 @@ def test_folders_named_after_labels(folder: Path, tmp_path: Path) -> None:
     assert [row.record for row in image_rows(tmp_path / "pets", labels=True)] == [{"label": "cat"}, {"label": "dog"}]
     with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
         image_rows(tmp_path / "pets")
+
+
+def test_a_label_is_not_taken_from_folders_of_folders(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png"):
+        put(tmp_path / "pets" / name)
+    with pytest.raises(ValueError, match=r"test/cat/1\.png.*give the folder .*pets/test,"):
+        image_rows(tmp_path / "pets", labels=True)
+    found = image_rows(tmp_path / "pets" / "train", labels=True)
+    assert [row.record for row in found] == [{"label": "cat"}, {"label": "dog"}]

@@ -16,12 +16,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import flamboyance as fl
+from flamboyance.images import ImageProcessor
 from flamboyance.serving import fetching
 from flamboyance.serving.access import Keys
 from flamboyance.serving.app import make_app
 from flamboyance.serving.batching import Engine
 from flamboyance.serving.fetching import Fetcher, is_public
 from flamboyance.serving.limits import Limits
+from flamboyance.serving.pictures import PictureReader
 from flamboyance.serving.service import Service
 from tests.serving.server import SECONDS, data_url, image_part, running, text_part
 
@@ -165,6 +167,16 @@ def test_images_that_are_none(server):
         assert status == 400 and answer["error"]["param"].startswith("messages.0.content.0"), (name, answer)
 
 
+def test_an_image_that_preprocessing_refuses(mini):
+    """Its shortest edge would become 64 pixels, and the other 3,840,000."""
+    model, processor = mini
+    crops = fl.FlamingoProcessor(ImageProcessor.clip(64), processor.tokenizer)
+    with running(model, crops, LIMITS) as other:
+        status, _, answer = other.chat(image_part(png(60_000, 1, bytes(180_001))), OUTPUT)
+    assert (status, answer["error"]["code"]) == (400, "invalid_image")
+    assert "60000 x 1" in answer["error"]["message"]
+
+
 URLS = [
     *("/etc/passwd", "../../etc/passwd", "file:///etc/passwd", "~/.ssh/id_rsa", "", "captioned/large-red-ring.png"),
     *("ftp://site.example/a.png", "gopher://site.example/", "data:image/png,abc", "data:text/html;base64,PGI+"),
@@ -216,12 +228,37 @@ def test_an_allowed_url_is_resolved_once_and_read(server, public, mini):
     assert answer["choices"] == server.chat(image_part(NEW[0]), OUTPUT, max_tokens=8)[2]["choices"]
 
 
+def test_a_file_is_read_before_the_next_one_is_fetched(mini, monkeypatch):
+    """So a request holds one file at a time, however many it names."""
+    steps = []
+
+    async def fetch(url, place):
+        steps.append("fetch")
+        return NEW[int(url[-1])].read_bytes()
+
+    def read(content, place):
+        steps.append("read")
+        return PictureReader.read(other.service.pictures, content, place)
+
+    parts = [{"type": "image_url", "image_url": {"url": f"http://site.example/{number}"}} for number in range(3)]
+    with running(*mini, LIMITS, fetch=fetch) as other:
+        monkeypatch.setattr(other.service.pictures, "read", read)
+        assert other.chat(*parts, OUTPUT, max_tokens=2)[0] == 200
+        task = {"name": "far", "demonstrations": [{"image": "http://site.example/0", "text": "a"}] * 2}
+        assert other.ask("POST", "/v1/tasks", task)[0] == 201
+    assert steps == ["fetch", "read"] * 5
+
+
 def test_public_addresses():
     assert is_public("93.184.216.34") and is_public("2606:4700::1111")
     for address in ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.1.1", "100.64.0.1", "0.0.0.0"):
         assert not is_public(address), address
         assert not is_public(f"::ffff:{address}") and not is_public(f"64:ff9b::{address}")
     for address in ("224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1%eth0", "fc00::1", "ff02::1"):
+        assert not is_public(address), address
+    for address in ("168.63.129.16", "::ffff:168.63.129.16", "64:ff9b::a83f:8110", "192.88.99.1"):
+        assert not is_public(address), address
+    for address in ("fec0::1", "fec0::3%eth0", "64:ff9b:1::7f00:1", "3fff::1"):
         assert not is_public(address), address
     assert not is_public("2002:7f00:1::") and not is_public("2001:0:1:2:3:4:80ff:fffe")
 
@@ -343,6 +380,9 @@ def test_keys_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert KEY in Keys.read(str(file)) and f"{KEY}2" in Keys.read(str(file)) and "# ours" not in Keys.read(str(file))
     monkeypatch.setenv("FLAMBOYANCE_API_KEYS", f"{KEY},{KEY}3")
     assert f"{KEY}3" in Keys.read(None) and KEY not in repr(Keys.read(None))
+    file.write_bytes(f"\ufeff{KEY}\r\n{KEY},{KEY}\r\n".encode())
+    keys = Keys.read(str(file))
+    assert KEY in keys and f"{KEY},{KEY}" in keys and len(keys._hashes) == 2, "a comma is part of a key"
     for text in ("", "# none", "short"):
         file.write_text(text)
         with pytest.raises(ValueError, match="keys"):
@@ -485,6 +525,23 @@ def test_a_request_that_takes_too_long(server, monkeypatch):
     status, _, answer = server.chat(text_part("a"))
     hold.set()
     assert status == 504 and answer["error"]["type"] == "timeout_error"
+
+
+def test_a_task_that_takes_too_long_is_not_stored(server, monkeypatch):
+    task = {"name": "late", "demonstrations": [{"image": data_url(NEW[0]), "text": "a"}]}
+    begun, hold = threading.Event(), threading.Event()
+    server.service.engine.call(lambda: begun.set() or hold.wait(SECONDS))
+    assert begun.wait(SECONDS)
+    with monkeypatch.context() as patched:
+        patched.setattr(server.service, "limits", replace(LIMITS, seconds=0.5))
+        assert server.ask("POST", "/v1/tasks", task)[0] == 504
+    hold.set()
+    until = time.monotonic() + SECONDS
+    while server.service.tasks._adding and time.monotonic() < until:
+        time.sleep(0.005)
+    assert server.ask("GET", "/v1/tasks")[2]["data"] == []
+    assert server.ask("POST", "/v1/tasks", task)[0] == 201, "the retry"
+    assert server.ask("DELETE", "/v1/tasks/late")[0] == 200
 
 
 def test_many_large_bodies_at_a_time(server, monkeypatch):

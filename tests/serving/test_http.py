@@ -4,11 +4,14 @@ import contextlib
 import json
 import threading
 import uuid
+from dataclasses import replace
 
 import openai
 import pytest
 
 import flamboyance as fl
+from flamboyance.serving.protocol import TemplateBody
+from flamboyance.serving.tasks import read_template
 from tests.serving.server import SECONDS, data_url, image_part, running, text_part
 
 CAPTIONED, NEW = fl.examples.demonstrations, fl.examples.queries
@@ -246,6 +249,19 @@ def test_a_task_that_cannot_be(server, change, says):
     status, _, answer = server.ask("POST", "/v1/tasks", body)
     assert status == 400 and says in answer["error"]["message"], answer
     assert server.ask("GET", "/v1/tasks/x")[0] == 404
+
+
+def test_a_named_template_with_fields_of_the_request(server):
+    given = {"pattern": "caption", "stops": [" green"]}
+    status, _, made = make_task(server, "changed", given)
+    assert status == 201 and made["template"] == {"pattern": fl.templates.caption.pattern, "stops": [" green"]}
+    answer = server.chat(image_part(NEW[0]), model="mini:changed")[2]
+    assert answer["choices"][0]["message"]["content"] == "a large"
+    server.ask("DELETE", "/v1/tasks/changed")
+    for changes in ({}, {"stops": []}, {"drop": "a"}, {"strip": False, "drop": ""}):
+        body = TemplateBody.model_validate_json(json.dumps({"pattern": "caption"} | changes))
+        expected = {name: tuple(value) if name == "stops" else value for name, value in changes.items()}
+        assert read_template(body) == replace(fl.templates.caption, **expected)
 
 
 def test_tasks_are_kept_in_their_folder(mini, tmp_path, captions):

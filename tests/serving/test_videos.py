@@ -229,6 +229,8 @@ def test_the_frames_of_a_request_are_limited(parts: tuple[Any, Any], media: dict
     with running(*parts, Limits(frames=4)) as other:
         status, _, answer = other.chat(*given, OUTPUT)
         assert (status, answer["error"]["code"]) == (400, "too_many_frames"), answer
+        assert said(other.chat(given[0], OUTPUT, max_tokens=2))
+        assert said(other.chat(*given, OUTPUT, max_tokens=2)), "the first video is encoded already"
 
 
 def test_a_video_that_takes_long_is_given_up(

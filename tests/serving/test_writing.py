@@ -1,11 +1,14 @@
 """Pieces of a text never change, and together are the text."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flamboyance.serving.batching import Counts, Engine, Piece, Request, Row, Ticket
+from flamboyance.serving.sampling import Chosen, Dice, Sampling
 from flamboyance.serving.writing import Writing
 from flamboyance.templates import Template
 
@@ -47,6 +50,29 @@ def test_half_a_character_waits():
     parts = {(1,): "a\ufffd", (1, 2): "a\u00e9"}
     writing = Writing(lambda ids: parts[tuple(ids)])
     assert [writing.read([1], False), writing.read([1, 2], False)] == ["a", "é"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "kept"),
+    [("abz", ["x", "a", "ab", "z"], 2), ("ab", ["x", "ab"], 1), ("z", ["x", " ", "\n", "z"], 1), ("z", ["x", " "], 2)],
+)
+def test_streamed_tokens_are_those_of_the_whole_answer(stop, text, kept):
+    """Tokens whose text is withheld are not reported before it is shown."""
+    reports = []
+    for stream in (False, True):
+        pieces: list[Piece] = []
+        request = Request((0,), max_new_tokens=len(text), sampling=Sampling(logprobs=0), stops=(stop,), stream=stream)
+        writing = Writing(lambda ids: "".join(text[i] for i in ids), (stop,))
+        row = Row(Ticket(request, pieces.append), 0, 1, None, Dice(0), writing)
+        engine = SimpleNamespace(_ends=frozenset(), counts=Counts())
+        while not row.ended:
+            row.chosen.append(Chosen(len(row.chosen), -1.0))
+            Engine._tell(engine, row)
+        reports.append([chosen.token for piece in pieces for chosen in piece.tokens])
+        for number, piece in enumerate(pieces):
+            shown = "".join(text[chosen.token] for one in pieces[: number + 1] for chosen in one.tokens)
+            assert shown.startswith("".join(one.text for one in pieces[: number + 1])), piece
+    assert reports == [list(range(kept))] * 2
 
 
 @pytest.mark.parametrize(("text", "kept"), [("abSTOPcd", 2), ("STOP", 0), ("ab  STOP", 2)])
