@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+
 from flamboyance import hub
 from flamboyance.images import ImageProcessor
 from flamboyance.model.vision import tower_preprocessing
@@ -37,7 +39,7 @@ def _stated(name: str | None) -> ImageProcessor | None:
         return ImageProcessor.from_pretrained(name) if (Path(name) / "preprocessor_config.json").is_file() else None
     try:
         return ImageProcessor.from_pretrained(name, **hub.options(name, {}))
-    except (OSError, ValueError):  # out of reach, or an unknown form
+    except (OSError, HFValidationError):  # out of reach, none is stated, or no name of a repository
         return None
 
 

@@ -9,7 +9,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from flamboyance import FlamingoForConditionalGeneration, FlamingoProcessor
-from flamboyance.images import ImageProcessor
+from flamboyance.checkpoints.preprocessing import image_processor_of
+from flamboyance.images import ImageProcessor, preprocessor_config
 from flamboyance.recipes import openflamingo
 from flamboyance.recipes.published import GivenBackbones
 from tests.tiny import save_tiny_flamingo, tiny_tokenizer
@@ -117,3 +118,12 @@ def test_several_frames_need_time_embeddings(tiny: Path) -> None:
 def test_clip_without_a_stated_preprocessing(tmp_path: Path, tiny: Path) -> None:
     CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=24, patch_size=8)).save_pretrained(tmp_path)
     assert build(str(tmp_path), tiny, None)[1].image_processor == ImageProcessor.clip(24)
+
+
+def test_a_repository_with_another_kind_of_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The family's own is for repositories that state none."""
+    vision = {"library": "transformers", "name": "somebody/levit", "pretrained": None, "config": {"model_type": "vit"}}
+    config = {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224}}
+    monkeypatch.setattr(preprocessor_config, "find", lambda *given, **hub: config)
+    with pytest.raises(ValueError, match="LevitImageProcessor"):
+        image_processor_of(vision)
