@@ -36,8 +36,11 @@ csv.field_size_limit(max(csv.field_size_limit(), VALUE_LIMIT))  # for the whole 
 TEXT_LIMIT = 1 << 20
 """The largest text that is read as one caption, question or answer, in bytes."""
 
-# Column names of CSV and TSV files that may be written in any case; others are kept as they are written.
-COLUMNS = ("image", "images", "file_name", "text", "caption", "captions", "label", "question", "answer", "answers")
+TEXT_NAMES, ANSWER_NAMES = ("text", "label", "caption", "captions"), ("answer", "label", "answers")
+"""The names of an image's text, and of the answer to a question, in order of preference."""
+
+# Names that may be written in any case in tables; others are kept as they are written.
+COLUMNS = ("image", "images", "file_name", *TEXT_NAMES, "question", "answer", "answers")
 
 Record = dict[str, Any]
 
@@ -397,9 +400,8 @@ def read_table(path: Path | str) -> Iterator[tuple[str, Record]]:
     """(place, record) of each row of a CSV, TSV or JSONL file; the place is "FILE, line 3".
 
     CSV and TSV: the first line names the columns. Values are separated by commas, semicolons or tabs, as in the first
-    line. A value that contains a separator, a quote or a line break is in double quotes. Known column names may be in
-    upper case. White space around names and before a quote is removed, and empty rows are skipped. JSONL: an object per
-    line.
+    line. A value that contains a separator, a quote or a line break is in double quotes. White space around names and
+    before a quote is removed, and empty rows are skipped. JSONL: an object per line. Known names may be in upper case.
 
     Raises:
         ValueError: another suffix; a row with more or fewer values than columns; a quote that is not closed; a line
@@ -416,9 +418,17 @@ def table_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Record]
     """The rows of a table from its lines, which are already unpacked if `name` ends in `.gz`; as `read_table`."""
     suffix = os.path.splitext(re.sub(r"\.gz$", "", name, flags=re.IGNORECASE))[1].lower()
     if suffix in JSONL_SUFFIXES:
-        yield from _objects(decoded(lines, name), name)
+        yield from ((place, with_known_names(record)) for place, record in _objects(decoded(lines, name), name))
     else:
         yield from _separated(decoded(lines, name), name, "\t" if suffix == ".tsv" else ",")
+
+
+def with_known_names(record: Record) -> Record:
+    """A record with the names of COLUMNS in lower case; where it has a name in both, the other stays as it is."""
+    return {
+        known if (known := name.lower()) in COLUMNS and known not in record else name: value
+        for name, value in record.items()
+    }
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[str, Record]]:

@@ -35,13 +35,14 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, data: bytes, depth: int = 8, colour: int = 2) -> bytes:
+def png(width: int, height: int, data: bytes, depth: int = 8, colour: int = 2, clear: bytes | None = None) -> bytes:
     """A PNG by hand: headers that claim what one likes, depths that Pillow does not write."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header += b"" if clear is None else chunk(b"tRNS", clear)
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
@@ -108,6 +109,23 @@ def test_a_transparent_colour_and_half_transparency() -> None:
     assert near(load_image(keyed), (5, 5), WHITE)
     assert near(load_image(keyed), (35, 5), GREEN)
     assert near(load_image(Image.new("RGBA", (4, 4), (255, 0, 0, 128))), (0, 0), (255, 127, 127))
+
+
+@pytest.mark.parametrize("depth, kind", [(8, ">u1"), (16, ">u2")])
+def test_a_transparent_level_of_grey(depth: int, kind: str) -> None:
+    levels = np.array([0, 2**depth // 5, 2 ** (depth - 1), 2**depth - 1]).astype(kind)
+    for number, expected in ((0, [255, 51, 128, 255]), (1, [0, 255, 128, 255])):
+        clear = int(levels[number]).to_bytes(2, "big")
+        opened = np.asarray(load_image(png(4, 1, b"\0" + levels.tobytes(), depth=depth, colour=0, clear=clear)))
+        assert opened[0].tolist() == [[level] * 3 for level in expected]
+
+
+@pytest.mark.parametrize("largest, expected", [(65535, [0, 0, 1]), (1000, [0, 26, 65]), (255, [0, 100, 255])])
+def test_the_levels_of_a_grey_map(largest: int, expected: list[int]) -> None:
+    """Those of two bytes may all be small; they are no levels of one byte then."""
+    levels = np.array([0, 100, 255]).astype(">u2" if largest > 255 else ">u1")
+    opened = load_image(b"P5 3 1 %d\n" % largest + levels.tobytes())
+    assert np.asarray(opened)[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.files import JSONL_SUFFIXES, is_table, read_lines, read_table
+from flamboyance.files import ANSWER_NAMES, JSONL_SUFFIXES, TEXT_NAMES, is_table, read_lines, read_table
 from flamboyance.images import listing
 from flamboyance.images.listing import Row, image_rows
 
@@ -85,9 +85,9 @@ def _of_task(shot: tuple[Any, ...], source: Path | str) -> Demonstration:
 
 def _demonstration(row: Row) -> Demonstration:
     said = row.record
-    if "question" in said and (name := _first(said, ("answer", "label", "answers"))):
+    if "question" in said and (name := _first(said, ANSWER_NAMES)):
         return row.image, _filled(said["question"], f"{row.place}: question"), _said(row, name)
-    if name := _first(said, ("text", "label", "caption", "captions")):
+    if name := _first(said, TEXT_NAMES):
         return row.image, _said(row, name)
     raise ValueError(f"{row.place} has the columns {','.join(map(str, said))}; expected {COLUMNS}")
 

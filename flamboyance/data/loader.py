@@ -21,7 +21,7 @@ from flamboyance.data.examples import WorkerProcessor
 from flamboyance.data.features import FeatureTable
 from flamboyance.data.pairs import PairProcessor
 from flamboyance.data.shards import expand
-from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
+from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, parts_of, redistributed
 from flamboyance.data.worker import (
     DECODER_ERRORS,
     PATIENCE,
@@ -86,11 +86,13 @@ class Loader:
         self._per_rank, self._rank, self._ranks = max(workers, 1), rank, ranks
         shards = {name: expand(source.shards) for name, source in sources.items()}
         self._shards = {name: len(found) for name, found in shards.items()}
+        self._parts = {name: parts_of(len(found), self._per_rank * ranks) for name, found in shards.items()}
         self._prints = {name: _fingerprint(seed, source, shards[name]) for name, source in sources.items()}
         self._items = _items_of(state, rank, ranks)
         self._states = {number: {} for number in range(rank, self._per_rank * ranks, ranks)}
         for name in sources:
-            for number, stream in enumerate(_stream_states(state, name, self._prints[name], self._per_rank * ranks)):
+            given = _stream_states(state, name, self._prints[name], self._per_rank * ranks, self._parts[name])
+            for number, stream in enumerate(given):
                 if number in self._states:
                     self._states[number][name] = stream
         self.waited = 0.0
@@ -165,7 +167,7 @@ class Loader:
         found = dict.fromkeys(self._shards, 0)
         for states in self._states.values():
             for name, state in states.items():
-                found[name] = max(found[name], state["ordinal"] // self._shards[name] + 1)
+                found[name] = max(found[name], state["ordinal"] // (self._shards[name] * self._parts[name]) + 1)
         return found
 
     def state(self) -> dict[str, Any]:
@@ -175,6 +177,7 @@ class Loader:
             "ranks": self._ranks,
             "items": {str(self._rank): self._items},
             "sources": dict(self._prints),
+            "parts": dict(self._parts),
             "states": {str(number): states for number, states in self._states.items()},
         }
 
@@ -224,18 +227,24 @@ def _share(total: int, rank: int, ranks: int) -> int:
     return (total - rank + ranks - 1) // ranks
 
 
-def _stream_states(state: dict[str, Any] | None, name: str, fingerprint: int, streams: int) -> list[dict[str, Any]]:
+def _stream_states(
+    state: dict[str, Any] | None, name: str, fingerprint: int, streams: int, parts: int
+) -> list[dict[str, Any]]:
     if state is None or name not in state["sources"]:
         return [fresh_state(number) for number in range(streams)]
     before = [state["states"][str(number)][name] for number in range(state["streams"])]
+    parts_before = state.get("parts", {}).get(name, 1)  # earlier versions read every shard whole
     if state["sources"][name] != fingerprint:
-        warnings.warn(
-            f"the seed or the shards of '{name}' have changed: it does not resume exactly, but at another shard",
-            stacklevel=3,
-        )
-    elif streams == len(before):
+        changed = f"the seed or the shards of '{name}' have changed"
+    elif streams != len(before):
+        changed = ""
+    elif parts != parts_before:
+        changed = f"'{name}' has fewer shards than streams, and was read by an earlier version"
+    else:
         return before
-    return redistributed(before, streams)
+    if changed:
+        warnings.warn(f"{changed}: it does not resume exactly, but at another shard", stacklevel=3)
+    return redistributed(before, streams, parts_before, parts)
 
 
 def _fingerprint(seed: int, source: Source, shards: list[str]) -> int:

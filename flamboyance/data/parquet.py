@@ -9,8 +9,10 @@ from typing import Any
 
 from flamboyance.data.documents import Record
 from flamboyance.data.tar import MEMBER_LIMIT, Damage
+from flamboyance.files import TEXT_NAMES
 
 ROWS = 16  # read at a time: rows may hold images
+TEXTS = {*TEXT_NAMES, "question", "answer", "answers", "texts", "text_list"}  # some writers store these as bytes
 
 
 def is_parquet(name: str) -> bool:
@@ -34,9 +36,9 @@ def need_pyarrow(name: str) -> None:
 def parquet_records(file: Any, name: str) -> Iterator[Record | Damage]:
     """The rows of a Parquet file: their values as JSON, and the bytes among them as files.
 
-    Bytes in a column are the record's file of that name, those in a list are numbered: `image`, `images.0`, `images.1`;
-    the JSON has these names in their places. Images of Hugging Face's `datasets`, {"bytes": …, "path": …}, are read as
-    their bytes, or else as their path.
+    Bytes in a column of TEXTS are a text in UTF-8. Those in another one are the record's file of that name, those in a
+    list are numbered: `image`, `images.0`, `images.1`; the JSON has these names in their places. Images of Hugging
+    Face's `datasets`, {"bytes": …, "path": …}, are read as their bytes, or else as their path.
 
     Args:
         file: open, to read at any place.
@@ -69,10 +71,28 @@ def parquet_records(file: Any, name: str) -> Iterator[Record | Damage]:
 
 def _record(row: dict[str, Any], key: str, folder: str) -> Record | Damage:
     files: dict[str, bytes] = {}
-    values = {column: _value(value, column, files) for column, value in row.items()}
+    try:
+        values = {
+            column: _text(value) if column.lower() in TEXTS else _value(value, column, files)
+            for column, value in row.items()
+        }
+    except UnicodeDecodeError:
+        return Damage("text is not UTF-8")
     if sum(map(len, files.values())) > MEMBER_LIMIT:
         return Damage(f"record larger than {MEMBER_LIMIT >> 20} MB")
-    return Record(key, files | {"json": json.dumps(values, default=str).encode()}, folder)
+    return Record(key, files | {"json": json.dumps(values, default=_plain).encode()}, folder)
+
+
+def _text(value: Any) -> Any:
+    """A text, or a list of them. Raises UnicodeDecodeError."""
+    if isinstance(value, list):
+        return [_text(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no form for, such as a date; or bytes inside a structure, such as the text of a message."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _value(value: Any, place: str, files: dict[str, bytes]) -> Any:

@@ -34,7 +34,7 @@ MOST_UNREADABLE = 100
 
 _DRAWS = 1024
 # The purpose of a random number: the first word of its seed.
-_PERMUTATION, _REPLACEMENT, _DRAW, _RECORD = range(1, 5)
+_PERMUTATION, _REPLACEMENT, _DRAW, _RECORD, _PARTS, _SHIFTS = range(1, 7)
 
 
 class NoDocuments(ValueError):
@@ -43,32 +43,62 @@ class NoDocuments(ValueError):
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """The order in which shards are read. An ordinal counts the shards that are read, over all streams.
+    """The order in which shards are read, each in `parts`. An ordinal counts the parts that are read, over all streams.
+
+    A part is a set of a shard's items, always the same ones. Of each `parts` items in a row it has one.
 
     Args:
         key: of the source, in the seeds of its random numbers.
         count: number of shards of the source.
+        parts: of each shard, as `parts_of`; the streams that read a shard at the same time read different ones.
     """
 
     seed: int
     key: int
     count: int
     replacement: bool
+    parts: int = 1
 
     def place(self, ordinal: int) -> int:
         """The shard's index in the list of shards."""
+        turn = ordinal // self.parts
         if self.replacement:
-            return int(np.random.default_rng([_REPLACEMENT, self.seed, self.key, ordinal]).integers(self.count))
-        return int(_permutation(self.seed, self.key, self.count, ordinal // self.count)[ordinal % self.count])
+            return int(np.random.default_rng([_REPLACEMENT, self.seed, self.key, turn]).integers(self.count))
+        epoch, place = divmod(turn, self.count)
+        return int(_permutation(_PERMUTATION, self.seed, self.key, self.count, epoch)[place])
+
+    def part(self, ordinal: int) -> int:
+        """The shard's part. Which stream reads which is drawn each time, as one may have no record in a short shard."""
+        turn, place = divmod(ordinal, self.parts)
+        return int(_permutation(_PARTS, self.seed, self.key, self.parts, turn)[place]) if self.parts > 1 else 0
+
+    def holds(self, ordinal: int, index: int) -> bool:
+        """Whether the part that is read as number `ordinal` has the `index`-th item of its shard."""
+        if self.parts == 1:
+            return True
+        # The rows of a table may take turns, as a yes and a no. Not those of a part: one of each few, drawn at random.
+        row, place = divmod(index, self.parts)
+        block, row = divmod(row, _DRAWS)
+        return (place + _shifts(self.seed, self.key, self.parts, block)[row]) % self.parts == self.part(ordinal)
 
     def epoch(self, ordinal: int) -> int:
         """Number of passes over all shards before this ordinal; 0 with replacement, which has no passes."""
-        return 0 if self.replacement else ordinal // self.count
+        return 0 if self.replacement else ordinal // (self.count * self.parts)
+
+
+def parts_of(shards: int, streams: int) -> int:
+    """In how many parts a shard is read: 1, unless there are fewer shards than streams."""
+    return -(-streams // shards)
 
 
 @lru_cache(maxsize=16)
-def _permutation(seed: int, key: int, count: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([_PERMUTATION, seed, key, epoch]).permutation(count)
+def _permutation(purpose: int, seed: int, key: int, count: int, number: int) -> np.ndarray:
+    return np.random.default_rng([purpose, seed, key, number]).permutation(count)
+
+
+@lru_cache(maxsize=16)
+def _shifts(seed: int, key: int, parts: int, block: int) -> list[int]:
+    return np.random.default_rng([_SHIFTS, seed, key, block]).integers(parts, size=_DRAWS).tolist()
 
 
 class _Buffered(NamedTuple):
@@ -83,8 +113,8 @@ class _Buffered(NamedTuple):
 class Stream:
     """An endless iterator over (record, its random numbers).
 
-    Stream `number` of `streams` reads every `streams`-th shard. The buffer runs empty at the end of an epoch, so that
-    the records of two epochs do not mix.
+    Stream `number` of `streams` reads every `streams`-th shard, or part of a shard. The buffer runs empty at the end of
+    an epoch, so that the records of two epochs do not mix.
 
     Args:
         name: of the source.
@@ -98,13 +128,14 @@ class Stream:
         self.name, self.drops = name, Counter(state["drops"])
         self._shards, self._most, self._streams = shards, max(source.shuffle, 1), streams
         self._outside = getattr(source, "outside", False)  # only users' own data has such paths
-        self._order = ShardOrder(seed, source_key(name), len(shards), source.replacement)
+        parts = parts_of(len(shards), streams)
+        self._order = ShardOrder(seed, source_key(name), len(shards), source.replacement, parts)
         self._draw_key = [_DRAW, seed, source_key(name), number]
         self._ordinal, self._index, self._draws = state["ordinal"], state["index"], state["draws"]
         self._uniform: tuple[int, Any] = (-1, None)
         self._items: Iterator[Record | Damage] | None = None
         self._buffer: list[_Buffered] = []
-        self._bytes = self._records = 0  # in the buffer; in the shard that is being read
+        self._bytes = self._records = 0  # in the buffer; in the shard that is being read, of all its parts
         self._restore([(ordinal, index) for ordinal, index in state["buffer"]])
         self._accepted()
 
@@ -149,10 +180,10 @@ class Stream:
         self._check_pass()
 
     def _accepted(self) -> None:
-        # Since the last document: what was dropped; the shards that were read whole, and the ordinal at which these
-        # were all shards; the shards in a row without a record. The current shard was begun before.
+        # Since the last document: what was dropped; the parts of shards that were read whole, and the ordinal at which
+        # these were all; the shards in a row without a record. The current shard was begun before.
         self._barren: Counter[str] = Counter()
-        self._message, self._passed, self._covered, self._unreadable = "", set[int](), -1, 0
+        self._message, self._passed, self._covered, self._unreadable = "", set[tuple[int, int]](), -1, 0
         self._begun_since = self._dropped = False  # a shard was begun; a record was dropped, not only damage found
 
     def _read(self) -> bool:
@@ -165,12 +196,14 @@ class Stream:
                 self._items, self._begun_since = self._records_of(self._ordinal), True
             for item in self._items:
                 self._index += 1
+                mine = self._order.holds(self._ordinal, self._index - 1)
                 if isinstance(item, Damage):
-                    self._damaged(item.reason)
+                    self._damaged(item.reason, mine)
                     continue
-                self._add(self._ordinal, self._index - 1, item)
                 self._records += 1
-                return True
+                if mine:
+                    self._add(self._ordinal, self._index - 1, item)
+                    return True
             self._finish_shard()
 
     def _add(self, ordinal: int, index: int, record: Record) -> None:
@@ -179,9 +212,11 @@ class Stream:
         self._bytes += size
 
     def _finish_shard(self) -> None:
-        if self._begun_since:
-            self._passed.add(self._order.place(self._ordinal))
-        if len(self._passed) == len(self._shards) and self._covered < 0:
+        order = self._order
+        if self._begun_since:  # without a record in the whole shard, its other parts need not be read
+            parts = [order.part(self._ordinal)] if self._records else range(order.parts)
+            self._passed.update((order.place(self._ordinal), part) for part in parts)
+        if len(self._passed) == order.count * order.parts and self._covered < 0:
             self._covered = self._ordinal
         self._unreadable = 0 if self._records else self._unreadable + 1
         self._items, self._index, self._records = None, 0, 0
@@ -190,8 +225,10 @@ class Stream:
             raise self._no_documents(f"{MOST_UNREADABLE} shards in a row")
         self._check_pass()
 
-    def _damaged(self, reason: str) -> None:
-        self.drops[reason] += 1
+    def _damaged(self, reason: str, mine: bool) -> None:
+        """`mine`: in another stream's part, damage is counted there, but it may be why there is no record here."""
+        if mine:
+            self.drops[reason] += 1
         self._barren[reason] += 1
 
     def _check_pass(self) -> None:
@@ -249,17 +286,23 @@ def source_key(name: str) -> int:
 
 
 def fresh_state(ordinal: int, draws: int = 0, drops: dict[str, int] | None = None) -> dict[str, Any]:
-    """The state of a stream at the start of a shard."""
+    """The state of a stream at the start of a shard, or of a part of one."""
     return {"ordinal": ordinal, "index": 0, "draws": draws, "buffer": [], "drops": dict(drops or {})}
 
 
-def redistributed(states: Sequence[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
+def redistributed(
+    states: Sequence[dict[str, Any]], streams: int, parts_before: int = 1, parts: int = 1
+) -> list[dict[str, Any]]:
     """States of another number of streams, which continue at the first shards that none of the given ones had begun.
 
     The unread rest of begun shards and the records in buffers are lost. The first stream takes over all drops.
+
+    Args:
+        parts_before, parts: in which a shard was read, and will be.
     """
     # The last shard that any stream has begun. Earlier ones that a slower stream had not read yet are lost too.
     begun = max(state["ordinal"] - (len(states) if state["index"] == 0 else 0) for state in states)
     draws = max(state["draws"] for state in states)
     drops = sum((Counter(state["drops"]) for state in states), Counter())
-    return [fresh_state(max(begun + 1, 0) + number, draws, drops if number == 0 else None) for number in range(streams)]
+    first = -(-max(begun + 1, 0) // parts_before) * parts
+    return [fresh_state(first + number, draws, drops if number == 0 else None) for number in range(streams)]

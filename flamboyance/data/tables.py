@@ -62,9 +62,13 @@ def separated(stream: Bytes, name: str) -> Iterator[Record | Damage]:
 
 
 def lines(stream: Bytes, name: str) -> Iterator[Record | Damage]:
-    """The lines of a JSONL file, without empty ones."""
+    """The lines of a JSONL file, which end in LF, CRLF or CR; without empty ones."""
     folder, number, pieces, size = os.path.dirname(name) or ".", 0, [], 0
     while chunk := stream.read(1 << 16):
+        while chunk.endswith(b"\r") and (more := stream.read(1)):  # a line break may be two bytes
+            chunk += more
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         first, *others = chunk.split(b"\n")
         for following in others:
             number += 1

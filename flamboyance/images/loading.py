@@ -170,7 +170,10 @@ def _choose(image: Image.Image, name: str, frame: int | None) -> None:
     try:
         frames = getattr(image, "n_frames", 1)
         if 0 <= frame < frames:
-            return image.seek(frame)
+            image.seek(frame)
+            if image.format == "PNG" and image.palette:
+                image.palette.dirty = 1  # Pillow forgets to lay it on again when it goes back to an earlier frame
+            return None
     except DECODE_ERRORS as error:
         if frame == 0:
             return None  # a damaged second frame does not matter; a damaged first frame is reported by its decode
@@ -220,12 +223,23 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255
-        return _from_array(np.asarray(image), f"{name} (mode {image.mode})")
+        return _from_levels(image, f"{name} (mode {image.mode})")
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return _on_white(image)
     return image.convert("RGB")
+
+
+def _from_levels(image: Image.Image, name: str) -> Image.Image:
+    """An image of more than 8 bits; a PNG may have one level that is transparent."""
+    levels, clear = np.asarray(image), image.info.get("transparency")
+    if image.format == "PPM" and levels.dtype == np.int32:  # to 65535, whatever the file's largest is
+        levels = levels.astype(np.uint16)
+    flat = _from_array(levels, name)
+    if isinstance(clear, int):
+        flat.paste("white", mask=Image.fromarray(levels == clear))
+    return flat
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from flamboyance.videos.timeline import shown_at
 
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 THREADS = 4  # of a decoder; FFmpeg's default is one for each core, up to 16, each with memory of its own
-SHORT = 0.95  # of the frames that an MP4's index lists: with fewer in the file, its end is missing
+SHORT = 0.95  # of the frames that an index lists, or of the length that a header states: with less, the end is missing
+_STATED = ("matroska", "flv")  # containers whose header states a length, if the file was not recorded live
 
 
 def decoded(
@@ -38,12 +40,12 @@ def decoded(
     limit = MAX_PIXELS if max_pixels is None else min(max_pixels, MAX_PIXELS)
     with _opened(source, name, container, limit) as (file, stream):
         _check_size(stream, name, limit)
-        timeline = _timeline(file, stream, name, listed=stream.frames if container == "mov" else 0)
+        timeline = _timeline(file, stream, name, container)
     seconds = [float((stamp - timeline.stamps[0]) * timeline.unit) for stamp in timeline.stamps]
     end = seconds[-1] + timeline.last
     chosen = [timeline.stamps[i] for i in shown_at(seconds, sampling.times(end, len(seconds), rng))]
     with _opened(source, name, container, limit) as (file, stream):
-        yield from _pictures(file, stream, name, chosen, timeline.keys)
+        yield from _pictures(file, stream, name, chosen, timeline)
 
 
 @contextmanager
@@ -94,21 +96,25 @@ class _Timeline:
         keys: the stamps of frames that can be decoded without others, in order.
         unit: seconds.
         last: for how long the last one is shown, in seconds.
+        counted: frames are told by their number from the start, as the stamps of decoded ones are not theirs.
     """
 
     stamps: list[int]
     keys: list[int]
     unit: Any
     last: float
+    counted: bool
 
 
-def _timeline(file: Any, stream: Any, name: str, listed: int) -> _Timeline:
-    """`listed`: the number of frames in the file's index; 0 if it has none."""
-    stamps, keys, last = [], [], 0
-    for packet in file.demux(stream):
+def _timeline(file: Any, stream: Any, name: str, container: str) -> _Timeline:
+    stamps, keys, last, end = [], [], 0, 0.0
+    for packet in file.demux() if container in _STATED else file.demux(stream):
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None or not packet.size or packet.is_discard:
             continue
+        end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue  # sound may last longer than pictures
         if not stamps or stamp >= max(stamps[-32:]):
             last = packet.duration or 0
         stamps.append(stamp)
@@ -116,22 +122,44 @@ def _timeline(file: Any, stream: Any, name: str, listed: int) -> _Timeline:
             keys.append(stamp)
     if not stamps:
         raise ImageError(f"{name} is a video without a frame; download or save it again")
-    # A clip that was cut without encoding it again has fewer frames than its index lists, too: FFmpeg leaves out those
-    # before its start. But they reach to its end.
-    shown = max(stamps) + last - (stream.start_time or 0)
-    if len(stamps) < SHORT * listed - 1 and (not stream.duration or shown < SHORT * stream.duration):
-        raise ImageError(
-            f"{name} is a truncated video: it holds {len(stamps)} of the {listed} frames that its index lists; "
-            "download or save it again"
-        )
+    missing = _missing(file, stream, container, len(stamps), max(stamps) + last, end)
+    if missing:
+        raise ImageError(f"{name} is a truncated video: it holds {missing}; download or save it again")
+    # AVI has no times of frames. FFmpeg finds those of MPEG-4, but to frames of H.264 it gives the order of decoding.
+    counted = container == "avi" and stream.codec_context.has_b_frames and stamps == sorted(stamps)
     stamps.sort()
     mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1) if len(stamps) > 1 else 0
-    return _Timeline(stamps, sorted(keys), stream.time_base, float((last or mean) * stream.time_base))
+    return _Timeline(stamps, sorted(keys), stream.time_base, float((last or mean) * stream.time_base), counted)
 
 
-def _pictures(file: Any, stream: Any, name: str, chosen: list[int], keys: list[int]) -> Iterator[Image.Image]:
+def _missing(file: Any, stream: Any, container: str, frames: int, shown: int, end: float) -> str:
+    """What a file holds of what it should, if its end is missing; "" if it is whole, or states no length.
+
+    Args:
+        frames, shown: of the pictures, their number and their end, in the stream's unit.
+        end: of the last packet of any stream, in seconds.
+    """
+    if container in _STATED:
+        stated = (file.duration or 0) / 1e6
+        return f"{end:.1f} of the {stated:.1f} seconds that its header states" if end < SHORT * stated else ""
+    if container not in ("mov", "avi"):
+        return ""
+    # A clip that was cut without encoding it again has fewer frames than its index lists, too: FFmpeg leaves out those
+    # before its start. But they reach to its end. An AVI's unit is a frame, and its duration is cut to the file's size.
+    duration = stream.frames if container == "avi" else stream.duration
+    short = not duration or shown - (stream.start_time or 0) < SHORT * duration
+    if frames < SHORT * stream.frames - 1 and short:
+        return f"{frames} of the {stream.frames} frames that its index lists"
+    return ""
+
+
+def _pictures(file: Any, stream: Any, name: str, chosen: list[int], timeline: _Timeline) -> Iterator[Image.Image]:
     """The frames of the chosen stamps, which are in order and may repeat."""
     aspect = float(stream.sample_aspect_ratio or 1)
+    if timeline.counted:
+        yield from _counted(file.decode(stream), aspect, name, chosen, timeline.stamps)
+        return
+    keys = timeline.keys
     frame, stamp, ahead = None, 0, None
     for wanted in chosen:
         if frame is None or stamp < wanted:
@@ -140,7 +168,7 @@ def _pictures(file: Any, stream: Any, name: str, chosen: list[int], keys: list[i
                 if keys and key > keys[0]:
                     file.seek(key, stream=stream)
                 ahead = file.decode(stream)
-                frame, stamp = _next(ahead, name)
+                frame, stamp = _next(ahead, name, at_end=inf)
                 if stamp > wanted:  # the file's index led too far
                     file.seek(min(chosen[0], 0), stream=stream)
                     ahead, keys = file.decode(stream), []
@@ -150,9 +178,22 @@ def _pictures(file: Any, stream: Any, name: str, chosen: list[int], keys: list[i
         yield _picture(frame, aspect, name)
 
 
-def _next(ahead: Iterator[Any], name: str) -> tuple[Any, int]:
-    """The next decoded frame and its stamp."""
+def _counted(
+    ahead: Iterator[Any], aspect: float, name: str, chosen: list[int], stamps: list[int]
+) -> Iterator[Image.Image]:
+    """As `_pictures`, of all frames from the start, which have these stamps."""
+    frame, stamp, remaining = None, -1, iter(stamps)
+    for wanted in chosen:
+        while frame is None or stamp < wanted:
+            (frame, _), stamp = _next(ahead, name), next(remaining)
+        yield _picture(frame, aspect, name)
+
+
+def _next(ahead: Iterator[Any], name: str, at_end: float | None = None) -> tuple[Any, Any]:
+    """The next decoded frame and its stamp. `at_end`: the stamp where there is none, which is an error without it."""
     frame = next(ahead, None)
+    if frame is None and at_end is not None:
+        return None, at_end
     stamp = None if frame is None else frame.dts if frame.pts is None else frame.pts
     if frame is None or stamp is None or frame.is_corrupt:
         raise ImageError(f"{name} is a damaged video: a frame cannot be decoded; download or save it again")

@@ -84,7 +84,7 @@ def test_an_item_is_a_batch_of_every_source(sources: dict[str, Source]) -> None:
     assert item["a"].media_counts == (1, 1, 1) and item["a"].targets > 3
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_resumed_at_any_item_the_rest_is_the_same(sources: dict[str, Source], workers: int) -> None:
     loader = make(sources, workers, prefetch=3)
     states, items, drops = [stored(loader)], [], [loader.drops]
@@ -154,6 +154,36 @@ def test_a_state_of_other_shards_warns_and_goes_on(sources: dict[str, Source]) -
     assert len(take(other, 3)) == 3
     with pytest.warns(UserWarning, match="seed"):
         make({"a": sources["a"]}, seed=6, state=stored(loader))
+
+
+def test_a_state_of_an_earlier_version_resumes_exactly_with_enough_shards(
+    sources: dict[str, Source],
+) -> None:
+    loaders = [make({"a": sources["a"]}, rank=rank, ranks=2) for rank in range(2)]
+    for loader in loaders:
+        take(loader, 4)
+    state = stored(*loaders)
+    del state["parts"]
+    again = [make({"a": sources["a"]}, rank=rank, ranks=2, state=state) for rank in range(2)]
+    assert [take(loader, 3) for loader in again] == [take(loader, 3) for loader in loaders]
+
+
+def test_a_state_of_an_earlier_version_with_few_shards_warns_and_goes_on(sources: dict[str, Source]) -> None:
+    loaders = [make({"c": sources["c"]}, rank=rank, ranks=4) for rank in range(4)]
+    state = stored(*loaders)
+    del state["parts"]
+    with pytest.warns(UserWarning, match="'c' has fewer shards"):
+        assert len(take(make({"c": sources["c"]}, rank=1, ranks=4, state=state), 5)) == 5
+
+
+def test_a_shard_that_streams_share_is_passed_over_once_all_have_read_their_part(tmp_path: Path) -> None:
+    shared = {"d": Pairs(shards=pair_shards(tmp_path, (12,)), batch_size=1, shuffle=0)}
+    loader = make(shared, rank=3, ranks=4)
+    assert loader.passes == {"d": 1}
+    take(loader, 3)
+    assert loader.passes == {"d": 1}
+    take(loader, 1)
+    assert loader.passes == {"d": 2}
 
 
 def test_a_source_more_does_not_change_the_others(sources: dict[str, Source]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from flamboyance import FlamingoProcessor
 from flamboyance.data.documents import Record
+from flamboyance.data.formats.obelics import OBELICS
 from flamboyance.data.formats.pairs import Pairs
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.data.loader import Loader, merge_states
@@ -63,6 +64,30 @@ def test_values_become_json_and_bytes_files(tmp_path: Path) -> None:
     assert second == ({"image": "there.png", "Images": None, "jpg": None, "n": None, "text": None}, {})
     (record, _) = records(str(tmp_path / "a.parquet"))
     assert isinstance(record, Record) and record.key == f"{tmp_path}/a.parquet:0" and record.folder == str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()] if pa else [])
+def test_texts_may_be_stored_as_bytes(tmp_path: Path, kind: Any) -> None:
+    columns = {
+        "image": pa.array([RED, RED], pa.binary()),
+        "Text": pa.array(["grün".encode(), b"gr\xfcn"], kind),
+        "notes": pa.array([[{"by": b"me"}], None], pa.list_(pa.struct([("by", kind)]))),
+    }
+    path = write(tmp_path / "own.parquet", columns)
+    first, second = rows_of(path)
+    assert first == ({"image": "image", "Text": "grün", "notes": [{"by": "me"}]}, {"image": RED})
+    assert second == "text is not UTF-8"
+    [one] = [item for item in records(str(path)) if isinstance(item, Record)]
+    assert read(UserData(shards="", batch_size=1), one).text == "<image>Output:grün<|endofchunk|>"
+
+
+def test_captions_and_pages_of_bytes(tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.parquet", {"jpg": [BLUE], "caption": pa.array([b"a cat"], pa.binary())})
+    [record] = records(str(pairs))
+    assert read(Pairs(shards="", batch_size=1), record).text == "<image>a cat<|endofchunk|>"
+    page = {"images": pa.array([[RED, None]]), "texts": pa.array([[None, b"a dog"]], pa.list_(pa.binary()))}
+    [record] = records(str(write(tmp_path / "page.parquet", page)))
+    assert read(OBELICS(shards="", batch_size=1), record).text == "<image>a dog<|endofchunk|>"
 
 
 def test_images_of_datasets_and_of_img2dataset(tmp_path: Path) -> None:

@@ -171,6 +171,14 @@ def test_lines(tmp_path: Path) -> None:
         assert {r.folder for r in found} == {str(tmp_path)}
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("first", [5, 65_534, 65_535, 65_536])  # bytes; 65,536 are read at a time
+def test_lines_may_end_in_a_carriage_return(tmp_path: Path, end: bytes, first: int) -> None:
+    shard = written(tmp_path / "x.jsonl", end.join([b"x" * first, b"second", b"", b"fourth", b""]))
+    found = [(item.key, item.fields["json"]) for item in records(str(shard)) if isinstance(item, Record)]
+    assert found == [(f"{shard}:1", b"x" * first), (f"{shard}:2", b"second"), (f"{shard}:4", b"fourth")]
+
+
 def test_a_folder_of_images(tmp_path: Path) -> None:
     written(tmp_path / "b.jpg", b"B")
     written(tmp_path / "a.PNG", b"A")

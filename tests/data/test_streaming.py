@@ -11,7 +11,7 @@ import pytest
 
 from flamboyance.data import streaming
 from flamboyance.data.documents import Record, Source
-from flamboyance.data.streaming import NoDocuments, Stream, fresh_state, redistributed
+from flamboyance.data.streaming import NoDocuments, ShardOrder, Stream, fresh_state, parts_of, redistributed, source_key
 from tests.data.files import line_shards
 
 SIZES = (5, 1, 9, 4, 7)
@@ -64,7 +64,7 @@ def test_each_epoch_gives_every_record_once(shards: list[str], shuffle: int) -> 
     "options", [{"shuffle": 0}, {"shuffle": 1}, {"shuffle": 2}, {"shuffle": 0, "replacement": True}]
 )
 @pytest.mark.parametrize("sizes", [(1,), (3,), (300,), (2, 1)])
-@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("streams", [1, 2, 5])
 def test_a_small_source_is_read_again_and_again(
     tmp_path: Path, sizes: tuple[int, ...], options: dict[str, Any], streams: int
 ) -> None:
@@ -98,19 +98,73 @@ def test_the_buffer_mixes_shards(shards: list[str]) -> None:
     assert len(list(itertools.groupby(drawn))) > 2 * len(SIZES)
 
 
-@pytest.mark.parametrize("streams", [1, 2, 3, 7])
-def test_streams_share_the_shards(shards: list[str], streams: int) -> None:
-    # In as many epochs as there are streams, each stream has read as many shards as there are.
+@pytest.mark.parametrize("streams", [1, 2, 3, 7, 12])
+def test_streams_share_the_shards(tmp_path: Path, streams: int) -> None:
+    # In as many epochs as there are streams, each stream has read as many shards, or parts of shards, as there are.
     found: Counter[tuple[int, int]] = Counter()
+    sizes = (5, 3, 9, 4, 7)  # no part is empty
+    shards, end = line_shards(tmp_path, sizes), streams * len(sizes) * parts_of(len(sizes), streams)
     for number in range(streams):
         given = stream(shards, number=number, streams=streams, shuffle=3)
-        while given.state()["ordinal"] < streams * len(SIZES):
+        while given.state()["ordinal"] < end:
             found.update(places(draw(given, 1)))
-        left = [o for o, _ in given.state()["buffer"] if o < streams * len(SIZES)]
-        extra = [o for o, _ in given.state()["buffer"] if o >= streams * len(SIZES)]
+        left = [o for o, _ in given.state()["buffer"] if o < end]
+        extra = [o for o, _ in given.state()["buffer"] if o >= end]
         assert not extra  # an epoch is given to its end first
         found.update(places(draw(given, len(left))))
-    assert found == Counter(dict.fromkeys(WHOLE, streams))
+    assert found == {(shard, line): streams for shard, size in enumerate(sizes) for line in range(size)}
+
+
+def taken_in_turn(shards: list[str], streams: int, count: int, **options: Any) -> list[list[Drawn]]:
+    """What each stream gives, of so many records in all."""
+    return [draw(stream(shards, None, n, streams, **options), count // streams) for n in range(streams)]
+
+
+@pytest.mark.parametrize("shuffle", [0, 1000])
+@pytest.mark.parametrize("streams", [1, 2, 4, 8])
+@pytest.mark.parametrize("sizes", [(160,), (80, 80)])
+def test_an_epoch_gives_every_record_once_where_streams_share_a_shard(
+    tmp_path: Path, sizes: tuple[int, ...], streams: int, shuffle: int
+) -> None:
+    shards = line_shards(tmp_path, sizes)
+    for epochs in (1, 3):
+        found: Counter[tuple[int, int]] = Counter()
+        for drawn in taken_in_turn(shards, streams, 160 * epochs, shuffle=shuffle):
+            found.update(places(drawn))
+        assert len(found) == 160 and set(found.values()) == {epochs}
+
+
+@pytest.mark.parametrize("sizes, streams", [((100,), 8), ((30, 70), 3), ((10, 20, 70), 8)])
+def test_nearly_every_record_comes_where_a_shard_is_not_divided_evenly(
+    tmp_path: Path, sizes: tuple[int, ...], streams: int
+) -> None:
+    parts = taken_in_turn(line_shards(tmp_path, sizes), streams, 1000)
+    found = Counter(place for drawn in parts for place in places(drawn))
+    assert len(found) == 100 and set(found.values()) <= set(range(5, 16))  # in ten epochs
+
+
+def test_with_replacement_streams_do_not_read_the_same_part_of_a_shard(tmp_path: Path) -> None:
+    parts = taken_in_turn(line_shards(tmp_path, (160,)), 8, 160, shuffle=0, replacement=True)
+    assert len({place for drawn in parts for place in places(drawn)}) == 160
+
+
+def test_rows_that_take_turns_are_mixed_where_streams_share_a_table(tmp_path: Path) -> None:
+    for drawn in taken_in_turn(line_shards(tmp_path, (400,)), 2, 400):
+        assert 60 < sum(line % 2 for _, line in places(drawn)) < 140  # of 200
+
+
+# The order of the first release: a checkpoint of a run with enough shards resumes with what would have followed.
+FIRST = {
+    False: ("23 20 25 21 27 26 10 28 22 24 02 01", 0.1297032624475114),
+    True: ("43 40 45 41 00 46 02 42 04 01 03 10", 0.5905324856725267),
+}
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_the_order_is_that_of_earlier_versions(shards: list[str], replacement: bool) -> None:
+    drawn = draw(stream(shards, None, 1, 2, shuffle=4, replacement=replacement), 12)
+    found = " ".join(f"{shard}{line}" for shard, line in places(drawn)), drawn[-1][1]
+    assert found == FIRST[replacement]
 
 
 def test_with_replacement_the_same_shard_may_come_again(shards: list[str]) -> None:
@@ -130,7 +184,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("number, streams", [(0, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("number, streams", [(0, 1), (1, 2), (2, 3), (7, 12)])
 def test_a_resumed_stream_is_the_uninterrupted_one(
     shards: list[str], options: dict[str, Any], number: int, streams: int
 ) -> None:
@@ -159,7 +213,7 @@ def test_random_numbers_depend_on_the_record_and_its_epoch_alone(shards: list[st
     assert dict(draw(stream(shards, shuffle=9), len(WHOLE))) == whole
     spread: dict[tuple[int, int], float] = {}
     for number in range(5):
-        size = SIZES[streaming.ShardOrder(3, streaming.source_key("lines"), 5, False).place(number)]
+        size = SIZES[ShardOrder(3, source_key("lines"), 5, False).place(number)]
         spread |= dict(draw(stream(shards, None, number, 5, shuffle=2), size))
     assert spread == whole
     assert dict(draw(stream(shards, shuffle=0, seed=4), len(WHOLE))) != whole
@@ -235,6 +289,25 @@ def test_missing_shards_end_it_too(tmp_path: Path) -> None:
         next(stream(shards))
 
 
+@pytest.mark.parametrize("number", range(8))
+def test_each_stream_can_tell_why_a_shared_shard_gives_nothing(tmp_path: Path, number: int) -> None:
+    given = stream([str(tmp_path / "gone.tar")], None, number, 8)
+    with pytest.raises(NoDocuments, match=r"FileNotFoundError: 1\b"):
+        next(given)
+
+
+def test_the_damage_of_a_shared_shard_is_counted_once(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"  # damaged after the last of its rows
+    table.write_text("image,text\n" + "a.jpg,b\n" * 80 + 'a.jpg,"b\n', encoding="utf-8")
+    drops: Counter[str] = Counter()
+    for number in range(4):
+        given = stream([str(table)], None, number, 4)
+        for _, _ in itertools.islice(given, 20):
+            given.accepted()
+        drops += given.drops
+    assert drops == {"damaged table": 1}
+
+
 def test_many_unreadable_shards_in_a_row_end_it(tmp_path: Path, shards: list[str]) -> None:
     gone = [str(tmp_path / f"{n}.tar") for n in range(5000)]
     with pytest.raises(NoDocuments, match="100 shards"):
@@ -242,10 +315,10 @@ def test_many_unreadable_shards_in_a_row_end_it(tmp_path: Path, shards: list[str
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("streams", [1, 2, 8])
 def test_few_good_records_are_enough(shards: list[str], options: dict[str, Any], streams: int) -> None:
     # One record of the smallest shard in 26; a stream of two may go several epochs without that shard.
-    for number in range(streams):
+    for number in {0, streams - 1}:
         given, good = stream(shards, None, number, streams, **options), 0
         for record, _ in itertools.islice(given, 4000):
             if json.loads(record.fields["json"]) == [1, 0]:
@@ -274,7 +347,27 @@ def test_drops_go_on_after_resuming(shards: list[str]) -> None:
     assert resumed.state()["drops"] == {"bad": 2}
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_a_pass_over_a_shared_shard_without_a_document_ends_it(tmp_path: Path, number: int) -> None:
+    with pytest.raises(NoDocuments, match=r"1 shard"):
+        exhaust(stream(line_shards(tmp_path, (400,)), None, number, 4))
+
+
 # Another number of streams
+
+
+@pytest.mark.parametrize("before, after, first", [(1, 8, 8), (8, 1, 1), (8, 4, 4), (2, 8, 8)])
+def test_other_streams_go_on_at_the_next_pass_over_a_shared_shard(
+    tmp_path: Path, before: int, after: int, first: int
+) -> None:
+    shards = line_shards(tmp_path, (80,))
+    states = []
+    for number in range(before):
+        given = stream(shards, None, number, before, shuffle=2)
+        draw(given, 3)
+        states.append(given.state())
+    others = redistributed(states, after, parts_of(1, before), parts_of(1, after))
+    assert [other["ordinal"] for other in others] == list(range(first, first + after))
 
 
 @pytest.mark.parametrize("before, after, steps", [(1, 2, 7), (2, 3, 11), (4, 1, 3), (2, 2, 0)])

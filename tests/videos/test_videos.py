@@ -81,6 +81,7 @@ CONTAINERS = {
     "a.mkv": {},
     "a.webm": {"codec": "libvpx-vp9"},
     "a.avi": {"codec": "mpeg4"},
+    "h264.avi": {},  # whose frames, with references to later ones, get the stamps of other frames
     "a.ts.mp4": {"format": "mpegts"},
     "a.flv": {},
     "fragmented.mp4": {"options": {"movflags": "frag_keyframe+empty_moov"}},
@@ -203,6 +204,49 @@ def test_a_truncated_clip_that_starts_late_is_truncated_too(tmp_path: Path) -> N
         shown(whole[: len(whole) * 6 // 10])
 
 
+@pytest.mark.parametrize(
+    "name, options", [("a.webm", {"codec": "libvpx"}), ("a.mkv", {}), ("a.flv", {}), ("a.avi", {"codec": "mpeg4"})]
+)
+def test_a_truncated_file_of_another_container(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    whole = noisy(tmp_path / name, **options)
+    assert len(shown(whole, VideoSampling(80, 10))) == 20
+    with pytest.raises(ImageError, match=r"truncated video: it holds \d.* of the (20 frames|2\.\d seconds)"):
+        shown(whole[: len(whole) * 6 // 10])
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.mkv", {"options": {"live": "1"}}),
+        ("mpeg2.mkv", {"codec": "mpeg2video", "rate": 25, "options": {"live": "1"}}),
+        ("a.webm", {"codec": "libvpx", "options": {"live": "1"}}),
+        ("a.flv", {"options": {"flvflags": "no_duration_filesize"}}),
+    ],
+)
+def test_a_file_recorded_live_states_no_length(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    whole = noisy(tmp_path / name, **options)
+    assert len(shown(whole, VideoSampling(80, 100))) == 80
+    if name != "a.flv":  # whose last frame is cut in two
+        assert shown(whole[: len(whole) * 6 // 10])
+
+
+def test_sound_may_last_longer_than_pictures(tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.flv"):
+        with av.open(str(tmp_path / name), "w") as file:
+            pictures, sound = file.add_stream("libx264", rate=10), file.add_stream("aac", rate=16000)
+            pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(grey(7), format="rgb24")))
+            file.mux(pictures.encode())
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 160_000), np.float32), format="fltp", layout="mono")
+            silence.rate = 16000
+            file.mux(sound.encode(silence))
+            file.mux(sound.encode())
+        assert numbers(shown(tmp_path / name)) == [7]
+        content = (tmp_path / name).read_bytes()
+        with pytest.raises(ImageError, match="truncated"):
+            shown(content[: len(content) // 2])
+
+
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.m4a.*no video in it: it holds sound alone"):
         shown(write_sound(tmp_path / "a.m4a"))
@@ -255,6 +299,19 @@ def test_an_animation_is_a_video(kind: str, tmp_path: Path) -> None:
     whole = (tmp_path / "a").read_bytes()
     with pytest.raises(ImageError, match=r"truncated or damaged|cannot be read"):
         [load_image(frame) for frame in frames_of(whole[: len(whole) // 2], VideoSampling(80, 10))]
+
+
+def test_an_animated_png_keeps_its_palette() -> None:
+    pictures = [Image.new("P", (4, 4), number) for number in range(3)]
+    for picture in pictures:
+        picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    data = io.BytesIO()
+    pictures[0].save(data, "PNG", save_all=True, append_images=pictures[1:], duration=1000)
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    assert [frame.getpixel((0, 0)) for frame in shown(data.getvalue())] == colours
+    with Image.open(data) as opened:
+        assert [frame.getpixel((0, 0)) for frame in shown(opened)] == colours
+        assert load_image(opened, frame=0).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_transparency_of_an_animation_is_white() -> None:

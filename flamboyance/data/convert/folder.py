@@ -6,10 +6,13 @@ call resumes an interrupted conversion.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from flamboyance.data.convert.shard_writer import PER_SHARD, Fields, batches, check_settings, json_bytes, write_shard
 from flamboyance.data.documents import Record, Rejected
@@ -18,10 +21,12 @@ from flamboyance.data.formats.conversations import is_dialogue, read_dialogue
 from flamboyance.data.shards import expand, records
 from flamboyance.data.tar import Damage
 from flamboyance.images.containers import HEAD, container
+from flamboyance.images.loading import DECODE_ERRORS, opened
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 _MAGIC |= {b"II*\0": "tiff", b"MM\0*": "tiff", b"\0\0\0\x0cjP  ": "jp2", b"qoif": "qoi"}
-_MAGIC |= {b"P6": "ppm", b"P5": "pgm", b"P4": "pbm"}
+_MAGIC |= {b"P6": "ppm", b"P5": "pgm", b"P4": "pbm", b"P3": "ppm", b"P2": "pgm", b"P1": "pbm"}
+_OTHERS = {"TGA": "tga", "PPM": "pnm", "JPEG2000": "jp2"}  # by Pillow's names of the formats
 # By FFmpeg's names of the containers; what reads a file looks at its content.
 _VIDEOS = {"mov": "mp4", "matroska": "webm", "avi": "avi", "flv": "flv", "ogg": "ogv", "asf": "wmv"}
 _VIDEOS |= {"mpeg": "mpg", "mpegts": "mpg"}
@@ -110,4 +115,8 @@ def _extension(image: bytes) -> str:
     for magic, extension in _MAGIC.items():
         if image.startswith(magic):
             return extension
-    raise Rejected("damaged image")
+    try:  # TGA has no first bytes of its own
+        with opened(io.BytesIO(image)) as found:
+            return _OTHERS[found.format or ""]
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:  # also another format
+        raise Rejected("damaged image") from error

@@ -19,6 +19,7 @@ from flamboyance.data.convert.shard_writer import PER_SHARD, Fields, batches, ch
 from flamboyance.data.formats.fields import FILE_LIMIT
 from flamboyance.data.shards import matching
 from flamboyance.data.tar import MEMBER_LIMIT
+from flamboyance.files import JSONL_SUFFIXES
 from flamboyance.images import ImageError, load_image
 
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
@@ -42,8 +43,8 @@ def convert_mmc4(
     """Writes MMC4's zips, and the folder of its images, as tars that `MMC4` reads.
 
     Args:
-        zips: paths, where {0..99} and * are patterns. Each is a zip of one JSONL file, or a JSONL file, and becomes
-            tars of the same name.
+        zips: paths, where {0..99} and * are patterns. Each is a zip of JSONL files (the published ones hold one), or a
+            JSONL file, and becomes tars of the same name.
         images: the folder. An image is read from NUMBER/image_name, where NUMBER is in the zip's name or is its
             number among the zips; from ZIP'S_NAME/image_name; or from image_name.
         per_shard: documents of a zip per tar, counted before those without images are left out.
@@ -104,7 +105,7 @@ class _DamagedError(Exception):
 
 @contextmanager
 def _lines(file: Path) -> Generator[Iterator[bytes]]:
-    """The lines of a JSONL file, or of the one inside a zip."""
+    """The lines of a JSONL file, or of those inside a zip."""
     if file.suffix.lower() != ".zip":
         with file.open("rb") as plain:
             yield iter(plain.readline, b"")
@@ -114,17 +115,20 @@ def _lines(file: Path) -> Generator[Iterator[bytes]]:
     except zipfile.BadZipFile as error:
         raise _DamagedError from error
     with archive:
-        members = [name for name in archive.namelist() if not name.endswith("/")]
-        members = [name for name in members if name.endswith(".jsonl")] or members
+        # Without folders, and the notes that macOS adds to a file under its name with "._" before it.
+        members = [name for name in archive.namelist() if not name.rpartition("/")[2].startswith(".")]
+        members = [name for name in members if not name.endswith("/")]
+        members = [name for name in members if name.lower().endswith(JSONL_SUFFIXES)] or members
         if not members:
             raise _DamagedError
-        yield _zipped_lines(archive, members[0])
+        yield _zipped_lines(archive, members)
 
 
-def _zipped_lines(archive: zipfile.ZipFile, member: str) -> Iterator[bytes]:
+def _zipped_lines(archive: zipfile.ZipFile, members: list[str]) -> Iterator[bytes]:
     try:
-        with archive.open(member) as lines:
-            yield from iter(partial(lines.readline, MEMBER_LIMIT), b"")
+        for member in members:
+            with archive.open(member) as lines:
+                yield from iter(partial(lines.readline, MEMBER_LIMIT), b"")
     except _DAMAGED_ZIP as error:
         raise _DamagedError from error
 
@@ -163,8 +167,10 @@ def _pages(
                 break
             if image is not None and inside:
                 entry["image_base64"] = base64.b64encode(image).decode()
-            elif image is not None:
-                beside[entry["image_name"].lower()] = image
+            elif image is not None and beside.setdefault(entry["image_name"].lower(), image) != image:
+                # Names of files in a tar are read in lower case: the page would show the other image in its place.
+                entry["image_name"] = None
+                counts["images left out: two names that differ in case alone"] += 1
         if size > MEMBER_LIMIT:
             counts["documents too large"] += 1
         elif beside or any(entry.get("image_base64") is not None for entry in image_info):

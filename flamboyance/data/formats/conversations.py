@@ -75,7 +75,7 @@ def read_dialogue(content: dict[str, Any]) -> Dialogue:
     """
     listed = content.get("images", content.get("image"))
     remaining = list(listed) if isinstance(listed, list) else [] if listed is None else [listed]
-    found, open_turn = Dialogue(), Turn()
+    found, open_turn, opening = Dialogue(), Turn(), list[str]()
     for message in content.get("messages", content.get("conversations")) or []:
         if not isinstance(message, dict):
             raise Rejected("broken conversation")
@@ -83,7 +83,8 @@ def read_dialogue(content: dict[str, Any]) -> Dialogue:
         pieces = _pieces(message.get("content", message.get("value")))
         said = [piece for piece in pieces if isinstance(piece, str)]
         if role == "system" and not found.turns and not open_turn.said:
-            found.opening = " ".join(said)
+            opening += filter(None, said)
+            found.opening = " ".join(opening)
         elif role == "user":
             for piece in pieces:
                 if isinstance(piece, str):

@@ -22,12 +22,10 @@ from flamboyance.data.formats.fields import (
 )
 from flamboyance.data.formats.interleaved import Interleaved, clean, interleave
 from flamboyance.data.formats.obelics import is_page, read_page
-from flamboyance.files import TEXT_LIMIT
+from flamboyance.files import ANSWER_NAMES, TEXT_LIMIT, TEXT_NAMES, with_known_names
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template, caption, vqa
 
 TEXTS = ("text", "question", "answer")
-# Keys that are read where a record has no text, or no answer, in order of preference.
-_TEXT_KEYS, _ANSWER_KEYS = ("caption", "captions", "label"), ("label", "answers")
 PATH_LENGTH, SHORTEST_BASE64 = 4096, 64  # characters: a longer value is no path, a shorter one no image
 
 
@@ -91,7 +89,7 @@ class UserData(Interleaved):
 
 def read_record(record: Record, outside: bool = False) -> tuple[dict[str, Any], list[bytes]]:
     """The keys of a record, with "text" or "answer" under those names, and its images in order."""
-    content = json_object(record) if "json" in record.fields else {}
+    content = with_known_names(json_object(record)) if "json" in record.fields else {}
     if is_dialogue(content):
         return content, _all_images(record, read_dialogue(content).media, outside)
     if is_page(content):
@@ -102,9 +100,9 @@ def read_record(record: Record, outside: bool = False) -> tuple[dict[str, Any], 
         if "txt" in record.fields:
             content["text"] = text(record.fields["txt"])
         elif "question" not in content:
-            _rename(content, _TEXT_KEYS, "text")
+            _rename(content, TEXT_NAMES, "text")
     if "question" in content and "answer" not in content:
-        _rename(content, _ANSWER_KEYS, "answer")
+        _rename(content, ANSWER_NAMES, "answer")
     if any(isinstance(value, str) and len(value) > TEXT_LIMIT for key, value in content.items() if key in TEXTS):
         raise Rejected("text too long")
     names = content.get("images", content.get("image", content.get("file_name")))

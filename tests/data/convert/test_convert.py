@@ -206,6 +206,32 @@ def test_zips_that_are_damaged_or_missing(mmc4: Path) -> None:
     assert len(list((mmc4 / "tars").glob("*.tar"))) == 2
 
 
+def test_all_files_of_a_zip_are_read(mmc4: Path) -> None:
+    with zipfile.ZipFile(mmc4 / "docs_no_face_shard_7_v2.jsonl.zip", "w") as file:
+        for name in ("one.jsonl", "more/two.JSONL"):
+            file.writestr(name, json.dumps(page("dd.jpg", text=name)))  # without a line break at its end
+        file.writestr("__MACOSX/._one.jsonl", b"\0\5\x16\7")
+        file.writestr("readme.txt", b"about")
+    counts = convert_mmc4(str(mmc4 / "*_7_*.zip"), mmc4 / "images", mmc4 / "tars")
+    assert counts == {"documents": 2, "images": 2, "tars written": 1}
+    made = documents(READ_MMC4, *(mmc4 / "tars").glob("*.tar"))
+    assert [one.text for one in made] == [
+        "<image>one.jsonl 0<|endofchunk|>",
+        "<image>more/two.JSONL 0<|endofchunk|>",
+    ]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_names_that_differ_in_case_alone(mmc4: Path, inside: bool) -> None:
+    for name, image in {"7/a.png": RED, "7/A.png": BLUE}.items():
+        (mmc4 / "images" / name).write_bytes(image)
+    zipped(mmc4 / "docs_no_face_shard_7_v2.jsonl.zip", page("a.png", "A.png", "a.png"), page("A.png"))
+    counts = convert_mmc4(str(mmc4 / "*_7_*.zip"), mmc4 / "images", mmc4 / "tars", inside=inside)
+    first, second = documents(READ_MMC4, *(mmc4 / "tars").glob("*.tar"))
+    assert first.images == ((RED, BLUE, RED) if inside else (RED, RED)) and second.images == (BLUE,)
+    assert counts["images left out: two names that differ in case alone"] == (0 if inside else 1)
+
+
 @pytest.mark.parametrize("place", ["docs_no_face_shard_7_v2/dd.jpg", "dd.jpg", "0/dd.jpg"])
 def test_where_images_may_stand(mmc4: Path, place: str) -> None:
     (mmc4 / "images/7/dd.jpg").unlink()
@@ -278,6 +304,19 @@ def test_a_folder_becomes_tars(captioned: Path, tmp_path: Path) -> None:
     pairs = [one for one in records(str(tar)) if isinstance(one, Record) and "txt" in one.fields]
     texts = {Pairs(shards="", batch_size=1).document(one, np.random.default_rng(0)).text for one in pairs}
     assert texts == {"<image>A red square.<|endofchunk|>", "<image>Ein grünes Quadrat.<|endofchunk|>"}
+
+
+def test_images_without_known_first_bytes_are_copied_too(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "in/a.tga")
+    for number, (kind, row) in enumerate({"pbm": "P1 1 1 0", "pgm": "P2 1 1 9 9", "ppm": "P3 1 1 9 9 0 0"}.items()):
+        (tmp_path / f"in/b{number}.{kind}").write_text(row, encoding="utf-8")
+    for file in list((tmp_path / "in").iterdir()):
+        file.with_suffix(".txt").write_text("red", encoding="utf-8")
+    assert convert_folder(tmp_path / "in", tmp_path / "tars") == {"records": 4, "tars written": 1}
+    found = content(tmp_path / "tars" / "00000.tar")
+    assert [name.partition(".")[2] for name in found if "txt" not in name] == ["tga", "pbm", "pgm", "ppm"]
+    assert len(documents(UserData(shards="", batch_size=1), tmp_path / "tars" / "00000.tar")) == 4
 
 
 def test_videos_are_copied_too(tmp_path: Path) -> None:

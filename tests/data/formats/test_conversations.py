@@ -95,6 +95,9 @@ def test_images_without_a_mark_and_a_system_message(folder: Path) -> None:
     content = {"messages": [*messages, {"role": "assistant", "content": "red"}], "image": "red.jpg"}
     document = read(SOURCE, json_record(content, folder))
     assert document.text == "Be kind.\nUser: <image>what\nFlamingo: red<|endofchunk|>"
+    content["messages"].insert(1, {"role": "system", "content": "Be brief."})
+    document = read(SOURCE, json_record(content, folder))
+    assert document.text == "Be kind. Be brief.\nUser: <image>what\nFlamingo: red<|endofchunk|>"
 
 
 @pytest.mark.parametrize("merging", [False, True])

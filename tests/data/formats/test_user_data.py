@@ -55,6 +55,25 @@ def test_an_own_template(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content, text",
+    [
+        ({"Image": "a.jpg", "Text": "a cat"}, "Output:a cat"),
+        ({"image": "a.jpg", "label": "cat", "caption": "a cat on a sofa"}, "Output:cat"),
+        ({"image": "a.jpg", "captions": ["two", "three"], "CAPTION": "one"}, "Output:one"),
+        ({"image": "a.jpg", "Question": "how many?", "Label": "two"}, "Question:how many? Short answer:two"),
+        ({"image": "a.jpg", "text": "a cat", "Text": "a dog"}, "Output:a cat"),
+    ],
+)
+def test_names_are_those_of_the_commands(folder: Path, content: dict[str, Any], text: str) -> None:
+    """In any case, and of several the same one has precedence."""
+    (folder / "data.jsonl").write_text(json.dumps(content), encoding="utf-8")
+    ((_, *values),) = read_demonstrations(folder / "data.jsonl")
+    written = templates.vqa if len(values) == 2 else templates.caption
+    assert written.demonstration(*values) == f"<image>{text}<|endofchunk|>"
+    assert read(SOURCE, json_record(content, folder)).text == f"<image>{text}<|endofchunk|>"
+
+
+@pytest.mark.parametrize(
     ("text", "written"),
     [
         ("Look: <image> a cat. <image> a dog.", "Look:<image>a cat.<|endofchunk|><image>a dog.<|endofchunk|>"),
