@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flamboyance.files import (
+    ANSWER_NAMES,
     TABLE_SUFFIXES,
     TEXT_LIMIT,
+    TEXT_NAMES,
     Record,
     is_inside,
     is_table,
@@ -27,7 +29,7 @@ from flamboyance.files import (
 )
 from flamboyance.images.suffixes import MEDIA_SUFFIXES, SUFFIXES, UNREADABLE
 
-TEXTS = ("text", "caption", "captions", "label", "question", "answer", "answers")
+TEXTS = {*TEXT_NAMES, "question", *ANSWER_NAMES}
 SHOWN = 3  # names of files in a warning, per reason
 
 
