@@ -248,7 +248,7 @@ class FewShotTask:
         task = {
             "model": fingerprint(self.model),
             "preprocessing": _preprocessing(self.processor),
-            "tokenizer": _tokenizer_digest(self.processor.tokenizer),
+            "tokenizer": tokenizer_digest(self.processor.tokenizer),
             "template": template,
             "texts": self.texts,
         }
@@ -289,7 +289,7 @@ class FewShotTask:
                 f"the task in {directory} was computed from images preprocessed by {saved}; the given processor has "
                 f"{given}. Give the processor that the task was made with"
             )
-        if task.get("tokenizer") not in (None, _tokenizer_digest(processor.tokenizer)):
+        if task.get("tokenizer") not in (None, tokenizer_digest(processor.tokenizer)):
             raise ValueError(
                 f"the task in {directory} was computed with another tokenizer. Give the processor that it was made with"
             )
@@ -337,7 +337,7 @@ def _preprocessing(processor: FlamingoProcessor) -> str | None:
     return None if " at 0x" in text else text
 
 
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """16 hexadecimal digits of a hash over all that decides how a tokenizer splits a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules: Any = sorted(tokenizer.get_vocab().items())

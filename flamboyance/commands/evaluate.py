@@ -192,13 +192,14 @@ def answer(arguments: argparse.Namespace, opened: Any = None) -> tuple[Settings,
     by_default = arguments.model is None
     arguments.model = model_name(arguments)
     with world() as here:
-        features = build_features(arguments, tasks, settings, here)
+        features, tower = build_features(arguments, tasks, settings, here)
         with opened_answers(arguments, here) if opened is None else nullcontext(opened) as answers:
             if by_default and here.first:
                 note_default()
             fixed = {
                 "beams": None if endpoint else arguments.beams or BEAMS, "tower": arguments.tower,
                 "tower_pretrained": arguments.tower_pretrained, **models.sampling_settings(arguments),
+                **({"features": tower} if tower else {}),
             }  # fmt: skip
             name = answers.name if endpoint else arguments.model
             about = describe(tasks, answers, settings, name, ["flamboyance", *sys.argv[1:]], fixed)
@@ -327,9 +328,14 @@ def open_answers(arguments: argparse.Namespace, here: Any) -> Any:
     )
 
 
-def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings: Any, here: Any) -> dict[str, Any]:
+def build_features(
+    arguments: argparse.Namespace, tasks: Sequence[Any], settings: Any, here: Any
+) -> tuple[dict[str, Any], str | None]:
     """Features of each task's images, for RICES cells that are not done. Features that are not in the cache are
     computed, shared among all processes.
+
+    Returns:
+        The features by the task's name, and the name of what computes them; None if none are needed.
 
     Raises:
         ValueError: a query's image has no feature, or too few demonstrations have one.
@@ -342,13 +348,13 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
 
     images = {task.name: found for task in tasks if (found := settings.images(task))}
     if not images:
-        return {}
+        return {}, None
     if not arguments.tower and (is_address(arguments.model) or not catalog.resolve(arguments.model).is_flamingo()):
         if "rices" in settings.modes:
             raise ValueError(NO_TOWER)
         if here.first:
             print(f"flamboyance: note: without the nearest neighbours' vote, which {NO_NEIGHBOURS}", file=sys.stderr)
-        return {}
+        return {}, None
     encoder = open_encoder(arguments, here.local_rank)
     cache = Path(arguments.features) if arguments.features else default_cache()
     whole = list(dict.fromkeys(image for some in images.values() for image in some))
@@ -363,4 +369,4 @@ def build_features(arguments: argparse.Namespace, tasks: Sequence[Any], settings
     for task in tasks:
         if task.name in found:
             settings.check_features(task, found[task.name])
-    return found
+    return found, encoder.folder

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from flamboyance.evaluation import data_folders
@@ -49,7 +51,8 @@ def describe(
 def _task(task: Task) -> Row:
     found: dict[str, Any] = {
         "title": task.title, "metric": task.metric.name, "support": len(task.support), "queries": len(task.queries),
-        "labels": task.labels and list(task.labels), "content": content(task), "prompt": _prompt(task),
+        "labels": task.labels and list(task.labels), "content": content(task), "images": shown(task),
+        "prompt": _prompt(task),
     }  # fmt: skip
     return found | ({"variant": task.metric.variant} if task.metric.variant else {})
 
@@ -72,6 +75,27 @@ def content(task: Task) -> str:
             told = (one.id, one.image.name, one.answer, one.asked, one.references, *further)
             digest.update(repr(told).encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
+
+
+def shown(task: Task) -> str:
+    """A digest of where a task's images are below its folder, and of which examples its queries are shown."""
+    digest = hashlib.sha256()
+    for part in (task.support, task.queries):
+        paths = [os.path.split(image) for one in part for image in one.images]
+        below = _below({folder for folder, _ in paths}, task.folder)
+        digest.update(repr([(below[folder], name) for folder, name in paths]).encode("utf-8", "replace"))
+    if task.choose is not None:
+        digest.update(repr([task.choose(one, 1, 0) for one in task.queries]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _below(folders: set[str], home: Path | None) -> dict[str, str]:
+    """The paths of folders from their home, or from what they have in common, if one of them is elsewhere."""
+    whole = {folder: os.path.abspath(folder) for folder in folders}
+    common = os.path.commonpath(whole.values()) if folders else ""
+    if home is not None and Path(common).is_relative_to(os.path.abspath(home)):
+        common = os.path.abspath(home)
+    return {folder: os.path.relpath(path, common) for folder, path in whole.items()}
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from flamboyance.evaluation import shots
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import Row, row
 from flamboyance.evaluation.rices import retrieval
@@ -26,7 +27,7 @@ BASELINE = "baseline"  # the change of their cells
 TITLES = {MAJORITY: "the most frequent answer", NEIGHBOURS: "the nearest neighbours' vote"}
 
 
-def answered(task: Task, queries: Sequence[int], shown: Sequence[Sequence[int]], cell_mode: str, shots: int,
+def answered(task: Task, queries: Sequence[int], shown: Sequence[Sequence[int]], cell_mode: str, number: int,
              features: Features | None) -> list[Row]:  # fmt: skip
     """The rows of a baseline's predictions.
 
@@ -34,6 +35,7 @@ def answered(task: Task, queries: Sequence[int], shown: Sequence[Sequence[int]],
         queries: indices into `task.queries`.
         shown: the demonstrations of each in the model's prompt, as indices into `task.support`.
         cell_mode: MAJORITY or NEIGHBOURS.
+        number: of demonstrations.
         features: of the images, for NEIGHBOURS.
 
     Raises:
@@ -46,7 +48,7 @@ def answered(task: Task, queries: Sequence[int], shown: Sequence[Sequence[int]],
     else:
         if features is None:
             raise ValueError("neighbours need features of the images: features=build(images, encoder, cache)")
-        voters = _voters(task, queries, shown, shots, features)
+        voters = _voters(task, queries, shown, number, features)
         answers = [Counter(task.support[i].answer for i in reversed(some)) for some in voters]
     return [
         _row(Prompt(task, task.queries[i], tuple(task.support[j] for j in some)), votes, cell_mode)
@@ -64,11 +66,14 @@ def _row(prompt: Prompt, votes: Counter[str], by: str) -> Row:
 
 
 def _voters(
-    task: Task, queries: Sequence[int], shown: Sequence[Sequence[int]], shots: int, features: Features
+    task: Task, queries: Sequence[int], shown: Sequence[Sequence[int]], number: int, features: Features
 ) -> list[Sequence[int]]:
     """The voting examples of each query, the most similar last."""
     if task.choose is None:
-        return [*retrieval.retrieve(task, nearest_count(task, shots, features), features, queries)]
+        count = nearest_count(task, number, features)
+        if not any(one.further for one in task.support):
+            return [*retrieval.retrieve(task, count, features, queries)]
+        return _of_several(task, queries, count, features)
     voters: list[Sequence[int]] = []
     for i, some in zip(queries, shown, strict=True):
         asked = _vector(task.queries[i], features)
@@ -80,10 +85,28 @@ def _voters(
     return voters
 
 
-def nearest_count(task: Task, shots: int, features: Features) -> int:
+def _of_several(task: Task, queries: Sequence[int], count: int, features: Features) -> list[Sequence[int]]:
+    """As `_voters` of a task with several images per example: the examples that are the most similar in all of them.
+    As RICES does, each set of images votes once, by its first example, and none with an image of the query."""
+    first = {one.images: place for place, one in reversed([*enumerate(task.support)]) if _has(one, features)}
+    known = sorted(first.values())
+    vectors = torch.stack([_vector(task.support[j], features) for j in known])
+    same, voters = shots.same_image(task, queries), []
+    for query in (task.queries[i] for i in queries):
+        likeness = vectors @ _vector(query, features)
+        likeness[[j in same.get(query.images, ()) for j in known]] = -torch.inf
+        ranked = likeness.sort(descending=True, stable=True)
+        some = [known[j] for j in ranked.indices[ranked.values > -torch.inf][:count].tolist()]
+        if not some:
+            raise ValueError(f"{task.name}, query {query.id!r}: no other example has features of its images")
+        voters.append(some[::-1])
+    return voters
+
+
+def nearest_count(task: Task, number: int, features: Features) -> int:
     """How many examples vote: as many as there are demonstrations, or fewer in a small support set."""
-    rows = features.rows(one.image for one in task.support)
-    return max(1, min(shots, len(set(rows[rows >= 0].tolist())) - 1))
+    different = {tuple(features.rows(iter(one.images)).tolist()) for one in task.support}
+    return max(1, min(number, sum(min(rows) >= 0 for rows in different) - 1))
 
 
 def _has(example: Example, features: Features) -> bool:

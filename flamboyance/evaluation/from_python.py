@@ -42,7 +42,8 @@ def evaluate(
         answer: a function (demonstrations, query) -> text, or -> a log-probability for each label; see
             `flamboyance.evaluation.answers.function`. Or a model of `flamboyance.evaluation.answers`.
         name: of the model, in tables; default: the function's. A resumed run must have the same, and a function the
-            same code. Of an object that is called, only the class is compared: name it after its settings.
+            same code, and the same texts and numbers beside it. Of an object, the class and its own name
+            (`name_or_path`, `name`) are compared: name it after its settings.
         output: the results directory, for `flamboyance report`.
         shots, demonstrations, seeds, queries, batch_size, protocol, ablate, orders: as of the command `evaluate`.
         support: the examples to choose demonstrations from, for files of one's own; default: the file itself.
@@ -74,5 +75,6 @@ def evaluate(
     called = name or getattr(answer, "name", None) or getattr(answer, "__name__", None) or type(answer).__name__
     spec, beams = getattr(getattr(encoder, "tower", None), "spec", None), getattr(answers, "beams", None)
     fixed = ({"tower": spec["name"]} if spec else {}) | ({"beams": beams} if isinstance(beams, int) else {})
+    fixed |= {"features": folder} if (folder := getattr(encoder, "folder", None)) else {}
     about = describe(tasks, answers, settings, called, ["flamboyance.evaluate"], fixed)
     return run.evaluate(tasks, answers, settings, about, features, say=lambda _: None)

@@ -28,6 +28,9 @@ from flamboyance.files import naming, replacing
 MOST_LABELS = 20  # up to this number the scores of all labels are written; of more labels, those of the best
 BEST = 5
 
+# What run.json did not tell in earlier versions; and the tower's features, which not every command needs.
+NOT_ALWAYS = ("prompt", "images", "preprocessing", "tokenizer", "chat_template", "features")
+
 Row = dict[str, Any]
 
 
@@ -385,9 +388,11 @@ def begin(output: Path, about: Row) -> None:
                     {k: v for k, v in each.items() if k in new and k in (old or {})} for each in (old or {}, new)
                 )
                 about["tasks"] = (before.get("tasks") or {}) | about["tasks"]
-                for task in old:  # runs of earlier versions do not say how their prompts were written
-                    if "prompt" not in old[task]:
-                        new[task] = {key: value for key, value in new[task].items() if key != "prompt"}
+                for task in old:
+                    old[task], new[task] = _told_by_both(old[task], new[task])
+            elif isinstance(old, dict) and isinstance(new, dict):
+                about[name] = {key: old[key] for key in NOT_ALWAYS if key in old} | new
+                old, new = _told_by_both(old, new)
             if old != new and _answered(output):
                 raise ValueError(
                     f"{output} holds an evaluation with another {name}: {_difference(old, new)}. Give another "
@@ -395,6 +400,13 @@ def begin(output: Path, about: Row) -> None:
                 )
     output.mkdir(parents=True, exist_ok=True)
     _write(file, about)
+
+
+def _told_by_both(old: Row, new: Row) -> tuple[Row, Row]:
+    """Two descriptions without what only one of them tells, if runs may differ in that."""
+    left_out = {key for key in NOT_ALWAYS if (key in old) != (key in new)}
+    old, new = ({key: value for key, value in one.items() if key not in left_out} for one in (old, new))
+    return old, new
 
 
 def _answered(output: Path) -> bool:

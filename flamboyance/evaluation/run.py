@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import factorial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,11 +33,17 @@ WINDOW = 1024  # prompts that are sorted by length, to batch prompts of similar 
 
 
 class Answers(Protocol):
-    """A model that answers prompts; see FlamingoAnswers."""
+    """A model that answers prompts; see FlamingoAnswers.
+
+    Attributes:
+        continues: it goes on with the prompt's text; False if it is shown a chat, or examples.
+    """
 
     context: int | None
     seconds: defaultdict[str, float]
 
+    @property
+    def continues(self) -> bool: ...
     @property
     def place(self) -> str: ...
     def describe(self) -> dict[str, Any]: ...
@@ -75,7 +82,7 @@ class Settings:
         ablate: also ask every query with changed demonstrations, and compare with answers without a model; see
             changes.py and baselines.py. 0 shots are added, which the gain is counted from.
         changes: the changes that `ablate` makes.
-        orders: also ask every query with its demonstrations in so many other orders.
+        orders: also ask every query with its demonstrations in so many other orders, or all that there are.
     """
 
     output: Path
@@ -108,11 +115,17 @@ class Settings:
         Args:
             neighbours: there are features for the nearest neighbours' vote.
         """
-        orders = [f"{changes.ORDER}{number}" for number in range(1, self.orders + 1)]
-        reordered = [replace(cell, change=one) for cell in self.cells(task.name) if cell.shots > 1 for one in orders]
+        if not self.ablate and not self.orders:
+            return []
+        shown = {n: len(task.choose(task.queries[0], n, self.seeds[0])) if task.choose else n for n in self.shots}
+        reordered = [
+            replace(cell, change=f"{changes.ORDER}{number}")
+            for cell in self.cells(task.name)
+            if cell.shots
+            for number in range(1, 1 + min(self.orders, factorial(shown[cell.shots]) - 1))
+        ]
         if not self.ablate:
             return reordered
-        shown = {n: len(task.choose(task.queries[0], n, self.seeds[0])) if task.choose else n for n in self.shots}
         possible = {n: [c for c in changes.of_task(task, shown[n]) if c in self.changes] for n in self.shots if n}
         cells = reordered + [
             replace(cell, change=change) for cell in self.cells(task.name) for change in possible.get(cell.shots, ())
@@ -163,7 +176,8 @@ class Settings:
             ValueError: a query has no feature, or too few demonstrations have one.
         """
         queries, pending = self._to_retrieve(task), self._pending(task)
-        if queries and task.choose is None:
+        several = any(one.further for one in task.support[:1])  # compared by the nearest neighbours' vote alone
+        if queries and task.choose is None and not several:
             most = max((cell.shots or shots.TEXT_ONLY for cell in pending if cell.mode == "rices"), default=1)
             retrieval.check(task, most, features, queries, repeated=self.protocol == "openflamingo")
 
@@ -197,10 +211,12 @@ class Settings:
             most = max(n or shots.TEXT_ONLY for n in self.shots)
             if most > available:
                 beside = " beside a query's own image" if excluded else ""
-                fewer = ",".join(str(n) for n in self.shots if n <= available) or available
+                possible = [n for n in self.shots if (n or shots.TEXT_ONLY) <= available] or [available]
+                fewer = available >= (shots.TEXT_ONLY if self.ablate else 1)  # --ablate adds 0 shots
                 raise ValueError(
-                    f"{task.name} has {available} demonstrations to choose from{beside}, and {most} shots were "
-                    f"requested. Give fewer: --shots {fewer}"
+                    f"{task.name} has {available} demonstrations to choose from{beside}, and {most} are needed for "
+                    f"{','.join(map(str, self.shots))} shots. Give "
+                    + (f"fewer: --shots {','.join(map(str, possible))}" if fewer else "more examples")
                 )
             without = [one.id for one in task.queries if not one.references]
             if 0 < len(without) < len(task.queries):
@@ -363,8 +379,8 @@ def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
     task = batch[0].task
     if task.labels is None:
         generated = answers.generate(batch)
-        texts = [task.post_process(task.template.parse(text)) for text in generated]
-        said = [_marked(*one) for one in zip(generated, texts, strict=True)]
+        texts = [task.read(text, answers.continues) for text in generated]
+        said = [_marked(task, text, answers.continues) for text in generated]
         return [results.row(*one, None) for one in zip(batch, said, texts, strict=True)]
     choices = _choices(batch, answers, seed, protocol)
     for prompt, one in zip(batch, choices, strict=True):
@@ -384,10 +400,13 @@ def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
     ]
 
 
-def _marked(generated: str, answer: str) -> str:
+def _marked(task: Task, generated: str, continued: bool) -> str:
     """A generated text that is cut off only if its end belongs to the answer: what a model continues with may be."""
     cut_off = getattr(generated, "cut_off", None)
-    return Generated(generated, cut_off and generated.rstrip().endswith(answer)) if cut_off is not None else generated
+    if cut_off is None:
+        return generated
+    longer = f"{generated}1"  # a further letter or digit changes the answer, though it may be stemmed or shortened
+    return Generated(generated, cut_off and task.read(longer, continued) != task.read(generated, continued))
 
 
 def _choices(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> list[Choice]:

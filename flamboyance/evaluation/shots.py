@@ -6,7 +6,7 @@ balanced   drawn for each query, equally many of each label if possible
 rices      the most similar images (see rices/retrieval.py); nothing is drawn
 
 A draw depends only on the seed and the query's id, not on the order, batch, process or number of queries. In modes
-random and fixed, more shots add demonstrations to those of fewer shots. A query is never shown its own image.
+random and fixed, more shots add demonstrations to those of fewer shots. A query is never shown an image of its own.
 
 Under the protocol "openflamingo" random demonstrations and subsets of queries are those that open_flamingo 2.0.1's
 evaluation draws in one process for the same seed, support set and queries in the same order. It seeds numpy's global
@@ -77,7 +77,7 @@ def select(
         return retrieval.retrieve(task, k, features, asked, repeated=protocol == "openflamingo")
     same = same_image(task, asked)
     for i in asked:
-        _check_number(task, i, k, len(same.get(task.queries[i].image, ())))
+        _check_number(task, i, k, len(same.get(task.queries[i].images, ())))
     if mode == "balanced":
         return _balanced(task, k, seed, asked, same)
     if mode == "random" and protocol == "openflamingo":
@@ -85,11 +85,11 @@ def select(
     chosen, shared = [], tuple(islice(shuffled(generator_of(mode, seed), len(task.support)), k))
     for i in asked:
         query = task.queries[i]
-        if mode == "fixed" and same.get(query.image, frozenset()).isdisjoint(shared):
+        if mode == "fixed" and same.get(query.images, frozenset()).isdisjoint(shared):
             chosen.append(shared)
             continue
         draws = shuffled(generator_of(mode, seed, *([query.id] if mode == "random" else [])), len(task.support))
-        chosen.append(tuple(islice(_without(draws, same.get(query.image, ())), k)))
+        chosen.append(tuple(islice(_without(draws, same.get(query.images, ())), k)))
     return chosen
 
 
@@ -138,14 +138,25 @@ def permutations(
     return list(different)
 
 
-def same_image(task: Task, asked: Sequence[int]) -> dict[Path, frozenset[int]]:
-    """For each image of the queries that the support set holds too, the examples there with that image. Different paths
-    to one file count as the same image."""
+def same_image(task: Task, asked: Sequence[int]) -> dict[tuple[Path, ...], frozenset[int]]:
+    """For the images of each query of which the support set holds one too, the examples there with such an image.
+
+    Different paths to one file count as the same image. Of several images, one that all examples show, as a legend,
+    does not count.
+    """
     places: dict[str, set[int]] = {}
     for place, example in enumerate(task.support):
-        places.setdefault(_real(example.image), set()).add(place)
-    images = {task.queries[i].image for i in asked}
-    return {image: frozenset(places[_real(image)]) for image in images if _real(image) in places}
+        for image in example.images:
+            places.setdefault(_real(image), set()).add(place)
+    common = {image for image, some in places.items() if len(some) == len(task.support)}
+    for query in task.queries if common else ():
+        common.intersection_update(map(_real, query.images))
+    found = {}
+    for images in {task.queries[i].images for i in asked}:
+        own = set(map(_real, images))
+        if some := frozenset[int]().union(*(places.get(image, ()) for image in own - common or own)):
+            found[images] = some
+    return found
 
 
 @cache
@@ -194,7 +205,7 @@ def _without(draws: Iterator[int], left_out: Collection[int]) -> Iterator[int]:
 
 
 def _balanced(
-    task: Task, k: int, seed: int, asked: Sequence[int], same: dict[Path, frozenset[int]]
+    task: Task, k: int, seed: int, asked: Sequence[int], same: dict[tuple[Path, ...], frozenset[int]]
 ) -> list[tuple[int, ...]]:
     if task.labels is None:
         raise ValueError(
@@ -209,7 +220,7 @@ def _balanced(
     chosen = []
     for i in asked:
         query = task.queries[i]
-        generator, excluded = generator_of("balanced", seed, query.id), same.get(query.image, frozenset())
+        generator, excluded = generator_of("balanced", seed, query.id), same.get(query.images, frozenset())
         sizes = whole.copy()
         for place in excluded:
             sizes[number[task.support[place].answer]] -= 1
@@ -244,7 +255,7 @@ def _rounds(sizes: Sequence[int], generator: random.Random) -> Iterator[int]:
 
 
 def _reference(
-    task: Task, k: int, seed: int, queries: Sequence[int] | None, same: dict[Path, frozenset[int]]
+    task: Task, k: int, seed: int, queries: Sequence[int] | None, same: dict[tuple[Path, ...], frozenset[int]]
 ) -> list[tuple[int, ...]]:
     drawn = np.random.RandomState(seed)
     whole = len(task.queries)
@@ -259,7 +270,7 @@ def _reference(
     visited = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))  # DistributedSampler's
     chosen: dict[int, tuple[int, ...]] = {}
     for i in order[visited.numpy()].tolist():
-        excluded = same.get(task.queries[i].image, frozenset())
+        excluded = same.get(task.queries[i].images, frozenset())
         if len(pool) - len(excluded.intersection(pool)) < k:
             raise ValueError(
                 f"{task.name}, query {task.queries[i].id!r}: fewer than {k} of the {len(pool)} demonstrations have "

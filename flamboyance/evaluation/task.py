@@ -133,12 +133,13 @@ class Task:
         max_new_tokens: the longest generated answer; unused if there are labels.
         labels: the answers to choose from; None if the answer is generated.
         separator: the text after each demonstration.
-        post_process: the output of `template.parse` -> the answer that is measured.
+        post_process: an answer's text -> the answer that is measured.
         permutations: over how many orders of the demonstrations the log-probabilities of labels are averaged.
         test_server: (queries, predictions) -> the content of the file for the task's test server; None if there is no
             such server.
         choose: for a task that fixes which demonstrations a query may have; raises ValueError if it has too few. None
             if any may be shown.
+        folder: what holds the images, and may be moved with them; None for the folder that they have in common.
     """
 
     name: str
@@ -154,10 +155,20 @@ class Task:
     permutations: int = 1
     test_server: Callable[[Sequence[Example], Sequence[Prediction]], object] | None = None
     choose: Choose | None = None
+    folder: Path | None = None
 
     def request(self, example: Example) -> str:
         """What a chat model's user says beside the image."""
         return self.template.query(*example.asked).replace(IMAGE_TOKEN, "").strip()
+
+    def read(self, said: str, continued: bool) -> str:
+        """The answer in what a model said.
+
+        Args:
+            continued: the model goes on with the prompt's text, perhaps with another example: its answer ends where the
+                template stops. One that chats says its answer and no more.
+        """
+        return self.post_process(self.template.parse(said) if continued else said.strip())
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ All intervals are of the paired bootstrap over queries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flamboyance.evaluation import baselines, changes
 from flamboyance.evaluation.metrics.intervals import RESAMPLES, interval
 from flamboyance.reports.evaluation_run import EvaluationRun, TableRow
-from flamboyance.reports.paired import loaded, measure_of, shared_queries
+from flamboyance.reports.paired import Loaded, loaded, measure_of, shared_queries, shared_seeds
 
 NEGLIGIBLE = 0.25  # of the gain: a part that carries less for sure carries next to nothing
 
@@ -33,6 +34,7 @@ class Part:
         difference, interval: to the score of the whole demonstrations.
         share, share_interval: what is lost, as a share of the gain over zero shots; None for a baseline, and where the
             gain is not clear.
+        seeds: the seeds of both, such as "1 of 3 seeds", if the change was not asked with all.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Part:
     interval: Interval
     share: float | None = None
     share_interval: Interval | None = None
+    seeds: str = ""
 
     @property
     def negligible(self) -> bool:
@@ -61,6 +64,7 @@ class Ablation:
         zero, whole: the scores with 0 shots, and with these demonstrations unchanged.
         gain_interval: of `whole - zero`.
         skipped: a sentence for each part that cannot be compared.
+        why_not: why nothing can be compared, and there are no scores; None if there are.
     """
 
     task: str
@@ -73,6 +77,7 @@ class Ablation:
     parts: tuple[Part, ...]
     baselines: tuple[Part, ...]
     skipped: tuple[str, ...] = ()
+    why_not: str | None = None
 
     @property
     def gain(self) -> float:
@@ -99,33 +104,38 @@ def ablations(run: EvaluationRun, resamples: int = RESAMPLES) -> list[Ablation]:
             for name, number in ((baselines.MAJORITY, 0), (baselines.NEIGHBOURS, shots)):
                 if (task, name, number, baselines.BASELINE) in changed:
                     parts[name] = changed[task, name, number, baselines.BASELINE]
-            one = _ablation(run, zero, whole, parts, resamples)
-            found += [] if one is None else [one]
+            found.append(_ablation(run, zero, whole, parts, resamples))
     return found
 
 
 def _ablation(
     run: EvaluationRun, zero: TableRow, whole: TableRow, parts: dict[str, TableRow], resamples: int
-) -> Ablation | None:
-    labels, rows = run.labels(whole.task), [loaded(line) for line in (zero, whole)]
-    ids, problem = shared_queries(*rows)
-    measures = [measure_of(some, ids, labels) for some in rows] if problem is None else []
-    if not all(measures) or not measures:
-        return None
-    none, full = measures
-    assert none is not None and full is not None
+) -> Ablation:
+    labels, seeds = run.labels(whole.task), shared_seeds(zero, whole)
+    plain = [loaded(line, seeds) for line in (zero, whole)]
+    compared = _measured(plain, labels)
+    if isinstance(compared, str):
+        return Ablation(*whole.key, 0, math.nan, math.nan, (math.nan, math.nan), (), (), why_not=compared)
+    ids, (none, full) = compared
     everything = np.arange(len(ids))[None]
     points = [float(measure(everything)[0]) for measure in (none, full)]
     gain = interval(len(ids), lambda drawn: full(drawn) - none(drawn), resamples)
     clear, found, skipped = gain[0] > 0, [], []
     for name, line in parts.items():
-        mine = loaded(line)
-        _, problem = shared_queries(rows[1], mine)
-        without = measure_of(mine, ids, labels) if problem is None else None
-        if without is None:
-            skipped.append(f"{title(name)}: {problem or 'the metric has no values of single queries'}")
+        own = shared_seeds(zero, whole, line)
+        some, mine = plain, loaded(line, own)
+        # A baseline's answers are the same for all seeds, if their queries are.
+        if own != seeds and (name in changes.TITLES or shared_queries(some[1], mine)[1]):
+            some = [loaded(one, own) for one in (zero, whole)]
+        else:
+            own = seeds
+        three = _measured([*some, mine], labels) if own or not seeds else "no seed has both"
+        if isinstance(three, str):
+            skipped.append(f"{title(name)}: {three}")
             continue
-        found.append(_part(name, (none, full, without), everything, clear and name in changes.TITLES, resamples))
+        of_seeds = f"{len(own)} of {len(seeds)} seeds" if own != seeds else ""
+        part = _part(name, *three, clear and name in changes.TITLES, resamples)
+        found.append(replace(part, seeds=of_seeds))
     return Ablation(
         *whole.key, len(ids), points[0], points[1], gain,
         tuple(one for one in found if one.name in changes.TITLES),
@@ -133,17 +143,26 @@ def _ablation(
     )  # fmt: skip
 
 
-def _part(
-    name: str, measures: tuple[Measure, Measure, Measure], everything: np.ndarray, shared: bool, resamples: int
-) -> Part:
+def _measured(lines: Sequence[Loaded], labels: list[str] | None) -> tuple[list[str], list[Measure]] | str:
+    """The queries of some lines, and the measure of each; or why they cannot be compared."""
+    ids = sorted(lines[0][0])
+    for other in lines[1:]:
+        ids, problem = shared_queries(lines[0], other)
+        if problem is not None:
+            return problem
+    measures = [measure for some in lines if (measure := measure_of(some, ids, labels)) is not None]
+    return (ids, measures) if len(measures) == len(lines) else "the metric has no values of single queries"
+
+
+def _part(name: str, ids: Sequence[str], measures: Sequence[Measure], shared: bool, resamples: int) -> Part:
     none, full, without = measures
+    size, everything = len(ids), np.arange(len(ids))[None]
 
     def share(drawn: np.ndarray) -> np.ndarray:
         whole = full(drawn)
         gain = whole - none(drawn)
         return np.where(gain > 0, (whole - without(drawn)) / np.where(gain > 0, gain, 1.0), np.nan)
 
-    size = everything.shape[1]
     score, whole = float(without(everything)[0]), float(full(everything)[0])
     ends = interval(size, lambda drawn: without(drawn) - full(drawn), resamples)
     if not shared:

@@ -7,18 +7,23 @@ from typing import Any
 
 from flamboyance.evaluation import changes
 from flamboyance.figure_style import COLORS, INK, new_figure, style_axes
-from flamboyance.reports.ablation import title
+from flamboyance.reports.ablation import Ablation, title
+from flamboyance.reports.evaluation_run import EvaluationRun
 from flamboyance.reports.report import Report
 
-MOST = 12  # panels
+MOST = 12  # panels of a figure
 WHOLE, CHANGED_IMAGES, CHANGED_TEXTS, WITHOUT = COLORS[0], COLORS[1], COLORS[4], "#999999"
 
 
-def ablation_figure(report: Report) -> Any:
-    """A figure; None without changed demonstrations. Error bars are the paired 95 % intervals of the change."""
-    found = [(run, one) for run, some in zip(report.runs, report.ablations, strict=False) for one in some][:MOST]
-    if not found:
-        return None
+def ablation_figures(report: Report) -> list[Any]:
+    """Figures of up to `MOST` panels; none without changed demonstrations. Error bars are the paired 95 % intervals of
+    the change."""
+    runs = zip(report.runs, report.ablations, strict=False)
+    found = [(run, one) for run, some in runs for one in some if one.why_not is None]
+    return [_figure(report, found[start : start + MOST]) for start in range(0, len(found), MOST)]
+
+
+def _figure(report: Report, found: list[tuple[EvaluationRun, Ablation]]) -> Any:
     columns = min(len(found), 3)
     rows = math.ceil(len(found) / columns)
     tall = max(len(one.parts) + len(one.baselines) for _, one in found) + 2

@@ -23,7 +23,7 @@ from typing import Any
 
 from flamboyance.figure_style import COLORS, INK, add_legend, new_figure, save, style_axes
 from flamboyance.reports import published
-from flamboyance.reports.ablation_figure import ablation_figure
+from flamboyance.reports.ablation_figure import ablation_figures
 from flamboyance.reports.report import USUAL, Report, shares_of_flamingo
 
 MARKERS = "osD^vPX*"
@@ -109,7 +109,8 @@ def _draw(report: Report, folder: Path) -> list[tuple[str, str]]:
         shown = [one for one in series if one.name in both]
         title = "Score against shots: random demonstrations (dashed) and RICES"
         made.append(("random-against-rices", title, _panels(report, shown, title, by_mode=True)))
-    made.append(("ablation", "Scores with changed demonstrations", ablation_figure(report)))
+    for number, figure in enumerate(ablation_figures(report), 1):
+        made.append((f"ablation-{number}" if number > 1 else "ablation", "Scores with changed demonstrations", figure))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, title, figure in made:

@@ -13,6 +13,7 @@ from flamboyance.evaluation.metrics.intervals import interval_of_mean
 from flamboyance.evaluation.results import Row, finite
 from flamboyance.reports import tags
 from flamboyance.reports.evaluation_run import EvaluationRun, TableRow
+from flamboyance.reports.paired import shared_seeds
 
 BINS = 10  # of equal width, for calibration
 
@@ -61,7 +62,7 @@ class Orders:
     """The same demonstrations in several orders.
 
     Attributes:
-        scores: of each order, means over seeds; the given order first.
+        scores: of each order, means over the seeds that all orders have; the given order first.
         changed: the share of queries whose answer is not the same in all orders.
     """
 
@@ -150,16 +151,17 @@ def calibration(answers: list[tuple[float, bool]]) -> Calibration:
 
 
 def _orders(line: TableRow, others: list[TableRow]) -> Orders | None:
-    means = [one.mean for one in (line, *others)]
-    if any(mean is None for mean in means):
+    seeds = shared_seeds(line, *others)  # another seed shows other demonstrations, not another order
+    cells = [[cell for cell in one.cells if cell.cell.seed in seeds] for one in (line, *others)]
+    values = [[cell.value for cell in some if cell.value is not None] for some in cells]
+    if not seeds or any(len(some) < len(seeds) for some in values):
         return None
     said = defaultdict[tuple[int, str], set](set)
-    for one in (line, *others):
-        for cell in one.cells:
-            for query, answer in _answers(cell.rows()):
-                said[cell.cell.seed, query].add(answer)
+    for cell in (cell for some in cells for cell in some):
+        for query, answer in _answers(cell.rows()):
+            said[cell.cell.seed, query].add(answer)
     changed = Counter(len(answers) > 1 for answers in said.values())
-    return Orders(tuple(mean for mean in means if mean is not None), changed[True] / max(changed.total(), 1))
+    return Orders(tuple(map(statistics.fmean, values)), changed[True] / max(changed.total(), 1))
 
 
 def _answers(rows: Iterable[Row]) -> Iterable[tuple[str, str | None]]:

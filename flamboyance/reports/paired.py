@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,9 +110,24 @@ Loaded = list[dict[str, Row]]
 """Of each seed, the predictions by query."""
 
 
-def loaded(line: TableRow) -> Loaded:
-    """What is compared of a line's predictions."""
-    return [_by_id(cell) for cell in line.cells]
+def loaded(line: TableRow, seeds: Collection[int]) -> Loaded:
+    """What is compared of a line's predictions.
+
+    Seeds that do not ask the same queries, as under the protocol "openflamingo", become one, with the queries of all.
+
+    Args:
+        seeds: those of the cells to take; all if the line has none of them.
+    """
+    some = [cell for cell in line.cells if cell.cell.seed in seeds] or list(line.cells)
+    rows = {cell.cell.seed: _by_id(cell) for cell in some}
+    if len({frozenset(one) for one in rows.values()}) < 2:
+        return [*rows.values()]
+    return [{f"{name}, seed {seed}": row for seed, one in rows.items() for name, row in one.items()}]
+
+
+def shared_seeds(*lines: TableRow) -> set[int]:
+    """The seeds that all lines have."""
+    return set.intersection(*({cell.cell.seed for cell in line.cells} for line in lines))
 
 
 def shared_queries(first: Loaded, second: Loaded) -> tuple[list[str], str | None]:
@@ -140,15 +156,24 @@ def _problem(rows: list[list[dict[str, Row]]], asked: list[set[str]]) -> str | N
     if asked[0] != asked[1]:
         only = [len(asked[0] - asked[1]), len(asked[1] - asked[0])]
         return f"other queries: {only[0]:,} only in the first, {only[1]:,} only in the second"
-    changed = [i for i in asked[0] if rows[0][0][i].get("references") != rows[1][0][i].get("references")]
-    if changed:
-        return f"the references of {len(changed):,} queries differ, such as {min(changed)!r}"
+    for key in ("references", "images"):
+        changed = [i for i in asked[0] if rows[0][0][i].get(key) != rows[1][0][i].get(key)]
+        if changed:
+            return f"the {key} of {len(changed):,} queries differ, such as {min(changed)!r}"
     return None
 
 
 def _by_id(cell: CellResult) -> dict[str, Row]:
     # Without prompts and demonstrations, which take most of the memory of a large run.
-    return {row["id"]: {key: row.get(key) for key in ("score", "scores", "references")} for row in cell.rows()}
+    return {
+        row["id"]: {key: row.get(key) for key in ("score", "scores", "references")} | {"images": _names(row)}
+        for row in cell.rows()
+    }
+
+
+def _names(row: Row) -> list[str]:
+    """The names of a query's images, not their folders: runs may be of several machines."""
+    return [re.split(r"[/\\]", path)[-1] for path in row.get("images") or [row.get("image") or ""]]
 
 
 def _values(cells: list[dict[str, Row]], ids: list[str]) -> np.ndarray | None:

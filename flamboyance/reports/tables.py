@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,16 @@ def gains(report: Report) -> Table | None:
         sections += [tuple(rows)] if rows else []
     note = (
         "Gain over the fewest shots, on the same queries, with the paired bootstrap's 95 % interval over queries. No "
-        "clear effect: the interval contains 0. With 0 shots, two demonstrations are shown without their images."
+        "clear effect: the interval contains 0."
     )
+    if any(_shows_texts(line) for run in report.runs for line in run.lines() if line.shots == 0):
+        note += " With 0 shots, two demonstrations are shown without their images."
     return Table("What demonstrations add", columns, 2, tuple(sections), (note,)) if sections else None
+
+
+def _shows_texts(line: TableRow) -> bool:
+    """Whether prompts have demonstrations; with 0 shots, a task that brings its own shows none."""
+    return any(row.get("demonstrations") for row in islice(line.cells[0].rows(), 1))
 
 
 def curves(report: Report) -> Table | None:
@@ -140,6 +148,9 @@ def ablation(report: Report) -> Table | None:
     for run, found in zip(report.runs, report.ablations, strict=False):
         for one in found:
             name = report.heading(run, one.task)
+            if one.why_not is not None:
+                notes.append(printable(f"{name}, {one.mode}, {one.shots} shots: not compared: {one.why_not}."))
+                continue
             gain = f"{round(one.gain, 1) + 0.0:+.1f}", _interval(one.gain_interval, "+.1f")
             rows = [(name, f"{one.mode}, as they are", str(one.shots), _number(one.whole), "", "", "", "")]
             rows.append(("", "none: 0 shots; the gain", "0", _number(one.zero), *gain, "", ""))
@@ -151,6 +162,7 @@ def ablation(report: Report) -> Table | None:
                     else (part.share_interval[0] * 100, part.share_interval[1] * 100)
                 )
                 words = ablations.title(part.name) + (", without a model" if part in one.baselines else "")
+                words += f" ({part.seeds})" if part.seeds else ""
                 rows.append((
                     "", words, str(one.shots), _number(part.score), f"{round(part.difference, 1) + 0.0:+.1f}",
                     _interval(part.interval, "+.1f"), share, _interval(ends, ".0f"),
@@ -163,7 +175,8 @@ def ablation(report: Report) -> Table | None:
         "gain: what is lost, as a share of the gain over 0 shots; the shares need not add up to 100 %. 95 %: the "
         "paired bootstrap's interval over queries."
     )
-    return Table("What in the demonstrations is used", columns, 2, tuple(sections), tuple(notes)) if sections else None
+    compared = any(report.ablations)
+    return Table("What in the demonstrations is used", columns, 2, tuple(sections), tuple(notes)) if compared else None
 
 
 MOST_KINDS = 12  # of each kind, the most frequent ones in a table

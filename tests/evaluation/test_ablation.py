@@ -20,7 +20,11 @@ from flamboyance.images import load_image
 from flamboyance.mini import world
 from flamboyance.mini.world.words import draw_words
 from flamboyance.reports import ablation
+from flamboyance.reports.ablation_figure import ablation_figures
 from flamboyance.reports.evaluation_run import read_run
+from flamboyance.reports.figures import draw as draw_figures
+from flamboyance.reports.inspection import inspections
+from flamboyance.reports.report import build
 from tests.evaluation.answers.scripted_server import serving
 from tests.evaluation.small_tasks import captions, questions
 from tests.evaluation.test_any_model_page import learner
@@ -261,6 +265,21 @@ def test_baselines_are_those_of_the_support_set(runs):
     assert {row["answer"] for row in majority} == {"ruby"} and len(majority) == 40
 
 
+def test_neighbours_of_several_images_are_alike_in_all(tmp_path, monkeypatch):
+    """The first image says nothing; of the second, the shade says the label."""
+    folder = stones(tmp_path, 16, 0).parent
+    lines = [
+        json.dumps({"images": ["p/0.png", f"p/{i}.png"], "label": list(SHADES)[i % 4]}) + "\n" for i in range(1, 16)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    monkeypatch.setattr("flamboyance.evaluation.from_python.build", Shades().build)
+    options = {"shots": [2], "seeds": [0], "ablate": True, "output": tmp_path / "run", "encoder": object()}
+    fl.evaluate(folder / "pairs.jsonl", last, **options)
+    rows = read_rows(tmp_path / "run/pairs/2-neighbours-0-baseline/predictions.jsonl")
+    assert [row["answer"] for row in rows] == [list(SHADES)[i % 4] for i in range(1, 16)]
+    assert all(row["id"] not in [one["id"] for one in row["demonstrations"]] for row in rows)
+
+
 def test_a_stopped_ablation_resumes(tmp_path):
     asked, calls = stones(tmp_path, 12, 0), []
 
@@ -275,6 +294,68 @@ def test_a_stopped_ablation_resumes(tmp_path):
         fl.evaluate(asked, stops, **options)
     fl.evaluate(asked, stops, **options)
     assert len(calls) == 12 * (2 + 6) + 1  # zero shots, whole demonstrations, six changes; and the one that was lost
+
+
+def test_changes_of_fewer_seeds_are_compared_on_these(tmp_path):
+    """A model that looks at no image: images removed change nothing, whatever the other seeds score."""
+    asked, options = stones(tmp_path, 24, 0), {"output": tmp_path / "run", "shots": [0, 3]}
+    values = fl.evaluate(asked, last, seeds=[0, 1, 2], **options)["stones"]["random"]["3"]
+    assert len(set(values["seeds"].values())) > 1
+    fl.evaluate(asked, last, seeds=[0], ablate=True, orders=1, **options)
+    one = found(tmp_path / "run")
+    assert one.whole == pytest.approx(values["mean"])
+    for name in ("no_images", "other_images"):
+        part = one.part(name)
+        assert part.score == values["seeds"]["0"] and (part.difference, part.interval) == (0, (0, 0))
+        assert part.seeds == "1 of 3 seeds"
+    assert one.part("majority").seeds == ""  # the same for all seeds
+    (orders,) = [each.orders for each in inspections(read_run(tmp_path / "run")) if each.orders]
+    assert orders.scores[0] == values["seeds"]["0"] and len(orders.scores) == 2
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "| images removed (1 of 3 seeds) |" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+
+def last(demonstrations, query):
+    return demonstrations[-1].answer
+
+
+def test_seeds_with_queries_of_their_own_are_compared(tmp_path):
+    asked = stones(tmp_path, 24, 0)
+    fl.evaluate(
+        asked, nearest, output=tmp_path / "run", shots=[4], seeds=[0, 1], queries=9, protocol="openflamingo",
+        ablate=True,
+    )  # fmt: skip
+    one, home = found(tmp_path / "run"), tmp_path / "run" / "stones"
+    assert one.why_not is None and one.queries == 18 and one.skipped == ()
+    for change, score in (("", one.whole), ("-random_answers", one.part("random_answers").score)):
+        cells = [read_rows(home / f"4-random-{seed}{change}" / "predictions.jsonl") for seed in (0, 1)]
+        assert {row["id"] for row in cells[0]} != {row["id"] for row in cells[1]}
+        assert score == pytest.approx(np.mean([row["score"] for cell in cells for row in cell]))
+    majority = read_rows(home / "0-majority-0-baseline" / "predictions.jsonl")
+    assert one.part("majority").seeds == "1 of 2 seeds"
+    assert one.part("majority").score == np.mean([row["score"] for row in majority])
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    asked = stones(tmp_path, 12, 0)
+    fl.evaluate(asked, nearest, output=tmp_path / "run", shots=[2], seeds=[0], ablate=True)
+    file = tmp_path / "run" / "stones" / "0-random-0" / "predictions.jsonl"
+    file.write_text("".join(f"{json.dumps(row | {'score': None})}\n" for row in read_rows(file)), encoding="utf-8")
+    assert "no values" in found(tmp_path / "run").why_not
+    assert main(["report", str(tmp_path / "run")]) == 0
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "2 shots: not compared: the metric has no values of single queries" in text
+    assert not (tmp_path / "run" / "ablation.png").exists()
+
+
+def test_every_ablation_has_a_panel(tmp_path, monkeypatch):
+    one = ablation.Ablation("t", "random", 4, 9, 20.0, 80.0, (50.0, 70.0), (), ())
+    fl.evaluate(stones(tmp_path, 4, 0), nearest, output=tmp_path / "run", shots=[0, 1], seeds=[0])
+    runs = build([read_run(tmp_path / "run")])
+    many = replace(runs, ablations=(tuple(replace(one, shots=n) for n in range(1, 15)),))
+    panels = [len(figure.axes) for figure in ablation_figures(many)]
+    assert panels == [12, 2] and ablation_figures(runs) == []
+    assert {"ablation.png", "ablation-2.png"} <= {name for name, _ in draw_figures(many, tmp_path)}
 
 
 def test_the_area_under_a_curve_is_divided_too(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import flamboyance as fl
 from flamboyance import catalog
 from flamboyance.cli import main
 from flamboyance.evaluation.rices.features import Encoder, build
@@ -57,6 +58,25 @@ def test_another_model_and_another_tower(birds, tmp_path, capsys):
     assert run("rices", birds, "--tower", other / "vision", "--features", tmp_path / "cache") == 0
     assert len(list((tmp_path / "cache").iterdir())) == 2
     capsys.readouterr()
+
+
+def test_another_tower_of_the_same_name_is_refused(birds, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def asked(seed):
+        tower = save_tiny_flamingo(tmp_path / "tiny", seed) / "vision"
+        encoder = Encoder.open(str(tower))
+        return fl.evaluate(
+            birds, last, output=tmp_path / "run", shots=(1,), seeds=(0,), demonstrations=("rices",), encoder=encoder
+        )
+
+    assert asked(0) == asked(0)
+    with pytest.raises(ValueError, match="features: 'vision-"):
+        asked(1)
+
+
+def last(demonstrations, query):
+    return demonstrations[-1].answer
 
 
 def test_images_that_cannot_be_read_are_named(birds, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A whole evaluation: the same answers however it is batched, shared out, cut off and gone on with."""
 
+import copy
 import dataclasses
 import json
 import weakref
@@ -351,6 +352,14 @@ def rows_of(file: Path, loads) -> list[dict]:
 def test_too_many_shots_are_told_beforehand(tasks, tmp_path):
     with pytest.raises(ValueError, match=r"captions.*12 .*32 "):
         Settings(tmp_path).check(tasks)
+    one = dataclasses.replace(tasks[0], support=tasks[0].support[:1])
+    for settings, advice in (
+        ({"shots": (0,)}, r"fewer: --shots 1$"),  # 0 shots show two texts
+        ({"shots": (0, 1, 8)}, r"fewer: --shots 1$"),
+        ({"shots": (1,), "ablate": True}, r"more examples$"),
+    ):
+        with pytest.raises(ValueError, match=advice):
+            Settings(tmp_path, **settings).check([one])
     with pytest.raises(ValueError, match="labels"):
         Settings(tmp_path, shots=(4,), modes=("balanced",)).check(tasks)
 
@@ -363,6 +372,30 @@ def test_bf16_counts_as_another_model(answers):
         assert answers.describe()["fingerprint"] != before["fingerprint"]
     finally:
         answers.model.to(torch.float32)
+
+
+def test_another_processor_counts_as_another_model(answers, monkeypatch):
+    before, processor = answers.describe(), answers.processor
+    darker = dataclasses.replace(processor.image_processor, mean=(0.0, 0.0, 0.0))
+    monkeypatch.setattr(processor, "image_processor", darker)
+    other = answers.describe()
+    assert {key for key in before if before[key] != other[key]} == {"preprocessing"}
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_tokens(["zebra"])
+    monkeypatch.setattr(processor, "tokenizer", tokenizer)
+    assert answers.describe()["tokenizer"] != before["tokenizer"]
+
+
+def test_a_run_of_an_earlier_version_goes_on(tasks, answers, tmp_path):
+    """Its run.json does not tell how images are prepared. From then on it does, whatever the next command computes."""
+    asked(tasks[:1], answers, tmp_path, shots=(2,))
+    told = {**ABOUT, "model": ABOUT["model"] | {"preprocessing": "a"}, "fixed": {"features": "tower"}}
+    for about in (told, ABOUT):
+        results.begin(tmp_path, dict(about))
+        assert results.read_object(tmp_path / "run.json")["model"] == told["model"]
+    for other in ({"model": ABOUT["model"] | {"preprocessing": "b"}}, {"fixed": {"features": "other"}}):
+        with pytest.raises(ValueError, match=r"preprocessing.*'a'.*'b'|features.*'tower'.*'other'"):
+            results.begin(tmp_path, told | other)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -91,6 +91,23 @@ def test_a_querys_own_image_is_never_shown(mode, protocol):
         assert {i for i, chosen in enumerate(fixed) if chosen != usual} == {place % 12 for place in usual}
 
 
+@pytest.mark.parametrize("mode", ["random", "fixed", "balanced"])
+def test_none_of_several_images_is_shown_again(mode):
+    """Pairs in both orders, behind a legend that all examples share."""
+    pairs = [(a, b) for a in range(6) for b in (a - 1, a + 1) if b in range(6)]
+    shown = [
+        Example(f"{a} {b}", Path("legend.png"), "no" if a < b else "yes", further=(Path(f"{a}.png"), Path(f"{b}.png")))
+        for a, b in pairs
+    ]
+    task = replace(toy(answers=("no", "yes")), support=shown, queries=shown)
+    for seed in range(10):
+        for pair, chosen in zip(pairs, select(task, 3, mode, seed), strict=True):
+            assert all(set(pair).isdisjoint(pairs[place]) for place in chosen)
+    alike = [one.showing([Path("legend.png")] * 3) for one in shown]
+    with pytest.raises(ValueError, match="10 of them with its own image"):
+        select(replace(task, support=alike, queries=alike), 3, mode)
+
+
 def test_balanced_takes_as_many_of_each_label_as_can_be():
     task = toy(support=99)
     for k, counts in ((3, [1, 1, 1]), (6, [2, 2, 2]), (7, [2, 2, 3]), (8, [2, 3, 3])):

@@ -11,6 +11,9 @@ import flamboyance as fl
 from flamboyance.cli import main
 from flamboyance.evaluation.task import Generated
 from flamboyance.evaluation.tasks import open_task
+from flamboyance.evaluation.tasks.ok_vqa import first_part_stemmed
+from flamboyance.evaluation.tasks.vl_icl import first_number, first_sentence
+from flamboyance.evaluation.tasks.vqa import first_part
 from flamboyance.mini import benchmarks
 from flamboyance.reports import lm_eval, tags
 from flamboyance.reports.evaluation_run import read_run
@@ -130,6 +133,12 @@ def test_orders_are_asked_and_compared(tmp_path):
     assert "## Order of demonstrations" in text and "What in the demonstrations" not in text
 
 
+def test_no_order_is_asked_twice(tmp_path):
+    task = captions(tmp_path / "data")
+    fl.evaluate(task, last, shots=[2, 3], seeds=[0], orders=9, output=tmp_path / "run")
+    assert {one.shots: len(one.orders.scores) for one in inspections(read_run(tmp_path / "run"))} == {2: 2, 3: 6}
+
+
 def test_types_come_from_the_benchmarks_files(tmp_path):
     benchmarks.write(tmp_path, 20, 12, tasks=["vqav2", "vizwiz"])
     (file,) = (tmp_path / "vqav2").glob("*val2014_annotations.json")
@@ -147,6 +156,23 @@ def test_types_come_from_the_benchmarks_files(tmp_path):
     first = next(next(iter(read_run(tmp_path / "r").cells)).rows())
     assert first["kinds"] == {"answer type": "number"} and first["cut_off"] is True
     assert tags.flags(first) == ["cut off", "counting"]
+
+
+@pytest.mark.parametrize(
+    "post_process, said, cut_off",
+    [
+        (first_part, "a group of people riding", True),
+        (first_part_stemmed, "a group of people riding", True),  # the answer is "a group of people ride"
+        (first_part, "yes, it", False),
+        (first_part_stemmed, "bears, it", False),
+        (first_sentence, "bears\nand", False),
+        (first_number, "It is 12", True),
+    ],
+)
+def test_an_answer_is_cut_off_if_more_would_change_it(post_process, said, cut_off, tmp_path):
+    task = questions(tmp_path / "data", labels=None, post_process=post_process)
+    fl.evaluate(task, lambda *_: Generated(said, True), shots=[0], seeds=[0], output=tmp_path / "run")
+    assert {found["cut_off"] for found in next(iter(read_run(tmp_path / "run").cells)).rows()} == {cut_off}
 
 
 def test_a_flamingo_says_whether_it_was_cut_off(tmp_path):

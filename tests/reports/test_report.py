@@ -16,7 +16,7 @@ from flamboyance.reports.evaluation_run import read_run, read_runs
 from flamboyance.reports.figures import draw
 from flamboyance.reports.paired import compare
 from flamboyance.reports.report import build, shares_of_flamingo
-from flamboyance.reports.tables import differences, markdown, scores, unfinished, write_csv
+from flamboyance.reports.tables import differences, gains, markdown, scores, unfinished, write_csv
 
 from .written_run import Row, WrittenRun, row
 
@@ -205,6 +205,27 @@ def test_other_queries_are_not_compared(tmp_path: Path) -> None:
     assert table is not None and cells(table) == [
         ["T", "random", "4", "–", "–", "–", "–", "2", "other queries: 1 only in the first, 0 only in the second"]
     ]
+
+
+@pytest.mark.parametrize("shown", [[], [{"id": "s1", "image": None, "asked": [], "answer": "a cat"}]])
+def test_what_0_shots_show_is_what_the_prompts_have(tmp_path: Path, shown: list[Row]) -> None:
+    """Tasks that bring their own demonstrations show none of them."""
+    written = WrittenRun(tmp_path).task("t", "T", "top-1")
+    written.cell("t", 0, "random", 0, [row("1", 100.0, demonstrations=shown)])
+    written.cell("t", 4, "random", 0, [row("1", 100.0)])
+    (note,) = gains(build([read_run(tmp_path)], with_gains=True)).notes
+    assert ("two demonstrations" in note) == bool(shown)
+
+
+def test_queries_that_show_other_images_are_not_compared(tmp_path: Path) -> None:
+    """Two data sets of one name, with the same labels in the same order. Where the images lie does not matter."""
+    found = []
+    for name, image in (("first", "/one/a.jpg"), ("moved", "C:\\two\\a.jpg"), ("other", "/one/b.jpg")):
+        written = WrittenRun(tmp_path / name).task("t", "T", "top-1")
+        written.cell("t", 4, "random", 0, [row("1", 100.0, image=image)])
+        found.append(read_run(tmp_path / name))
+    assert compare(found[0], found[1])[0].why_not is None
+    assert compare(found[0], found[2])[0].why_not == "the images of 1 queries differ, such as '1'"
 
 
 def test_each_further_run_is_compared_with_the_first(tmp_path: Path) -> None:

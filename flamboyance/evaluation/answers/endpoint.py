@@ -65,6 +65,7 @@ class EndpointAnswers:
     """
 
     context: int | None = None  # the server knows; a prompt that is too long is refused
+    continues = False
 
     def __init__(
         self,

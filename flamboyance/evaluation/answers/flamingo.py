@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from flamboyance.evaluation.answers.media_cache import MediaCache
+from flamboyance.evaluation.answers.processor_digest import described
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Generated
 from flamboyance.flamingo import FlamingoForConditionalGeneration
@@ -39,6 +40,8 @@ class FlamingoAnswers:
         context: the most tokens of a prompt and its answer together; None for any number.
     """
 
+    continues = True
+
     def __init__(
         self,
         model: FlamingoForConditionalGeneration,
@@ -58,7 +61,7 @@ class FlamingoAnswers:
 
     def describe(self) -> dict[str, Any]:
         """The entries by which run.json names the model."""
-        about = {"fingerprint": fingerprint(self.model), "parameters": count(self.model)}
+        about = {"fingerprint": fingerprint(self.model), "parameters": count(self.model), **described(self.processor)}
         scheme = self.model.config.quantize
         return about | {"dtype": str(self.model.dtype)[6:]} | ({"quantize": scheme} if scheme else {})
 

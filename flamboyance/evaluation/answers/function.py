@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import math
 from collections import defaultdict
@@ -63,44 +64,82 @@ Answer = Callable[[list[Demonstration], Query], str | Mapping[str, float]]
 
 
 def _digest(function: Any) -> str:
-    """What tells a function from another of the same name: its code, and the texts, functions and real numbers that it
-    closes over. Not integers and lists, by which functions count their calls."""
+    """What tells a function from another of the same name: its code, its defaults, and the texts, functions and real
+    numbers that it closes over; and of the globals that it names, also the integers. Not integers that it closes over
+    or writes, and lists, by which functions count their calls. Of an object its class and its name."""
     return hashlib.sha256(repr(_described(function, 0)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _described(value: Any, depth: int) -> Any:
+def _described(value: Any, depth: int, named: bool = True) -> Any:
+    """A value in what `repr` writes alike in every process.
+
+    Args:
+        named: of a function, also the globals that its code names.
+    """
     if isinstance(value, str | bytes | bool | float | None):
         return value
     if depth > 8:  # a function that closes over itself
         return type(value).__qualname__
     if isinstance(value, tuple):
-        return [_described(one, depth + 1) for one in value]
+        return [_described(one, depth + 1, named) for one in value]
     if isinstance(value, frozenset):  # as of `answer in {"yes", "no"}`
         return sorted(map(repr, value))
     if isinstance(value, CodeType):
-        consts = [_described(one, depth + 1) if not isinstance(one, int) else one for one in value.co_consts]
+        consts = [_fixed(one, depth + 1, named) for one in value.co_consts]
         return [value.co_code, value.co_names, consts]
     if isinstance(value, partial):
         parts = [value.func, *value.args, *sorted(value.keywords.items())]
-        return [_described(one, depth + 1) for one in parts]
+        return [_fixed(one, depth + 1, named) for one in parts]
     function = getattr(value, "__func__", value)  # of a method
     if not isinstance(function, FunctionType):
         call = vars(type(value)).get("__call__")
-        code = [_described(call, depth + 1)] if isinstance(call, FunctionType) else []
-        return [type(value).__module__, type(value).__qualname__, *code]
+        code = [_described(call, depth + 1, named)] if isinstance(call, FunctionType) else []
+        return [type(value).__module__, type(value).__qualname__, *_names(value), *code]
     closed = []
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # not filled yet
-            closed.append(_described(cell.cell_contents, depth + 1))
-    defaults = _described((*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())), depth + 1)
-    owner = type(value.__self__).__qualname__ if function is not value else None
-    return [_described(function.__code__, depth + 1), defaults, closed, owner]
+            closed.append(_described(cell.cell_contents, depth + 1, named))
+    defaults = _fixed((*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())), depth, named)
+    owner = _described(value.__self__, depth + 1, False) if function is not value else None
+    found = _globals(function, depth) if named else []
+    return [_described(function.__code__, depth + 1, named), defaults, closed, owner, found]
+
+
+def _fixed(value: Any, depth: int, named: bool) -> Any:
+    """As `_described`, of a value that stays what it is: with its integers."""
+    if isinstance(value, tuple):
+        return [_fixed(one, depth + 1, named) for one in value]
+    return value if isinstance(value, int) else _described(value, depth, named)
+
+
+def _globals(function: FunctionType, depth: int) -> list[Any]:
+    """The globals that a function reads and does not write, each with its name; functions without theirs in turn."""
+    read, written = set[str](), set[str]()
+    codes = [function.__code__]
+    for code in codes:  # grows by the functions within
+        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
+                (written if step.opname == "STORE_GLOBAL" else read).add(step.argval)
+    there = sorted((read - written) & function.__globals__.keys())
+    return [(name, _fixed(function.__globals__[name], depth + 1, False)) for name in there]
+
+
+def _names(value: Any) -> list[str]:
+    """What an object calls itself: a model of transformers its directory or repository, a module or class its name."""
+    found = []
+    for attribute in ("name_or_path", "name", "__qualname__", "__name__"):
+        with suppress(Exception):  # a property may do anything
+            name = getattr(value, attribute, None)
+            found += [name] if isinstance(name, str) else []
+    return found
 
 
 class FunctionAnswers:
     """Answers prompts with a function."""
 
     context: int | None = None
+    continues = False
     place = "Python"
 
     def __init__(self, function: Answer):

@@ -66,8 +66,8 @@ def ranked(positions: Sequence[Any], labels: Sequence[str]) -> list[float] | Non
         positions: OpenAI's `choices[0].logprobs.content`: of each token its text, `logprob` and `top_logprobs`.
 
     Returns:
-        None if no alternative begins a label: the answer is about something else. None too if labels differ in case
-        alone.
+        None if no alternative begins a label, or the answer begins one and goes on otherwise ("A banana" begins
+        "apple"): it is about something else. None too if labels differ in case alone.
     """
     names = list(_folded(labels))
     if any(name != name.casefold() for name in names):
@@ -92,6 +92,9 @@ def ranked(positions: Sequence[Any], labels: Sequence[str]) -> list[float] | Non
         written, so_far = written + token, so_far + logprob
         if len(alive) < 2:
             break
+    answer = _begun("".join(_read(position)[0] for position in positions))
+    if alive and not any(name.startswith(answer) or answer.startswith(name) for name in alive):
+        return None
     for name in alive:  # the one that is left; or those that the answer ended with, or within
         scores[name] = so_far if len(alive) == 1 or _begun(written) == name else least
     return [scores[name] for name in names] if seen else None

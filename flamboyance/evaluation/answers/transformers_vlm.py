@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from flamboyance.evaluation.answers.flamingo import context_of, timed
+from flamboyance.evaluation.answers.processor_digest import described, digest
 from flamboyance.evaluation.answers.prompt_cache import Prefix, Rows
 from flamboyance.evaluation.answers.turns import turns
 from flamboyance.evaluation.prompts import Prompt
@@ -47,7 +48,9 @@ class TransformersAnswers:
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.chat = bool(getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+        templates = (getattr(each, "chat_template", None) for each in (processor, self.tokenizer))
+        self._template = next((one for one in templates if one), None)
+        self.chat = self._template is not None
         self.context = context_of(model.config.get_text_config())
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._image_tokens: int | None = None  # of one image
@@ -74,16 +77,23 @@ class TransformersAnswers:
 
     def describe(self) -> dict[str, Any]:
         """The entries by which run.json names the model."""
-        digest = hashlib.sha256()
+        weights = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             beginning = parameter.detach().flatten()[:COMPARED].float().cpu()
-            digest.update(name.encode() + beginning.numpy().tobytes())
+            weights.update(name.encode() + beginning.numpy().tobytes())
         parameters = sum(p.numel() for p in self.model.parameters())
         return {
-            "fingerprint": digest.hexdigest()[:16],
+            "fingerprint": weights.hexdigest()[:16],
             "parameters": parameters,
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            **described(self.processor),
+            "chat_template": digest(self._template) if self.chat else None,
         }
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model reads the plain prompt, not a chat."""
+        return not self.chat
 
     @property
     def place(self) -> str:

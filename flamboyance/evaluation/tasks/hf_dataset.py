@@ -3,7 +3,8 @@
     hf:cifar10[test]                  the split of a dataset on the hub
     hf:NAME[CONFIGURATION/test]       of one of its configurations
     hf:NAME[train[:500]]              the first 500 rows
-    hf:path/to/folder[train]          of a folder that load_dataset or load_from_disk reads
+    hf:path/to/folder[train]          of a folder that load_dataset or load_from_disk reads; a single split, as
+                                      save_to_disk writes it, has the name that it was saved with, or else train
 
 Its columns are those of a file of one's own (see user_data.py): image, label, text, captions, question, answer,
 answers, answer_type, question_type; other names are given as `columns`. Numbers of classes become their names. Images
@@ -120,13 +121,28 @@ def _opened(name: str) -> Any:
         raise ImportError(f"{name} needs the package datasets: pip install 'flamboyance[datasets]'") from error
     path, configuration, split = _parts(name)
     try:
-        if (Path(path) / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(path)[split]
-        if (Path(path) / "state.json").is_file():
-            return datasets.load_from_disk(path)
+        if any((Path(path) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            if configuration:
+                raise ValueError(f"a saved dataset has no configurations, such as {configuration!r}")
+            return _part(datasets.load_from_disk(path), split)
         return datasets.load_dataset(path, configuration, split=split)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{name} cannot be opened: {error}") from None
+
+
+def _part(saved: Any, split: str) -> Any:
+    """The rows of a saved dataset that a split names, such as "train[:500]" or "train+test".
+
+    Raises:
+        ValueError: it has no such split.
+    """
+    import datasets
+
+    if not isinstance(saved, datasets.DatasetDict):
+        own = re.split(r"[\[+]", str(saved.split or "train"))[0]  # of a part of a split, the split's name
+        saved = {own: saved}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({one: len(rows) for one, rows in saved.items()})
+    return datasets.concatenate_datasets([saved[one.splitname].select(range(one.from_, one.to)) for one in parts])
 
 
 def _class_names(feature: Any) -> list[str] | None:

@@ -80,7 +80,8 @@ def from_rows(
     if own:
         _check_own(rows, path, support is not None)
         support = (path, own)
-    template = _with_images(template or _template(kind, rows[0]), [*rows, *(support[1] if support else [])])
+    given = template
+    template = _with_images(given or _template(kind, rows[0]), [*rows, *(support[1] if support else [])])
     queries = _examples(rows, kind, template, protocol, path, "queries")
     shown = queries
     if support is not None:
@@ -88,7 +89,10 @@ def from_rows(
         if any(_kind(row, place) != kind for row in (shown_rows if own else shown_rows[:1])):
             raise ValueError(f"{place} has no column {kind!r}, and {path} has one; the two files must be of one kind")
         shown = _examples(shown_rows, kind, template, protocol, place, "support")
+    if given is None and kind != "label":
+        template = template.keeping([text for one in (*shown, *queries) for text in (one.answer, *one.references)])
     task = _task(name, path, kind, template, shown, queries, protocol)
+    task = replace(task, folder=path if path.is_dir() else path.parent)
     return replace(task, choose=_own(task, rows)) if own else task
 
 

@@ -122,6 +122,15 @@ def test_an_answer_about_something_else_has_no_ranks():
     assert ranked([one("a", a=0.9, A=0.1)], ("a", "A")) is None  # not told apart
 
 
+def test_an_answer_that_begins_a_label_and_goes_on_otherwise_has_no_ranks():
+    fruits = ("apple", "banana", "cherry")
+    first = one("A", A=0.6, b=0.25, c=0.1)
+    assert ranked([first, one(" banana", **{" banana": 0.95, " cherry": 0.05}), one(".", **{".": 1.0})], fruits) is None
+    for rest in ("pple", "pples", "p"):  # finished, gone beyond, cut off
+        found = ranked([first, one(rest, **{rest: 1.0})], fruits)
+        assert np.exp(found).tolist() == pytest.approx([0.6, 0.25, 0.1])
+
+
 # Through a server ----------------------------------------------------------------------------------------------------
 
 

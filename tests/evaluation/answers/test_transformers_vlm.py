@@ -83,6 +83,16 @@ def test_texts(answers, tmp_path):
         assert answers._text(prompt) == prompt.text
 
 
+def test_another_processor_counts_as_another_model(answers, monkeypatch):
+    before = answers.describe()
+    assert (before["chat_template"] is not None) == answers.chat != answers.continues
+    monkeypatch.setattr(answers.processor.image_processor, "image_mean", [0.0, 0.0, 0.0])
+    assert {key for key, value in answers.describe().items() if value != before[key]} == {"preprocessing"}
+    monkeypatch.setattr(answers.processor, "chat_template", "{{ messages }}")
+    other = TransformersAnswers(answers.model, answers.processor)
+    assert other.describe()["chat_template"] not in (None, before["chat_template"])
+
+
 def test_blind_demonstrations_have_no_image(answers, tmp_path):
     prompt = Prompt.of(captions(tmp_path), 0, [3, 4], 0)
     assert answers._text(prompt).count("<image>") == 1 == len(prompt.images)

@@ -62,6 +62,21 @@ def test_classes_of_a_saved_dataset(saved, tmp_path):
     assert load(f"hf:{saved}[test]", COLUMNS, folder=tmp_path).support == task.queries and len(files) == 18
 
 
+def test_slices_of_saved_datasets(saved, tmp_path):
+    """Of a folder of splits, and of one that holds a single split."""
+    whole = load(f"hf:{saved}[train]", COLUMNS, folder=tmp_path).queries
+    datasets.load_from_disk(saved)["train"].save_to_disk(tmp_path / "single")
+    for folder in (saved, tmp_path / "single"):
+        task = load(f"hf:{folder}[train[:5]]", COLUMNS, f"hf:{folder}[train[-7:]]", folder=tmp_path)
+        assert [one.image for one in task.queries] == [one.image for one in whole[:5]]
+        assert [one.image for one in task.support] == [one.image for one in whole[5:]]
+        for wrong in ("nosuchsplit", "nosuchsplit[:5]", "other/train"):
+            with pytest.raises(ValueError, match=re.escape(f"[{wrong}]") + r".*(train|other)"):
+                load(f"hf:{folder}[{wrong}]", COLUMNS, folder=tmp_path)
+    both = load(f"hf:{saved}[train[:2]+test[:1]]", COLUMNS, folder=tmp_path)
+    assert [one.image for one in both.queries[:2]] == [one.image for one in whole[:2]] and len(both.queries) == 3
+
+
 def test_several_columns_of_images(tmp_path):
     rows = {"left": pictures(4), "right": pictures(4, 1), "question": ["same?"] * 4, "answer": ["no"] * 4}
     text = datasets.Value("string")

@@ -38,6 +38,17 @@ def test_labels(folder):
     assert task.metric.name == user_data.metrics.TOP_1.name
 
 
+def test_a_stop_that_an_answer_contains_is_none(folder):
+    task = user_data.load(csv(folder, "image,question,answer", "a.jpg,what?,Shorts", "b.jpg,what?,a cat"))
+    assert task.template.stops == ("Question", "Answer")
+    assert task.read(" Shorts<|endofchunk|>Question:who?", True) == "Shorts"
+    assert task.read("a catQuestion:who?", True) == "a cat"
+    task = user_data.load(csv(folder, "image,text", "a.jpg,Output of a printer", "b.jpg,a cat"))
+    assert task.template.stops == () and task.read("Output of a printer", True) == "Output of a printer"
+    given = Template("<image>Short:{answer}", stops=("Short",))
+    assert user_data.load(csv(folder, "image,answer", "a.jpg,Shorts"), template=given).template == given
+
+
 def test_labels_with_questions(folder):
     task = user_data.load(
         csv(folder, "image,question,label", "a.jpg,Is it?,yes", "b.jpg,Is it?,no"), protocol="openflamingo"
@@ -90,10 +101,12 @@ def test_a_template_names_columns(folder):
 
 
 def test_a_folder_of_labels(tmp_path):
-    for name in ("pets/dog/1.jpg", "pets/dog/more/2.jpg", "pets/cat/1.jpg", "pets/.hidden.jpg"):
+    for name in ("pets/dog/1.jpg", "pets/dog/2.jpg", "pets/cat/1.jpg", "pets/.hidden.jpg"):
         picture(tmp_path / name)
     task = user_data.load(tmp_path / "pets")
     assert task.name == "pets" and [one.answer for one in task.queries] == ["cat", "dog", "dog"]
+    with pytest.raises(ValueError, match=r"more than one folder below"):
+        user_data.load(tmp_path)
 
 
 def test_a_folder_of_texts(folder):
