@@ -14,7 +14,8 @@ PAIRS, INTERLEAVED, MISALIGNED = "pairs", "interleaved", "misaligned"
 
 SIZES: Mapping[str, Any] = {"cross_attention_layers": (2, 4, 20, 28), "resampler_width": 192, "latents": 16}
 BATCH: Mapping[str, int] = {PAIRS: 24, INTERLEAVED: 3}  # documents a step; about 24 and 30 pictures
-RATE = 1.5e-3
+RATE = 5e-4
+SLOW_RATE = 1.5e-4  # at which the language model can be trained too
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ VARIANTS: dict[str, Variant] = {
         LANGUAGE,
         "62.9",
         change=parts.with_trained_language_model,
-        training={"learning_rate": RATE / 10},
+        training={"learning_rate": SLOW_RATE},
     ),
-    "slow": Variant("Language model frozen, at that rate", LANGUAGE, training={"learning_rate": RATE / 10}),
+    "slow": Variant("Language model frozen, at that rate", LANGUAGE, training={"learning_rate": SLOW_RATE}),
     "new-language": Variant(
         "Language model begins at random, and is trained", LANGUAGE, "58.2", change=parts.with_new_language_model
     ),
