@@ -201,7 +201,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         directory = name.files(revision=revision, token=token, **hub)
         if config is not None and dtype == "auto" and config.dtype is not None:
             dtype = config.dtype  # older transformers' Auto classes pass the requested dtype here
-        if config is not None and config._attn_implementation not in (None, "sdpa"):  # and this option, all of them
+        if config is not None and config._attn_implementation not in (None, "sdpa"):  # the Auto classes put it there
             language_options.setdefault("attn_implementation", config._attn_implementation)
         config = read_config(directory) if config is None else copy.deepcopy(config)
         config.choose_scheme(quantize, directory)
@@ -212,7 +212,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
         if stored and about.get("dtype"):
             dtype = about["dtype"]
         config.language = absolute(language) if language else resolve(config.language, directory)
-        other = bool(vision)
+        another_tower = bool(vision)
         vision = absolute(vision) if vision else resolve(config.vision["name"], directory)
         config.vision = dict(config.vision, name=vision)
         language_options = {
@@ -235,7 +235,7 @@ class FlamingoForConditionalGeneration(GenerativeFlamingo):
                 f"{config.vision_width}. Name the right tower: vision=…, or `vision` in config.json."
             )
         check_backbones(tower, language_model)
-        if other:
+        if another_tower:
             config.vision = tower.spec
         model = cls(config, vision=tower, language_model=language_model)
         if about.get("adapters"):

@@ -520,16 +520,18 @@ def complete(
         vision: the tower's spec, as FlamingoConfig.vision.
         tokenizer: the model's, if it may be another object than the processor's.
     """
-    images, tokenizer = processor.image_processor, tokenizer or processor.tokenizer
-    if isinstance(images, ImageProcessor) and tokenizer is processor.tokenizer:
-        return processor
-    if images is not None and not isinstance(images, ImageProcessor):
-        warnings.warn(
-            f"the processor prepares images with {checks.brief(images)}, which cannot be saved; the saved model "
-            "prepares them as its vision tower was trained. Give it to the processor again after opening",
-            stacklevel=4,
-        )
-    if not isinstance(images, ImageProcessor):
+    tokenizer = processor.tokenizer if tokenizer is None else tokenizer
+    images = processor.image_processor
+    if isinstance(images, ImageProcessor):
+        if tokenizer is processor.tokenizer:
+            return processor
+    else:
+        if images is not None:
+            warnings.warn(
+                f"the processor prepares images with {checks.brief(images)}, which cannot be saved; the saved model "
+                "prepares them as its vision tower was trained. Give it to the processor again after opening",
+                stacklevel=4,
+            )
         images = image_processor_of(vision)
     return FlamingoProcessor(images, tokenizer, cast(str, processor.chat_template), processor.video)
 

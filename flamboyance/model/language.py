@@ -146,7 +146,7 @@ def conditioned(on: Conditioning) -> Generator[None, None, None]:
 
 def recomputed_as_conditioned(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """A function for gradient checkpointing that conditions the second pass of a layer as the first one was.
-    transformers before 5.23 runs a layer's hooks, and with them its block, in both."""
+    transformers 5.16 runs a layer's hooks, and with them its block, in both passes; later versions in the first."""
 
     def checkpointed(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if (on := conditioning()) is None:

@@ -110,10 +110,10 @@ class TrainableModel(PreTrainedModel):
         """16 hexadecimal digits of the frozen parameters of the backbones, as they were opened. Their checksums are
         kept, so nothing is read."""
         digest = hashlib.sha256()
-        for name, parameter in sorted(self.named_parameters()):
-            mark = self._opened.get(adapters.canonical(name))
-            if mark is not None and not parameter.requires_grad:
-                digest.update(f"{adapters.canonical(name)} {mark.dtype} {mark.shape} {mark.checksum}".encode())
+        frozen = {adapters.canonical(name) for name, p in self.named_parameters() if not p.requires_grad}
+        for name in sorted(frozen & self._opened.keys()):
+            mark = self._opened[name]
+            digest.update(f"{name} {mark.dtype} {mark.shape} {mark.checksum}".encode())
         return digest.hexdigest()[:16]
 
     def remember_changes(self) -> None:

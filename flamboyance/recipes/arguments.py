@@ -186,9 +186,9 @@ def _sources(
         changed.setdefault(name, {})[field] = convert(value, known[field].kind, key)
 
     def held(name: str) -> dict[str, Any]:
-        like = next(iter(sources)) if len(sources) == 1 else name if name in sources else None
-        theirs = {field: value for field, value in changed.get(like or "", {}).items() if field != "shards"}
-        return theirs | ({} if name in sources else changed.get(name, {}))
+        like = next(iter(sources)) if len(sources) == 1 else name
+        read_alike = {field: value for field, value in changed.get(like, {}).items() if field != "shards"}
+        return read_alike if name in sources else read_alike | changed.get(name, {})
 
     return (
         {name: dataclasses.replace(source, **changed.get(name, {})) for name, source in sources.items()},
