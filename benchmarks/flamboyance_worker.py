@@ -20,6 +20,7 @@ from flamboyance.images import ImageProcessor
 from flamboyance.processes import World
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.training.config import TrainingConfig
+from flamboyance.training.loop import configure_torch
 from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.step import Stepper
@@ -49,21 +50,15 @@ def prepare(
     weights: dict[str, float],
     checkpoint_activations: bool,
     precision: str = "fp32",
-    fill: bool = False,
 ) -> int:
-    """Ready to take steps as `flamboyance train` takes them; bytes resident.
-
-    Args:
-        fill: whether fresh memory is filled, as torch's deterministic mode does by default.
-    """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[assignment]
+    """Ready to take steps as `flamboyance train` takes them; bytes resident."""
     model = held["model"].train()
     set_precision(model, precision)
     sources = {name: Pairs(shards="", batch_size=1, weight=weight) for name, weight in weights.items()}
     config = TrainingConfig(
         output="", sources=sources, steps=1, precision=precision, checkpoint_activations=checkpoint_activations
     )  # type: ignore[arg-type]
+    configure_torch(config, World())
     parallel = Parallel(model, config, World())
     optimizer = make_optimizer(model.trained_parameters(), config)
     normalize = ImageProcessor.clip(model.vision.image_size).normalized

@@ -77,7 +77,7 @@ def train(run: TrainingRun, command: list[str] | None = None) -> Path:
             if here.first and run.prepare is not None:
                 run.prepare()
             here.wait()
-            _configure_torch(run.training, here)
+            configure_torch(run.training, here)
             trainer = (run.trainer or Trainer)(run, here, signals, tasks)
         except Interrupted:
             print("stopped before the first step; the same command resumes", file=sys.stderr)
@@ -318,13 +318,16 @@ class Trainer:
             self.log.close()
 
 
-def _configure_torch(config: TrainingConfig, here: World) -> None:
+def configure_torch(config: TrainingConfig, here: World) -> None:
+    """Torch's settings for this process: threads, determinism, the seed."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     wanted = here.device.type == "cpu" if config.deterministic is None else config.deterministic
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(wanted, warn_only=config.deterministic is None)
+    # A fill of all fresh memory shows where memory is read that nobody wrote; a step is 1 to 2 % slower with it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # ty: ignore[missing-attribute]
     torch.manual_seed(config.seed)
     if not sys.stderr.isatty() or not here.first:
         transformers_logging.disable_progress_bar()

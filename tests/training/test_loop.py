@@ -47,6 +47,28 @@ def lines(output):
     return [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def test_fresh_memory_is_not_filled_and_nothing_reads_it(run, tmp_path, monkeypatch):
+    """With a fill, a number that nobody wrote would be NaN."""
+    weights, filled = [], []
+    configure, take = loop.configure_torch, Stepper.__call__
+
+    def step(self, *given, **named):
+        filled.append(torch.utils.deterministic.fill_uninitialized_memory)
+        return take(self, *given, **named)
+
+    def configure_filling(*given):
+        configure(*given)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+    monkeypatch.setattr(Stepper, "__call__", step)
+    for each in (configure, configure_filling):
+        monkeypatch.setattr(loop, "configure_torch", each)
+        weights.append((train(run(6)) / "model.safetensors").read_bytes())
+        shutil.rmtree(tmp_path / "run")
+    assert filled == [False] * 6 + [True] * 6
+    assert weights[0] == weights[1]
+
+
 def test_a_run_learns_and_its_model_opens(run, tmp_path):
     train(run(60, checkpoint_every=30, keep_checkpoints=1, export_openflamingo=True))
     output = tmp_path / "run"
