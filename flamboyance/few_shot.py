@@ -21,7 +21,7 @@ from flamboyance.model.fingerprint import fingerprint, stamp
 from flamboyance.model.finite import check_finite
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
-from flamboyance.prompting import Prefix, completion_tokens, generate_texts, prompt_inputs
+from flamboyance.prompting import Prefix, by_completions, generate_texts, prompt_inputs
 from flamboyance.task_files import TaskFile, is_task_file, read_task, write_task
 from flamboyance.templates import Template
 
@@ -163,9 +163,12 @@ class FewShotTask:
         return results
 
     def _score(self, batch: list[tuple[Any, ...]], labels: Sequence[str], normalize: str) -> Tensor:
-        query = self.template.query(*batch[0][1:])
-        candidates = [completion_tokens(self.processor, self.template, query, label) for label in labels]
-        return self.model.score(**self._prompts(batch), candidates=candidates, normalize=normalize)
+        queries = [self.template.query(*fields) for _, *fields in batch]
+        scores = torch.empty(len(batch), len(labels), device=self.model.device)
+        for candidates, places in by_completions(self.processor, self.template, queries, labels).items():
+            inputs = self._prompts([batch[place] for place in places])
+            scores[places] = self.model.score(**inputs, candidates=candidates, normalize=normalize)
+        return scores
 
     def _queries(self, queries: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Each query as (image, fields before the answer)."""

@@ -15,7 +15,7 @@ from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import RoomyLayer, branch, empty, is_plain, moved, roomy
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
-from flamboyance.templates import END_OF_CHUNK_TOKEN, Template
+from flamboyance.templates import END_OF_CHUNK_TOKEN, Template, well_formed
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,34 @@ def ending_tokens(model: GenerationMixin, tokenizer: Any, *further: int) -> list
     return [int(token) for token in dict.fromkeys(known) if token is not None]
 
 
-def completion_tokens(processor: FlamingoProcessor, template: Template, query: str, label: str) -> list[int]:
-    """The tokens of a label where it follows a query."""
-    return tokens_after(processor, query, template.completion(label))
+def completion_tokens(
+    processor: FlamingoProcessor, template: Template, query: str, labels: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each label where it follows a query."""
+    return tokens_after(processor, query, [template.completion(label) for label in labels])
 
 
-def tokens_after(processor: FlamingoProcessor, text: str, more: str) -> list[int]:
-    """The tokens of `more` where it follows a text: tokenizers may write a word differently at a text's beginning."""
-    before, whole = processor.tokenize([text, text + more])
-    if len(before) < len(whole) and whole[: len(before)] == before:
-        return whole[len(before) :]
-    return processor.tokenizer(more, add_special_tokens=False)["input_ids"]
+def by_completions(
+    processor: FlamingoProcessor, template: Template, queries: Sequence[str], labels: Sequence[str]
+) -> dict[tuple[tuple[int, ...], ...], list[int]]:
+    """The tokens of the labels, and the places of the queries after which they are these. Mostly that is all: only a
+    query whose last word the label continues can change them."""
+    found: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    tokens = {query: completion_tokens(processor, template, query, labels) for query in dict.fromkeys(queries)}
+    for place, query in enumerate(queries):
+        found.setdefault(tokens[query], []).append(place)
+    return found
+
+
+def tokens_after(processor: FlamingoProcessor, text: str, continuations: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each continuation where it follows a text: tokenizers may write a word differently at a text's
+    beginning."""
+    before, *wholes = processor.tokenize([text, *(text + more for more in continuations)])
+    alone = processor.tokenizer(list(map(well_formed, continuations)), add_special_tokens=False)["input_ids"]
+    return tuple(
+        tuple(whole[len(before) :] if len(before) < len(whole) and whole[: len(before)] == before else ids)
+        for whole, ids in zip(wholes, alone, strict=True)
+    )
 
 
 def tokens_after_a_chunk(processor: FlamingoProcessor, queries: Sequence[str]) -> list[list[int]]:

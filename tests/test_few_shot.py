@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from flamboyance import FewShotTask, FlamingoProcessor, templates
 from flamboyance.images import ImageProcessor
 from flamboyance.model import linear
+from flamboyance.prompting import completion_tokens
 from tests.model.families import FAMILIES, PIXELS, VOCABULARY, make
 from tests.model.zoo import tiny_config
 
@@ -44,6 +45,16 @@ def processor(bos: bool = False) -> FlamingoProcessor:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    return FlamingoProcessor(
+        ImageProcessor.clip(PIXELS), PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    )
+
+
+def word_beginnings() -> FlamingoProcessor:
+    """With a tokenizer of which `cat` at the beginning of a word is another token."""
+    pieces = ["<unk>", "</s>", "▁", "▁cat", "cat", "▁dog", "dog", "x", *(f"w{i}" for i in range(VOCABULARY - 8))]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     return FlamingoProcessor(
         ImageProcessor.clip(PIXELS), PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     )
@@ -103,6 +114,19 @@ def test_classification_equals_the_full_prompt(family):
         expected = torch.stack(scores).softmax(0)
         torch.testing.assert_close(torch.tensor([probabilities[x] for x in labels]), expected, atol=1e-5, rtol=1e-4)
         assert label == labels[int(expected.argmax())]
+
+
+def test_labels_are_read_after_each_query_of_a_batch():
+    """Where the label begins a word, as after an empty question, its token is `▁cat`; after `x` it is `cat`."""
+    model, reading = make("llama"), word_beginnings()
+    template = templates.Template("<image>{question}{text}")
+    task = FewShotTask(model, reading, template=template)
+    queries, labels = [(picture(i), text) for i, text in enumerate(("x", "", "x x", ""))], ["cat", "dog"]
+    first, second = (completion_tokens(reading, template, template.query(text), labels) for text in ("x", ""))
+    assert first != second
+    alone = [task.classify([query], labels)[0] for query in queries]
+    for (label, found), (expected, probabilities) in zip(task.classify(queries, labels), alone, strict=True):
+        assert label == expected and found == pytest.approx(probabilities, abs=1e-6)
 
 
 def test_demonstrations_are_computed_once():

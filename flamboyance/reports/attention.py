@@ -112,7 +112,8 @@ def attention_maps(
         options = {"max_new_tokens": 20, "do_sample": False} | generation
         found = model.generate(**inputs, media=media, **options)[0]
     else:
-        found = torch.cat([prompt[0], prompt.new_tensor(tokens_after(processor, text, answer))])
+        [ids] = tokens_after(processor, text, [answer])
+        found = torch.cat([prompt[0], prompt.new_tensor(ids)])
     new = found[prompt.shape[1] :].tolist()
     words, tokens = _words(processor, new)
     if not words:

@@ -168,7 +168,7 @@ class Judge:
     def _choice(self, trial: Trial) -> str:
         """The candidate with the highest mean log-probability per token, as the papers and `FewShotTask` choose."""
         query = self.template.query()
-        tokens = [completion_tokens(self.processor, self.template, query, text) for text in trial.candidates]
+        tokens = completion_tokens(self.processor, self.template, query, trial.candidates)
         scores = self.model.score(**self._inputs([trial]), candidates=tokens, normalize="mean")
         return trial.candidates[int(scores.argmax())]
 

@@ -20,7 +20,7 @@ from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.fingerprint import fingerprint
 from flamboyance.model.quantized_linear import count
 from flamboyance.processing import FlamingoProcessor
-from flamboyance.prompting import Prefix, completion_tokens, generate_ended, prompt_inputs
+from flamboyance.prompting import Prefix, by_completions, generate_ended, prompt_inputs
 
 ROWS = 32  # rows of text that are scored together
 
@@ -93,17 +93,20 @@ class FlamingoAnswers:
     def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
         """The mean log-probability per token of each of the task's labels after each prompt. All prompts are of one
         task."""
-        candidates = [self._label_tokens(prompts[0], label) for label in prompts[0].task.labels or ()]
-        inputs = self._inputs(prompts)
-        with timed(self.seconds, "answer", self.model.device):
-            scores = self.model.score(**inputs, candidates=candidates, normalize="mean", batch_size=ROWS)
-        return scores.tolist()
-
-    def _label_tokens(self, prompt: Prompt, label: str) -> list[int]:
+        task = prompts[0].task
+        labels, scores = list(task.labels or ()), torch.empty(len(prompts), len(task.labels or ()))
         if self.bare_labels:
-            return self.processor.tokenizer(label, add_special_tokens=False)["input_ids"]
-        template = prompt.task.template
-        return completion_tokens(self.processor, template, template.query(*prompt.query.asked), label)
+            read = self.processor.tokenizer(labels, add_special_tokens=False)["input_ids"]
+            groups = {tuple(map(tuple, read)): list(range(len(prompts)))}
+        else:
+            queries = [task.template.query(*prompt.query.asked) for prompt in prompts]
+            groups = by_completions(self.processor, task.template, queries, labels)
+        for candidates, places in groups.items():
+            inputs = self._inputs([prompts[place] for place in places])
+            with timed(self.seconds, "answer", self.model.device):
+                found = self.model.score(**inputs, candidates=candidates, normalize="mean", batch_size=ROWS)
+            scores[places] = found.cpu()
+        return scores.tolist()
 
     def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         with timed(self.seconds, "media", self.model.device):
