@@ -297,8 +297,8 @@ class FewShotTask:
                 f"the task in {directory} was computed with another tokenizer. Give the processor that it was made with"
             )
         try:
-            template = Template(**(task["template"] | {"stops": tuple(task["template"]["stops"])}))
-        except (KeyError, TypeError, ValueError) as error:
+            template = Template(**task["template"])
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{directory / 'task.json'} is damaged: its template is not valid ({error!r})") from error
         if not task["texts"]:
             return cls(model, processor, (), template)

@@ -124,11 +124,8 @@ def _template(given: Any, place: str) -> Template:
     for name, value in given.items():
         if name not in kinds or not isinstance(value, kinds[name]):
             raise ValueError(f"{place}: template.{name} is {checks.brief(value)}; expected {', '.join(kinds)}")
-    if not all(isinstance(stop, str) for stop in given.get("stops", ())):
-        raise ValueError(f"{place}: template.stops is {checks.brief(given['stops'])}; expected a list of texts")
-    options: dict[str, Any] = given | {"stops": tuple(given.get("stops", ()))}
     try:
-        return Template(**options)
+        return Template(**given)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 from typing import Any
 
+from flamboyance import checks
+
 IMAGE_TOKEN = "<image>"
 END_OF_CHUNK_TOKEN = "<|endofchunk|>"
 
@@ -38,6 +40,14 @@ class Template:
     fields: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        checks.text("pattern", self.pattern)
+        checks.text("drop", self.drop)
+        stops = tuple(checks.listed("stops", self.stops, "texts", "stops=('Question',)"))
+        if not all(isinstance(stop, str) and stop for stop in stops):
+            raise ValueError(
+                f"stops={checks.brief(self.stops)}: expected texts that are not empty; an answer ends at one"
+            )
+        object.__setattr__(self, "stops", stops)
         try:
             parts = list(Formatter().parse(self.pattern))
         except ValueError as error:

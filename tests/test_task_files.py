@@ -131,7 +131,7 @@ GOOD = {"template": {"pattern": "<image>{text}"}, "demonstrations": [SHOT]}
         (json.dumps({**GOOD, "template": None}), ["template is None", "pattern"]),
         (json.dumps({**GOOD, "template": {"pattern": "{text}"}}), ["t.json", "<image>"]),
         (json.dumps({**GOOD, "template": {"pattern": "<image>{text}", "stops": "a"}}), ["template.stops", "'a'"]),
-        (json.dumps({**GOOD, "template": {"pattern": "<image>{text}", "stops": [1]}}), ["template.stops", "[1]"]),
+        (json.dumps({**GOOD, "template": {"pattern": "<image>{text}", "stops": [1]}}), ["stops", "[1]"]),
         (json.dumps({**GOOD, "template": {"pattern": "<image>{text}", "fields": ["x"]}}), ["template.fields"]),
         (json.dumps({**GOOD, "demonstrations": [SHOT, {"image": PNG}]}), ["demonstration 1", "image, text"]),
         (json.dumps({**GOOD, "demonstrations": [{"image": PNG, "text": 3}]}), ["demonstration 0", "text is 3"]),

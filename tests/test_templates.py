@@ -1,5 +1,7 @@
 """Prompt templates: the strings, what they refuse, and how answers are read."""
 
+import re
+
 import pytest
 
 from flamboyance.templates import Template, caption, classification, vqa
@@ -71,6 +73,23 @@ def test_bad_patterns(case: str) -> None:
     pattern, message = BAD_PATTERNS[case]
     with pytest.raises(ValueError, match=message.replace("|", r"\|").replace("{", r"\{")):
         Template(pattern)
+
+
+BAD_SETTINGS = {
+    "one stop as a text": {"stops": "Output"},  # would be six stops
+    "an empty stop": {"stops": ("Output", "")},  # would end every answer at its beginning
+    "a number as a stop": {"stops": [1]},
+    "no stops": {"stops": None},
+    "drop as a list": {"drop": ["."]},
+    "no pattern": {"pattern": None},
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings(case: str) -> None:
+    [(name, value)] = BAD_SETTINGS[case].items()
+    with pytest.raises(ValueError, match=f"{name}.*{re.escape(repr(value))}.*expected"):
+        Template(**{"pattern": "<image>{text}", name: value})
 
 
 BAD_VALUES = {

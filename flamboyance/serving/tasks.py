@@ -66,13 +66,12 @@ def read_template(given: TemplateBody) -> Template:
     fields = given.model_dump(exclude={"pattern"}, exclude_unset=True)
     if "stops" in fields:
         fields["stops"] = tuple(fields["stops"])
-    if given.pattern in TEMPLATES:
-        return replace(TEMPLATES[given.pattern], **fields)
-    if given.pattern.count(IMAGE_TOKEN) != 1:
+    named = TEMPLATES.get(given.pattern)
+    if named is None and given.pattern.count(IMAGE_TOKEN) != 1:
         known = ", ".join(TEMPLATES)
         raise bad("template", f"template {given.pattern!r:.200}: expected one {IMAGE_TOKEN} in it, or one of {known}")
     try:
-        return Template(given.pattern, **fields)
+        return Template(given.pattern, **fields) if named is None else replace(named, **fields)
     except ValueError as error:
         raise bad("template", str(error)) from None
 

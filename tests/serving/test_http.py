@@ -237,6 +237,8 @@ def test_a_form_makes_the_same_task_as_json(server, mini):
         ({"template": "captoin"}, "template"),
         ({"template": {"pattern": "no picture {text}"}}, "<image>"),
         ({"template": "vqa"}, "question, answer"),
+        ({"template": {"pattern": "caption", "stops": [""]}}, "stops"),
+        ({"template": {"pattern": "<image>{text}", "stops": ["a", ""]}}, "stops"),
         ({"demonstrations": []}, "demonstrations"),
         ({"demonstrations": [{"text": "a"}]}, "image"),
         ({"demonstrations": [{"image": "cat.png", "text": "a"}]}, "cat.png"),
