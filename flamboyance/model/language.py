@@ -8,18 +8,18 @@ reads nor keeps that attribute.
 """
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import Parameter, signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from flamboyance.model.cache import NAMES
 from flamboyance.model.cross_attention import GatedCrossAttentionBlock
@@ -159,6 +159,31 @@ def recomputed_as_conditioned(checkpoint: Callable[..., Any]) -> Callable[..., A
         return checkpoint(again, *args, **kwargs)
 
     return checkpointed
+
+
+class Recomputed:
+    """The forward of a frozen decoder layer that keeps its inputs alone and is computed again in the backward pass.
+    transformers does that to layers in training mode; those of a frozen language model stay in evaluation mode."""
+
+    checkpoint: Callable[..., Any] | None = None  # None: an ordinary forward
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+        self.forward = layer.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        writes = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))  # the second pass would, again
+        if self.checkpoint is None or self.layer.training or writes or not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return self.checkpoint(partial(self.forward, **kwargs), *args)
+
+
+def recompute(layers: Iterable[nn.Module], checkpoint: Callable[..., Any] | None, every_n_layers: int = 1) -> None:
+    """Gives layers such a forward, or with None their own."""
+    for number, layer in enumerate(layers):
+        if not isinstance(layer.forward, Recomputed):
+            layer.forward = Recomputed(layer)
+        layer.forward.checkpoint = checkpoint if number % every_n_layers == 0 else None
 
 
 class BlockHook:

@@ -59,6 +59,7 @@ class FlamingoModel(TrainableModel):
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    _recomputes = False  # whether activations are checkpointed
     tokenizer: PreTrainedTokenizerBase | None = None  # names tokens and reads candidate texts
 
     def __init__(
@@ -115,6 +116,9 @@ class FlamingoModel(TrainableModel):
     ) -> None:
         function = language.recomputed_as_conditioned(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, function, **options)
+        _, layers = language.find_decoder_layers(self.language_model, self.config.decoder_layers)
+        language.recompute(layers, function if enable else None, options.get("every_n_layers", 1))
+        self._recomputes = enable
 
     # Parts ------------------------------------------------------------------------------------------------------
 
@@ -497,6 +501,8 @@ class FlamingoModel(TrainableModel):
             return CausalLMOutputWithPast(loss=loss, logits=logits, **known)
         if not torch.compiler.is_compiling():
             language.hook_head(self.language_model)
+        if self._recomputes and use_cache is None and past_key_values is None and torch.is_grad_enabled():
+            use_cache = False  # a layer that writes to a cache could not be computed twice
         table = self.language_model.get_input_embeddings()
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
         if self._inputs_by_layer:

@@ -1,12 +1,27 @@
 """What trains, trains; what is frozen stays as it is; for each family of language model."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from tests.model.families import EOC, FAMILIES, IMAGE, PAD, images, make, pad_left, prompt
+
+
+@contextmanager
+def keeping(model):
+    """The storages that a forward pass keeps for the backward pass, without those of parameters, by address."""
+    found, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
 
 
 def batch():
@@ -41,7 +56,7 @@ def test_one_step_trains_and_generates(family):
 
 
 @pytest.mark.parametrize("unfrozen", [False, True])
-@pytest.mark.parametrize("family", ["opt", "llama", "mosaic_gpt", "gptj"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_checkpointing_changes_nothing(family, unfrozen):
     """Of an unfrozen language model, the layers are computed again, with their blocks in some versions."""
     plain = make(family)
@@ -49,13 +64,20 @@ def test_gradient_checkpointing_changes_nothing(family, unfrozen):
     plain.train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.gradient_checkpointing_enable()
-    losses = []
-    for model in (plain, checkpointed):
+    copied = copy.deepcopy(checkpointed)
+    again = copy.deepcopy(checkpointed)
+    again.gradient_checkpointing_disable()
+    losses, kept = [], []
+    for model in (plain, checkpointed, copied, again):
         torch.manual_seed(0)  # of dropout
-        loss = model(**batch()).loss
+        with keeping(model) as tensors:
+            loss = model(**batch()).loss
         loss.backward()
         losses.append(loss)
-    assert_close(*losses)
+        kept.append(sum(storage.nbytes() for storage in tensors.values()))
+    assert_close(losses, [losses[0]] * 4)
+    assert kept[1] < 0.4 * kept[0], "a layer keeps its inputs alone"
+    assert kept[2] == kept[1] and kept[3] == kept[0]
     for (name, a), b in zip(
         plain.trained_parameters().items(), checkpointed.trained_parameters().values(), strict=True
     ):
