@@ -501,7 +501,7 @@ class FlamingoModel(TrainableModel):
             return CausalLMOutputWithPast(loss=loss, logits=logits, **known)
         if not torch.compiler.is_compiling():
             language.hook_head(self.language_model)
-        if self._recomputes and use_cache is None and past_key_values is None and torch.is_grad_enabled():
+        if self._recomputes and self.training and use_cache is None and past_key_values is None:
             use_cache = False  # a layer that writes to a cache could not be computed twice
         table = self.language_model.get_input_embeddings()
         options = language.accepted(self.language_model, {"position_ids": position_ids, "use_cache": use_cache})
