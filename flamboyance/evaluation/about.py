@@ -52,7 +52,7 @@ def _task(task: Task) -> Row:
     found: dict[str, Any] = {
         "title": task.title, "metric": task.metric.name, "support": len(task.support), "queries": len(task.queries),
         "labels": task.labels and list(task.labels), "content": content(task), "images": shown(task),
-        "image_bytes": image_bytes(task), "prompt": _prompt(task),
+        "prompt": _prompt(task),
     }  # fmt: skip
     return found | ({"variant": task.metric.variant} if task.metric.variant else {})
 
@@ -87,19 +87,6 @@ def shown(task: Task) -> str:
     if task.choose is not None:
         digest.update(repr([task.choose(one, 1, 0) for one in task.queries]).encode())
     return digest.hexdigest()[:16]
-
-
-def image_bytes(task: Task) -> str:
-    """A digest of the sizes of a task's image files: one that was drawn or encoded anew has another."""
-    sizes = [_size(image) for part in (task.support, task.queries) for one in part for image in one.images]
-    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
-
-
-def _size(file: Path) -> int | None:
-    try:
-        return os.stat(file).st_size
-    except (OSError, ValueError):  # to be reported when it is read
-        return None
 
 
 def _below(folders: set[str], home: Path | None) -> dict[str, str]:

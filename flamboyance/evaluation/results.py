@@ -29,7 +29,7 @@ MOST_LABELS = 20  # up to this number the scores of all labels are written; of m
 BEST = 5
 
 # What run.json did not tell in earlier versions; and the tower's features, which not every command needs.
-NOT_ALWAYS = ("prompt", "images", "image_bytes", "preprocessing", "tokenizer", "chat_template", "features")
+NOT_ALWAYS = ("prompt", "images", "preprocessing", "tokenizer", "chat_template", "features")
 
 Row = dict[str, Any]
 

@@ -158,19 +158,6 @@ def test_other_pictures_of_the_same_names_are_another_task(tmp_path):
         fl.evaluate(folder / "pets.csv", answer, **options)
 
 
-@pytest.mark.parametrize("part", ["support", "queries"])
-def test_pictures_that_were_drawn_anew_are_another_task(part, tmp_path):
-    task, options = captions(tmp_path / "data"), {"output": tmp_path / "run", "shots": (1,), "seeds": (0,)}
-    fl.evaluate(task, said("a cat"), **options)
-    drawn = getattr(task, part)[1].image
-    Image.new("RGB", (16, 16), "red").save(drawn)
-    with pytest.raises(ValueError, match="another tasks: captions: image_bytes"):
-        fl.evaluate(task, said("a cat"), **options)
-    drawn_anew = about.image_bytes(task)
-    drawn.unlink()  # a run reports what it cannot read, and goes on
-    assert about.image_bytes(task) != drawn_anew
-
-
 def test_images_of_a_benchmark_may_be_moved_together(tmp_path):
     images = [tmp_path / "data" / place / "1.png" for place in ("a", "b")]
     examples = [Example(f"{i}", image, "a cat") for i, image in enumerate(images)]
