@@ -142,8 +142,8 @@ def completion_tokens(
 def by_completions(
     processor: FlamingoProcessor, template: Template, queries: Sequence[str], labels: Sequence[str]
 ) -> dict[tuple[tuple[int, ...], ...], list[int]]:
-    """The tokens of the labels, and the places of the queries after which they are these. Mostly that is all: only a
-    query whose last word the label continues can change them."""
+    """The labels' tokens, and the places of the queries that they follow so. Mostly there is one entry: a label has
+    other tokens only where it begins or continues a word, as after an empty query."""
     found: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     tokens = {query: completion_tokens(processor, template, query, labels) for query in dict.fromkeys(queries)}
     for place, query in enumerate(queries):

@@ -162,7 +162,7 @@ def recomputed_as_conditioned(checkpoint: Callable[..., Any]) -> Callable[..., A
 
 
 class Recomputed:
-    """The forward of a frozen decoder layer that keeps its inputs alone and is computed again in the backward pass.
+    """The forward of a frozen decoder layer: it keeps its inputs alone, and is computed again in the backward pass.
     transformers does that to layers in training mode; those of a frozen language model stay in evaluation mode."""
 
     checkpoint: Callable[..., Any] | None = None  # None: an ordinary forward
@@ -172,7 +172,7 @@ class Recomputed:
         self.forward = layer.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        writes = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))  # the second pass would, again
+        writes = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))  # it would be written to twice
         if self.checkpoint is None or self.layer.training or writes or not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         return self.checkpoint(partial(self.forward, **kwargs), *args)
