@@ -179,7 +179,7 @@ class Recomputed:
 
 
 def recompute(layers: Iterable[nn.Module], checkpoint: Callable[..., Any] | None, every_n_layers: int = 1) -> None:
-    """Gives layers such a forward, or with None their own."""
+    """Makes every n-th layer compute its forward again by this function; with None, no layer does."""
     for number, layer in enumerate(layers):
         if not isinstance(layer.forward, Recomputed):
             layer.forward = Recomputed(layer)
