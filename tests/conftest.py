@@ -6,6 +6,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Set before anything imports huggingface_hub, which reads it once.
@@ -19,6 +20,10 @@ sys.dont_write_bytecode = False
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+# A machine that is busy for a moment is no failure.
+hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("tests")
 
 from flamboyance import names  # noqa: E402
 

@@ -25,7 +25,7 @@ def decode(ids):
     return "".join(map(chr, ids))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from(WORDS), max_size=12).map("".join),
     st.sampled_from(TEMPLATES),
