@@ -235,7 +235,7 @@ def test_waiting_is_measured(sources: dict[str, Source]) -> None:
 
     loader = make({"slow": Slow(shards=sources["a"].shards, batch_size=4)})
     next(loader)
-    assert 0.2 < loader.waited < 5
+    assert loader.waited > 0.2
 
 
 # Ends

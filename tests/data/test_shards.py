@@ -346,10 +346,11 @@ def test_a_silent_command_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_ends_with_its_reader(tmp_path: Path) -> None:
     shard = written(tmp_path / "x.tar", GOOD)
-    found = records(f"pipe:cat {shard}; sleep 61.7")
+    pause = f"{600 + os.getpid() / 1e7:.7f}"  # seconds that no other process names
+    found = records(f"pipe:cat {shard}; sleep {pause}")
     assert isinstance(next(found), Record)
     found.close()  # ty: ignore[unresolved-attribute]
-    until(lambda: not any(b"61.7" in command_of(process.name) for process in Path("/proc").glob("[0-9]*")))
+    until(lambda: not any(pause.encode() in command_of(process.name) for process in Path("/proc").glob("[0-9]*")))
 
 
 def test_a_server(tmp_path: Path, server: str) -> None:

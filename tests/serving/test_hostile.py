@@ -25,6 +25,7 @@ from flamboyance.serving.fetching import Fetcher, is_public
 from flamboyance.serving.limits import Limits
 from flamboyance.serving.pictures import PictureReader
 from flamboyance.serving.service import Service
+from tests.processes import until
 from tests.serving.server import SECONDS, data_url, image_part, running, text_part
 
 LIMITS = Limits(
@@ -115,10 +116,7 @@ def healthy(server, right):
     """After every test the server answers rightly and holds nothing."""
     yield
     service = server.service
-    until = time.monotonic() + SECONDS
-    while service.in_flight or service.body_bytes or service.engine.counts.rows:
-        assert time.monotonic() < until, (service.in_flight, service.body_bytes, service.engine.counts)
-        time.sleep(0.01)
+    until(lambda: not (service.in_flight or service.body_bytes or service.engine.counts.rows), SECONDS)
     assert server.ask("GET", "/health")[0] == 200
     status, _, answer = server.chat(image_part(NEW[0]), OUTPUT, max_tokens=8)
     text = answer["choices"][0]["message"]["content"]
@@ -467,28 +465,26 @@ def test_an_endless_body(server):
 
 
 def test_a_client_that_leaves_cancels_its_request(server):
-    counts = server.service.engine.counts
-    tokens = counts.tokens
+    service, counts = server.service, server.service.engine.counts
+    before = counts.tokens
+    assert server.ask("POST", "/v1/chat/completions", body(max_tokens=900, temperature=2.0, seed=1, n=2))[0] == 200
+    whole = counts.tokens - before
     for stream in (False, True):
+        before = counts.tokens
         with connect(server) as client:
             data = body(max_tokens=900, temperature=2.0, seed=1, stream=stream, n=2)
             client.sendall(head(len(data)) + data)
-            until = time.monotonic() + SECONDS
-            while counts.tokens < tokens + 4 and time.monotonic() < until:
-                time.sleep(0.005)
-    assert counts.tokens < tokens + 2 * 900, "the rest was not generated"
+            until(lambda: counts.tokens >= before + 4, SECONDS)  # noqa: B023
+        until(lambda: not service.in_flight, SECONDS)
+        assert counts.tokens - before < whole, "the rest was not generated"
 
 
 def test_a_client_that_does_not_read(server):
     with connect(server, receive=2048) as client:
         data = body(max_tokens=900, temperature=2.0, seed=1, n=2, stream=True, logprobs=True, top_logprobs=20)
         client.sendall(head(len(data)) + data)
-        until = time.monotonic() + SECONDS
-        while server.service.in_flight == 0 and time.monotonic() < until:
-            time.sleep(0.005)
-        while server.service.in_flight and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not server.service.in_flight, "the server has given it up"
+        until(lambda: server.service.in_flight > 0, SECONDS)
+        until(lambda: not server.service.in_flight, SECONDS)  # the server has given it up
 
 
 def test_a_flood_gets_429_and_those_taken_on_are_answered(server):
@@ -504,9 +500,7 @@ def test_a_flood_gets_429_and_those_taken_on_are_answered(server):
     threads = [threading.Thread(target=ask) for _ in range(most)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + SECONDS
-    while server.service.in_flight < most and time.monotonic() < until:
-        time.sleep(0.005)
+    until(lambda: server.service.in_flight == most, SECONDS)
     for _ in range(3):
         status, headers, answer = server.chat(text_part("a"))
         assert status == 429 and answer["error"]["type"] == "rate_limit_error" and int(headers["retry-after"]) >= 1
@@ -536,10 +530,8 @@ def test_a_task_that_takes_too_long_is_not_stored(server, monkeypatch):
         patched.setattr(server.service, "limits", replace(LIMITS, seconds=0.5))
         assert server.ask("POST", "/v1/tasks", task)[0] == 504
     hold.set()
-    until = time.monotonic() + SECONDS
-    while server.service.tasks._adding and time.monotonic() < until:
-        time.sleep(0.005)
-    assert server.ask("GET", "/v1/tasks")[2]["data"] == []
+    # When it is done it is in the list for a moment, until it is thrown away.
+    until(lambda: not server.service.tasks._adding and server.ask("GET", "/v1/tasks")[2]["data"] == [], SECONDS)
     assert server.ask("POST", "/v1/tasks", task)[0] == 201, "the retry"
     assert server.ask("DELETE", "/v1/tasks/late")[0] == 200
 
@@ -557,12 +549,9 @@ def test_shutting_down_ends_what_runs_and_refuses_what_comes(mini):
         assert begun.wait(SECONDS)
         thread = threading.Thread(target=lambda: found.update(answer=other.chat(text_part("a"), max_tokens=2)))
         thread.start()
-        until = time.monotonic() + SECONDS
-        while not other.service.in_flight and time.monotonic() < until:
-            time.sleep(0.005)
+        until(lambda: other.service.in_flight > 0, SECONDS)
         other.server.stop()
-        while not other.service.draining and time.monotonic() < until:
-            time.sleep(0.005)
+        until(lambda: other.service.draining, SECONDS)
         status, headers, answer = other.chat(text_part("a"))
         assert status == 503 and answer["error"]["code"] == "shutting_down" and headers["retry-after"]
         assert other.ask("GET", "/ready")[0] == 503 and other.ask("GET", "/health")[0] == 200
