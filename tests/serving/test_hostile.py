@@ -464,19 +464,17 @@ def test_an_endless_body(server):
     assert received == b"" or received.startswith(b"HTTP/1.1 413")
 
 
-def test_a_client_that_leaves_cancels_its_request(server):
-    service, counts = server.service, server.service.engine.counts
-    before = counts.tokens
-    assert server.ask("POST", "/v1/chat/completions", body(max_tokens=900, temperature=2.0, seed=1, n=2))[0] == 200
-    whole = counts.tokens - before
+def test_a_client_that_leaves_cancels_its_request(server, monkeypatch):
+    engine = server.service.engine
+    monkeypatch.setattr(engine, "_ends", frozenset())  # else an answer of this model has some ten tokens
     for stream in (False, True):
-        before = counts.tokens
+        before = engine.counts.tokens
         with connect(server) as client:
             data = body(max_tokens=900, temperature=2.0, seed=1, stream=stream, n=2)
             client.sendall(head(len(data)) + data)
-            until(lambda: counts.tokens >= before + 4, SECONDS)  # noqa: B023
-        until(lambda: not service.in_flight, SECONDS)
-        assert counts.tokens - before < whole, "the rest was not generated"
+            until(lambda: engine.counts.tokens >= before + 4, SECONDS)  # noqa: B023
+        until(lambda: not engine.counts.rows, SECONDS)
+        assert engine.counts.tokens - before < 2 * 900, "the rest was not generated"
 
 
 def test_a_client_that_does_not_read(server):
