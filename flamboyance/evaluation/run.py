@@ -282,6 +282,9 @@ def _evaluate(
     ranks.wait()
     known = features or {}
     cells = [(task, cell) for task in tasks for cell in settings.all_cells(task, has_features(task, known, settings))]
+    if ranks.first:
+        results.forget_changed(settings.output, [cell for _, cell in cells])
+    ranks.wait()
     for task, cell in cells:
         queries = settings.chosen(task, cell.seed)
         if settings.is_done(cell):
