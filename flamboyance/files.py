@@ -44,6 +44,15 @@ COLUMNS = ("image", "images", "file_name", *TEXT_NAMES, "question", "answer", "a
 
 Record = dict[str, Any]
 
+
+def size_of(path: Path | str) -> int | None:
+    """The size of a file in bytes; None if there is none."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 

@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
 from flamboyance.evaluation import data_folders
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.task import Example, Prediction, Score, Task
-from flamboyance.files import naming, replacing
+from flamboyance.files import naming, replacing, size_of
 
 MOST_LABELS = 20  # up to this number the scores of all labels are written; of more labels, those of the best
 BEST = 5
@@ -105,21 +103,13 @@ def _log_sum_exp(scores: Sequence[float]) -> float:
 
 
 def _images(images: Sequence[Path]) -> Row:
-    """`image`: the first; `images`: all, if there are several; `image_bytes`: the size of their files, all in all."""
+    """`image`: the first; `images`: all, if there are several; `image_bytes`: the sizes of their files."""
     paths = [str(image.absolute()) for image in images]
     return {
         "image": paths[0] if paths else None,
         **({"images": paths} if len(paths) > 1 else {}),
-        **({"image_bytes": _bytes(tuple(paths))} if paths else {}),
+        **({"image_bytes": [size_of(path) for path in paths]} if paths else {}),
     }
-
-
-def _bytes(paths: tuple[str, ...]) -> int | None:
-    """The size of files, all in all; None if one is not there."""
-    try:
-        return sum(os.stat(path).st_size for path in paths)
-    except (OSError, ValueError):
-        return None
 
 
 def prediction(row: Row, task: Task) -> Prediction:
@@ -216,7 +206,7 @@ def _problem(row: object) -> str | None:
 
 _NUMBER, _NOTHING = (float, int), type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
-    "id": (str,), "image": (str, _NOTHING), "image_bytes": (int, _NOTHING), "prompt": (str,),
+    "id": (str,), "image": (str, _NOTHING), "image_bytes": (list,), "prompt": (str,),
     "demonstrations": (list,), "generated": (str, _NOTHING),
     "labels_by": (str,), "kinds": (dict,), "answer": (str, _NOTHING),
     "scores": (dict, _NOTHING), "scores_total": _NUMBER, "score": (*_NUMBER, _NOTHING), "dropped": _NUMBER,
@@ -260,6 +250,12 @@ def _json_line(content: object, indent: int | None = None) -> str:
 def read_rows(file: Path) -> list[Row]:
     """All rows of a file; raises as `each_row`."""
     return list(each_row(file))
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
+    """Writes a file of predictions anew, whole or not at all."""
+    with replacing(file) as part, open(part, "w", encoding="utf-8") as written:
+        written.writelines(map(_json_line, rows))
 
 
 def finish(cell: Cell, output: Path, task: Task, seconds: dict[str, float]) -> Row:
@@ -415,45 +411,6 @@ def begin(output: Path, about: Row) -> None:
                 )
     output.mkdir(parents=True, exist_ok=True)
     _write(file, about)
-
-
-def forget_changed(output: Path, cells: Iterable[Cell]) -> None:
-    """Removes answers to images whose files have another size now from unfinished cells: they are asked again. What
-    earlier versions wrote does not tell the sizes; an image that is not there any more has not changed.
-
-    Raises:
-        ValueError: a finished cell has such an answer. Then nothing is removed.
-    """
-    size, found, finished = cache(_bytes), [], []
-    for cell in cells:
-        folder = cell.folder(output)
-        for file in sorted(folder.glob("predictions*.jsonl")):
-            changed = {row["id"]: image for row in each_row(file) if (image := _changed_image(row, size))}
-            if changed and (folder / "score.json").exists():
-                finished.append((folder, changed))
-            elif changed:
-                found.append((file, changed))
-    if finished:
-        folder, changed = finished[0]
-        others = f", and {len(finished) - 1} other folders" if len(finished) > 1 else ""
-        raise ValueError(
-            f"{folder} has answers to images that have changed since: {len(changed)}, the first to "
-            f"{next(iter(changed.values()))}{others}. Remove the folder to ask all its queries again, or give another "
-            "--output"
-        )
-    for file, changed in found:
-        with replacing(file) as part, open(part, "w", encoding="utf-8") as written:
-            written.writelines(_json_line(row) for row in each_row(file) if row["id"] not in changed)
-
-
-def _changed_image(row: Row, size: Callable[[tuple[str, ...]], int | None]) -> str | None:
-    """The first image of a prediction whose file, or one beside it, has another size now; None if there is none."""
-    for one in (row, *row.get("demonstrations", ())):
-        if (before := one.get("image_bytes")) is not None:
-            paths = tuple(one.get("images") or [str(one.get("image"))])
-            if size(paths) not in (before, None):
-                return paths[0]
-    return None
 
 
 def _told_by_both(old: Row, new: Row) -> tuple[Row, Row]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from flamboyance.evaluation import baselines, changes, results, shots
+from flamboyance.evaluation import baselines, changes, replaced_images, results, shots
 from flamboyance.evaluation.answers.budget import BudgetSpentError
 from flamboyance.evaluation.prompts import Prompt
 from flamboyance.evaluation.results import Cell
@@ -279,12 +279,10 @@ def _evaluate(
 ) -> results.Row:
     if ranks.first:
         results.begin(settings.output, about)
+        replaced_images.forget(settings.output, tasks, say)
     ranks.wait()
     known = features or {}
     cells = [(task, cell) for task in tasks for cell in settings.all_cells(task, has_features(task, known, settings))]
-    if ranks.first:
-        results.forget_changed(settings.output, [cell for _, cell in cells])
-    ranks.wait()
     for task, cell in cells:
         queries = settings.chosen(task, cell.seed)
         if settings.is_done(cell):

@@ -14,6 +14,7 @@ from typing import Any
 from flamboyance.evaluation import run
 from flamboyance.evaluation.about import describe
 from flamboyance.evaluation.answers.flamingo import FlamingoAnswers
+from flamboyance.evaluation.replaced_images import replaced
 from flamboyance.evaluation.results import read_object
 from flamboyance.evaluation.run import Settings
 from flamboyance.evaluation.task import Task
@@ -56,15 +57,15 @@ class FewShotTasks:
         """The score of each task by `task@shots`, the mean over seeds, as the metric's unit is printed.
 
         Each rank answers its part of the queries. The predictions are in `evaluation/step-…` of the run's directory,
-        where an evaluation that was stopped resumes if the weights are the same. A sharded model computes a prompt on
-        all ranks together, so every rank then answers every query, the first one for the results.
+        where an evaluation that was stopped resumes if weights and images are the same. A sharded model computes a
+        prompt on all ranks together, so every rank then answers every query, the first one for the results.
         """
         folder = Path(self.config.output) / FOLDER / f"step-{step:08d}"
         answers = FlamingoAnswers(model, processor)
         settings = self._settings(folder)
         name = f"{Path(self.config.output).name}, step {step}"
         about = describe(self.tasks, answers, settings, name, ["flamboyance", "train"], {"beams": answers.beams})
-        if here.first and (sharded or not _resumes(folder, about)):
+        if here.first and (sharded or not _resumes(folder, about) or replaced(folder, self.tasks)):
             shutil.rmtree(folder, ignore_errors=True)
         here.wait()
         alone = sharded and not here.first

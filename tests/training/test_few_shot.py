@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -141,6 +142,18 @@ def test_an_evaluation_of_other_weights_is_not_resumed(whole, data, tmp_path):
         folder.rename(tmp_path / folder.name)
     train(made(output, data, 1, evaluate_every=1))
     assert [figures(output)[step] for step in (0, 1)] == [figures(whole)[0], figures(output)[1]]
+
+
+def test_an_evaluation_of_replaced_pictures_is_not_resumed(data, tmp_path):
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    train(made(tmp_path / "run", data, 1, evaluate_every=1))
+    (tmp_path / "run" / "log.jsonl").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for i in range(15):
+        (data / f"{i}.jpg").write_bytes(jpeg(list(COLORS)[(i + 1) % 3], 2000 + i) + bytes(i))
+    for output in (tmp_path / "run", tmp_path / "anew"):
+        train(made(output, data, 1, evaluate_every=1))
+    assert figures(tmp_path / "run") == figures(tmp_path / "anew")
 
 
 def killed(output: str, data: str) -> None:

@@ -1,17 +1,15 @@
 """A function of the user's as a model: what it is given, what it may give, and errors."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import flamboyance as fl
 from flamboyance.cli import main
-from flamboyance.evaluation import about, results
+from flamboyance.evaluation import about
 from flamboyance.evaluation.answers.function import FunctionAnswers
 from flamboyance.evaluation.task import Example
 from flamboyance.evaluation.tasks import user_data
@@ -158,41 +156,6 @@ def test_other_pictures_of_the_same_names_are_another_task(tmp_path):
     write("two")
     with pytest.raises(ValueError, match="another tasks: pets: images"):
         fl.evaluate(folder / "pets.csv", answer, **options)
-
-
-@pytest.mark.parametrize("part", ["support", "queries"])
-def test_pictures_that_were_drawn_anew_are_asked_about_again(part, tmp_path):
-    """A finished cell stays as it is, and the run is refused; of an unfinished one, the answers that saw them go."""
-    task, options = captions(tmp_path / "data"), {"output": tmp_path / "run", "shots": (2,), "seeds": (0, 1)}
-    asked, most = [], 16
-
-    def answer(demonstrations, query):
-        asked.append(query.id)
-        if len(asked) > most:
-            raise KeyboardInterrupt
-        return brightest(demonstrations, query)
-
-    with pytest.raises(KeyboardInterrupt):  # in the second cell
-        fl.evaluate(task, answer, batch_size=1, **options)
-    cells = [tmp_path / "run" / "captions" / f"2-random-{seed}" for seed in (0, 1)]
-    (before,) = (results.read_rows(file) for file in cells[1].glob("predictions-*.jsonl"))
-    drawn = Path((before[0] if part == "queries" else before[0]["demonstrations"][0])["image"])
-    shown = {row["id"]: [row["image"], *(one["image"] for one in row["demonstrations"])] for row in before}
-    seen = {query for query, images in shown.items() if str(drawn) in images}
-    Image.new("RGB", (16, 16), "red").save(drawn)
-    asked.clear()
-    most = 100
-    with pytest.raises(ValueError, match=rf"2-random-0.*{drawn.name}"):
-        fl.evaluate(task, answer, **options)
-    assert asked == [] and len(results.read_rows(cells[0] / "predictions.jsonl")) == 9
-    shutil.rmtree(cells[0])
-    found = fl.evaluate(task, answer, **options)
-    left = {f"q{i}" for i in range(9)} - {row["id"] for row in before}
-    assert 0 < len(seen) < len(before) and sorted(asked[9:]) == sorted(left | seen)
-    assert found == fl.evaluate(task, answer, **options | {"output": tmp_path / "anew"})
-    # What is not there any more is not another picture.
-    drawn.unlink()
-    assert found == fl.evaluate(task, answer, **options)
 
 
 def test_images_of_a_benchmark_may_be_moved_together(tmp_path):
