@@ -45,6 +45,11 @@ COLUMNS = ("image", "images", "file_name", *TEXT_NAMES, "question", "answer", "a
 Record = dict[str, Any]
 
 
+def local(path: Path | str) -> Path:
+    """A path with `~` and `~user` replaced; unchanged if there is no such user, where `Path.expanduser` raises."""
+    return Path(os.path.expanduser(path))
+
+
 def size_of(path: Path | str) -> int | None:
     """The size of a file in bytes; None if there is none."""
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flamboyance import hub
+from flamboyance.files import local
 
 MINI, SMALL = "mini", "small"
 EMBEDDED = {MINI: "flamingo-mini", SMALL: "flamingo-small"}
@@ -122,7 +123,7 @@ def resolve(name: str | os.PathLike[str]) -> Name:
     text = os.fspath(name)
     if not text.strip():
         raise UnknownModelError(f"the model's name is empty; {EXPECTED}")
-    path = Path(text).expanduser()
+    path = local(text)
     embedded = next((short for short, long in EMBEDDED.items() if text in (short, long)), None)
     if embedded and not (path / "config.json").is_file():
         return Name(embedded, "embedded", embedded_directory(embedded))
@@ -185,7 +186,7 @@ def language_model(name: str) -> Place:
     if name.startswith(hub.PACKAGE):
         path = _in_package(name)
     elif name.endswith(".gguf"):
-        path = Path(name).expanduser()
+        path = local(name)
         if not path.is_file():
             raise UnknownModelError(f"no such file: '{name}' (looked in {Path.cwd()})")
     else:

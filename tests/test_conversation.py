@@ -132,6 +132,10 @@ def test_paths_are_found_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         found, paths = parts_of(line)
         assert (found, len(paths)) == (text, 1), line
     assert parts_of('"a.png" "plain"!') == ('"plain"!', [Path("a.png")])  # no suffix, no @: words
+    for line in ("Are there ~5 cats?", "~nobody", "w" * 300, f"{'w' * 300}?"):
+        assert parts_of(line) == (line, [])
+    Path("~red.png").write_bytes(b"x")
+    assert parts_of("what is ~red.png?") == ("what is?", [Path("~red.png")])
     Path("odd.png.").write_bytes(b"x")
     assert parts_of("@odd.png.") == ("", [Path("odd.png.")])
     for line in (

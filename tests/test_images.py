@@ -328,3 +328,12 @@ def test_an_upright_rgb_picture_is_not_copied() -> None:
     assert load_image(image) is image
     assert ImageProcessor.clip(8)(image).shape == (3, 8, 8)
     assert np.array_equal(np.asarray(image), np.asarray(noise(9, 9)))
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no user, it is a file like any other."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4), "red").save("~nobody.png")
+    assert load_image("~nobody.png").getpixel((0, 0)) == (255, 0, 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_image("~/~nobody.png").size == (4, 4)

@@ -11,6 +11,7 @@ from typing import Any
 
 from flamboyance.checks import printable
 from flamboyance.commands.arguments import add_model, add_video, at_least
+from flamboyance.files import local
 from flamboyance.images.listing import is_image
 
 HELP = """\
@@ -102,7 +103,7 @@ def parts_of(line: str) -> tuple[str, list[Path]]:
             name = found["double"] or found["single"]
         else:
             before, marked, name, after = _divided(found["word"])
-        path = Path(name).expanduser()
+        path = local(name)
         if not marked and not is_image(path):
             words.append(found[0])
             continue
@@ -138,4 +139,4 @@ def _bare(word: str) -> str:
 
 
 def _file(word: str) -> bool:
-    return Path(_bare(word)).expanduser().is_file()
+    return os.path.isfile(local(_bare(word)))  # also of a word that is too long for a name

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from flamboyance.evaluation.task import Task
+from flamboyance.files import local
 
 MOST = 64  # if a run has more folders, their common parent is listed instead
 
 
 def user_cache() -> Path:
     """The folder of this package in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flamboyance"
+    return local(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flamboyance"
 
 
 def of_tasks(tasks: Sequence[Task]) -> list[str]:

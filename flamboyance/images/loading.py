@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from flamboyance.files import local
 from flamboyance.images.containers import HEAD, container
 
 MAX_PIXELS = 178_956_970
@@ -115,7 +116,7 @@ def local_path(source: str | Path) -> Path:
     scheme = text.split(":", 1)[0].lower() if isinstance(source, str) else ""
     if scheme in ("http", "https", "ftp", "s3", "gs", "data"):
         raise ImageError(f"'{text[:100]}' is a URL, which is not fetched; pass a file or its bytes")
-    path = Path(url2pathname(urlsplit(text).path)) if scheme == "file" else Path(source).expanduser()
+    path = Path(url2pathname(urlsplit(text).path)) if scheme == "file" else local(source)
     try:
         if path.is_dir():
             raise ImageError(f"'{path}' is a directory, not an image file; pass the files in it one by one")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from flamboyance.files import local
 from flamboyance.recipes.summaries import unknown
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.run import TrainingRun
@@ -51,7 +52,7 @@ def find(name: str, recipes: dict[str, Recipe]) -> Recipe:
 
 
 def _function(path: str, function: str) -> Recipe:
-    file = Path(path).expanduser().resolve()
+    file = local(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"no such recipe file: {path}")
     # Imported as a module of its folder, so that worker processes can import what it defines too.

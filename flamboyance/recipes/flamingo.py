@@ -19,6 +19,7 @@ from flamboyance.recipes.published import (
     FurtherData,
     GivenBackbones,
     WebData,
+    replaced,
     settings,
     with_summary,
 )
@@ -52,7 +53,7 @@ def _recipe(name: str, batch_size: int) -> Callable[..., TrainingRun]:
         sources = presets.flamingo(data.laion, data.mmc4, further.captions, further.videos, batch_size=batch_size)
         parallel: Literal["auto", "fsdp"] = "fsdp" if name == "flamingo-80b" else "auto"
         training = settings(output, sources, steps, warmup_steps=5000, parallel=parallel)
-        return TrainingRun(training, partial(build, name, backbones), partial(outline, name))
+        return TrainingRun(training, partial(build, name, backbones), partial(outline, name, backbones))
 
     return with_summary(name, recipe)
 
@@ -95,11 +96,18 @@ def build(
     return model, processor
 
 
-def outline(name: str) -> FlamingoConfig:
-    """The published size, without the network."""
+def outline(name: str, backbones: GivenBackbones = PUBLISHED) -> FlamingoConfig:
+    """The published size, without the network; or around the given backbones."""
+    from flamboyance import configuration_original as original
     from flamboyance.configuration import FlamingoConfig
 
-    return FlamingoConfig.from_pretrained(name)
+    changed = replaced(backbones, original.IMAGE_SIDE if backbones.vision == original.TOWER else None)
+    if text := changed.get("text_config"):
+        changed |= {
+            "cross_attention_layers": original.layers_with_blocks(text.num_hidden_layers, original.SIZES[name].every),
+            "cross_attention": original.cross_attention(text.hidden_size),
+        }
+    return FlamingoConfig.from_dict(original.values(name) | changed)
 
 
 RECIPES = {name: _recipe(name, batch_size) for name, batch_size in BATCH_SIZES.items()}

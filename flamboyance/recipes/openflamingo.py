@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flamboyance import checks
 from flamboyance.data import presets
-from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, settings, with_summary
+from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, replaced, settings, with_summary
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def _recipe(name: str, release: str, parallel: Literal["auto", "fsdp"]) -> Calla
         # The trainer's own advice, which the released models followed.
         sources = {key: dataclasses.replace(source, replacement=True) for key, source in published.items()}
         training = settings(output, sources, steps, warmup_steps=1875, parallel=parallel)
-        return TrainingRun(training, partial(build, release, backbones, scheme), partial(outline, release, scheme))
+        return TrainingRun(
+            training, partial(build, release, backbones, scheme), partial(outline, release, backbones, scheme)
+        )
 
     return with_summary(name, recipe)
 
@@ -82,11 +84,14 @@ def build(
     return model, processor
 
 
-def outline(release: str, quantize: str | None = None) -> FlamingoConfig:
-    """A released model's configuration, without the network."""
-    from flamboyance import catalog
+def outline(release: str, backbones: GivenBackbones = PUBLISHED, quantize: str | None = None) -> FlamingoConfig:
+    """A released model's configuration, without the network; or around the given backbones."""
+    from flamboyance.checkpoints import released
+    from flamboyance.configuration import FlamingoConfig
 
-    return catalog.resolve(release).config(quantize)
+    config = FlamingoConfig.from_dict(released.config_for(release).to_dict() | replaced(backbones))
+    config.choose_scheme(quantize, release)
+    return config
 
 
 RECIPES = {

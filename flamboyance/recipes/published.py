@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flamboyance.data.documents import Source
 from flamboyance.data.presets import Shards
@@ -61,6 +61,38 @@ class GivenBackbones:
 
 PUBLISHED = GivenBackbones()
 """None is given."""
+
+
+def replaced(backbones: GivenBackbones, image_size: int | None = None) -> dict[str, Any]:
+    """What the given backbones change in a published FlamingoConfig, for `flamboyance plan`. No weights are read.
+
+    Args:
+        image_size: the tower's, if not its own.
+    """
+    import torch
+
+    from flamboyance.checkpoints.directory import absolute
+    from flamboyance.checkpoints.open_backbones import language_config, open_tokenizer, opening
+    from flamboyance.hub import options as reachable
+    from flamboyance.model.vision import VisionTower, tower_spec
+    from flamboyance.processing import FlamingoProcessor
+
+    values: dict[str, Any] = {}
+    if backbones.language is not None:
+        with opening("language", backbones.language):
+            text = language_config(backbones.language, **reachable(backbones.language, {}))
+        values |= {"language": absolute(backbones.language), "text_config": text}
+    if (tokenizer := backbones.tokenizer or backbones.language) is not None:
+        with opening("tokenizer", tokenizer):
+            processor = FlamingoProcessor(None, open_tokenizer(tokenizer, **reachable(tokenizer, {})))
+        tokens = ("base_vocab_size", "added_tokens", "image_token_id", "eoc_token_id", "pad_token_id")
+        values |= {name: getattr(processor, name) for name in tokens}
+    if backbones.vision is not None:
+        with opening("vision", backbones.vision):
+            spec = tower_spec(absolute(backbones.vision), image_size=image_size)
+        with torch.device("meta"):
+            values |= {"vision": spec, "vision_width": VisionTower.from_config(spec).width}
+    return values
 
 
 def settings(

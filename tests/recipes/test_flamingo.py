@@ -64,6 +64,33 @@ def test_blocks_follow_the_language_model(tmp_path: Path) -> None:
     assert all(torch.equal(own[name], value) for name, value in opened.own_parameters().items())
 
 
+@pytest.mark.parametrize("name", ["flamingo-9b", "openflamingo-4b"])
+def test_a_plan_is_of_the_model_that_is_trained(name: str, tmp_path: Path) -> None:
+    """Around the given backbones, and the published ones in the place of those that are not given."""
+    save_parts(tmp_path)
+    published = resolve(RECIPES[name], GIVEN).outline().to_dict()
+    language, vision = (f"{part}={tmp_path / part}" for part in ("language", "vision"))
+    run = resolve(RECIPES[name], [*GIVEN, language, vision])
+    both = run.outline().to_dict()
+    assert both == run.build()[0].config.to_dict()
+    assert both["text_config"]["num_hidden_layers"] == 3 and both["vision"]["config"]["image_size"] == 64
+    tower = {"vision": both["vision"], "vision_width": both["vision_width"]}
+    assert resolve(RECIPES[name], [*GIVEN, vision]).outline().to_dict() == published | tower
+    tower = {name: published[name] for name in tower}
+    assert resolve(RECIPES[name], [*GIVEN, language]).outline().to_dict() == both | tower
+
+
+@pytest.mark.parametrize("name", ["flamingo-3b", "openflamingo-3b"])
+def test_a_folder_of_the_recipes_name_does_not_matter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = resolve(RECIPES[name], GIVEN).outline()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(RECIPES[name], GIVEN).outline().to_dict() == published.to_dict()
+
+
 def save_parts(folder: Path) -> None:
     """A language model of Chinchilla's architecture, an NFNet, and shards of all four parts of the mixture."""
     torch.manual_seed(0)

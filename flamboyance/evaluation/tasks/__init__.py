@@ -25,6 +25,7 @@ from flamboyance.evaluation.tasks import (
     vqav2,
 )
 from flamboyance.evaluation.tasks.protocols import check_protocol
+from flamboyance.files import local
 
 TASKS: dict[str, TaskFile] = {
     file.TASK.name: file.TASK for file in (coco, flickr30k, vqav2, ok_vqa, textvqa, vizwiz, hateful_memes, imagenet)
@@ -171,7 +172,7 @@ def _resolve(task: TaskFile, split: str, data: Path, given: Mapping[str, str]) -
         path = given.get(name, default)
         if not path:
             continue
-        path = Path(given[name]).expanduser() if name in given else _first(home, default)
+        path = local(given[name]) if name in given else _first(home, default)
         if path.is_dir() if _kind(default) == "folder" else path.is_file():
             found[name] = path
         elif name in required or name in given:
