@@ -206,10 +206,10 @@ def validate(
     import torch
 
     from flamboyance.data.documents import Rejected
-    from flamboyance.recipes.validation import BATCH, first_documents
+    from flamboyance.recipes.validation import BATCH, first_documents, undrawn
 
     device, pairs, reasons = model.log_scale.device, [], set()
-    for source in sources:
+    for source in map(undrawn, sources):
         for document in first_documents(source, documents):
             try:
                 pairs.append(processor.example(document, source, np.random.default_rng(0)))

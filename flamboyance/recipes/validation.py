@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,24 @@ def first_documents(source: Source, count: int) -> list[Document]:
     return found
 
 
+def undrawn(source: Source) -> Source:
+    """The source without what training draws at random: images are not mirrored, documents with one image not rejected,
+    windows are the start, texts attend to the image before. What training does each time, validation does too."""
+    drawn: dict[str, Any] = {
+        name: float(getattr(source, name) >= 1)
+        for name in ("flip", "reject_single", "next_image")
+        if hasattr(source, name)
+    }
+    return replace(source, **drawn, **({"window": "start"} if hasattr(source, "window") else {}))
+
+
 @torch.no_grad()
 def mean_loss(
     model: FlamingoForConditionalGeneration, processor: FlamingoProcessor, source: Source, documents: list[Document]
 ) -> float:
     """The mean loss per learned token, in the model's precision; NaN without any."""
     worker, examples = WorkerProcessor.of(processor, frames=model.config.resampler["max_frames"]), []
+    source = undrawn(source)
     for document in documents:
         try:
             examples.append(make_example(document, source, worker, np.random.default_rng(0)))
