@@ -7,6 +7,7 @@ what a header states about length and rate; and once from a key frame before eac
 from __future__ import annotations
 
 import io
+import struct
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,22 @@ from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeErro
 from flamboyance.videos.sampling import VideoSampling
 from flamboyance.videos.timeline import shown_at
 
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+# How pictures are turned or mirrored upright, by the signs of the matrix ((a, b), (c, d)) that takes stored places to
+# shown ones: where rows stay rows, by those of a and d; else by those of b and c.
+_UPRIGHT = {
+    ("rows", 1, 1): None,
+    ("rows", -1, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    ("rows", 1, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    ("rows", -1, -1): Image.Transpose.ROTATE_180,
+    ("columns", 1, -1): Image.Transpose.ROTATE_270,
+    ("columns", -1, 1): Image.Transpose.ROTATE_90,
+    ("columns", 1, 1): Image.Transpose.TRANSPOSE,
+    ("columns", -1, -1): Image.Transpose.TRANSVERSE,
+}
 THREADS = 4  # of a decoder; FFmpeg's default is one for each core, up to 16, each with memory of its own
 SHORT = 0.95  # of the frames that an index lists, or of the length that a header states: with less, the end is missing
 _STATED = ("matroska", "flv")  # containers whose header states a length, if the file was not recorded live
+_FROM_START = ("mpeg",)  # where frames share a time, which FFmpeg gives to other ones after seeking
 
 
 def decoded(
@@ -93,7 +106,7 @@ class _Timeline:
 
     Attributes:
         stamps: when each is shown, in `unit`s.
-        keys: the stamps of frames that can be decoded without others, in order.
+        keys: the stamps of frames that can be decoded without others, in order; empty if seeking leads astray.
         unit: seconds.
         last: for how long the last one is shown, in seconds.
         counted: frames are told by their number from the start, as the stamps of decoded ones are not theirs.
@@ -129,7 +142,8 @@ def _timeline(file: Any, stream: Any, name: str, container: str) -> _Timeline:
     counted = container == "avi" and stream.codec_context.has_b_frames and stamps == sorted(stamps)
     stamps.sort()
     mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1) if len(stamps) > 1 else 0
-    return _Timeline(stamps, sorted(keys), stream.time_base, float((last or mean) * stream.time_base), counted)
+    keys = [] if container in _FROM_START else sorted(keys)
+    return _Timeline(stamps, keys, stream.time_base, float((last or mean) * stream.time_base), counted)
 
 
 def _missing(file: Any, stream: Any, container: str, frames: int, shown: int, end: float) -> str:
@@ -163,7 +177,7 @@ def _pictures(file: Any, stream: Any, name: str, chosen: list[int], timeline: _T
     frame, stamp, ahead = None, 0, None
     for wanted in chosen:
         if frame is None or stamp < wanted:
-            key = keys[max(0, bisect_right(keys, wanted) - 1)] if keys else 0
+            key = keys[max(0, bisect_right(keys, wanted) - 1)] if keys else -inf
             if ahead is None or key > stamp:
                 if keys and key > keys[0]:
                     file.seek(key, stream=stream)
@@ -208,5 +222,14 @@ def _picture(frame: Any, aspect: float, name: str) -> Image.Image:
         if not 0 < width * picture.height <= MAX_PIXELS:
             raise ImageError(f"{name} is a damaged video: its pixels are {aspect:g} times as wide as high")
         picture = picture.resize((width, picture.height))
-    turn = _TURNS.get(round(frame.rotation / 90) * 90 % 360)
+    turn = _upright(frame.side_data.get("DISPLAYMATRIX"))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _upright(matrix: Any) -> Image.Transpose | None:
+    """The turn or mirroring that is nearest to a display matrix of FFmpeg's: 9 integers, three rows."""
+    if matrix is None:
+        return None
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
+    kind, first, second = ("rows", a, d) if abs(a) + abs(d) >= abs(b) + abs(c) else ("columns", b, c)
+    return _UPRIGHT[kind, -1 if first < 0 else 1, -1 if second < 0 else 1]

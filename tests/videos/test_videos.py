@@ -104,6 +104,14 @@ def test_a_video_of_many_frames_is_found_by_seeking(tmp_path: Path) -> None:
     assert numbers(shown(tmp_path / "a.mp4")) == [2 * number + 1 for number in range(30)]
 
 
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+def test_frames_of_a_program_stream(codec: str, tmp_path: Path) -> None:
+    """Several small frames share a time in an .mpg, and after seeking FFmpeg gives it to other ones."""
+    write_video(tmp_path / "a.mpg", [grey(number) for number in range(64)], rate=25, codec=codec)
+    assert numbers(shown(tmp_path / "a.mpg")) == [10, 32, 53]
+    assert numbers(shown(tmp_path / "a.mpg", VideoSampling(64, 25))) == list(range(64))
+
+
 def test_content_counts_not_the_name(tmp_path: Path) -> None:
     content = clip(tmp_path / "a.mp4").read_bytes()
     (tmp_path / "a").write_bytes(content)
@@ -130,6 +138,39 @@ def test_a_rotated_video_is_upright(turn: int, red: str, tmp_path: Path) -> None
         "left": levels[:, : levels.shape[1] // 3], "right": levels[:, -levels.shape[1] // 3 :],
     }  # fmt: skip
     assert max(halves, key=lambda side: halves[side].mean()) == red
+
+
+MIRRORED = {  # the matrix in the file's header, and the corners as they are shown
+    "as stored": ((1, 0, 0, 1), "RGBW"),
+    "left to right": ((-1, 0, 0, 1), "GRWB"),
+    "top to bottom": ((1, 0, 0, -1), "BWRG"),
+    "half a turn": ((-1, 0, 0, -1), "WBGR"),
+    "a quarter to the right": ((0, 1, -1, 0), "BRWG"),
+    "a quarter to the left": ((0, -1, 1, 0), "GWRB"),
+    "over the one diagonal": ((0, 1, 1, 0), "RBGW"),
+    "over the other diagonal": ((0, -1, -1, 0), "WGBR"),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_a_mirrored_video_is_shown_as_players_show_it(name: str, tmp_path: Path) -> None:
+    """As the front cameras of some telephones store it."""
+    (a, b, c, d), expected = MIRRORED[name]
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    half, middle = HEIGHT // 2, WIDTH // 2
+    picture[:half, :middle, 0] = picture[:half, middle:, 1] = picture[half:, :middle, 2] = picture[half:, middle:] = 255
+    write_video(tmp_path / "a.mp4", [picture] * 3)
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = content.index(b"tkhd") + 44  # of the matrix; the numbers have 16 bits after the point, the last column 30
+    assert content[at : at + 4] == b"\0\1\0\0"
+    struct.pack_into(">9i", content, at, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    (frame, *_) = shown(bytes(content))
+    assert frame.size == ((WIDTH, HEIGHT) if a else (HEIGHT, WIDTH))
+    x, y = (size // 8 for size in frame.size)
+    corners = [(x, y), (-x, y), (x, -y), (-x, -y)]
+    found = [tuple(map(bool, np.asarray(frame)[down, across] > 128)) for across, down in corners]
+    colours = {(True, False, False): "R", (False, True, False): "G", (False, False, True): "B", (True, True, True): "W"}
+    assert "".join(colours[one] for one in found) == expected
 
 
 def test_a_video_of_one_frame(tmp_path: Path) -> None:
