@@ -40,6 +40,9 @@ def parquet_records(file: Any, name: str) -> Iterator[Record | Damage]:
     list are numbered: `image`, `images.0`, `images.1`; the JSON has these names in their places. Images of Hugging
     Face's `datasets`, {"bytes": …, "path": …}, are read as their bytes, or else as their path.
 
+    A number in a column of a ClassLabel of `datasets` is the name of its class. What Python cannot hold, such as a date
+    after the year 9999, is null.
+
     Args:
         file: open, to read at any place.
     """
@@ -52,6 +55,7 @@ def parquet_records(file: Any, name: str) -> Iterator[Record | Damage]:
     try:
         table = ParquetFile(file)
         groups = table.num_row_groups
+        classes = _classes(table.schema_arrow.metadata or {})
     except damaged:
         yield Damage("damaged parquet")
         return
@@ -60,13 +64,46 @@ def parquet_records(file: Any, name: str) -> Iterator[Record | Damage]:
         first, number = number, number + table.metadata.row_group(group).num_rows
         try:
             for batch in table.iter_batches(ROWS, row_groups=[group], use_threads=False):
-                for row in batch.to_pylist():
-                    yield _record(row, f"{name}:{first}", folder)
+                names = batch.schema.names
+                columns = (_values(column, classes.get(one)) for one, column in zip(names, batch.columns, strict=True))
+                for row in zip(*columns, strict=True):
+                    yield _record(dict(zip(names, row, strict=True)), f"{name}:{first}", folder)
                     first += 1
         except damaged:
             yield Damage("damaged parquet")
     if not number:
         yield Damage("empty shard")
+
+
+def _classes(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of the classes of each column of numbers that stand for them, as `datasets` notes them in a file."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"].items()
+        return {
+            column: feature["names"]
+            for column, feature in features
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature["names"], list)
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):  # none, or those of another writer
+        return {}
+
+
+def _values(column: Any, classes: list[str] | None) -> list[Any]:
+    try:
+        values = column.to_pylist()
+    except (ArithmeticError, LookupError, ValueError):
+        values = [_held(one) for one in column]
+    if classes is None:
+        return values
+    return [classes[one] if isinstance(one, int) and 0 <= one < len(classes) else None for one in values]
+
+
+def _held(one: Any) -> Any:
+    """A value of pyarrow's as Python has it; None for one that it cannot hold."""
+    try:
+        return one.as_py()
+    except (ArithmeticError, LookupError, ValueError):
+        return None
 
 
 def _record(row: dict[str, Any], key: str, folder: str) -> Record | Damage:

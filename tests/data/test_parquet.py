@@ -17,7 +17,7 @@ from flamboyance.data.shards import expand, records
 from flamboyance.data.survey import format_of
 from flamboyance.data.tar import Damage
 from flamboyance.images import ImageProcessor
-from tests.data.records import BLUE, GREEN, RED, read
+from tests.data.records import BLUE, GREEN, RED, read, reason
 from tests.tiny import tiny_tokenizer
 
 pa: Any = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -131,13 +131,13 @@ def test_damage_costs_the_rows_that_it_hits(tmp_path: Path) -> None:
     ]
     keys = [item.key.rpartition(":")[2] for item in records(str(damaged)) if isinstance(item, Record)]
     assert keys == ["0", "1", "4", "5"]
-    for name, content, reason in (
+    for name, content, damage in (
         ("truncated", whole[: len(whole) // 2], "damaged parquet"),
         ("other", b"no parquet at all" * 9, "damaged parquet"),
         ("nothing", b"", "damaged parquet"),
     ):
         (tmp_path / f"{name}.parquet").write_bytes(content)
-        assert rows_of(tmp_path / f"{name}.parquet") == [reason]
+        assert rows_of(tmp_path / f"{name}.parquet") == [damage]
     write(tmp_path / "empty.parquet", {"text": pa.array([], pa.string())})
     assert rows_of(tmp_path / "empty.parquet") == ["empty shard"]
     assert rows_of(tmp_path / "gone.parquet") == ["shard cannot be read: FileNotFoundError"]
@@ -179,3 +179,41 @@ def test_without_pyarrow_the_package_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"a\.parquet' is read by pyarrow: pip install 'flamboyance\[datasets\]'"):
         expand(str(tmp_path / "*.parquet"))
+
+
+@pytest.mark.parametrize("label", ["label", "Label"])
+def test_numbers_of_classes_are_their_names(label: str, tmp_path: Path) -> None:
+    """As the evaluation reads the same data set. -1 is no class."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), label: datasets.ClassLabel(names=["cat", "dog"]), "n": datasets.Value("int64")}
+    )
+    images = [{"bytes": content, "path": None} for content in (RED, GREEN, BLUE)]
+    rows = datasets.Dataset.from_dict({"image": images, label: [1, 0, -1], "n": [1, 0, -1]}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert [values[label] for values, _ in rows_of(tmp_path / "a.parquet")] == ["dog", "cat", None]
+    assert [values["n"] for values, _ in rows_of(tmp_path / "a.parquet")] == [1, 0, -1]
+    source = UserData(shards="", batch_size=1)
+    first, second, third = records(str(tmp_path / "a.parquet"))
+    assert [read(source, one).text for one in (first, second)] == [
+        "<image>Output:dog<|endofchunk|>",
+        "<image>Output:cat<|endofchunk|>",
+    ]
+    assert reason(source, third) == "no text"
+
+
+@pytest.mark.parametrize("note", [b"{}", b"[]", b"x", b'{"info": {"features": {"n": {"_type": "ClassLabel"}}}}'])
+def test_notes_of_other_writers_tell_no_classes(note: bytes, tmp_path: Path) -> None:
+    schema = pa.schema([("n", pa.int64())], metadata={b"huggingface": note})
+    assert rows_of(write(tmp_path / "a.parquet", {"n": [1]}, schema)) == [({"n": 1}, {})]
+
+
+def test_dates_that_python_does_not_have_are_null(tmp_path: Path) -> None:
+    """Milliseconds that were stored as seconds, and a time zone of no place."""
+    dates = [0, 10**15, None]
+    schema = pa.schema([(name, pa.timestamp("s", zone)) for name, zone in (("when", None), ("there", "Foo/Bar"))])
+    schema = schema.append(pa.field("text", pa.string()))
+    file = write(tmp_path / "a.parquet", {"when": dates, "there": dates, "text": ["a", "b", "c"]}, schema)
+    found = [values for values, _ in rows_of(file)]
+    assert [one["text"] for one in found] == ["a", "b", "c"]
+    assert [one["when"] for one in found] == ["1970-01-01 00:00:00", None, None] and found[0]["there"] is None

@@ -92,7 +92,7 @@ def _tar_fields(content: dict[str, Any], images: list[bytes]) -> Fields:
         raise Rejected("no image")
     dialogue = is_dialogue(content)
     if dialogue:  # its parts may hold their images, which become files here
-        rest = {key: value for key, value in rest.items() if key not in ("messages", "conversations")}
+        rest = {key: value for key, value in rest.items() if key not in ("messages", "conversations", "texts")}
         rest["messages"] = read_dialogue(content).messages()
     elif not any(isinstance(value, str) and value.strip() for value in rest.values()):
         raise Rejected("no text")

@@ -10,6 +10,7 @@ from flamboyance.data.formats.interleaved import clean
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, OPENING, answered, asked, opened
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_CAULDRON = {"user", "assistant"}
 MEDIA = ("image", "video", "image_url")  # types of parts
 _KEYS = ("image", "video", "path", "url", "image_url", "base64")  # of a part with its image
 
@@ -59,16 +60,25 @@ class Dialogue:
 
 
 def is_dialogue(content: dict[str, Any]) -> bool:
-    """Whether a record is a conversation: `messages`, or LLaVA's `conversations`."""
-    return isinstance(content.get("messages", content.get("conversations")), list)
+    """Whether a record is a conversation: `messages`, LLaVA's `conversations`, or the Cauldron's `texts`."""
+    return isinstance(_messages(content), list)
+
+
+def _messages(content: dict[str, Any]) -> Any:
+    """The messages of a record; of the Cauldron, those of its questions and answers."""
+    texts = content.get("texts")
+    if isinstance(texts, list) and texts and all(isinstance(one, dict) and one.keys() >= _CAULDRON for one in texts):
+        return [{"role": role, "content": one[role]} for one in texts for role in ("user", "assistant")]
+    return content.get("messages", content.get("conversations"))
 
 
 def read_dialogue(content: dict[str, Any]) -> Dialogue:
     """The conversation in a record.
 
     `messages` have `role` and `content`: a text, in which `<image>` marks the next of `images`; or a list of parts,
-    which may hold their images. LLaVA's `conversations` have `from` and `value`. Images are shown before the text of
-    their turn; those without a mark in the first turn. An answer is on one line, as in a chat.
+    which may hold their images. LLaVA's `conversations` have `from` and `value`; the Cauldron's `texts` have `user` and
+    `assistant`, a turn each. Images are shown before the text of their turn; those without a mark in the first turn. An
+    answer is on one line, as in a chat.
 
     Raises:
         Rejected: it is broken, or has no answer.
@@ -76,7 +86,7 @@ def read_dialogue(content: dict[str, Any]) -> Dialogue:
     listed = content.get("images", content.get("image"))
     remaining = list(listed) if isinstance(listed, list) else [] if listed is None else [listed]
     found, open_turn, opening = Dialogue(), Turn(), list[str]()
-    for message in content.get("messages", content.get("conversations")) or []:
+    for message in _messages(content) or []:
         if not isinstance(message, dict):
             raise Rejected("broken conversation")
         role = ROLES.get(str(message.get("role", message.get("from"))))

@@ -18,6 +18,8 @@ IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in MEDIA_SUFFIXES)
 FILE_LIMIT = 256 << 20
 """Largest image file that is read, in bytes."""
 
+PATH_LENGTH, SHORTEST_BASE64 = 4096, 64  # characters: a longer value is no path, a shorter one no image
+
 
 def json_object(record: Record, extension: str = "json") -> dict[str, Any]:
     """The JSON object among a record's files."""
@@ -83,12 +85,32 @@ def named_image(record: Record, name: str, outside: bool = False, most: int = FI
 
 
 def found_image(record: Record, name: str, outside: bool = False) -> bytes | None:
-    """`named_image`, or None if there is none of that name."""
+    """`image_of`, or None if there is none of that name."""
     try:
-        return named_image(record, name, outside)
+        return image_of(record, name, outside, FILE_LIMIT)
     except Rejected as rejected:
         if rejected.reason == "missing image":
             return None
+        raise
+
+
+def image_of(record: Record, value: Any, outside: bool, most: int) -> bytes:
+    """The image that a value names or contains: a path or a name as of `named_image`, base64, or a data: URL."""
+    if not isinstance(value, str) or not (value := value.strip()):
+        raise Rejected("missing image")
+    if value.startswith("data:"):
+        return from_base64(value.partition(",")[2])
+    if len(value) >= PATH_LENGTH:
+        return from_base64(value)
+    try:
+        return named_image(record, value, outside, most)
+    except Rejected:
+        if len(value) < SHORTEST_BASE64:
+            raise
+        try:
+            return base64.b64decode("".join(value.split()), validate=True)
+        except ValueError:
+            pass
         raise
 
 

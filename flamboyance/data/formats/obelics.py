@@ -33,7 +33,8 @@ class OBELICS(Interleaved):
 
 def is_page(content: dict[str, Any]) -> bool:
     """Whether a record's JSON has the form of OBELICS."""
-    return isinstance(content.get("images"), list) and isinstance(content.get("texts"), list)
+    images, texts = content.get("images"), content.get("texts")
+    return isinstance(images, list) and isinstance(texts, list) and all(isinstance(one, str | None) for one in texts)
 
 
 def read_page(record: Record, page: dict[str, Any], outside: bool = False) -> tuple[list[str | None], list[bytes]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from flamboyance.data.formats.conversations import is_dialogue, read_dialogue
 from flamboyance.data.formats.fields import (
     FILE_LIMIT,
     IMAGE_EXTENSIONS,
+    PATH_LENGTH,
     first_image,
-    from_base64,
+    image_of,
     json_object,
-    named_image,
     text,
 )
 from flamboyance.data.formats.interleaved import Interleaved, clean, interleave
@@ -26,7 +25,6 @@ from flamboyance.files import ANSWER_NAMES, TEXT_LIMIT, TEXT_NAMES, with_known_n
 from flamboyance.templates import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, Template, caption, vqa
 
 TEXTS = ("text", "question", "answer")
-PATH_LENGTH, SHORTEST_BASE64 = 4096, 64  # characters: a longer value is no path, a shorter one no image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,33 +136,13 @@ def _all_images(record: Record, names: list[Any], outside: bool) -> list[bytes]:
     for name in names:
         image = files.get(name) if isinstance(name, str) else None
         if image is None:
-            image = _image(record, name, outside, remaining)
+            image = image_of(record, name, outside, remaining)
             files |= {name: image} if len(name) < PATH_LENGTH else {}
         remaining -= len(image)
         if remaining < 0:
             raise Rejected("image too large")
         images.append(image)
     return images
-
-
-def _image(record: Record, value: Any, outside: bool, most: int) -> bytes:
-    """The image that a value names or contains."""
-    if not isinstance(value, str) or not (value := value.strip()):
-        raise Rejected("missing image")
-    if value.startswith("data:"):
-        return from_base64(value.partition(",")[2])
-    if len(value) >= PATH_LENGTH:
-        return from_base64(value)
-    try:
-        return named_image(record, value, outside, most)
-    except Rejected:
-        if len(value) < SHORTEST_BASE64:
-            raise
-        try:
-            return base64.b64decode("".join(value.split()), validate=True)
-        except ValueError:
-            pass
-        raise
 
 
 def _value(content: dict[str, Any], name: str) -> str:

@@ -10,9 +10,12 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from flamboyance import FlamingoProcessor
-from flamboyance.data.documents import Document
+from flamboyance.data.convert.folder import convert_folder
+from flamboyance.data.documents import Document, Record
 from flamboyance.data.examples import IGNORED, WorkerProcessor, make_example
 from flamboyance.data.formats.user_data import UserData
+from flamboyance.data.shards import expand, records
+from flamboyance.data.survey import format_of
 from flamboyance.images import ImageProcessor
 from flamboyance.templates import OPENING
 from tests.data.records import BLUE, GREEN, RED, in_base64, json_record, read, reason
@@ -58,6 +61,13 @@ FORMS: dict[str, dict[str, Any]] = {
         ],
         "image": ["red.jpg", in_base64(GREEN), "blue.jpg"],
     },
+    "cauldron": {
+        "images": ["red.jpg", in_base64(GREEN), "blue.jpg"],
+        "texts": [
+            {"user": "<image>what is this", "assistant": "a red cat .", "source": "x"},
+            {"user": "and <image><image>", "assistant": "blue", "source": "x"},
+        ],
+    },
 }
 FORMS["llava"]["conversations"][0]["value"] += "\n<image>"
 TURNS = "User: <image>what is this\nFlamingo: a red cat .\nUser: <image><image>and\nFlamingo: blue<|endofchunk|>"
@@ -98,6 +108,18 @@ def test_images_without_a_mark_and_a_system_message(folder: Path) -> None:
     content["messages"].insert(1, {"role": "system", "content": "Be brief."})
     document = read(SOURCE, json_record(content, folder))
     assert document.text == "Be kind. Be brief.\nUser: <image>what\nFlamingo: red<|endofchunk|>"
+
+
+def test_questions_of_the_cauldron_are_turns_about_all_images(folder: Path) -> None:
+    texts = [{"user": "what", "assistant": "red", "source": "x"}, {"user": "and", "assistant": "blue", "source": "x"}]
+    record = json_record({"images": ["red.jpg", "blue.jpg"], "texts": texts}, folder)
+    expected = f"{OPENING}\nUser: <image><image>what\nFlamingo: red\nUser: and\nFlamingo: blue<|endofchunk|>"
+    assert read(SOURCE, record).text == expected
+    (folder / "a.jsonl").write_bytes(record.fields["json"] + b"\n")
+    assert format_of(str(folder / "a.jsonl")) == "own"
+    convert_folder(folder / "a.jsonl", folder / "shards")
+    (again,) = records(*expand(f"{folder}/shards/*.tar"))
+    assert isinstance(again, Record) and read(SOURCE, again).text == expected
 
 
 @pytest.mark.parametrize("merging", [False, True])

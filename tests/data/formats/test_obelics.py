@@ -21,7 +21,7 @@ from flamboyance.data.shards import records
 from flamboyance.data.survey import format_of, survey
 from flamboyance.images import ImageProcessor
 from tests.data.files import tar_bytes
-from tests.data.records import BLUE, GREEN, RED, json_record, read, reason
+from tests.data.records import BLUE, GREEN, RED, in_base64, json_record, read, reason
 from tests.tiny import tiny_tokenizer
 
 ANY = OBELICS(shards="", batch_size=1, flip=0.0)
@@ -46,6 +46,23 @@ def test_images_and_texts_alternate() -> None:
     assert document.text == "First, .<image><|endofchunk|><image>Both.<|endofchunk|>"
 
 
+def test_images_may_be_in_the_page() -> None:
+    content = in_base64(RED)
+    for image in (content, f"data:image/jpeg;base64,{content}"):
+        given = page([image, None, "0.jpg", None], [None, "one", None, "two"])
+        for source in (ANY, UserData(shards="", batch_size=1)):
+            document = read(source, json_record(given, **{"0.jpg": GREEN}))
+            assert document.images == (RED, GREEN)
+            assert document.text == "<image>one<|endofchunk|><image>two<|endofchunk|>"
+
+
+@pytest.mark.parametrize("texts", [[{"user": "What?"}], [1], [["one"]]])
+def test_texts_that_are_none_are_no_page(texts: list[Any]) -> None:
+    record = json_record({"images": ["0.jpg"], "texts": texts}, **{"0.jpg": RED})
+    assert reason(ANY, record) == "no images and texts of equal length"
+    assert reason(UserData(shards="", batch_size=1), record) == "no text"
+
+
 def test_images_that_were_never_fetched_are_passed_over(tmp_path: Path) -> None:
     given = page([URL, None, "0.jpg", None, "gone.jpg", None], [None, "one", None, "two", None, "three"])
     document = read(ANY, json_record(given, **{"0.jpg": RED}))
@@ -67,7 +84,7 @@ def test_images_that_were_never_fetched_are_passed_over(tmp_path: Path) -> None:
         ({"texts": "abc"}, "no images and texts of equal length"),
         ({"texts": ["a"]}, "no images and texts of equal length"),
         ({"images": [], "texts": []}, "no image available"),
-        ({"images": [None, 3], "texts": ["a", {}]}, "no image available"),
+        ({"images": [None, 3], "texts": ["a", None]}, "no image available"),
         ({"texts": [None, "a" * (1 << 20 | 1)]}, "text too long"),
     ],
 )
