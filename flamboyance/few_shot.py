@@ -18,7 +18,7 @@ from flamboyance import checks, templates
 from flamboyance.files import read_json, replacing, write_json
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.fingerprint import fingerprint, stamp
-from flamboyance.model.finite import check_finite
+from flamboyance.model.finite import check_finite, refuse_nan
 from flamboyance.model.media import Media
 from flamboyance.processing import FlamingoProcessor
 from flamboyance.prompting import Prefix, by_completions, generate_texts, prompt_inputs
@@ -37,7 +37,8 @@ class FewShotTask:
     Args:
         demonstrations: (image, answer), or (image, question, answer): an image, then the template's fields in order.
             An image is anything the processor reads, videos too.
-        template: how a demonstration and the query are written.
+        template: how a demonstration and the query are written. What would cut an answer of the demonstrations (a stop,
+            a dropped character) does not cut answers.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class FewShotTask:
         _check_parts(model, processor, template)
         self.model = model
         self.processor = processor
-        self.template = template
         expected = f"(image, {', '.join(template.fields)})"
         shots = checks.listed("demonstrations", demonstrations, f"{expected} tuples", f"[{expected}]")
         for number, shot in enumerate(shots):
             if not isinstance(shot, tuple | list) or len(shot) != 1 + len(template.fields):
                 raise ValueError(f"demonstration {number} is {checks.brief(shot)}; expected {expected}")
             _check_texts(f"demonstration {number}", template.fields, shot[1:])
+        self.template = template.keeping(shot[-1] for shot in shots)
         self.texts = [template.demonstration(*shot[1:]) for shot in shots]
         self._shots = [tuple(shot) for shot in shots]
         self._prefix: Prefix | None = None
@@ -157,6 +158,7 @@ class FewShotTask:
         results = []
         for batch in _batches(self._queries(queries), batch_size):
             scores = self._score(batch, labels, normalize)
+            refuse_nan(scores, "the labels' log-probabilities")
             for row in scores.softmax(-1).tolist():
                 probabilities = dict(zip(labels, row, strict=True))
                 results.append((max(probabilities, key=probabilities.__getitem__), probabilities))

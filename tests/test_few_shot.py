@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import peft
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from flamboyance import FewShotTask, FlamingoProcessor, templates
+from flamboyance import FewShotTask, FlamingoProcessor, examples, load_mini, templates
 from flamboyance.images import ImageProcessor
 from flamboyance.model import linear
 from flamboyance.prompting import completion_tokens
@@ -379,3 +380,27 @@ def test_a_hybrid_model_equals_the_full_prompt_and_is_saved_and_loaded(tmp_path)
     assert task(QUERIES, num_beams=3, batch_size=1, **NEW) == expected
     task.save(tmp_path)
     assert FewShotTask.load(tmp_path, model, processor())(QUERIES, num_beams=3, batch_size=1, **NEW) == expected
+
+
+def test_what_demonstrations_say_is_not_cut():
+    """A stop, or a character that is dropped, is kept where a demonstration has it."""
+    mini, images = load_mini(), examples.queries
+    captions = [(images[0], 'a sign that says "STOP"')]
+    assert FewShotTask(*mini, captions).template.parse(' a sign "GO"') == 'a sign "GO"'
+    assert FewShotTask(*mini, [(images[0], "a sign")]).template == templates.caption
+    questions = FewShotTask(*mini, [(images[0], "what length ?", "Short")], templates.vqa)
+    assert questions.template.parse("Short Answer: x") == "Short"
+    assert questions.texts == [templates.vqa.demonstration("what length ?", "Short")]
+
+
+def test_what_a_model_computes_of_nan_is_no_answer():
+    (model, processor), images = load_mini(), examples.queries
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith("model.norm.weight")).fill_(math.nan)
+    task = FewShotTask(model, processor)
+    for beams in (1, 3):
+        with pytest.raises(ValueError, match=r"NaN.*bfloat16"):
+            task(images[:1], num_beams=beams)
+    with pytest.raises(ValueError, match=r"NaN.*bfloat16"):
+        task.classify(images[:1], ["ring", "cross"])

@@ -26,6 +26,7 @@ from flamboyance.evaluation.results import Cell
 from flamboyance.evaluation.rices import retrieval
 from flamboyance.evaluation.rices.feature_store import Features
 from flamboyance.evaluation.task import Choice, Generated, Task
+from flamboyance.model.finite import NAN
 from flamboyance.processes import World
 
 BLANK = ".blank"  # the folder of grey images, in the results directory
@@ -386,10 +387,7 @@ def _answer(batch: list[Prompt], answers: Answers, seed: int, protocol: str) -> 
     choices = _choices(batch, answers, seed, protocol)
     for prompt, one in zip(batch, choices, strict=True):
         if one.scores is not None and np.isnan(one.scores).any():  # argmax would give the first label
-            raise ValueError(
-                f"{task.name}, query {prompt.query.id!r}: the labels' log-probabilities are NaN. If the weights are "
-                "not damaged, numbers exceed float16's 65,504: use --dtype bfloat16 or float32"
-            )
+            raise ValueError(f"{task.name}, query {prompt.query.id!r}: the labels' log-probabilities {NAN}")
         if one.scores is None and task.metric.name == "ROC AUC":
             raise ValueError(
                 f"{task.name} is measured by ROC AUC, which needs log-probabilities of the labels, and the model gives "

@@ -32,3 +32,15 @@ def is_finite(tensor: Tensor) -> bool:
     except (RuntimeError, NotImplementedError):  # float8 tensors have no minimum and maximum
         least, most = tensor.float().aminmax()
     return bool(torch.isfinite(least) & torch.isfinite(most))
+
+
+NAN = "are NaN. If the weights are not damaged, numbers exceed float16's 65,504: use bfloat16 or float32 (--dtype)"
+
+
+def refuse_nan(scores: Tensor, what: str) -> None:
+    """
+    Raises:
+        ValueError: a score is NaN, of which any choice would be one of nothing.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError(f"{what} {NAN}")

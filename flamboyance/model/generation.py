@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationMixin, LogitsProcessor, LogitsP
 from flamboyance import checks
 from flamboyance.configuration import FlamingoConfig
 from flamboyance.model.cache import NAME, branch, empty, given, is_recurrent
+from flamboyance.model.finite import refuse_nan
 from flamboyance.model.media import Media, count_seen
 from flamboyance.model.network import FlamingoModel, check_ids, check_mask_length
 from flamboyance.model.scoring import score_candidates
@@ -57,7 +58,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
             to the step that chose the token. The rows of beam search are those of the step; `.beam_indices` leads back.
 
         Raises:
-            ValueError: the cache, the mask and the text do not fit each other; or the text is too long.
+            ValueError: cache, mask and text do not fit each other; the text is too long; or the model computes NaN.
         """
         attention_mask = self._mask(input_ids, attention_mask)
         media = self._media(input_ids, media, pixel_values, media_counts, frame_counts=frame_counts)
@@ -96,7 +97,7 @@ class GenerativeFlamingo(FlamingoModel, GenerationMixin):
             cache = branch(cache, 1, self.shares_prompts)  # the caller's stays a cache of the text that it was made of
         if cache is not None:
             kwargs[NAME] = cache
-        processors = LogitsProcessorList(logits_processor or [])
+        processors = LogitsProcessorList([RefuseNaN(), *(logits_processor or [])])
         processors.append(SuppressTokens(self._never_generated(), input_ids.device))
         kwargs |= {"attention_mask": attention_mask, "media": media, "images_seen": seen}
         steps: list[Any] = []
@@ -227,6 +228,14 @@ def _check_cached(cache: Any, cached: int, input_ids: Tensor) -> None:
             "whole text in input_ids, or the tokens after the cache with a mask of all, and one token or more that is "
             "not in the cache"
         )
+
+
+class RefuseNaN(LogitsProcessor):
+    """Raises a ValueError where the model computes NaN, of which a text would be made without a word."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        refuse_nan(scores, "the model's logits")
+        return scores
 
 
 class SuppressTokens(LogitsProcessor):

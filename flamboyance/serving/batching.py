@@ -29,6 +29,7 @@ from torch import Tensor
 
 from flamboyance.flamingo import FlamingoForConditionalGeneration
 from flamboyance.model.cache import aligned, branch, empty, is_plain
+from flamboyance.model.finite import refuse_nan
 from flamboyance.model.kept_media import KeptMedia, apart
 from flamboyance.model.media import Media, count_seen
 from flamboyance.processing import FlamingoProcessor, frames_and_counts
@@ -521,6 +522,7 @@ class Engine:
 
     def _append(self, rows: Sequence[Row], logits: Tensor) -> None:
         """Chooses the next token of each row, for logits (R, V), and reports what is new."""
+        refuse_nan(logits, "the model's logits")
         logits = logits.float().index_fill(1, self._never, float("-inf"))
         chosen = choose(logits, [row.ticket.request.sampling for row in rows], [row.dice for row in rows])
         self.counts.tokens += len(rows)

@@ -181,6 +181,7 @@ class TaskStore:
     def _make(self, name: str, template: Template, shots: Sequence[tuple[Picture, tuple[str, ...]]]) -> StoredTask:
         """In the engine's thread."""
         model, processor = self.engine.model, self.engine.processor
+        template = template.keeping(values[-1] for _, values in shots)
         try:
             texts = [template.demonstration(*values) for _, values in shots]
             (ids,) = processor.tokenize(["".join(texts)])

@@ -9,27 +9,39 @@ from collections.abc import Sequence
 from typing import Any
 
 EDGE = " \t\r\n\"'`*._:"  # what a model may write before or after a label
+SHORT = 2  # letters of a label that may number an answer, as in "B. A dog" and "10) ten"
 LEAST = 1e-6  # the least probability that a finished label is given, where nothing more is known
 
 
 def matched(text: str, labels: Sequence[str]) -> str | None:
     """The label that a text gives; None if it gives none, or several.
 
-    The text may be the label, in any case and with punctuation around it, or hold it as a word; of labels within each
-    other ("dog", "hot dog") the longest counts.
+    The text may be the label, in any case and with punctuation around it; or begin with a short one and one of ".):",
+    as in "B. A dog"; or hold it as a word. Of labels within each other ("dog", "hot dog") the longest counts. One of a
+    letter counts as a word in its own case alone: "A" is not in "a cat".
     """
     if text in labels:
         return text
     folded = _folded(labels)
     if (plain := text.strip(EDGE).casefold()) in folded:
         return folded[plain]
-    words = text.casefold()
+    words, written = text.casefold(), text
+    longest_first = sorted(filter(None, folded), key=len, reverse=True)
+    for name in longest_first:
+        if len(name) <= SHORT and re.match(rf"[\s\"'(*]*{re.escape(name)}\s*[.):]", words):
+            return folded[name]
     found = set()
-    for name in sorted(folded, key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
-        if name and re.search(pattern, words):
+    for name in longest_first:
+        pattern = rf"(?<!\w){re.escape(folded[name].strip())}(?!\w)"
+        if len(name) == 1:
+            seen = re.search(pattern, written)
+        else:
+            folded_pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
+            seen = re.search(folded_pattern, words)
+            words = re.sub(folded_pattern, "\0", words)
+            written = re.sub(pattern, "\0", written, flags=re.IGNORECASE)
+        if seen:
             found.add(folded[name])
-            words = re.sub(pattern, "\0", words)
     return found.pop() if len(found) == 1 else None
 
 

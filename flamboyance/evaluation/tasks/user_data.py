@@ -109,6 +109,7 @@ def _task(
         return _classification(name, path, template, shown, queries, protocol)
     ten = all(len(one.references) == 10 for one in queries)
     exact = kind == "answer" and not ten
+    commas = any(", " in text for one in (*shown, *queries) for text in (one.answer, *one.references))
     return Task(
         name,
         name,
@@ -118,7 +119,7 @@ def _task(
         metrics.CIDER if kind == "text" else metrics.EXACT_MATCH if exact else vqa.accuracy(protocol),
         max_new_tokens=LONGEST_ANSWER if kind == "text" or exact else vqa.MAX_NEW_TOKENS,
         separator=separator(protocol),
-        post_process=str.strip if kind == "text" or exact else vqa.first_part,
+        post_process=str.strip if kind == "text" or exact or commas else vqa.first_part,
     )
 
 

@@ -246,3 +246,23 @@ def test_prompts_are_asked_ahead_once_and_answered_by_their_own_replies(permutat
                 expected = dict(zip(task.labels, scores, strict=True))
                 assert found[prompt.query.id]["scores"] == pytest.approx(expected)
         alone.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("It is a cat", None),
+        ("I cannot tell from a picture", None),
+        ("B. It is a cat", "B"),
+        ("B) a dog", "B"),
+        ("(B) A dog", "B"),
+        ("b: a dog", "B"),
+        ("The answer is B, a dog", "B"),
+        ("a", "A"),
+        ("A or B", None),
+        ("10. It is a cat", "10"),
+        ("Vitamin A", "vitamin A"),
+    ],
+)
+def test_labels_of_a_letter_are_no_articles(text, label):
+    assert matched(text, ("A", "B", "C", "D", "10", "1", "vitamin A")) == label
