@@ -337,3 +337,15 @@ def test_a_name_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_image("~nobody.png").getpixel((0, 0)) == (255, 0, 0)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_image("~/~nobody.png").size == (4, 4)
+
+
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
+def test_a_tiff_whose_level_0_is_white(levels: type) -> None:
+    array = np.full((4, 4), 10 * (257 if levels is np.uint16 else 1), levels)
+    content = bytearray(encoded(Image.fromarray(array), "TIFF"))
+    assert load_image(bytes(content)).getpixel((0, 0)) == (10, 10, 10)
+    place = int.from_bytes(content[4:8], "little")
+    for entry in range(place + 2, place + 2 + 12 * int.from_bytes(content[place : place + 2], "little"), 12):
+        if int.from_bytes(content[entry : entry + 2], "little") == 262:  # PhotometricInterpretation
+            content[entry + 8 : entry + 12] = bytes(4)  # WhiteIsZero
+    assert load_image(bytes(content)).getpixel((0, 0)) == (245, 245, 245)

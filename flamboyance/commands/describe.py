@@ -22,7 +22,7 @@ from flamboyance.commands.models import (
     sampling_settings,
     set_sampling,
 )
-from flamboyance.commands.output import Row, RowFile
+from flamboyance.commands.output import Row, RowFile, refuse_inputs
 from flamboyance.commands.output_identity import Settings, demonstration_settings, model_settings
 from flamboyance.commands.progress import progress
 from flamboyance.files import json_line
@@ -99,6 +99,10 @@ def run(job: Job) -> int:
         raise ValueError("--overwrite needs --output, the file to start anew")
     shots = [job.shot(one) for one in job.demonstrations]
     images = find_images(arguments.images, arguments.outside)
+    if arguments.output:
+        refuse_inputs(
+            arguments.output, filter(None, (arguments.demonstrations, getattr(arguments, "labels", None), *images))
+        )
     with _output(job) if arguments.output else nullcontext() as output:
         keys = [{"image": str(path), **job.constant} for path in images]
         todo = [path for path, row in zip(images, keys, strict=True) if output is None or row not in output]

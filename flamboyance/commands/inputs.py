@@ -1,5 +1,6 @@
 """The inputs of the command line: images, demonstrations, labels."""
 
+import csv
 import os
 import re
 from collections import Counter
@@ -127,7 +128,8 @@ def read_labels(given: str) -> list[str]:
     elif given.lower().endswith((".txt", ".csv", ".tsv", *JSONL_SUFFIXES)) and "," not in given:
         raise FileNotFoundError(f"--labels {given}: no such file; expected a text file with a label on each line")
     else:
-        placed = [("--labels", label.strip()) for label in given.split(",") if label.strip()]
+        (labels, *_) = [*csv.reader([given], skipinitialspace=True), []]  # a label in quotes may have a comma
+        placed = [("--labels", label.strip()) for label in labels if label.strip()]
     places: dict[str, list[str]] = {}
     for place, label in placed:
         places.setdefault(label, []).append(place)

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,17 @@ class RowFile:
         )
 
 
+def refuse_inputs(output: Path | str, inputs: Iterable[Path | str]) -> None:
+    """
+    Raises:
+        ValueError: the file of results is one of the files that are read.
+    """
+    for one in inputs:
+        with suppress(OSError):
+            if os.path.samefile(output, one):
+                raise ValueError(f"--output {output} is {one}, which is read; give another --output")
+
+
 def complete_lines(data: bytes, quoted: bool) -> bytes:
     """The data up to the end of its last complete line. In CSV (`quoted`) line breaks may be quoted."""
     end = data.rfind(b"\n") + 1
@@ -204,8 +215,8 @@ def flatten(row: Row) -> Row:
 
 def _csv_line(values: Sequence[object]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return escaped(line.getvalue())
+    csv.writer(line).writerow(values)  # with another line end than its own, \r\n, it does not quote a \r
+    return escaped(line.getvalue().removesuffix("\r\n") + "\n")
 
 
 def print_counts(output: str, counts: Counter[str]) -> int:

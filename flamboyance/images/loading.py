@@ -21,6 +21,8 @@ from flamboyance.images.containers import HEAD, container
 MAX_PIXELS = 178_956_970
 """The largest image that is decoded, in pixels: Pillow's own limit (twice its MAX_IMAGE_PIXELS)."""
 
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value where level 0 is white, as in many scans
+
 STRIP = 1 << 22
 """Number of pixels that are converted at a time."""
 
@@ -237,6 +239,9 @@ def _from_levels(image: Image.Image, name: str) -> Image.Image:
     levels, clear = np.asarray(image), image.info.get("transparency")
     if image.format == "PPM" and levels.dtype == np.int32:  # to 65535, whatever the file's largest is
         levels = levels.astype(np.uint16)
+    tags: Any = getattr(image, "tag_v2", {})
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and levels.dtype == np.uint16:  # Pillow inverts these of 8 bits alone
+        levels = np.iinfo(np.uint16).max - levels
     flat = _from_array(levels, name)
     if isinstance(clear, int):
         flat.paste("white", mask=Image.fromarray(levels == clear))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flamboyance.commands.inputs import read_demonstrations, read_labels
+from flamboyance.commands.inputs import find_images, read_demonstrations, read_labels
 
 
 @pytest.fixture
@@ -91,3 +91,13 @@ def test_labels_of_a_table(tmp_path):
     assert read_labels(str(written(tmp_path / "labels.csv", b"id,Label\n1,cat\n2,dog\n"))) == ["cat", "dog"]
     with pytest.raises(ValueError, match=r"line 2.*cat.*column label"):
         read_labels(str(written(tmp_path / "labels.csv", b"cat\ndog\n")))
+
+
+def test_labels_in_quotes_may_have_commas() -> None:
+    assert read_labels('New York, "San Jose, CA",\'s') == ["New York", "San Jose, CA", "'s"]
+
+
+@pytest.mark.parametrize("suffix", [".mpo", ".apng", ".j2k", ".jpx", ".dib"])
+def test_images_of_rarer_suffixes_are_found(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(b"x")
+    assert find_images([tmp_path]) == [tmp_path / f"a{suffix}"]

@@ -293,3 +293,29 @@ def test_rows_with_long_values_are_read_again(tmp_path) -> None:
                 rows.begin([row])
                 rows.append(row)
     assert len(rows_of(tmp_path / "out.csv")) == 1
+
+
+def test_a_value_may_have_any_line_break(tmp_path) -> None:
+    values = ["a\rb.png", "a\nb.png", "a\r\nb.png", 'a"\r"b', "\r"]
+    for value in values:
+        with RowFile(tmp_path / "out.csv", ["image", "text"]) as rows:
+            rows.begin([])
+            rows.append({"image": value, "text": value})
+    with RowFile(tmp_path / "out.csv", ["image", "text"]) as rows:
+        assert all({"image": value} in rows for value in values)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == values
+
+
+def test_a_file_that_is_read_is_not_written(models, captioned, tmp_path, capsys) -> None:
+    table, labels = tmp_path / "shown.csv", tmp_path / "labels.csv"
+    table.write_text("image,text\ncaptioned/red.png,red\ncaptioned/blue.png,blue\n", encoding="utf-8")
+    labels.write_text("label\nred\nblue\n", encoding="utf-8")
+    (tmp_path / "link.csv").symlink_to(table)
+    before = [table.read_bytes(), labels.read_bytes()]
+    common = (captioned, "--model", models[0], "--overwrite", "--demonstrations", table)
+    assert run("caption", *common, "--output", table) == 2
+    assert run("caption", *common, "--output", tmp_path / "link.csv") == 2
+    assert run("classify", *common, "--labels", labels, "--output", labels) == 2
+    assert "is read" in capsys.readouterr().err
+    assert [table.read_bytes(), labels.read_bytes()] == before
