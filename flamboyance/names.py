@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flamboyance import hub
-from flamboyance.files import local
 
 MINI, SMALL = "mini", "small"
 EMBEDDED = {MINI: "flamingo-mini", SMALL: "flamingo-small"}
@@ -123,7 +122,7 @@ def resolve(name: str | os.PathLike[str]) -> Name:
     text = os.fspath(name)
     if not text.strip():
         raise UnknownModelError(f"the model's name is empty; {EXPECTED}")
-    path = local(text)
+    path = Path(os.path.expanduser(text))
     embedded = next((short for short, long in EMBEDDED.items() if text in (short, long)), None)
     if embedded and not (path / "config.json").is_file():
         return Name(embedded, "embedded", embedded_directory(embedded))
@@ -186,7 +185,7 @@ def language_model(name: str) -> Place:
     if name.startswith(hub.PACKAGE):
         path = _in_package(name)
     elif name.endswith(".gguf"):
-        path = local(name)
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             raise UnknownModelError(f"no such file: '{name}' (looked in {Path.cwd()})")
     else:
