@@ -13,7 +13,13 @@ from flamboyance.evaluation.metrics import classification
 from flamboyance.evaluation.metrics.cider import cider
 from flamboyance.evaluation.metrics.intervals import interval_of_mean
 from flamboyance.evaluation.metrics.ptb.tokenizer import ptb_tokenize, ptb_tokenize_all
-from flamboyance.evaluation.metrics.vqa import ALWAYS, OFFICIAL, vqa_accuracy, vqa_accuracy_without_ids
+from flamboyance.evaluation.metrics.vqa import (
+    ALWAYS,
+    OFFICIAL,
+    PREDICTION,
+    vqa_accuracy,
+    vqa_accuracy_without_ids,
+)
 from flamboyance.evaluation.task import Example, Metric, Prediction, Score
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "TOP_1",
     "VQA_ACCURACY",
     "VQA_ACCURACY_OFFICIAL",
+    "VQA_ACCURACY_VIZWIZ",
     "cider",
     "ptb_tokenize",
     "ptb_tokenize_all",
@@ -91,6 +98,7 @@ VQA_ACCURACY = Metric("VQA accuracy", partial(_vqa, normalize=ALWAYS), "all answ
 VQA_ACCURACY_OFFICIAL = Metric(
     "VQA accuracy", partial(_vqa, normalize=OFFICIAL), "answers normalized where annotators differ"
 )
+VQA_ACCURACY_VIZWIZ = Metric("VQA accuracy", partial(_vqa, normalize=PREDICTION), "predictions normalized")
 TOP_1 = Metric("top-1", classification.right)
 EXACT_MATCH = Metric("exact match", classification.right)
 CASELESS_MATCH = Metric("accuracy", classification.right_without_case, "without case")

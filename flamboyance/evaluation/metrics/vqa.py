@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from flamboyance import checks
 
 ENOUGH = 3  # an answer is fully right if so many annotators gave it
-ALWAYS, OFFICIAL = "always", "official"  # which questions' answers are normalized
+ALWAYS, OFFICIAL, PREDICTION = "always", "official", "prediction"  # what is normalized
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"none": "0"} | {
     word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
@@ -70,17 +70,20 @@ def vqa_accuracy(answers: Sequence[str], prediction: str, normalize: str = ALWAY
         answers: what each annotator said, usually ten.
         prediction: the answer to judge.
         normalize: "always": the answers and the prediction are compared without punctuation, case and articles, as
-            open_flamingo 2.0.1 does. "official": only if the annotators gave different answers. Where all gave the same
-            one, the prediction must equal it, but for white space: "Yes" does not match ten times "yes". The
-            benchmark's own script, which also runs on its test server, does this.
+            open_flamingo 2.0.1 and MMF's evaluator of TextVQA do. "official": only if the annotators gave different
+            answers. Where all gave the same one, the prediction must equal it, but for white space: "Yes" does not
+            match ten times "yes". VQAv2's own script, which also runs on its test server, does this. "prediction": the
+            prediction alone, as VizWiz's own script does, whose annotators' answers are in that form.
 
     Raises:
-        ValueError: there is no answer, an argument has another type, or `normalize` is neither of the two.
+        ValueError: there is no answer, an argument has another type, or `normalize` is none of the three.
     """
     _check(answers, prediction)
-    if normalize not in (ALWAYS, OFFICIAL):
-        raise ValueError(f"normalize={normalize!r}: expected {ALWAYS!r} or {OFFICIAL!r}")
+    if normalize not in (ALWAYS, OFFICIAL, PREDICTION):
+        raise ValueError(f"normalize={normalize!r}: expected {ALWAYS!r}, {OFFICIAL!r} or {PREDICTION!r}")
     form = normalize_answer
+    if normalize == PREDICTION:
+        prediction, form = normalize_answer(prediction), _one_line
     if normalize == OFFICIAL and len({_one_line(answer) for answer in answers}) == 1:
         form = _one_line
     return _accuracy(answers, list(range(len(answers))), prediction, form)

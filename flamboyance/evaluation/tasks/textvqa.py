@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flamboyance.evaluation import metrics
 from flamboyance.evaluation.task import Task, TaskFile
 from flamboyance.evaluation.tasks import vqa
 from flamboyance.evaluation.tasks.official_files import Record, listed, value
@@ -15,7 +16,8 @@ from flamboyance.files import read_json
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:
     longest = 10 if protocol == OPENFLAMINGO else vqa.MAX_NEW_TOKENS
-    return vqa.vqa_task("textvqa", "TextVQA", files, protocol, _images, read, max_new_tokens=longest)
+    changes = {"max_new_tokens": longest, "metric": metrics.VQA_ACCURACY}  # of MMF's evaluator
+    return vqa.vqa_task("textvqa", "TextVQA", files, protocol, _images, read, **changes)
 
 
 def _images(folder: Path) -> Callable[[Question], Path]:

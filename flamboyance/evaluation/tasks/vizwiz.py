@@ -16,7 +16,8 @@ from flamboyance.files import read_json
 
 
 def load(files: Mapping[str, Path], protocol: str) -> Task:
-    task = vqa.vqa_task("vizwiz", "VizWiz", files, protocol, vqa.named_images, read)
+    metric = metrics.VQA_ACCURACY_VIZWIZ
+    task = vqa.vqa_task("vizwiz", "VizWiz", files, protocol, vqa.named_images, read, metric=metric)
     if any(one.references for one in task.queries):
         return replace(task, metric=_published_metric(files)) if protocol == OPENFLAMINGO else task
     return replace(task, test_server=vqa.answers_by_image([one.image.name for one in task.queries]))

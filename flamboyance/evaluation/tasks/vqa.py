@@ -64,7 +64,7 @@ Images = Callable[[Path], Callable[[Question], Path]]
 
 
 def accuracy(protocol: str) -> Metric:
-    """VQA accuracy as the benchmark's script computes it; under "openflamingo" all answers are normalized."""
+    """VQA accuracy as VQAv2's script computes it; under "openflamingo" all answers are normalized."""
     return metrics.VQA_ACCURACY if protocol == OPENFLAMINGO else metrics.VQA_ACCURACY_OFFICIAL
 
 

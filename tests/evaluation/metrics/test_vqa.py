@@ -133,3 +133,18 @@ def test_bad_answers(answers: list[str], message: str) -> None:
 def test_as_many_confidences_as_answers() -> None:
     with pytest.raises(ValueError, match=r"2 .*1 "):
         vqa_accuracy_without_ids(["a", "b"], ["yes"], "a")
+
+
+@pytest.mark.parametrize(
+    ("normalize", "answers", "prediction", "accuracy"),
+    [
+        ("official", ["stop"] * 10, "Stop.", 0),  # VQAv2's script: all annotators agree
+        ("official", ["stop"] * 9 + ["go"], "Stop.", 1),
+        ("always", ["Stop"] * 10, "the stop.", 1),  # TextVQA's
+        ("prediction", ["unanswerable"] * 10, "Unanswerable.", 1),  # VizWiz's
+        ("prediction", ["Two Dogs"] * 9 + ["two dogs"], "two dogs", 0),  # its annotators' answers stay as they are
+        ("prediction", ["2 dogs"] * 9 + ["two dogs"], "two dogs", 1),
+    ],
+)
+def test_each_benchmark_normalizes_as_its_script(normalize, answers, prediction, accuracy) -> None:
+    assert vqa_accuracy(answers, prediction, normalize) == pytest.approx(accuracy)
