@@ -84,7 +84,7 @@ def finetune(
         build=partial(build, model, source, checks.scheme(quantize)),
         outline=partial(outline, model, quantize),
         evaluate=partial(evaluate, source=source) if held_out else None,
-        prepare=partial(draw, source, held_out),
+        prepare=partial(draw, source, held_out, output),
     )
 
 

@@ -83,12 +83,17 @@ def _usable(source: TrainingSplit, rejected: list[tuple[str, str]]) -> Iterator[
                 rejected.append((error.reason, record.key))
 
 
-def draw(source: TrainingSplit, fraction: float) -> None:
+def draw(source: TrainingSplit, fraction: float, output: str) -> None:
     """Reads all of the data, and draws the images to hold out unless a run has drawn them before.
 
+    Args:
+        output: the run's directory.
+
     Raises:
-        ValueError: fewer than two documents can be used, or all of them share images.
+        ValueError: fewer than two documents can be used, or all of them share images; or the run has begun with another
+            fraction.
     """
+    _check_begun(source, fraction, Path(output))
     rejected: list[tuple[str, str]] = []
     usable = [(one.images, one.answer) for one in _usable(source, rejected)]
     reasons = ", ".join(f"{reason}: {count}" for reason, count in Counter(reason for reason, _ in rejected).items())
@@ -104,12 +109,27 @@ def draw(source: TrainingSplit, fraction: float) -> None:
     if not source.held_out:
         return
     if not Path(source.held_out).is_file():
-        write_json(source.held_out, {"images": sorted(choose(usable, fraction))})
+        write_json(source.held_out, {"fraction": fraction, "images": sorted(choose(usable, fraction))})
         read_digests.cache_clear()
     elif not any(read_digests(source.held_out) & images for images, _ in usable):
         raise ValueError(
             f"{source.shards} has none of the images that {source.held_out} holds out; give the data= that the run "
             "began with, or another output="
+        )
+
+
+def _check_begun(source: TrainingSplit, fraction: float, output: Path) -> None:
+    """Images that a run has trained on are not held out any more, nor are those that it holds out trained on."""
+    begun = any(output.glob("checkpoints/step-*"))
+    file = Path(source.held_out or output / "held_out.json")
+    content = read_json(file) if file.is_file() else {"fraction": 0.0 if begun else fraction}
+    before = content.get("fraction") if isinstance(content, dict) else None  # earlier versions did not note it
+    same = bool(fraction) if before is None else before == fraction
+    if not same and (begun or fraction):
+        began = "others held out" if before is None else f"held_out={before:g}"
+        raise ValueError(
+            f"held_out={fraction:g}: the run in {output} began with {began}, and images cannot change sides; go on as "
+            "it began, or give another output="
         )
 
 

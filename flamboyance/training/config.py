@@ -129,6 +129,8 @@ def check(config: TrainingConfig) -> None:
     for name, least in (dict.fromkeys(at_least_0, 0) | dict.fromkeys((*at_least_1, "prefetch"), 1)).items():
         if getattr(config, name) < least:
             raise ValueError(f"{name}={getattr(config, name)}: expected {least} or more")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads={config.threads}: expected 1 or more, or none for torch's choice")
     if config.evaluate and not config.evaluate_every:
         raise ValueError(f"evaluate={','.join(config.evaluate)} is never done: add evaluate_every=N, in steps")
     for name in ("evaluate_shots", "evaluate_seeds"):

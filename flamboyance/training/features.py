@@ -170,7 +170,9 @@ def _stamp(shard: str, source: Source, moving: bool) -> str | None:
     if file.suffix != ".tar" or not file.is_file():
         return None
     about, how = file.stat(), replace(source, shards="", batch_size=1, weight=1.0)
-    return digest(f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {how!r}{' moving' * moving}".encode())
+    held_out = Path(getattr(source, "held_out", ""))  # its images are left out
+    held = digest(held_out.read_bytes()) if held_out.is_file() else ""
+    return digest(f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {how!r}{' moving' * moving}{held}".encode())
 
 
 def _images(shard: str, source: Source) -> Iterator[bytes]:

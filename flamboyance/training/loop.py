@@ -28,7 +28,7 @@ from flamboyance.training.logging import Log
 from flamboyance.training.optimizer import make_optimizer
 from flamboyance.training.parallel import Parallel, set_precision
 from flamboyance.training.run import TrainingRun
-from flamboyance.training.run_directory import explaining_full_disk, export, identity, write_settings
+from flamboyance.training.run_directory import EXPORT, explaining_full_disk, export, identity, write_settings
 from flamboyance.training.schedule import learning_rate_at
 from flamboyance.training.signals import NUMBERS, Interrupted, Signals, handling_signals
 from flamboyance.training.step import Stepper, StepResult
@@ -118,6 +118,16 @@ class Trainer:
         states = self.checkpoints.load(self.trained, self.optimizer)
         self.first = states[0]["step"] if states else 0
         self.skipped = states[0]["skipped"] if states else 0
+        if self.first > config.steps:
+            raise ValueError(
+                f"steps={config.steps}: the run in {output} has taken {self.first} steps, and none is taken back; give "
+                f"steps={self.first} or more, or another output="
+            )
+        if not states and (output / EXPORT).exists():
+            raise ValueError(
+                f"{output} holds a finished model and no checkpoint to go on from: a new run would replace it; give "
+                f"another output=, or remove {output / EXPORT}"
+            )
         self.loader = Loader(
             config.sources, self.processor, seed=config.seed, workers=config.workers, prefetch=config.prefetch,
             rank=here.rank, ranks=here.size, state=merge_states([s["data"] for s in states]) if states else None,

@@ -115,6 +115,38 @@ def test_a_tenth_is_held_out_and_stays_the_same(photos: Path, tmp_path: Path) ->
     assert (tmp_path / "run" / "held_out.json").read_bytes() == before
 
 
+def test_images_do_not_change_sides(photos: Path, tmp_path: Path) -> None:
+    """What a run has trained on is not held out later, nor the other way round."""
+
+    def prepare(name: str, share: float) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        run = finetune(data=str(photos), output=str(tmp_path / name), held_out=share)
+        assert run.prepare
+        run.prepare()
+
+    def begin(name: str) -> None:
+        (tmp_path / name / "checkpoints" / "step-00000002").mkdir(parents=True)
+
+    prepare("none", 0.0)
+    prepare("none", 0.1)  # no step was taken
+    prepare("all", 0.0)
+    begin("all")
+    prepare("all", 0.0)
+    prepare("some", 0.1)
+    with pytest.raises(ValueError, match=r"held_out=0\.4.*began with held_out=0\.1"):
+        prepare("some", 0.4)
+    begin("some")
+    prepare("some", 0.1)
+    for name, share in (("all", 0.1), ("some", 0.0), ("some", 0.4)):
+        with pytest.raises(ValueError, match=f"held_out={share:g}.*change sides"):
+            prepare(name, share)
+    file = tmp_path / "some" / "held_out.json"  # as earlier versions wrote it
+    file.write_text(json.dumps({"images": json.loads(file.read_text(encoding="utf-8"))["images"]}), encoding="utf-8")
+    prepare("some", 0.4)
+    with pytest.raises(ValueError, match="change sides"):
+        prepare("some", 0.0)
+
+
 @pytest.mark.parametrize("share, expected", [(0.0, (40, 0)), (0.5, (20, 20)), (0.001, (39, 1))])
 def test_shares(share: float, expected: tuple[int, int], photos: Path, tmp_path: Path) -> None:
     run = prepared(photos, tmp_path / "run", held_out=share)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flamboyance.data.documents import Rejected
+from flamboyance.data.documents import Rejected, digest
 from flamboyance.data.features import FeatureTable
 from flamboyance.data.formats.user_data import UserData
 from flamboyance.images import ImageProcessor, load_image
 from flamboyance.processes import World
+from flamboyance.recipes.training_split import TrainingSplit, read_digests
 from flamboyance.training import features
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.features import prepare_features
@@ -148,3 +149,19 @@ def test_other_weights_and_preprocessing_are_kept_apart(pictures: list[bytes], t
     assert made(tmp_path, first).directory != made(tmp_path, other).directory
     about = json.loads((made(tmp_path, first).directory / "about.json").read_text())
     assert about["width"] == 3 and about["preprocessing"]["mean"]
+
+
+def test_a_shard_is_read_again_for_other_held_out_images(pictures: list[bytes], tmp_path: Path) -> None:
+    """A cache that runs share has no features of those that one of them holds out."""
+    write_tar(
+        tmp_path / "a.tar", {"0.jpg": pictures[0], "0.txt": b"a square", "1.jpg": pictures[1], "1.txt": b"a square"}
+    )
+    held = tmp_path / "held_out.json"
+    for number in (0, 1):
+        held.write_text(json.dumps({"images": [digest(pictures[number])]}), encoding="utf-8")
+        read_digests.cache_clear()
+        split = TrainingSplit(shards=str(tmp_path / "a.tar"), batch_size=1, held_out=str(held))
+        config = TrainingConfig(output=str(tmp_path / "run"), sources={"own": split}, steps=1)
+        table = prepare_features(Tower(), Processor(), config, World())
+        other = pictures[1 - number]
+        assert torch.allclose(table.of(other, RNG).float(), expected(other), atol=0.01)

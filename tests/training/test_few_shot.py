@@ -138,6 +138,7 @@ def test_an_evaluation_of_other_weights_is_not_resumed(whole, data, tmp_path):
     output = tmp_path / "run"
     train(made(output, data, 1, evaluate_every=1, seed=9))
     (output / "log.jsonl").unlink()
+    shutil.rmtree(output / "model")
     for folder in (output / "checkpoints").iterdir():
         folder.rename(tmp_path / folder.name)
     train(made(output, data, 1, evaluate_every=1))
@@ -148,7 +149,8 @@ def test_an_evaluation_of_replaced_pictures_is_not_resumed(data, tmp_path):
     data = Path(shutil.copytree(data, tmp_path / "data"))
     train(made(tmp_path / "run", data, 1, evaluate_every=1))
     (tmp_path / "run" / "log.jsonl").unlink()
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for folder in ("checkpoints", "model"):
+        shutil.rmtree(tmp_path / "run" / folder)
     for i in range(15):
         (data / f"{i}.jpg").write_bytes(jpeg(list(COLORS)[(i + 1) % 3], 2000 + i) + bytes(i))
     for output in (tmp_path / "run", tmp_path / "anew"):

@@ -363,8 +363,22 @@ def test_a_run_that_starts_again_from_nothing_leaves_no_lines(run, tmp_path):
     evaluated = replace(run(3), evaluate=lambda m, p: {"x": 1}, training=replace(run(3).training, evaluate_every=1))
     train(evaluated)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="finished model"):  # which it would replace
+        train(evaluated)
+    assert len(lines(tmp_path / "run")) == 4
+    shutil.rmtree(tmp_path / "run" / "model")
     train(evaluated)
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_steps_are_not_taken_back(run, tmp_path):
+    """The longer model would be written again, as one of fewer steps."""
+    train(run(4))
+    files = [tmp_path / "run" / name for name in ("training.json", "model/model.safetensors")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(ValueError, match=r"steps=2.*has taken 4"):
+        train(run(2))
+    assert [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -67,6 +67,8 @@ class UserData(Interleaved):
             return read_dialogue(content).document(images)
         text = content.get("text")
         if isinstance(text, str) and IMAGE_TOKEN in text:
+            if text.count(IMAGE_TOKEN) != len(images):
+                raise Rejected("images and <image> differ in number")
             return Document(_interleaved(text), tuple(images), "after_image")
         if not images:
             raise Rejected("no image")
@@ -80,6 +82,8 @@ class UserData(Interleaved):
 
     def template_values(self, content: dict[str, Any]) -> tuple[Template, tuple[str, ...]]:
         """The template of one image and its texts, and the values of its fields, without tokens."""
+        if not self.template and content.get("question") and "answer" not in content:
+            raise Rejected("no answer")
         is_question = "question" in content and "answer" in content
         template = Template(self.template) if self.template else vqa if is_question else caption
         return template, tuple(_value(content, name) for name in template.fields)

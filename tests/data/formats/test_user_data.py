@@ -243,3 +243,14 @@ def test_halves_of_surrogate_pairs_become_question_marks(folder: Path) -> None:
 )
 def test_what_evaluate_reads_can_be_trained_on(folder: Path, content: dict[str, Any], text: str) -> None:
     assert read(SOURCE, json_record({"image": "a.jpg"} | content, folder)).text == text
+
+
+def test_a_question_without_an_answer_and_a_mark_without_an_image(folder: Path) -> None:
+    assert (
+        reason(SOURCE, json_record({"image": "a.jpg", "question": "what colour?", "text": "red"}, folder))
+        == "no answer"
+    )
+    own = UserData(shards="", batch_size=1, template="<image>{question} {text}")
+    given = {"image": "a.jpg", "question": "what colour?", "text": "red"}
+    assert read(own, json_record(given, folder)).text.startswith("<image>what colour? red")
+    assert "differ in number" in reason(SOURCE, json_record({"text": "before <image> after"}, folder))
