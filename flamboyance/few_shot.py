@@ -37,8 +37,8 @@ class FewShotTask:
     Args:
         demonstrations: (image, answer), or (image, question, answer): an image, then the template's fields in order.
             An image is anything the processor reads, videos too.
-        template: how a demonstration and the query are written. What would cut an answer of the demonstrations (a stop,
-            a dropped character) does not cut answers.
+        template: how a demonstration and the query are written. What one of `flamboyance.templates` would cut of the
+            demonstrations' own answers (a stop, a dropped character) it does not cut.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FewShotTask:
             if not isinstance(shot, tuple | list) or len(shot) != 1 + len(template.fields):
                 raise ValueError(f"demonstration {number} is {checks.brief(shot)}; expected {expected}")
             _check_texts(f"demonstration {number}", template.fields, shot[1:])
-        self.template = template.keeping(shot[-1] for shot in shots)
+        self.template = templates.settled(template, (shot[-1] for shot in shots))
         self.texts = [template.demonstration(*shot[1:]) for shot in shots]
         self._shots = [tuple(shot) for shot in shots]
         self._prefix: Prefix | None = None

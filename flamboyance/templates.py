@@ -148,6 +148,13 @@ caption = Template("<image>Output:{text}", stops=("Output",), drop='"')
 vqa = Template("<image>Question:{question} Short answer:{answer}", stops=("Question", "Answer", "Short"), strip=False)
 classification = Template("<image>Output:{text}", stops=("Output",), strip=False)
 
+
+def settled(template: Template, answers: Iterable[str]) -> Template:
+    """The template for demonstrations with these answers. One of the papers' does not cut what is in them; what another
+    one cuts is its author's choice."""
+    return template.keeping(answers) if template in (caption, vqa, classification) else template
+
+
 OPENING = (
     "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. User sends images, and "
     "Flamingo describes them."

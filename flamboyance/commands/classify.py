@@ -31,7 +31,7 @@ def classify(arguments: argparse.Namespace) -> int:
         Job(
             arguments,
             "classification",
-            demonstrations_of(arguments),
+            demonstrations_of(arguments, labels=True),
             as_caption,
             answer,
             columns=["label", *(f"probabilities.{label}" for label in labels)],

@@ -212,14 +212,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def demonstrations_of(arguments: argparse.Namespace) -> list[Demonstration]:
-    """The first --shots of --demonstrations."""
+def demonstrations_of(arguments: argparse.Namespace, labels: bool = False) -> list[Demonstration]:
+    """The first --shots of --demonstrations; `labels` as of `read_demonstrations`."""
     shots = arguments.shots
     if arguments.demonstrations is None:
         if shots:
             raise ValueError(f"--shots {shots} needs --demonstrations to take them from")
         return []
-    return read_demonstrations(arguments.demonstrations, shots, arguments.outside)
+    return read_demonstrations(arguments.demonstrations, shots, arguments.outside, labels)
 
 
 def as_caption(demonstration: Demonstration) -> tuple[Path | bytes, str]:

@@ -40,7 +40,9 @@ def _refuse_url(given: Path | str) -> None:
         raise ValueError(f"{given} is a URL; only files on this machine are read: download it first")
 
 
-def read_demonstrations(source: Path | str, shots: int | None = None, outside: bool = False) -> list[Demonstration]:
+def read_demonstrations(
+    source: Path | str, shots: int | None = None, outside: bool = False, labels: bool = False
+) -> list[Demonstration]:
     """The first `shots` demonstrations, or all, of a folder, of a CSV, TSV or JSONL file, or of a task file.
 
     A folder holds images, each with its text beside it (`cat.jpg`, `cat.txt`). A table has the columns `image` and
@@ -49,6 +51,7 @@ def read_demonstrations(source: Path | str, shots: int | None = None, outside: b
 
     Args:
         outside: images may be outside of the folder, or of the folder of the file.
+        labels: of a table with a label and another text, the label is taken, not the text.
 
     Raises:
         FileNotFoundError: the source, or an image in it, does not exist.
@@ -61,7 +64,8 @@ def read_demonstrations(source: Path | str, shots: int | None = None, outside: b
     if (task := task_of(source)) is not None:
         found = [_of_task(shot, source) for shot in task.demonstrations]
     else:
-        found = [_demonstration(row) for row in image_rows(source, outside)]
+        names = ("label", *TEXT_NAMES) if labels else TEXT_NAMES
+        found = [_demonstration(row, names) for row in image_rows(source, outside)]
     if not found:
         raise ValueError(f"{source} holds no demonstration; expected rows of {COLUMNS}")
     if shots is not None and shots > len(found):
@@ -84,11 +88,11 @@ def _of_task(shot: tuple[Any, ...], source: Path | str) -> Demonstration:
     raise ValueError(f"{source}: its template has {len(shot) - 1} fields; expected one, or a question and its answer")
 
 
-def _demonstration(row: Row) -> Demonstration:
+def _demonstration(row: Row, names: Iterable[str]) -> Demonstration:
     said = row.record
     if "question" in said and (name := _first(said, ANSWER_NAMES)):
         return row.image, _filled(said["question"], f"{row.place}: question"), _said(row, name)
-    if name := _first(said, TEXT_NAMES):
+    if name := _first(said, names):
         return row.image, _said(row, name)
     raise ValueError(f"{row.place} has the columns {','.join(map(str, said))}; expected {COLUMNS}")
 

@@ -22,7 +22,7 @@ from flamboyance.prompting import Prefix
 from flamboyance.serving.batching import Engine, Picture
 from flamboyance.serving.errors import ApiError, bad
 from flamboyance.serving.protocol import TemplateBody
-from flamboyance.templates import IMAGE_TOKEN, Template
+from flamboyance.templates import IMAGE_TOKEN, Template, settled
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 TEMPLATES: dict[str, Template] = {name: value for name, value in vars(templates).items() if isinstance(value, Template)}
@@ -181,7 +181,7 @@ class TaskStore:
     def _make(self, name: str, template: Template, shots: Sequence[tuple[Picture, tuple[str, ...]]]) -> StoredTask:
         """In the engine's thread."""
         model, processor = self.engine.model, self.engine.processor
-        template = template.keeping(values[-1] for _, values in shots)
+        template = settled(template, (values[-1] for _, values in shots))
         try:
             texts = [template.demonstration(*values) for _, values in shots]
             (ids,) = processor.tokenize(["".join(texts)])

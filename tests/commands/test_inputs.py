@@ -101,3 +101,10 @@ def test_labels_in_quotes_may_have_commas() -> None:
 def test_images_of_rarer_suffixes_are_found(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"a{suffix}").write_bytes(b"x")
     assert find_images([tmp_path]) == [tmp_path / f"a{suffix}"]
+
+
+def test_a_table_may_have_a_label_and_a_text(folder: Path) -> None:
+    """`classify` reads it as the evaluation does."""
+    table = written(folder / "both.csv", "image,text,label\na.jpg,A cat on a sofa.,cat\n")
+    assert [text for _, text in read_demonstrations(table)] == ["A cat on a sofa."]
+    assert [text for _, text in read_demonstrations(table, labels=True)] == ["cat"]
