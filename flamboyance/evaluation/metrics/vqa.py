@@ -73,7 +73,7 @@ def vqa_accuracy(answers: Sequence[str], prediction: str, normalize: str = ALWAY
             open_flamingo 2.0.1 and MMF's evaluator of TextVQA do. "official": only if the annotators gave different
             answers. Where all gave the same one, the prediction must equal it, but for white space: "Yes" does not
             match ten times "yes". VQAv2's own script, which also runs on its test server, does this. "prediction": the
-            prediction alone, as VizWiz's own script does, whose annotators' answers are in that form.
+            prediction alone, as VizWiz's own script does.
 
     Raises:
         ValueError: there is no answer, an argument has another type, or `normalize` is none of the three.
