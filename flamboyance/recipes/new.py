@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flamboyance import catalog
 from flamboyance.data.documents import Source
 from flamboyance.data.formats.user_data import UserData
+from flamboyance.data.shards import expand
 from flamboyance.training.config import TrainingConfig
 from flamboyance.training.hardware import has_bfloat16
 from flamboyance.training.run import TrainingRun
@@ -203,8 +205,24 @@ def new(
         build=partial(build, backbones, sizes, initial, zero_init),
         outline=partial(outline, backbones, sizes, initial),
         evaluate=partial(validate, sources=sources, documents=validation.validation_documents) if held else None,
+        prepare=partial(check_apart, training.sources, held) if held else None,
         validation=held,
     )
+
+
+def check_apart(sources: Mapping[str, Source], held: Mapping[str, Source]) -> None:
+    """
+    Raises:
+        ValueError: a file to validate on is trained on, too.
+    """
+    trained = {os.path.realpath(shard): name for name, one in sources.items() for shard in expand(one.shards)}
+    for source in held.values():
+        for shard in expand(source.shards):
+            if name := trained.get(os.path.realpath(shard)):
+                raise ValueError(
+                    f"validation={shard} is among the files of {name}, which is trained on; leave it out of data=, or "
+                    "give other files to validate on"
+                )
 
 
 def weighed(data: Sequence[str], weights: Sequence[float]) -> list[tuple[str, str, float]]:

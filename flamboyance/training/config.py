@@ -139,6 +139,9 @@ def check(config: TrainingConfig) -> None:
             raise ValueError(f"{name}={','.join(map(str, numbers))}: expected numbers of 0 or more, as in 0,4")
     if config.evaluate_queries is not None and config.evaluate_queries < 1:
         raise ValueError(f"evaluate_queries={config.evaluate_queries}: expected 1 or more, or none for all")
+    if not config.cache_features and (config.feature_cache or config.feature_augmentations > 1):
+        name = "feature_cache" if config.feature_cache else "feature_augmentations"
+        raise ValueError(f"{name}={getattr(config, name)} has no effect: add cache_features=true, or leave it out")
     if config.unfreeze_vision and config.cache_features:
         raise ValueError(
             "unfreeze_vision=true, cache_features=true: features of a tower that is trained change; give one"

@@ -379,3 +379,15 @@ def test_sources_are_named_after_their_files() -> None:
     assert list(named(given)) == ["captions", "captions2", "photos", "a", "data"]
     with pytest.raises(ValueError, match=r"weights=1\.0: expected 2"):
         Data(data=("a", "b"), weights=(1.0,)).sources()
+
+
+def test_files_to_validate_on_are_not_trained_on(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes((parts / "held.jsonl").read_bytes())
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    given = [
+        one for one in settings(parts, tmp_path / "run") if not one.startswith(("data=", "validation=", "weights="))
+    ]
+    for held, data in (("a", "*"), ("b", "a")):
+        run = resolve(new, [*given, f"data={tmp_path / data}.jsonl", f"validation={tmp_path / held}.jsonl"])
+        with pytest.raises(ValueError, match=rf"validation=.*{held}\.jsonl is among the files"):
+            train(run)
