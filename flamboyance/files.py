@@ -45,6 +45,12 @@ COLUMNS = ("image", "images", "file_name", *TEXT_NAMES, "question", "answer", "a
 Record = dict[str, Any]
 
 
+def separated(text: str) -> list[str]:
+    """The values of a text with commas between them, those in quotes with theirs; without empty ones."""
+    found = [value.strip() for row in csv.reader([text], skipinitialspace=True) for value in row]
+    return [value for value in found if value]
+
+
 def local(path: Path | str) -> Path:
     """A path with `~` and `~user` replaced; unchanged if there is no such user, where `Path.expanduser` raises."""
     return Path(os.path.expanduser(path))

@@ -1,6 +1,5 @@
 """The inputs of the command line: images, demonstrations, labels."""
 
-import csv
 import os
 import re
 from collections import Counter
@@ -8,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamboyance.files import ANSWER_NAMES, JSONL_SUFFIXES, TEXT_NAMES, is_table, read_lines, read_table
+from flamboyance.files import ANSWER_NAMES, JSONL_SUFFIXES, TEXT_NAMES, is_table, read_lines, read_table, separated
 from flamboyance.images import listing
 from flamboyance.images.listing import Row, image_rows
 
@@ -132,8 +131,7 @@ def read_labels(given: str) -> list[str]:
     elif given.lower().endswith((".txt", ".csv", ".tsv", *JSONL_SUFFIXES)) and "," not in given:
         raise FileNotFoundError(f"--labels {given}: no such file; expected a text file with a label on each line")
     else:
-        (labels, *_) = [*csv.reader([given], skipinitialspace=True), []]  # a label in quotes may have a comma
-        placed = [("--labels", label.strip()) for label in labels if label.strip()]
+        placed = [("--labels", label) for label in separated(given)]
     places: dict[str, list[str]] = {}
     for place, label in placed:
         places.setdefault(label, []).append(place)
