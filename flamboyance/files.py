@@ -47,7 +47,7 @@ Record = dict[str, Any]
 
 def separated(text: str) -> list[str]:
     """The values of a text with commas between them, those in quotes with theirs; without empty ones."""
-    found = [value.strip() for row in csv.reader([text], skipinitialspace=True) for value in row]
+    found = [value.strip() for row in csv.reader(text.splitlines(), skipinitialspace=True) for value in row]
     return [value for value in found if value]
 
 

@@ -95,6 +95,7 @@ def test_labels_of_a_table(tmp_path):
 
 def test_labels_in_quotes_may_have_commas() -> None:
     assert read_labels('New York, "San Jose, CA",\'s') == ["New York", "San Jose, CA", "'s"]
+    assert read_labels("cat,\ndog\rbird") == ["cat", "dog", "bird"]
 
 
 @pytest.mark.parametrize("suffix", [".mpo", ".apng", ".j2k", ".jpx", ".dib"])
