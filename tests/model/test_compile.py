@@ -135,6 +135,7 @@ def test_a_compiled_model_is_saved_and_compiled_anew_in_another_process(tmp_path
     code = """
 import sys, torch
 from flamboyance import FlamingoForConditionalGeneration
+torch.set_num_threads(1)  # as here: sums in parts may have other last bits
 folder = sys.argv[1]
 model = FlamingoForConditionalGeneration.from_pretrained(f"{folder}/model")
 given = torch.load(f"{folder}/inputs.pt")
@@ -144,7 +145,7 @@ torch.save([plain, compiled], f"{folder}/logits.pt")
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     plain, found = torch.load(tmp_path / "logits.pt")
-    assert torch.equal(plain, wanted)
+    torch.testing.assert_close(plain, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     assert FlamingoForConditionalGeneration.from_pretrained(tmp_path / "model").config.vocab_size == EOC + 3
 
