@@ -37,8 +37,8 @@ class FewShotTask:
     Args:
         demonstrations: (image, answer), or (image, question, answer): an image, then the template's fields in order.
             An image is anything the processor reads, videos too.
-        template: how a demonstration and the query are written. What one of `flamboyance.templates` would cut of the
-            demonstrations' own answers (a stop, a dropped character) it does not cut.
+        template: how a demonstration and the query are written. Those of `flamboyance.templates` do not stop at a word,
+            or drop a character, that an answer of the demonstrations contains.
     """
 
     def __init__(

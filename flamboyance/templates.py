@@ -150,8 +150,8 @@ classification = Template("<image>Output:{text}", stops=("Output",), strip=False
 
 
 def settled(template: Template, answers: Iterable[str]) -> Template:
-    """The template for demonstrations with these answers. One of the papers' does not cut what is in them; what another
-    one cuts is its author's choice."""
+    """The template for demonstrations with these answers. The papers' templates do not cut what the answers contain; a
+    user's own template stays as it is."""
     return template.keeping(answers) if template in (caption, vqa, classification) else template
 
 

@@ -190,9 +190,13 @@ def refuse_inputs(output: Path | str, inputs: Iterable[Path | str]) -> None:
     Raises:
         ValueError: the file of results is one of the files that are read.
     """
+    try:
+        own = os.stat(output)
+    except OSError:  # there is none yet
+        return
     for one in inputs:
         with suppress(OSError):
-            if os.path.samefile(output, one):
+            if os.path.samestat(own, os.stat(one)):
                 raise ValueError(f"--output {output} is {one}, which is read; give another --output")
 
 

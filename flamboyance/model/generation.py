@@ -231,7 +231,7 @@ def _check_cached(cache: Any, cached: int, input_ids: Tensor) -> None:
 
 
 class RefuseNaN(LogitsProcessor):
-    """Raises a ValueError where the model computes NaN, of which a text would be made without a word."""
+    """Raises a ValueError if the logits hold NaN, from which transformers would generate a text all the same."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         refuse_nan(scores, "the model's logits")

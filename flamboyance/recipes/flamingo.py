@@ -19,7 +19,7 @@ from flamboyance.recipes.published import (
     FurtherData,
     GivenBackbones,
     WebData,
-    replaced,
+    backbone_values,
     settings,
     with_summary,
 )
@@ -101,7 +101,7 @@ def outline(name: str, backbones: GivenBackbones = PUBLISHED) -> FlamingoConfig:
     from flamboyance import configuration_original as original
     from flamboyance.configuration import FlamingoConfig
 
-    changed = replaced(backbones, original.IMAGE_SIDE if backbones.vision == original.TOWER else None)
+    changed = backbone_values(backbones, original.IMAGE_SIDE if backbones.vision == original.TOWER else None)
     if text := changed.get("text_config"):
         changed |= {
             "cross_attention_layers": original.layers_with_blocks(text.num_hidden_layers, original.SIZES[name].every),

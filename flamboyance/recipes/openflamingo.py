@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flamboyance import checks
 from flamboyance.data import presets
-from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, replaced, settings, with_summary
+from flamboyance.recipes.published import PUBLISHED, GivenBackbones, WebData, backbone_values, settings, with_summary
 from flamboyance.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def outline(release: str, backbones: GivenBackbones = PUBLISHED, quantize: str |
     from flamboyance.checkpoints import released
     from flamboyance.configuration import FlamingoConfig
 
-    config = FlamingoConfig.from_dict(released.config_for(release).to_dict() | replaced(backbones))
+    config = FlamingoConfig.from_dict(released.config_for(release).to_dict() | backbone_values(backbones))
     config.choose_scheme(quantize, release)
     return config
 

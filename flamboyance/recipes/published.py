@@ -63,7 +63,7 @@ PUBLISHED = GivenBackbones()
 """None is given."""
 
 
-def replaced(backbones: GivenBackbones, image_size: int | None = None) -> dict[str, Any]:
+def backbone_values(backbones: GivenBackbones, image_size: int | None = None) -> dict[str, Any]:
     """What the given backbones change in a published FlamingoConfig, for `flamboyance plan`. No weights are read.
 
     Args:

@@ -23,8 +23,8 @@ from flamboyance.images.loading import MAX_PIXELS, ImageError, ImageTooLargeErro
 from flamboyance.videos.sampling import VideoSampling
 from flamboyance.videos.timeline import shown_at
 
-# How pictures are turned or mirrored upright, by the signs of the matrix ((a, b), (c, d)) that takes stored places to
-# shown ones: where rows stay rows, by those of a and d; else by those of b and c.
+# How a stored picture is turned or mirrored upright. The display matrix ((a, b), (c, d)) maps stored positions to shown
+# ones: if rows stay rows, the signs are those of a and d; if they become columns, those of b and c.
 _UPRIGHT = {
     ("rows", 1, 1): None,
     ("rows", -1, 1): Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +38,7 @@ _UPRIGHT = {
 THREADS = 4  # of a decoder; FFmpeg's default is one for each core, up to 16, each with memory of its own
 SHORT = 0.95  # of the frames that an index lists, or of the length that a header states: with less, the end is missing
 _STATED = ("matroska", "flv")  # containers whose header states a length, if the file was not recorded live
-_FROM_START = ("mpeg",)  # where frames share a time, which FFmpeg gives to other ones after seeking
+_FROM_START = ("mpeg",)  # containers whose frames share timestamps: after a seek, FFmpeg gives them to other frames
 
 
 def decoded(

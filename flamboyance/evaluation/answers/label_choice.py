@@ -17,8 +17,8 @@ def matched(text: str, labels: Sequence[str]) -> str | None:
     """The label that a text gives; None if it gives none, or several.
 
     The text may be the label, in any case and with punctuation around it; or begin with a short one and one of ".):",
-    as in "B. A dog"; or hold it as a word. Of labels within each other ("dog", "hot dog") the longest counts. One of a
-    letter counts as a word in its own case alone: "A" is not in "a cat".
+    as in "B. A dog"; or hold it as a word. Of labels within each other ("dog", "hot dog") the longest counts. A single
+    letter counts as a word only in its own case: "A" is not in "a cat".
     """
     if text in labels:
         return text
